@@ -1,6 +1,8 @@
 //! Opens the configured backends, and reports the events of the slow ones. Protected addresses are set before the first
-//! ban.
+//! ban. Also removes what bans of an earlier run left in backends that `block.method` no longer contains: the table,
+//! routes, lines of hosts.deny. These bans continue in the configured backends.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -16,10 +18,11 @@ use crate::enforce::{BanContext, EntryStore, entry_store};
 use crate::engine::Host;
 use crate::events::channel::Sender;
 use crate::events::event::{Event, EventKind};
+use crate::ledger::Reader;
 use crate::netlink::nft::{has_repeated_rules, is_created_by_nft, table_handle};
 use crate::netlink::socket::Socket;
 use crate::sensor::{Blocker, SensorCommand};
-use crate::types::{Backend, BanTarget};
+use crate::types::{Backend, BanTarget, Timestamp};
 
 /// The backends that this run uses.
 pub(super) struct UsedBackends {
@@ -338,4 +341,67 @@ fn reporter(
         };
         events.emit(kind);
     }
+}
+
+/// Removes the objects that `config` does not use any more; returns the events to report.
+pub(super) fn remove_leftovers(config: &Config) -> Vec<EventKind> {
+    let is_unused = |backend: Backend| !config.block.method.contains(&backend);
+    let methods = config.block.method.iter().map(|method| method.name()).collect::<Vec<_>>().join(", ");
+    let mut report = Vec::new();
+    if is_unused(Backend::Nft) {
+        let spec = RulesetSpec::from_config(config);
+        match Nft::open().map_err(RulesetError::from).and_then(|mut nft| nft.remove(&spec)) {
+            Ok(true) => report.push(EventKind::Note(format!(
+                "table inet portsentry of an earlier run has been removed, because \"nft\" is not in block.method; its \
+                 bans continue with {methods}"
+            ))),
+            Ok(false) | Err(RulesetError::Socket(_)) => {}
+            Err(error) => report.push(EventKind::Error(format!("the table of an earlier run stays: {error}"))),
+        }
+    }
+    if is_unused(Backend::Route) {
+        let swept = Routes::open(config.block.route, 0).and_then(|mut routes| {
+            let found = routes.leftovers()?;
+            Ok((found.len(), routes.sweep(Timestamp::default()).trouble))
+        });
+        match swept {
+            Ok((0, _)) | Err(_) => {}
+            Ok((count, None)) => report.push(EventKind::Note(format!(
+                "routes of earlier bans have been removed, because \"route\" is not in block.method: {count}; the bans continue \
+                 with {methods}"
+            ))),
+            Ok((_, Some(error))) => report.push(EventKind::Error(format!(
+                "routes of earlier bans stay: {error}; remove them with `ip route flush proto 112` and \
+                 `ip -6 route flush proto 112`"
+            ))),
+        }
+    }
+    report
+}
+
+/// True if an earlier run may have left bans in a backend or in the ledger in `state_dir`, or commands that have to be
+/// undone. Must be called before the daemon opens the ledger. A table may contain bans of a fleet, and counts even if it
+/// is empty, because the kernel takes seconds to list a full set.
+pub(super) fn have_leftovers(config: &Config, state_dir: &Path) -> bool {
+    let has_table = || Socket::open().is_ok_and(|mut socket| matches!(table_handle(&mut socket), Ok(Some(_))));
+    let has_routes = || {
+        let found = Routes::open(config.block.route, 0).and_then(|mut routes| routes.leftovers());
+        found.is_ok_and(|found| !found.is_empty())
+    };
+    let has_records = || {
+        let undoes_commands = !config.block.run.expire_command.is_empty();
+        let found = Reader::read(state_dir, |reader| {
+            let is_active = !reader.active(SystemTime::now())?.items.is_empty();
+            Ok(is_active || undoes_commands && reader.has_to_undo()?)
+        });
+        found.unwrap_or(false)
+    };
+    let has_entries =
+        |backend| entry_store(config, backend).is_some_and(|store| store.is_ok_and(|store| has_entries(&*store)));
+    has_table() || has_routes() || Backend::ALL.into_iter().any(has_entries) || has_records()
+}
+
+/// True if `store` contains entries of earlier bans.
+pub(super) fn has_entries(store: &dyn EntryStore) -> bool {
+    store.held().is_ok_and(|held| !held.is_empty())
 }

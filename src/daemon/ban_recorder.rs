@@ -12,6 +12,7 @@ use super::recent_listeners::MAX_LISTENERS;
 use super::service_tracker::MAX_SERVICES;
 use super::settling;
 use crate::clock::boot_time;
+use crate::config::Config;
 use crate::engine::{ActiveBan, Host, RecentBans, Service, StrikeHistory};
 use crate::events::channel::Sender;
 use crate::events::event::{Event, EventKind};
@@ -76,24 +77,25 @@ pub(super) struct Reading {
 type Read = (Ledger, Memory, Vec<EventKind>);
 
 impl Reading {
-    /// Opens the ledger in `directory`. Strikes count until their bans have been over for `forget`; at most `most`
-    /// targets with strikes are loaded. With `undoes_commands` there is an expiry command.
-    pub(super) fn start(directory: &Path, forget: Duration, most: usize, undoes_commands: bool) -> io::Result<Self> {
-        let place = directory.to_owned();
-        let work = move || read(&place, forget, most, undoes_commands);
-        let thread = thread::Builder::new().name("ledger".to_owned()).spawn(work)?;
+    /// Opens the ledger in `directory`, and reads what a daemon with `config` needs.
+    pub(super) fn start(directory: &Path, config: &Config) -> io::Result<Self> {
+        let (place, config) = (directory.to_owned(), config.clone());
+        let thread = thread::Builder::new().name("ledger".to_owned()).spawn(move || read(&place, &config))?;
         Ok(Self { directory: directory.to_owned(), thread })
     }
 }
 
-fn read(directory: &Path, forget: Duration, most: usize, undoes_commands: bool) -> Result<Read, LedgerError> {
+fn read(directory: &Path, config: &Config) -> Result<Read, LedgerError> {
+    let undoes_commands = !config.block.run.expire_command.is_empty();
+    let max_strikes = usize::try_from(config.block.nft.size).unwrap_or(usize::MAX);
     let now = SystemTime::now();
     let (ledger, opened) = Ledger::open(directory)?;
     let mut ledger = ledger.undoing_commands(undoes_commands);
     ledger.begin(now)?;
     // Expired bans are marked before the bans are read: a ban that ended while the program was down is not restored.
     let _ = ledger.expire(now)?;
-    let LoadedState { active, struck, recent, mut unreadable } = ledger.recall(forget, now, most)?;
+    let LoadedState { active, struck, recent, mut unreadable } =
+        ledger.recall(config.escalate.forget, now, max_strikes)?;
     let left = |ban: BanSummary| ban.left(now).map(|left| Remembered { ban, left });
     let (undo_due, postponed) = match undoes_commands {
         true => ledger.undo_due(MAX_UNDO)?,
@@ -266,16 +268,14 @@ impl BanRecorder {
 
     /// Writes the remaining changes and closes the ledger; returns an error event if that failed.
     pub(super) fn close(self) -> Option<EventKind> {
-        let flushed = self.writer?.stop(FLUSH_TIMEOUT);
-        match flushed {
-            Stopped::Whole => None,
-            Stopped::Left(changes) => Some(EventKind::Error(format!(
-                "changes lost because they could not be written to the ledger: {changes}"
-            ))),
-            Stopped::Stuck => {
-                Some(EventKind::Error("the last changes were not written to the ledger in time".to_owned()))
+        let text = match self.writer?.stop(FLUSH_TIMEOUT) {
+            Stopped::Whole => return None,
+            Stopped::Left(changes) => {
+                format!("changes lost because they could not be written to the ledger: {changes}")
             }
-        }
+            Stopped::Stuck => "the last changes were not written to the ledger in time".to_owned(),
+        };
+        Some(EventKind::Error(text))
     }
 }
 

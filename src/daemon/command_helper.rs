@@ -91,10 +91,7 @@ pub(super) fn ready(config_path: &Path, sandboxed: bool) -> Result<(Commands, Sa
     }
     // Checked last, with the remaining permissions.
     let settings = config.block.run.clone();
-    if config.runs_commands() {
-        settings.check().map_err(|error| DaemonError::Run(error).to_string())?;
-    } else {
-        settings.check_expiry().map_err(|error| DaemonError::Run(error).to_string())?;
-    }
+    let checked = if config.runs_commands() { settings.check() } else { settings.check_expiry() };
+    checked.map_err(|error| DaemonError::Run(error).to_string())?;
     Ok(((settings, notify_command(&config)?), sandbox))
 }

@@ -29,21 +29,17 @@ pub(super) fn rules(
     surroundings: &mut FirewallWatch,
     log: &mut LogWriter,
 ) -> (Option<SharedListener>, Option<DecoyRules>) {
-    match opened {
-        None => (None, None),
-        Some(Ok(listener)) => {
-            let ports = listener.ports;
-            surroundings.refresh();
-            let rules = DecoyRules { v4: ports.v4, v6: ports.v6, max_new_tracked: surroundings.max_new_tracked };
-            (Some(listener), Some(rules))
-        }
-        Some(Err(error)) => {
-            let text =
-                format!("connect mode opens one socket per port, because the kernel refused a shared one: {error}");
-            log.emit(EventKind::Error(text));
-            (None, None)
-        }
-    }
+    let listener = opened.transpose().unwrap_or_else(|error| {
+        let text = format!("connect mode opens one socket per port, because the kernel refused a shared one: {error}");
+        log.emit(EventKind::Error(text));
+        None
+    });
+    let rules = listener.as_ref().map(|listener| {
+        let ports = listener.ports;
+        surroundings.refresh();
+        DecoyRules { v4: ports.v4, v6: ports.v6, max_new_tracked: surroundings.max_new_tracked }
+    });
+    (listener, rules)
 }
 
 /// The tables of legacy iptables, which nftables does not list.

@@ -14,9 +14,10 @@ use super::guest_ports::GuestPorts;
 use super::optional::or_never;
 use super::systemd::{self, Systemd};
 use super::table_identity::TableIdentity;
-use super::table_monitor::TableMonitor;
+use super::table_monitor::{TableMonitor, repairs_table};
 use super::unfounded_bans::{Served, UnfoundedBans};
 use crate::clock::boot_time;
+use crate::enforce::slow_backends::SlowBackends;
 use crate::events::channel::Receiver;
 use crate::events::event::{Event, EventKind};
 use crate::ledger::Recorder;
@@ -28,6 +29,9 @@ use crate::sensor::{SensorCommand, SensorError};
 /// Interval at which the files of this host are read again, and other periodic work is done.
 const TICK: Duration = Duration::from_secs(1);
 
+/// Timeout for running commands and file writes at the end.
+const SLOW_BACKENDS_TIMEOUT: Duration = Duration::from_millis(400);
+
 /// SIGINT, SIGTERM and SIGHUP.
 pub(super) type Signals = [Signal; 3];
 
@@ -35,6 +39,9 @@ pub(super) fn catch_signals() -> Result<Signals, DaemonError> {
     let catch = |kind| signal(kind).map_err(DaemonError::system("catch signals"));
     Ok([catch(SignalKind::interrupt())?, catch(SignalKind::terminate())?, catch(SignalKind::hangup())?])
 }
+
+/// Receives the result of the sensor at its end.
+type SensorEnd = oneshot::Receiver<Result<(), SensorError>>;
 
 /// The sources of work, and the components that only the event loop uses.
 pub(super) struct EventLoop {
@@ -51,11 +58,7 @@ pub(super) struct EventLoop {
 
 impl EventLoop {
     /// Runs until a signal or the end of the sensor. A panic ends only the current work item.
-    pub(super) async fn run(
-        &mut self,
-        mut signals: Signals,
-        end: &mut oneshot::Receiver<Result<(), SensorError>>,
-    ) -> Result<(), DaemonError> {
+    pub(super) async fn run(&mut self, mut signals: Signals, end: &mut SensorEnd) -> Result<(), DaemonError> {
         loop {
             if let Some(result) = panic_guard::catch_panic(self.serve(&mut signals, end)).await {
                 return result;
@@ -67,7 +70,7 @@ impl EventLoop {
     async fn serve(
         &mut self,
         [interrupt, terminate, hangup]: &mut Signals,
-        end: &mut oneshot::Receiver<Result<(), SensorError>>,
+        end: &mut SensorEnd,
     ) -> Result<(), DaemonError> {
         let mut ticks = tokio::time::interval(TICK);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -159,10 +162,7 @@ impl EventLoop {
         match changed {
             // Commands first, so that the log reports completed work.
             Ok((commands, events)) => {
-                let repairs = |command: &SensorCommand| {
-                    matches!(command, SensorCommand::ReinstallTable(_) | SensorCommand::RepairRules(_))
-                };
-                if let Some(fleet) = handler.fleet.as_mut().filter(|_| commands.iter().any(repairs)) {
+                if let Some(fleet) = handler.fleet.as_mut().filter(|_| commands.iter().any(repairs_table)) {
                     fleet.table_changed();
                 }
                 handler.sensor.send_all(commands);
@@ -176,21 +176,23 @@ impl EventLoop {
         }
     }
 
-    /// Handles the remaining events of the sensor, and sends the last digest.
-    pub(super) async fn finish(&mut self) {
-        systemd::stopping();
-        self.take_in();
-        self.handler.sink.send_last_digest().await;
-    }
-
     fn take_in(&mut self) {
         while let Some(event) = self.received.poll() {
             self.dispatch(&event);
         }
     }
 
-    /// Handles the remaining events, and closes all outputs.
-    pub(super) fn close(mut self) {
+    /// Handles the remaining events, ends the slow backends, and closes all outputs.
+    pub(super) async fn close(mut self, slow_backends: Option<SlowBackends>) {
+        systemd::stopping();
+        self.take_in();
+        // The command helper must still run, because it sends the last digest.
+        let event = self.handler.sink.notifier.finish().await;
+        event.into_iter().for_each(|kind| self.handler.sink.emit(kind));
+        if let Some(slow_backends) = slow_backends {
+            // The thread reports unfinished work itself, or the next start finds it.
+            let _ = slow_backends.stop(SLOW_BACKENDS_TIMEOUT);
+        }
         self.take_in();
         self.handler.sink.close(self.received.dropped());
     }

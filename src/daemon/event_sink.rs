@@ -50,13 +50,6 @@ impl EventSink {
         }
     }
 
-    /// Sends the last digest, if there is one to send.
-    pub(super) async fn send_last_digest(&mut self) {
-        if let Some(kind) = self.notifier.finish().await {
-            self.emit(kind);
-        }
-    }
-
     /// Waits for the next request of an operator; meanwhile writes log lines that waited for a name, and sends digests.
     /// Cancel safe.
     pub(super) async fn next_request(&mut self) -> IncomingRequest {

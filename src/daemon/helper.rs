@@ -10,7 +10,7 @@
 //! Changes of the configuration that a helper has read need a restart of the daemon. Reading the configuration twice is
 //! safe, because no other user could change it at either time.
 
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsString;
 use std::os::fd::OwnedFd;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -143,13 +143,12 @@ impl HelperArgs {
     /// Parses a command line, including the program name; `None` if it is not a helper's command line.
     pub fn parse(words: impl IntoIterator<Item = OsString>) -> Option<Self> {
         let words: Vec<OsString> = words.into_iter().take(5).collect();
-        let words: Vec<&OsStr> = words.iter().map(OsString::as_os_str).collect();
         let (word, path, sandboxed) = match words.as_slice() {
             [_, word, path] => (word, path, true),
-            [_, word, path, free] if *free == FREE => (word, path, false),
+            [_, word, path, free] if free == FREE => (word, path, false),
             _ => return None,
         };
-        let work = ALL.into_iter().find(|work| *word == work.word())?;
+        let work = ALL.into_iter().find(|work| word == work.word())?;
         Some(Self { work, config_path: path.into(), sandboxed })
     }
 }

@@ -14,7 +14,6 @@ use super::service_tracker::{is_eligible, services};
 pub use super::settling::{MAX_SETTLING, Settling};
 pub use super::unfounded_bans::{Served, unfounded};
 use crate::engine::{Host, Service, ServiceMemory};
-use crate::ledger::Recorder;
 use crate::netlink::sock_diag::{Connection, Listener};
 use crate::sensor::{SensorCommand, SensorRequest};
 use crate::types::Timestamp;
@@ -37,25 +36,19 @@ pub(super) struct HostMemory {
     pub(super) settling: Option<Settling>,
     /// True if a service was newly remembered, started to listen, or is served again, until this is taken.
     pub(super) served_again: bool,
-    /// `None` if there is no ledger.
-    pub(super) recorder: Option<Recorder>,
 }
 
 impl HostMemory {
     /// Records the currently open ports and the known peers at the end of the run.
     pub(super) fn write(&mut self, now: Timestamp, wall: SystemTime) {
-        self.recent_listeners.write(self.recorder.as_ref());
-        self.known_peers.write(now, wall, self.recorder.as_ref());
+        self.recent_listeners.write(self.services.recorder.as_ref());
+        self.known_peers.write(now, wall, self.services.recorder.as_ref());
     }
 
     /// True once when the services have started.
     pub(super) fn ends_settling(&mut self, now: Timestamp, listeners_changed: bool) -> bool {
         let all_served = self.services.are_all_served();
-        let is_over = self.settling.as_mut().is_some_and(|one| one.is_over(now, listeners_changed, all_served));
-        if is_over {
-            self.settling = None;
-        }
-        is_over
+        self.settling.take_if(|settling| settling.is_over(now, listeners_changed, all_served)).is_some()
     }
 
     /// Observes the current connections to services.
@@ -75,8 +68,8 @@ impl HostMemory {
             self.services.publish(ports);
         }
         let observed = self.services.observe(now, wall, listeners, ranges);
-        let appeared = self.recent_listeners.observe(now, wall, listeners, ranges, self.recorder.as_ref());
-        self.known_peers.keep(now, wall, self.recorder.as_ref());
+        let appeared = self.recent_listeners.observe(now, wall, listeners, ranges, self.services.recorder.as_ref());
+        self.known_peers.keep(now, wall, self.services.recorder.as_ref());
         self.served_again |= observed.served_again || appeared;
         observed.changed
     }

@@ -9,16 +9,15 @@ use std::time::{Instant, SystemTime};
 use super::allow_sources::AllowSources;
 use super::error::DaemonError;
 use super::host_memory::{self, HostMemory, PortRanges};
-use super::network_lister::NetworkLister;
+use super::listers::{Listed, Listing, NetworkLister, SocketLister};
 use super::ring_size::RingSizer;
 use super::sensor_thread::SensorHandle;
-use super::socket_lister::{Listed, Listing, SocketLister};
 use crate::capture::decoy::DecoyPorts;
 use crate::capture::filter::Wanted;
 use crate::capture::live::{Live, Ring};
 use crate::clock::boot_time;
 use crate::config::Config;
-use crate::engine::{Host, Service, ServiceMemory, Settings};
+use crate::engine::{Host, ServiceMemory, Settings};
 use crate::events::channel::Sender;
 use crate::events::event::EventKind;
 use crate::host::dhcp_leases::LeaseFiles;
@@ -29,7 +28,6 @@ use crate::host::sessions::SessionFiles;
 use crate::host::snapshot::{
     ephemeral_ports, first_unprivileged_port, missing_interfaces, snapshot, watched_interfaces,
 };
-use crate::ledger::Recorder;
 use crate::netlink::conntrack::Conntrack;
 use crate::netlink::sock_diag::{Bound, Connection, Listener, SockDiag};
 use crate::sensor::SensorCommand;
@@ -84,12 +82,17 @@ impl HostState {
         network.request();
         let Reading { facts, late, is_owed } = network.next().await?;
         // If the kernel has no connection tracking, the sensor reports it.
-        let lister = SocketLister::start(SockDiag::open()?, Conntrack::open().ok())
+        let mut lister = SocketLister::start(SockDiag::open()?, Conntrack::open().ok())
             .map_err(DaemonError::system("start a thread"))?;
         missing_interfaces(&config.interfaces, &facts).next().map_or(Ok(()), Err)?;
         let allow = AllowSources::open(&config.allow)?;
         let settings = Settings::from_config(config);
-        let host = Arc::new(snapshot(&config.interfaces, &allow.networks(), &facts, &[]));
+        // Listeners are listed first. If a table takes too long, only a part of it is known.
+        let listing = match lister.next().await {
+            Listed::Listeners(listing) => listing?,
+            Listed::Connections(_) | Listed::Published(_) => Listing::default(),
+        };
+        let host = Arc::new(snapshot(&config.interfaces, &allow.networks(), &facts, &listing.listeners));
         let mut state = Self {
             wanted: Wanted::new(&settings, &host),
             interfaces: config.interfaces.clone(),
@@ -107,34 +110,19 @@ impl HostState {
             lister,
             unlisted: BTreeMap::new(),
             facts,
-            listeners: Vec::new(),
-            listeners_changed: false,
+            listeners: listing.listeners,
+            listeners_changed: true,
             memory: HostMemory::default(),
             first_unprivileged: first_unprivileged_port(),
             decoys: DecoyPorts::default(),
             host,
             ring_sizer: RingSizer::new(Instant::now()),
-            stale: false,
+            stale: true,
             ticks: 0,
         };
         state.report_list("IPv6 routes", late.map(|error| error.to_string()));
-        // Listeners are listed first. If a table takes too long, only a part of it is known.
-        match state.lister.next().await {
-            Listed::Listeners(Err(error)) => return Err(error.into()),
-            listed => state.take_sockets(listed),
-        }
-        state.host = Arc::new(snapshot(&state.interfaces, &state.allow.networks(), &state.facts, &state.listeners));
-        state.wanted = Wanted::new(&state.settings, &state.host);
+        state.report_list("listeners", listing.late.map(|error| error.to_string()));
         Ok(state)
-    }
-
-    /// Adds the services that the ledger remembers, before the sensor starts.
-    pub(super) fn recall_services(&mut self, services: Vec<(Service, SystemTime)>, recorder: Option<Recorder>) {
-        self.memory.recorder.clone_from(&recorder);
-        self.memory.services.recall(services, recorder, SystemTime::now());
-        let mut host = Host { services: self.memory.services.memory(), ..Host::clone(&self.host) };
-        host.find_related();
-        self.host = Arc::new(host);
     }
 
     /// The ports on which system programs listen now.

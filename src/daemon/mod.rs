@@ -24,9 +24,8 @@ pub mod host_memory;
 mod host_state;
 mod ignore_files;
 mod known_peers;
-mod leftovers;
+mod listers;
 mod log_writer;
-mod network_lister;
 mod notifier;
 mod optional;
 mod recent_listeners;
@@ -37,7 +36,6 @@ mod sandbox_policy;
 mod sensor_thread;
 mod service_tracker;
 mod settling;
-mod socket_lister;
 mod startup_reconcile;
 mod systemd;
 mod table_identity;
@@ -115,9 +113,6 @@ const MAX_EVENTS: usize = 8192;
 /// Timeout for the end of the sensor thread.
 const SENSOR_TIMEOUT: Duration = Duration::from_millis(800);
 
-/// Timeout for running commands and file writes at the end.
-const SLOW_BACKENDS_TIMEOUT: Duration = Duration::from_millis(400);
-
 /// Resources that must be acquired before privileges are dropped.
 struct Privileged {
     instance_lock: InstanceLock,
@@ -152,8 +147,8 @@ pub fn run(
     let instance_lock = InstanceLock::claim()?;
     // Without blocking there is nothing to confirm.
     let confirm = confirm.filter(|_| config.blocks());
-    let earlier_bans = !config.blocks() && leftovers::exist(&config, &places.state_dir);
-    let mut used = UsedBackends::new(&config, earlier_bans, leftovers::has_entries)?;
+    let earlier_bans = !config.blocks() && backends::have_leftovers(&config, &places.state_dir);
+    let mut used = UsedBackends::new(&config, earlier_bans, backends::has_entries)?;
     let mut policy = sandbox_policy::of_daemon(&config, &places, &used);
     if sandboxed {
         check_folders(&policy)?;
@@ -225,19 +220,14 @@ async fn serve(
     let Privileged { instance_lock, sandbox, mut command_helper, root_files, used, mut firewall_watch, .. } =
         privileged;
     let signals = catch_signals()?;
-    let max_strikes = usize::try_from(config.block.nft.size).unwrap_or(usize::MAX);
-    let undoes_commands = !config.block.run.expire_command.is_empty();
-    let reading = Reading::start(&places.state_dir, config.escalate.forget, max_strikes, undoes_commands)
-        .map_err(DaemonError::system("start a thread"))?;
+    let reading = Reading::start(&places.state_dir, &config).map_err(DaemonError::system("start a thread"))?;
     let (events, received) = channel::bounded(MAX_EVENTS);
     let sensor = SensorHandle::new()?;
     let mut host_state = HostState::open(&config, sensor.clone(), events.clone()).await?;
     let mut log = LogWriter::new(&config, events.clone(), root_files.json_file.clone());
     let helper_warnings = command_helper.iter().flat_map(|helper| &helper.warnings);
-    let notes = instance_lock.doubt.clone().into_iter();
-    let notes = notes.chain(sandbox.warnings.iter().chain(helper_warnings).chain(&root_files.warnings).cloned());
-    notes.for_each(|text| log.emit(EventKind::Note(text)));
-
+    let notes = instance_lock.doubt.iter().chain(&sandbox.warnings).chain(helper_warnings).chain(&root_files.warnings);
+    notes.for_each(|text| log.emit(EventKind::Note(text.clone())));
     for warning in control_handler::warnings(&config, &places.config, &host_state.host()) {
         log.emit(EventKind::Note(format!("warning: {warning}")));
     }
@@ -283,7 +273,7 @@ async fn serve(
     peers.retain(|peer| !is_other_link(peer.target));
     let trial = Trial::new(confirm, memory.trial.filter(|_| config.blocks()));
     messages.into_iter().for_each(|kind| log.emit(kind));
-    host_state.recall_services(memory.services, ban_recorder.recorder());
+    host_state.memory.services.recall(memory.services, ban_recorder.recorder(), SystemTime::now());
     if booted {
         let settles = "this host has just booted: until its services have started, no source is banned";
         log.emit(EventKind::Note(format!("{settles}, for at most {} s", MAX_SETTLING.as_secs())));
@@ -299,13 +289,14 @@ async fn serve(
     // Before the first packet, so that returning sources are recognised from the start.
     memory.strikes.iter().for_each(|strikes| engine.remember(Timestamp::default(), strikes));
     engine.recall_bans(Timestamp::default(), memory.recent);
-    if !memory.allowances.is_empty() {
-        for allowance in memory.allowances {
-            // The ledger stores no more than were accepted.
-            let _ = host_state.allow.by_hand.add(allowance, allowances::now());
-        }
-        // Before a ban of the ledger is restored.
-        sensor.send_all(host_state.refresh().await?);
+    let has_allowances = !memory.allowances.is_empty();
+    for allowance in memory.allowances {
+        // The ledger stores no more than were accepted.
+        let _ = host_state.allow.by_hand.add(allowance, allowances::now());
+    }
+    // Before a ban of the ledger is restored.
+    sensor.send_all(host_state.refresh().await?);
+    if has_allowances {
         backends::protect(&mut blocker, &host_state.host()).map_err(DaemonError::Protect)?;
     }
     for store in used.swept() {
@@ -437,13 +428,7 @@ async fn serve(
             let _ = thread.join();
         }
     }
-    // The command helper must still run, because it sends the last digest.
-    event_loop.finish().await;
-    if let Some(slow_backends) = slow_backends {
-        // The thread reports unfinished work itself, or the next start finds it.
-        let _ = slow_backends.stop(SLOW_BACKENDS_TIMEOUT);
-    }
-    event_loop.close();
+    event_loop.close(slow_backends).await;
     result
 }
 

@@ -117,39 +117,35 @@ pub(super) async fn follow_routes(sensor: SensorHandle, mut monitor: RouteMonito
 async fn follow(sensor: &SensorHandle, monitor: &mut RouteMonitor) {
     while let Ok(first) = monitor.next().await {
         panic_guard::failpoint("routes");
-        let mut gone: HashSet<IpNet> = HashSet::new();
-        let mut unknown = note(&mut gone, first);
+        // `None` stands for an unknown route.
+        let mut gone: HashSet<Option<IpNet>> = [network(first)].into();
         let end = Instant::now() + MAX_COALESCE;
         loop {
             let quiet = Instant::now() + COALESCE_DELAY;
             let Ok(next) = timeout_at(quiet.min(end), monitor.next()).await else { break };
             let Ok(next) = next else { return };
-            unknown |= note(&mut gone, next);
+            // From two routes on, all missing ones are restored, so no more are stored.
+            if gone.len() < 2 {
+                gone.insert(network(next));
+            }
             // Continuous notifications must not prevent the end.
             if Instant::now() >= end {
                 break;
             }
         }
-        let one = gone.iter().next().copied().and_then(BanTarget::exactly);
-        match one {
-            Some(target) if gone.len() == 1 && !unknown => sensor.send(SensorCommand::RouteRemoved(target)),
+        let is_single = gone.len() == 1;
+        match gone.into_iter().next().flatten().and_then(BanTarget::exactly) {
+            Some(target) if is_single => sensor.send(SensorCommand::RouteRemoved(target)),
             _ if repair_all(sensor).await.is_none() => return,
             _ => {}
         }
     }
 }
 
-/// Records one deletion; true if the route is unknown.
-fn note(gone: &mut HashSet<IpNet>, one: Gone) -> bool {
-    match one {
-        Gone::Route(net) => {
-            // From two routes on, all missing ones are restored, so no more are stored.
-            if gone.len() < 2 {
-                gone.insert(net);
-            }
-            false
-        }
-        Gone::Unsaid => true,
+fn network(gone: Gone) -> Option<IpNet> {
+    match gone {
+        Gone::Route(network) => Some(network),
+        Gone::Unsaid => None,
     }
 }
 

@@ -85,7 +85,7 @@ pub struct ServiceTracker {
     /// Ports that destination NAT publishes: services without a socket.
     published: Vec<Service>,
     /// `None` if there is no ledger.
-    recorder: Option<Recorder>,
+    pub(super) recorder: Option<Recorder>,
 }
 
 impl ServiceTracker {
@@ -114,6 +114,7 @@ impl ServiceTracker {
     ) -> Observed {
         let mut observed = Observed::default();
         self.remembered.values_mut().for_each(|known| known.is_seen = false);
+        self.candidates.retain(|_, candidate| now.since(candidate.seen) <= MAX_GAP);
         let eligible = listeners.iter().filter(|listener| is_eligible(listener, ranges));
         let published: Vec<Service> =
             self.published.iter().copied().filter(|service| !ranges.ephemeral.contains(service.port)).collect();
@@ -138,7 +139,6 @@ impl ServiceTracker {
             (known.is_served, known.recorded) = (false, known.served);
             record(self.recorder.as_ref(), Change::Served(*service, known.served));
         }
-        self.candidates.retain(|_, candidate| now.since(candidate.seen) <= MAX_GAP);
         observed.changed |= self.forget_old(wall);
         observed
     }
@@ -161,9 +161,6 @@ impl ServiceTracker {
             return false;
         }
         let candidate = self.candidates.entry(service).or_insert(Candidate { since: now, seen: now });
-        if now.since(candidate.seen) > MAX_GAP {
-            candidate.since = now;
-        }
         candidate.seen = now;
         now.since(candidate.since) >= LASTED
     }

@@ -23,12 +23,9 @@ impl TableIdentity {
     /// Records the current table if it is a new one, for example after a repair.
     pub(super) fn record(&mut self, recorder: Option<&Recorder>) {
         let Some(handle) = self.socket.as_mut().and_then(|socket| table_handle(socket).ok().flatten()) else { return };
-        let id = Some(identity(self.boot.as_deref(), handle));
-        if id == self.recorded {
-            return;
-        }
-        if let Some((recorder, id)) = recorder.zip(id)
-            && recorder.send(Change::Table(id.clone()))
+        let id = identity(self.boot.as_deref(), handle);
+        if self.recorded.as_ref() != Some(&id)
+            && recorder.is_some_and(|recorder| recorder.send(Change::Table(id.clone())))
         {
             self.recorded = Some(id);
         }

@@ -9,9 +9,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use tokio::time::{Instant, sleep, sleep_until};
+use tokio::time::{Instant, sleep};
 
 use super::error::DaemonError;
+use super::optional::deadline_reached;
 use crate::clock::boot_time;
 use crate::enforce::nft::Nft;
 use crate::engine::ActiveBan;
@@ -45,7 +46,7 @@ impl TableMonitor {
             nft.pause_monitor_with(monitor.pause());
         }
         let paces = [
-            Pace::new(|command| matches!(command, SensorCommand::ReinstallTable(_) | SensorCommand::RepairRules(_))),
+            Pace::new(repairs_table),
             Pace::new(|command| matches!(command, SensorCommand::ProtectAddresses)),
             Pace::new(|command| matches!(command, SensorCommand::ResetTrap)),
         ];
@@ -71,12 +72,9 @@ impl TableMonitor {
         }
         loop {
             let turn = self.paces.iter().filter_map(Pace::due).min();
-            let (mut commands, mut events) = match turn {
-                Some(turn) => tokio::select! {
-                    () = sleep_until(turn) => Default::default(),
-                    changes = monitor.next() => respond(&changes?, &author(monitor)),
-                },
-                None => respond(&monitor.next().await?, &author(monitor)),
+            let (mut commands, mut events) = tokio::select! {
+                () = deadline_reached(turn.map(Instant::into_std)) => Default::default(),
+                changes = monitor.next() => respond(&changes?, &author(monitor)),
             };
             let now = Instant::now();
             self.paces.iter_mut().for_each(|pace| pace.hold(&mut commands, now));
@@ -90,6 +88,11 @@ impl TableMonitor {
             }
         }
     }
+}
+
+/// True for a command that creates the table again or repairs it.
+pub(super) fn repairs_table(command: &SensorCommand) -> bool {
+    matches!(command, SensorCommand::ReinstallTable(_) | SensorCommand::RepairRules(_))
 }
 
 fn author(monitor: &Monitor) -> String {
@@ -297,10 +300,6 @@ mod tests {
         assert!(matches!(&commands[..], [SensorCommand::ReinstallTable(_)]), "this repairs the rules as well");
     }
 
-    fn repairs() -> Pace {
-        Pace::new(|command| matches!(command, SensorCommand::ReinstallTable(_) | SensorCommand::RepairRules(_)))
-    }
-
     fn held(pace: &mut Pace, changes: &[Change], now: Instant) -> Vec<SensorCommand> {
         let (mut commands, _) = respond(changes, "nft");
         pace.hold(&mut commands, now);
@@ -309,7 +308,7 @@ mod tests {
 
     #[test]
     fn repeated_repairs_are_paced_without_loss() {
-        let (mut pace, start) = (repairs(), Instant::now());
+        let (mut pace, start) = (Pace::new(repairs_table), Instant::now());
         let at = |round| start + Duration::from_millis(round);
         let ordered: Vec<u64> =
             (0..40).filter(|round| !held(&mut pace, &[Change::TableGone], at(*round)).is_empty()).collect();
@@ -321,7 +320,7 @@ mod tests {
 
     #[test]
     fn delayed_repair_delays_nothing_else() {
-        let (mut pace, now) = (repairs(), Instant::now());
+        let (mut pace, now) = (Pace::new(repairs_table), Instant::now());
         let changes = [Change::RulesetChanged, Change::ElementRemoved(target(1)), Change::AllowedChanged];
         assert!(matches!(
             &held(&mut pace, &changes, now)[..],

@@ -45,7 +45,7 @@ enum Command {
 }
 
 impl LineFile {
-    /// Appends to the file `path`, which `open` opens. Failures and losses are sent as `events`.
+    /// Appends to the file `path`, which `open` opens. Failures and losses are sent through `events`.
     ///
     /// # Errors
     /// The thread cannot be started.

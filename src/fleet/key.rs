@@ -148,37 +148,36 @@ impl Keyspace {
     /// The reason, and the author for the log, if the key names one.
     pub fn parse(&self, key: &[u8]) -> Result<Key, BadKey> {
         let bad = |author, reason| BadKey { author, reason };
-        let rest = key.strip_prefix(self.prefix.as_bytes()).ok_or(bad(None, "it belongs to another fleet"))?;
-        let (author, target) = if let Some(target) = rest.strip_prefix(b"lift:") {
-            (Author::Operator, target)
-        } else {
-            let rest = rest.strip_prefix(b"ban:").ok_or(bad(None, "it is neither a report nor a lift"))?;
-            let end = rest.iter().position(|byte| *byte == b':').ok_or(bad(None, "it has no target"))?;
-            let (host, target) = rest.split_at(end);
-            let host = std::str::from_utf8(host).ok().and_then(|host| HostName::parse(host).ok());
-            let host = host.ok_or(bad(None, "it has no valid host name"))?;
-            (Author::Host(host), target.get(1..).unwrap_or_default())
+        let text = String::from_utf8_lossy(key);
+        let rest = text.strip_prefix(&self.prefix).ok_or(bad(None, "it belongs to another fleet"))?;
+        let (author, target) = match rest.strip_prefix("lift:") {
+            Some(target) => (Author::Operator, target),
+            None => {
+                let rest = rest.strip_prefix("ban:").ok_or(bad(None, "it is neither a report nor a lift"))?;
+                let (host, target) = rest.split_once(':').ok_or(bad(None, "it has no target"))?;
+                let host = HostName::parse(host).map_err(|_| bad(None, "it has no valid host name"))?;
+                (Author::Host(host), target)
+            }
         };
         if key.len() > MAX_KEY_LEN {
             return Err(bad(Some(author), "it is too long"));
         }
-        let target = std::str::from_utf8(target).ok().and_then(|target| target.parse().ok());
-        match target {
-            Some(BanTarget::Prefix(_)) => {
+        match target.parse() {
+            Ok(BanTarget::Prefix(_)) => {
                 Err(bad(Some(author), "its network is wider than an IPv4 address or an IPv6 /64"))
             }
-            Some(target) => Ok(Key { author, target }),
-            None => Err(bad(Some(author), "its target is not an address")),
+            Ok(target) => Ok(Key { author, target }),
+            Err(_) => Err(bad(Some(author), "its target is not an address")),
         }
     }
 
     /// The author of the notices on a channel.
     pub fn parse_channel(&self, channel: &[u8]) -> Option<Author> {
-        let rest = channel.strip_prefix(self.prefix.as_bytes())?.strip_prefix(b"news:")?;
-        if rest == OPERATOR.as_bytes() {
-            return Some(Author::Operator);
+        let channel = std::str::from_utf8(channel).ok()?;
+        match channel.strip_prefix(&self.prefix)?.strip_prefix("news:")? {
+            OPERATOR => Some(Author::Operator),
+            host => HostName::parse(host).ok().map(Author::Host),
         }
-        HostName::parse(std::str::from_utf8(rest).ok()?).ok().map(Author::Host)
     }
 }
 

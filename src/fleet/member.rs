@@ -166,11 +166,12 @@ impl Member {
                 self.request_scan(boot_time());
             }
             match self.work(server).await {
-                Err(error) if !error.leaves_connection() => return error,
-                Err(error) => {
+                // The connection can still be used.
+                Err(error @ (ServerError::Full(_) | ServerError::Denied(_))) => {
                     tracing::warn!("adminalert: fleet: {}: {error}", self.endpoint.url);
                     self.next.write = boot_time().after(REFUSED_DELAY);
                 }
+                Err(error) => return error,
                 Ok(()) => {}
             }
         }

@@ -67,11 +67,13 @@ impl Relay {
     }
 
     /// Handles a notice. Returns true if a scan is needed because an earlier notice was missed.
-    pub(super) fn incoming(&mut self, incoming: Incoming, hosts: u32, now: Timestamp) -> bool {
-        let (author, notice) = match incoming {
-            Incoming::Notice(author, _) | Incoming::Bad(author, _) if author == self.own => return false,
-            Incoming::Notice(author, notice) => (author, notice),
-            Incoming::Bad(author, error) => {
+    pub(super) fn incoming(&mut self, (author, notice): Incoming, hosts: u32, now: Timestamp) -> bool {
+        if author == self.own {
+            return false;
+        }
+        let notice = match notice {
+            Ok(notice) => notice,
+            Err(error) => {
                 self.blame(&author, &format!("a notice is invalid ({error})"), now);
                 return false;
             }
@@ -262,12 +264,12 @@ mod tests {
         let mut relay = Relay::new(host("own"));
         let notice = Notice { sequence: 1, target: "203.0.113.7".parse().unwrap() };
         let now = Timestamp::at(Duration::from_secs(1));
-        assert!(!relay.incoming(Incoming::Notice(host("a"), notice), 2, now));
+        assert!(!relay.incoming((host("a"), Ok(notice)), 2, now));
         assert_eq!(relay.due(), None, "an operator may have lifted what the notice names");
         relay.knows_lifts = true;
         assert!(relay.due().is_some());
         relay.connected();
-        assert!(!relay.incoming(Incoming::Notice(host("a"), notice), 2, now));
+        assert!(!relay.incoming((host("a"), Ok(notice)), 2, now));
         assert!(relay.due().is_some(), "a later connection finds the lifts that are known");
     }
 }

@@ -53,7 +53,8 @@ impl Report {
     /// Parses the value of a report's key.
     ///
     /// # Errors
-    /// The reason as the end of a sentence: the value is too long, has another version, or differs in form from the output of [`Report::to_json`].
+    /// The reason as a sentence: the value is too long, has another version, or differs in form from the output of
+    /// [`Report::to_json`].
     pub fn parse(value: &[u8]) -> Result<Self, &'static str> {
         let ReportWire { class, ports, grade, seq, .. } = parse(value)?;
         let class = Class::from_key(&class).ok_or("its class is unknown")?;

@@ -48,19 +48,8 @@ pub enum ServerError {
     Other(String),
 }
 
-impl ServerError {
-    /// True if the connection can still be used after this error.
-    pub(super) fn leaves_connection(&self) -> bool {
-        matches!(self, Self::Full(_) | Self::Denied(_))
-    }
-}
-
-/// A message on one of the fleet's channels.
-#[derive(Debug)]
-pub(super) enum Incoming {
-    Notice(Author, Notice),
-    Bad(Author, &'static str),
-}
+/// A message on one of the fleet's channels: its author, and the notice or why it is refused.
+pub(super) type Incoming = (Author, Result<Notice, &'static str>);
 
 /// The contents of a key.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -273,11 +262,7 @@ fn push_handler(
             return Ok(());
         };
         let Some(author) = keys.parse_channel(channel) else { return Ok(()) };
-        let incoming = match Notice::parse(text) {
-            Ok(notice) => Incoming::Notice(author, notice),
-            Err(error) => Incoming::Bad(author, error),
-        };
-        if sender.try_send(incoming).is_err() {
+        if sender.try_send((author, Notice::parse(text))).is_err() {
             missed.store(true, Ordering::Relaxed);
         }
         Ok(())

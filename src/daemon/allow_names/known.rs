@@ -62,16 +62,15 @@ impl Known {
         }
         let crowded = self.trim();
         let before = std::mem::replace(&mut self.state, if usable.is_empty() { State::Empty } else { State::Good });
+        let resolves = match before {
+            State::Failed => "can be resolved again, to",
+            State::Asked => "resolves to",
+            State::Good | State::Empty => "now also resolves to",
+        };
         let mut text = match (before, fresh.is_empty()) {
-            (State::Good | State::Empty, true) | (State::Asked, true) => String::new(),
+            (_, false) => format!("{name} on the allow-list {resolves} {}", list(&fresh)),
             (State::Failed, true) => format!("{name} on the allow-list can be resolved again"),
-            (State::Failed, false) => {
-                format!("{name} on the allow-list can be resolved again, to {}", list(&fresh))
-            }
-            (State::Asked, false) => format!("{name} on the allow-list resolves to {}", list(&fresh)),
-            (State::Good | State::Empty, false) => {
-                format!("{name} on the allow-list now also resolves to {}", list(&fresh))
-            }
+            (State::Asked | State::Good | State::Empty, true) => String::new(),
         };
         if !fresh.is_empty() && left_out > 0 {
             text.push_str(&format!("; further addresses, which are ignored: {left_out}"));

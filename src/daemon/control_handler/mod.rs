@@ -16,7 +16,7 @@ use std::time::{Instant, SystemTime};
 
 use humantime::format_rfc3339_seconds;
 use tokio::net::unix::UCred;
-use tokio::sync::oneshot;
+use tokio::sync::oneshot::{self, Receiver};
 
 use super::allow_sources::protected;
 use super::allowances::now;
@@ -63,7 +63,7 @@ fn failed(error: impl ToString) -> Failure {
 }
 
 /// Waits for the sensor's answer, which fails while the daemon is shutting down.
-async fn of_sensor<T>(answer: oneshot::Receiver<T>) -> Result<T, Failure> {
+async fn of_sensor<T>(answer: Receiver<T>) -> Result<T, Failure> {
     answer.await.map_err(|_| failed("the daemon is shutting down"))
 }
 
@@ -110,11 +110,7 @@ impl ControlHandler {
     }
 
     /// Lifts the bans of `targets`, or all bans if `None`, and records it in the ledger; the answer is their number.
-    pub(super) fn lift_bans(
-        &self,
-        targets: Option<Vec<BanTarget>>,
-        by: String,
-    ) -> oneshot::Receiver<Result<usize, String>> {
+    pub(super) fn lift_bans(&self, targets: Option<Vec<BanTarget>>, by: String) -> Receiver<Result<usize, String>> {
         let lifting = self.sensor.ask(|answer| SensorRequest::Unblock { targets, by: by.clone(), answer });
         let (finished, done) = oneshot::channel();
         let (recorder, events) = (self.sink.ban_recorder.recorder(), self.sink.events.clone());
@@ -155,15 +151,21 @@ impl ControlHandler {
             Request::Status => Box::pin(self.status()),
             Request::Block { target, expire, reason, force } => {
                 let (target, expiry) = self.admit(&target, expire.as_deref(), force).await?;
-                Box::pin(self.block(target, expiry, by, reason.as_deref()))
+                let note = reason.map(|text| masked(&text, ' ').take(MAX_NOTE_LEN).collect());
+                let done = self.sensor.ask(|answer| SensorRequest::Block { target, expiry, by, note, answer });
+                Box::pin(async move {
+                    of_sensor(done).await?.map_err(failed)?;
+                    let expires = expires(expiry, SystemTime::now());
+                    Ok(Answer::Blocked(Blocked { target: target.to_string(), expires }))
+                })
             }
             Request::Unblock { target, all } => Box::pin(self.unblock(by, target.as_deref(), all).await?),
             Request::Explain { address } => Box::pin(self.explain(&address)?),
             Request::Bans { after } => Box::pin(self.bans(after.as_deref())?),
             Request::Allow { target, span, force } => {
-                Box::pin(ready(Ok(self.allow(by, &target, span.as_deref(), force).await?)))
+                Box::pin(ready(self.allow(by, &target, span.as_deref(), force).await))
             }
-            Request::Disallow { target } => Box::pin(ready(Ok(self.disallow(&by, &target).await?))),
+            Request::Disallow { target } => Box::pin(ready(self.disallow(&by, &target).await)),
             Request::Allowed => {
                 let mut allowed = self.host_state.allow.entries();
                 let more = allowed.len().saturating_sub(MAX_LISTED);
@@ -177,28 +179,12 @@ impl ControlHandler {
                 let bans = self.fleet().map(|fleet| fleet.list(after)).unwrap_or_default();
                 Box::pin(ready(Ok(Answer::FleetBans(bans))))
             }
-            Request::ForgetService { port } => Box::pin(ready(Ok(self.forget_service(&by, port).await?))),
+            Request::ForgetService { port } => Box::pin(ready(self.forget_service(&by, port).await)),
             Request::Trial { span, end } => Box::pin(ready(self.trial(&by, span.as_deref(), end).await)),
             Request::Confirm => Box::pin(ready(self.confirm(&by))),
             Request::Reload => Box::pin(ready(self.reload(&by).await)),
             Request::Subscribe => return Err(usage("subscriptions are served by the socket itself")),
         })
-    }
-
-    fn block(
-        &mut self,
-        target: BanTarget,
-        expiry: Expiry,
-        by: String,
-        reason: Option<&str>,
-    ) -> impl Future<Output = Reply> + use<> {
-        let note = reason.map(|text| masked(text, ' ').take(MAX_NOTE_LEN).collect());
-        let done = self.sensor.ask(|answer| SensorRequest::Block { target, expiry, by, note, answer });
-        async move {
-            of_sensor(done).await?.map_err(failed)?;
-            let expires = expires(expiry, SystemTime::now());
-            Ok(Answer::Blocked(Blocked { target: target.to_string(), expires }))
-        }
     }
 
     /// Checks whether an operator may block `target`; returns the target of the ban and its expiry. With `force`, a

@@ -86,23 +86,19 @@ impl ControlHandler {
 
     /// Confirms the trial of `--confirm`: blocking continues.
     pub(super) fn confirm(&mut self, by: &str) -> Reply {
-        match self.trial {
-            Trial::Unconfirmed(_) => self.trial = Trial::None,
+        let refusal = match self.trial {
+            Trial::Unconfirmed(_) => None,
             Trial::Expired => {
-                return Err(refused(
-                    "refused: --confirm has timed out and blocking has stopped; restart portsentry to try again",
-                ));
+                Some("refused: --confirm has timed out and blocking has stopped; restart portsentry to try again")
             }
-            Trial::LogOnly(_) => {
-                return Err(refused(
-                    "refused: scans are only logged, so there is no blocking to confirm; `portsentry trial --end` \
-                     resumes blocking",
-                ));
-            }
-            Trial::None => {
-                return Err(refused("refused: portsentry was started without --confirm, or is already confirmed"));
-            }
-        }
+            Trial::LogOnly(_) => Some(
+                "refused: scans are only logged, so there is no blocking to confirm; `portsentry trial --end` resumes \
+                 blocking",
+            ),
+            Trial::None => Some("refused: portsentry was started without --confirm, or is already confirmed"),
+        };
+        refusal.map(refused).map_or(Ok(()), Err)?;
+        self.trial = Trial::None;
         self.on_trial = false;
         if self.hold().is_some() {
             self.sensor.send(SensorCommand::Ruleset(Box::new(self.ruleset())));
@@ -129,15 +125,14 @@ impl ControlHandler {
                 "a trial lasts at most 30 days; to log for longer, set block = false in the configuration",
             ));
         }
-        match self.trial {
-            Trial::None | Trial::LogOnly(_) if self.config.blocks() => {}
+        let refusal = match self.trial {
+            Trial::None | Trial::LogOnly(_) if self.config.blocks() => None,
             Trial::None | Trial::LogOnly(_) | Trial::Expired => {
-                return Err(refused("refused: the configuration only logs scans, so there is no blocking to suspend"));
+                Some("refused: the configuration only logs scans, so there is no blocking to suspend")
             }
-            Trial::Unconfirmed(_) => {
-                return Err(refused("refused: the trial of --confirm is running; run `portsentry confirm` first"));
-            }
-        }
+            Trial::Unconfirmed(_) => Some("refused: the trial of --confirm is running; run `portsentry confirm` first"),
+        };
+        refusal.map(refused).map_or(Ok(()), Err)?;
         self.trial = Trial::log_only(span);
         self.sensor.send_waiting(SensorCommand::StartTrial).await;
         let until = SystemTime::now() + span;

@@ -15,9 +15,10 @@ impl Fleet {
         let (link, reason) = self.link.status();
         let limit = self.config.accept.max_per_author_per_hour;
         let above = self.acceptance.authors.ignored(boot_time()).map(|one| {
-            let effect = match (one.for_s, counted(one.excess, "report")) {
-                (0, excess) => format!("{excess} postponed"),
-                (seconds, excess) => format!("ignored for {seconds} s more, {excess} ignored"),
+            let excess = counted(one.excess, "report");
+            let effect = match one.for_s {
+                0 => format!("{excess} postponed"),
+                left => format!("ignored for {left} s more, {excess} ignored"),
             };
             let reason = format!("reported more than {limit} targets in an hour; {effect}");
             IgnoredAuthor { author: one.author.to_string(), reason }

@@ -81,12 +81,14 @@ impl Authors {
     ) -> Result<Arc<str>, Refusal> {
         let is_full = self.0.len() >= MAX_AUTHORS;
         let entry = self.0.entry(Arc::clone(author));
-        if is_full && matches!(entry, Entry::Vacant(_)) {
-            return Err(Refusal::TableFull);
-        }
         let name = Arc::clone(entry.key());
-        let backlog = limit.saturating_mul(BACKLOG_HOURS);
-        let found = entry.or_insert_with(|| Author { backlog, ..Author::default() });
+        let found = match entry {
+            Entry::Occupied(known) => known.into_mut(),
+            Entry::Vacant(_) if is_full => return Err(Refusal::TableFull),
+            Entry::Vacant(new) => {
+                new.insert(Author { backlog: limit.saturating_mul(BACKLOG_HOURS), ..Author::default() })
+            }
+        };
         if found.ignored_until > now {
             return Err(found.refuse(now, Refusal::AuthorIgnored));
         }

@@ -4,38 +4,35 @@ use std::collections::VecDeque;
 
 use crate::types::Timestamp;
 
-/// Numbers of units taken in the minutes of the last hour.
+/// The minutes of the last hour in which units were taken, oldest first, each with their number.
 #[derive(Clone, Debug, Default)]
-pub(super) struct HourCount {
-    /// Minutes in which a unit was taken, oldest first, each with the number of units.
-    minutes: VecDeque<(u64, u32)>,
-}
+pub(super) struct HourCount(VecDeque<(u64, u32)>);
 
 impl HourCount {
     /// Takes one unit, unless `limit` units were taken within the last hour.
     pub(super) fn admit(&mut self, now: Timestamp, limit: u32) -> bool {
-        let minute = self.expire(now);
-        if self.minutes.iter().map(|(_, taken)| u64::from(*taken)).sum::<u64>() >= u64::from(limit) {
+        let minute = self.turn(now);
+        if self.0.iter().map(|(_, count)| u64::from(*count)).sum::<u64>() >= u64::from(limit) {
             return false;
         }
-        match self.minutes.back_mut() {
-            Some((last, taken)) if *last >= minute => *taken += 1,
-            _ => self.minutes.push_back((minute, 1)),
+        match self.0.back_mut() {
+            Some((last, count)) if *last == minute => *count += 1,
+            _ => self.0.push_back((minute, 1)),
         }
         true
     }
 
     /// True if no unit was taken within the last hour.
     pub(super) fn is_empty(&mut self, now: Timestamp) -> bool {
-        self.expire(now);
-        self.minutes.is_empty()
+        self.turn(now);
+        self.0.is_empty()
     }
 
-    /// Drops the minutes that ended more than an hour ago; returns the current one.
-    fn expire(&mut self, now: Timestamp) -> u64 {
+    /// Drops the minutes that have been over for an hour; returns the current one.
+    fn turn(&mut self, now: Timestamp) -> u64 {
         let minute = now.since_origin().as_secs() / 60;
-        while self.minutes.front().is_some_and(|(first, _)| first + 60 < minute) {
-            self.minutes.pop_front();
+        while self.0.front().is_some_and(|(first, _)| first + 60 < minute) {
+            self.0.pop_front();
         }
         minute
     }

@@ -86,14 +86,10 @@ impl Refusal {
 /// A link-local address is refused, because it is a different host on each link.
 pub(super) fn target(text: &str) -> Option<(BanTarget, IpNet)> {
     let network = parse_network(text).ok()?;
-    let is_one_link = match network.addr() {
-        IpAddr::V4(v4) => v4.is_link_local(),
-        IpAddr::V6(v6) => v6.is_unicast_link_local(),
-    };
     let target = BanTarget::of_prefix(network).ok().filter(|target| !matches!(target, BanTarget::Prefix(_)))?;
     let is_source = match target.element() {
-        IpAddr::V4(v4) => v4.octets().first().is_some_and(|first| (1..224).contains(first)),
-        IpAddr::V6(v6) => !v6.is_multicast() && !v6.is_unspecified(),
+        IpAddr::V4(v4) => v4.octets().first().is_some_and(|first| (1..224).contains(first)) && !v4.is_link_local(),
+        IpAddr::V6(v6) => !v6.is_multicast() && !v6.is_unspecified() && !v6.is_unicast_link_local(),
     };
-    (is_source && !is_one_link).then_some((target, target.network()))
+    is_source.then_some((target, target.network()))
 }

@@ -1,8 +1,9 @@
 //! Compares the kernel's bans at the start with those of the ledger. Pure.
 
 use std::collections::HashSet;
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
+use super::elements::Element;
 use crate::daemon::ban_recorder::lifted;
 use crate::engine::ActiveBan;
 use crate::ledger::{Author, BanRecord, Change};
@@ -25,12 +26,7 @@ const MASS_REMOVAL: usize = 256;
 /// an operator lifted the missing ones while the program was down, unless they are too many for that. All bans are
 /// restored if the kernel holds none, or if its sets are known to be `incomplete`: a start was interrupted while it
 /// restored bans, or all bans began after the start.
-pub(super) fn reconcile(
-    kernel: &[(BanTarget, Option<Duration>)],
-    remembered: &[ActiveBan],
-    incomplete: bool,
-    now: SystemTime,
-) -> Reconciled {
+pub(super) fn reconcile(kernel: &[Element], remembered: &[ActiveBan], incomplete: bool, now: SystemTime) -> Reconciled {
     let held: HashSet<BanTarget> = kernel.iter().map(|(target, _)| *target).collect();
     // After a reboot the kernel holds no ban, so none is compared.
     let sought = if kernel.is_empty() { &[] } else { remembered };

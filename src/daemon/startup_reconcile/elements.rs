@@ -8,6 +8,9 @@ use crate::engine::ActiveBan;
 use crate::ledger::{BanRecord, Ending, Entry, Recorder};
 use crate::types::BanTarget;
 
+/// An element of the kernel's sets with its remaining time; `None`: it has no end.
+pub(super) type Element = (BanTarget, Option<Duration>);
+
 /// Elements whose earlier bans are looked up in the ledger between two writes.
 const LOOKUP_BATCH: usize = 256;
 
@@ -19,7 +22,7 @@ const MAX_ATTEMPTS: u32 = 10;
 const RETRY_DELAY: Duration = Duration::from_millis(500);
 
 /// The kernel's elements with their remaining times. Sets that change faster than they can be read are read again.
-pub(super) fn read(remembered: &[ActiveBan]) -> Result<Vec<(BanTarget, Option<Duration>)>, BlockError> {
+pub(super) fn read(remembered: &[ActiveBan]) -> Result<Vec<Element>, BlockError> {
     let read_once = || {
         let mut nft = Nft::open()?;
         let mut elements = nft.elements()?;
@@ -31,16 +34,13 @@ pub(super) fn read(remembered: &[ActiveBan]) -> Result<Vec<(BanTarget, Option<Du
         }
         Ok(elements)
     };
-    let mut attempt = 1;
-    loop {
+    for _ in 1..MAX_ATTEMPTS {
         match read_once() {
-            Err(BlockError::System(_)) if attempt < MAX_ATTEMPTS => {
-                attempt += 1;
-                std::thread::sleep(RETRY_DELAY);
-            }
+            Err(BlockError::System(_)) => std::thread::sleep(RETRY_DELAY),
             done => return done,
         }
     }
+    read_once()
 }
 
 /// Returns those of `targets` whose elements were saved while an earlier ban was in force. Such an element has the whole

@@ -3,13 +3,13 @@
 
 use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 use tokio::sync::oneshot;
 
+use super::backends;
 use super::ban_recorder::{PastBans, Remembered};
 use super::error::DaemonError;
-use super::leftovers;
 use super::sensor_thread::SensorHandle;
 use crate::config::Config;
 use crate::enforce::ExemptPrefixes;
@@ -28,6 +28,7 @@ mod elements;
 mod slow_handover;
 
 use difference::reconcile;
+use elements::Element;
 
 /// Bans from before the start that the sensor adopts between two batches of packets.
 const ADOPTION_BATCH: usize = 256;
@@ -85,7 +86,7 @@ impl StartupReconcile {
     fn remove_leftovers(&self) {
         // Without a ledger only the old backend knows the bans. The sensor's start is the last check of the start.
         if self.recorder.is_some() && self.await_sensor() {
-            leftovers::remove(&self.config).into_iter().for_each(|kind| self.events.emit(kind));
+            backends::remove_leftovers(&self.config).into_iter().for_each(|kind| self.events.emit(kind));
         }
     }
 
@@ -224,11 +225,7 @@ impl StartupReconcile {
 
     /// Makes the sensor remove the elements that a file has loaded into the sets, except for bans of the ledger, which
     /// get their remaining times. Returns those bans.
-    fn review_loaded(
-        &self,
-        elements: Vec<(BanTarget, Option<Duration>)>,
-        remembered: &[ActiveBan],
-    ) -> Vec<(BanTarget, Option<Duration>)> {
+    fn review_loaded(&self, elements: Vec<Element>, remembered: &[ActiveBan]) -> Vec<Element> {
         self.send_in_batches(remembered, ADOPTION_BATCH, SensorCommand::Adopt);
         let targets: Vec<BanTarget> = elements.iter().map(|(target, _)| *target).collect();
         self.send_in_batches(&targets, RESTORE_BATCH, |targets| {
@@ -242,11 +239,7 @@ impl StartupReconcile {
     /// Makes the sensor remove the elements that a saved ruleset or set has added to the daemon's own table, as
     /// [`StartupReconcile::review_loaded`] does. Elements that the ledger has never seen stay, because an operator may
     /// have added them while the daemon was down. Returns the elements that stay.
-    fn review_merged(
-        &mut self,
-        elements: Vec<(BanTarget, Option<Duration>)>,
-        remembered: &[ActiveBan],
-    ) -> Vec<(BanTarget, Option<Duration>)> {
+    fn review_merged(&mut self, elements: Vec<Element>, remembered: &[ActiveBan]) -> Vec<Element> {
         let known: HashSet<BanTarget> = remembered.iter().map(|ban| ban.target).collect();
         let unknown = elements.iter().map(|(target, _)| *target).filter(|target| !known.contains(target));
         let mut saved = match (&mut self.nft, &self.recorder) {
@@ -269,7 +262,7 @@ impl StartupReconcile {
     }
 
     /// Replaces elements with host bits that were added while the daemon was down, and match no packet.
-    fn mask(&self, elements: Vec<(BanTarget, Option<Duration>)>) -> Vec<(BanTarget, Option<Duration>)> {
+    fn mask(&self, elements: Vec<Element>) -> Vec<Element> {
         let (wrong, mut right): (Vec<_>, Vec<_>) =
             elements.into_iter().partition(|(target, _)| *target != target.masked());
         if wrong.is_empty() {

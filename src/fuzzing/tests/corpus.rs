@@ -12,7 +12,7 @@ const PLACES: usize = 400;
 const PLACES_OF_SLOW: usize = 60;
 const SLOW: [&str; 2] = ["import", "ledger"];
 
-fn folder(target: &str) -> PathBuf {
+pub(super) fn folder(target: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus").join(target)
 }
 

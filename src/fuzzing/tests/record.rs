@@ -5,7 +5,6 @@
 
 use std::fs;
 use std::net::TcpListener;
-use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, UNIX_EPOCH};
 
@@ -21,15 +20,15 @@ use netlink_sys::protocols::{NETLINK_NETFILTER, NETLINK_ROUTE, NETLINK_SOCK_DIAG
 use netlink_sys::{Socket, SocketAddr};
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
 
+use super::corpus::folder;
 use crate::netlink::nft::{self, Batch, RulesetSpec};
 use crate::netlink::socket;
 use crate::types::{BanTarget, Expiry, Rate};
 
 /// Writes datagrams into the corpus of a target.
 fn keep(target: &str, name: &str, datagrams: impl IntoIterator<Item = Vec<u8>>) {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus").join(target);
     for (number, bytes) in datagrams.into_iter().filter(|bytes| !bytes.is_empty()).enumerate() {
-        fs::write(folder.join(format!("{name}_{number}")), bytes).unwrap();
+        fs::write(folder(target).join(format!("{name}_{number}")), bytes).unwrap();
     }
 }
 

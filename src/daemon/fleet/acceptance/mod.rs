@@ -61,7 +61,7 @@ pub(super) struct Entry {
 }
 
 pub(super) struct Acceptance {
-    /// Existing bans stay until their end if the rules change.
+    /// Other rules apply to later reports; existing bans stay until their end.
     pub(super) rules: FleetAccept,
     /// Name of this host.
     own: String,

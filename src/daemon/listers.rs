@@ -1,5 +1,6 @@
-//! Lists sockets on a separate thread, so that neither the event loop nor the start waits for the kernel. Any local
-//! user can make a list take seconds by opening many sockets on one port.
+//! Lists addresses and sockets on separate threads, so that neither the event loop nor the start waits for the kernel. A
+//! host on the link can make a list of routes take seconds by flooding router advertisements, and any local user a list of
+//! sockets by opening many on one port.
 
 use std::io;
 use std::thread;
@@ -7,9 +8,55 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc::{Receiver, Sender, channel};
 
+use crate::host::network::{HostError, Reader, Reading};
+use crate::host::resolv_conf::ResolverFiles;
 use crate::netlink::conntrack::Conntrack;
 use crate::netlink::sock_diag::{Connection, Listener, MAX_DUMP, SockDiag, SockDiagError, TABLES};
 use crate::panic_guard;
+
+/// Reads addresses, routes and links.
+pub(super) struct NetworkLister {
+    requests: Sender<()>,
+    readings: Receiver<Result<Reading, HostError>>,
+}
+
+impl NetworkLister {
+    /// Starts the thread, in the network namespace of the caller.
+    ///
+    /// # Errors
+    /// The thread or its runtime cannot be created.
+    pub(super) fn start() -> io::Result<Self> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let (requests, mut requested) = channel(1);
+        let (found, readings) = channel(1);
+        let mut reader = Reader::default();
+        let work = move || {
+            while requested.blocking_recv().is_some() {
+                let reading = runtime.block_on(reader.read(&ResolverFiles::default()));
+                if found.blocking_send(reading).is_err() {
+                    return;
+                }
+            }
+        };
+        thread::Builder::new().name("network".to_owned()).spawn(|| panic_guard::restart_on_panic(work))?;
+        Ok(Self { requests, readings })
+    }
+
+    /// Requests a reading. If one is under way, another follows, because the first may have missed the change.
+    pub(super) fn request(&self) {
+        // A full queue holds a request already.
+        let _ = self.requests.try_send(());
+    }
+
+    /// Waits for the next reading. Cancel safe.
+    pub(super) async fn next(&mut self) -> Result<Reading, HostError> {
+        match self.readings.recv().await {
+            Some(reading) => reading,
+            // The thread ends only when this receiver is dropped.
+            None => std::future::pending().await,
+        }
+    }
+}
 
 /// Minimum interval between two listings of listeners. If a service starts in between, the exact look-up finds it
 /// before its clients are judged.
