@@ -81,10 +81,10 @@ impl Engine {
         let response = self.response_to(observation.protocol, observation.class);
         let key = if response == Response::Block { known } else { self.key_of(target, response) };
         if response != Response::Block
-            && let Some((slot, standing)) = self.bans.table.get(key, now.tick())
+            && let Some(slot) = self.bans.table.get(key, now.tick())
         {
             let source = (observation.source, Some(observation.protocol));
-            return Verdict::Repeated(self.repeat(now, slot, standing, source, (target, response)));
+            return Verdict::Repeated(self.repeat(now, slot, source, (target, response)));
         }
         let port = evidence_port(observation);
         let evidence = Evidence::new(now.tick(), observation.protocol, port, observation.class);

@@ -174,6 +174,11 @@ impl Brief {
     pub(super) fn key(self) -> Key {
         Key([self.bits, self.tag.into()])
     }
+
+    /// True if the response is to block.
+    pub(super) fn blocks(self) -> bool {
+        self.tag >> RESPONSE_SHIFT & 3 == Response::Block as u16
+    }
 }
 
 /// Tags of keys that count a part of the packets. The upper 32 bits distinguish destinations.
