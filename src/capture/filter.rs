@@ -170,6 +170,7 @@ mod tests {
     use pcap::{BpfProgram, Capture, Linktype};
 
     use super::*;
+    use crate::wire::fixtures::{honest_ipv6, ipv4_packet};
 
     fn compiled(wanted: &Wanted) -> BpfProgram {
         Capture::dead(Linktype(276)).unwrap().compile(&wanted.to_filter(), true).unwrap()
@@ -196,18 +197,13 @@ mod tests {
 
     /// A TCP segment in an incoming cooked frame, over either family.
     fn frame(v6: bool, port: u16, flags: u8) -> Vec<u8> {
-        let ethertype: [u8; 2] = if v6 { [0x86, 0xdd] } else { [0x08, 0x00] };
-        let mut frame = [&ethertype[..], &[0, 0, 0, 0, 0, 2, 0, 1, 0, 6], &[0; 8]].concat();
-        if v6 {
-            frame.extend([0x60, 0, 0, 0, 0, 20, 6, 64]);
-            frame.extend([0xfd; 32]);
-        } else {
-            frame.extend([0x45, 0, 0, 40, 0, 0, 0, 0, 64, 6, 0, 0, 10, 0, 0, 1, 10, 0, 0, 2]);
-        }
-        frame.extend([0x9d, 0xd4]);
-        frame.extend(port.to_be_bytes());
-        frame.extend([0, 0, 0, 0, 0, 0, 0, 0, 0x50, flags, 0, 0, 0, 0, 0, 0]);
-        frame
+        let [high, low] = port.to_be_bytes();
+        let segment = [0x9d, 0xd4, high, low, 0, 0, 0, 0, 0, 0, 0, 0, 0x50, flags, 0, 0, 0, 0, 0, 0];
+        let (kind, packet) = match v6 {
+            true => ([0x86, 0xdd], honest_ipv6(6, &segment)),
+            false => ([0x08, 0x00], ipv4_packet(6, 0, 20, &segment)),
+        };
+        [&kind[..], &[0, 0, 0, 0, 0, 2, 0, 1, 0, 6], &[0; 8], &packet].concat()
     }
 
     #[test]

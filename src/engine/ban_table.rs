@@ -20,6 +20,12 @@ pub enum Standing {
     Logged,
 }
 
+impl From<Response> for Standing {
+    fn from(response: Response) -> Self {
+        if response == Response::Block { Self::Blocked } else { Self::Logged }
+    }
+}
+
 /// A ban that the kernel should enforce now. `length` and `left` together restore it exactly.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ActiveBan {
@@ -73,7 +79,6 @@ struct BanEntry {
     next: Tick,
     /// Time of the last check in the kernel.
     verified: Tick,
-    standing: Standing,
     grade: Option<Grade>,
 }
 
@@ -85,7 +90,6 @@ impl Row for BanEntry {
         hits: 0,
         next: Tick(0),
         verified: Tick(0),
-        standing: Standing::Logged,
         grade: None,
     };
 
@@ -103,11 +107,16 @@ const _: () = assert!(size_of::<BanEntry>() == 32);
 impl BanEntry {
     /// The ban, if this entry is a ban in force at `now`.
     fn ban(&self, now: Tick) -> Option<ActiveBan> {
-        if self.standing != Standing::Blocked || self.until <= now {
+        if !self.is_ban(now) {
             return None;
         }
         let length = Some(self.length).filter(|length| *length != Tick(0)).map(Tick::duration);
         Some(ActiveBan { target: self.key().target()?, length, grade: self.grade, left: self.left(now) })
+    }
+
+    /// True for a ban in force at `now`.
+    fn is_ban(&self, now: Tick) -> bool {
+        self.key.blocks() && self.until > now
     }
 
     fn left(&self, now: Tick) -> Expiry {
@@ -167,7 +176,7 @@ impl BanTable {
 
     /// Records that the source of `key` is only logged, from `now` on for `expiry`.
     pub(super) fn log_only(&mut self, key: Hashed, expiry: Expiry, now: Tick) {
-        self.insert(key, (Standing::Logged, None), expiry, Tick(0), now);
+        self.insert(key, None, expiry, Tick(0), now);
     }
 
     /// Adds `ban` for `key`, in force from `now` on.
@@ -177,27 +186,20 @@ impl BanTable {
             (Some(length), Expiry::After(left)) => Tick::ticks(length.max(left)),
             _ => Tick(0),
         };
-        self.insert(key, (Standing::Blocked, ban.grade), ban.left, length, now);
+        self.insert(key, ban.grade, ban.left, length, now);
     }
 
     /// Entries are evicted only from a full table: expired and log-only ones first. A ban in force is evicted only if
     /// all inspected rows are bans in force; the one that ends soonest goes first. Such a ban stays in the kernel, but
     /// is not restored after a flush, and its source is judged again.
-    fn insert(
-        &mut self,
-        key: Hashed,
-        (standing, grade): (Standing, Option<Grade>),
-        expiry: Expiry,
-        length: Tick,
-        now: Tick,
-    ) {
+    fn insert(&mut self, key: Hashed, grade: Option<Grade>, expiry: Expiry, length: Tick, now: Tick) {
         self.expire(now);
         self.count_off(key);
-        let stands = |row: &BanEntry| row.standing == Standing::Blocked && row.until > now;
-        let (Ok(slot) | Err(Claim { slot, .. })) = self.entries.claim_beside(key, |row| row.until.0, stands);
+        let claim = self.entries.claim_beside(key, |row| row.until.0, |row| row.is_ban(now));
+        let (Ok(slot) | Err(Claim { slot, .. })) = claim;
         if let Some(row) = self.entries.get_mut(slot) {
             let (until, next) = (now.end(expiry), now.plus(Tick::ticks(FIRST_SUMMARY)));
-            *row = BanEntry { key: row.key, until, length, hits: 0, next, verified: now, standing, grade };
+            *row = BanEntry { key: row.key, until, length, hits: 0, next, verified: now, grade };
             if grade == Some(Grade::Forgeable) {
                 self.forgeable += 1;
                 self.note_end(until, key.key);
@@ -249,12 +251,11 @@ impl BanTable {
         self.ends.push(Reverse((until, key)));
     }
 
-    /// The slot of `key` and the decision about it, if in force at `now`.
+    /// The slot of `key`, if a decision about it is in force at `now`.
     #[inline]
-    pub(super) fn get(&self, key: Hashed, now: Tick) -> Option<(usize, Standing)> {
+    pub(super) fn get(&self, key: Hashed, now: Tick) -> Option<usize> {
         let slot = self.entries.find(key)?;
-        let row = self.entries.get(slot)?;
-        (row.until > now).then_some((slot, row.standing))
+        (self.entries.get(slot)?.until > now).then_some(slot)
     }
 
     /// Counts one more packet of the source in `slot`. Returns the number of packets since the last summary, if a
@@ -262,7 +263,6 @@ impl BanTable {
     pub(super) fn repeat(
         &mut self,
         slot: usize,
-        standing: Standing,
         (target, response, protocol): (BanTarget, Response, Option<Protocol>),
         now: Tick,
     ) -> (Option<u32>, bool) {
@@ -275,7 +275,7 @@ impl BanTable {
         } else if row.hits == 1 && self.pending.len() < MAX_PENDING {
             self.pending.push(Reverse(Pending { at: row.next, target, response, protocol }));
         }
-        let verify = standing == Standing::Blocked && now.since(row.verified) >= Tick::ticks(VERIFY);
+        let verify = response == Response::Block && now.since(row.verified) >= Tick::ticks(VERIFY);
         if verify {
             row.verified = now;
         }
@@ -293,7 +293,7 @@ impl BanTable {
             let Some(row) = self.entries.row_mut(key) else { continue };
             if row.hits > 0 && now >= row.next {
                 row.next = now.plus(Tick::ticks(SUMMARY));
-                return Some((target, row.standing, protocol, std::mem::replace(&mut row.hits, 0)));
+                return Some((target, response.into(), protocol, std::mem::replace(&mut row.hits, 0)));
             }
         }
         None
@@ -312,8 +312,7 @@ impl BanTable {
     /// The number of bans in force at `now`; for a large table the number at an earlier time in the same tick.
     pub(super) fn count(&mut self, now: Tick) -> usize {
         if self.entries.begun() <= COUNTED || self.counted.0 != now {
-            let is_ban = |row: &&BanEntry| row.standing == Standing::Blocked && row.until > now;
-            self.counted = (now, self.entries.iter().filter(is_ban).count());
+            self.counted = (now, self.entries.iter().filter(|row| row.is_ban(now)).count());
         }
         self.counted.1
     }

@@ -4,7 +4,7 @@
 use std::net::IpAddr;
 use std::time::Duration;
 
-use super::ban_table::{ActiveBan, BanTable, SUMMARY, Standing};
+use super::ban_table::{ActiveBan, BanTable, SUMMARY};
 use super::ceiling::{BanRequest, Ceilings, Room};
 use super::expiry_jitter::ExpiryJitter;
 use super::key::{HashKey, Hashed, Key, Response};
@@ -63,13 +63,11 @@ impl Bans {
         self.table.ban_of(self.key_of(target), now)
     }
 
-    /// The blocked network that contains `source`. Cold, so that hosts without prefix bans pay nothing for it.
+    /// The blocked network that contains `source`, and the slot of its ban. Cold, so that hosts without prefix bans pay nothing for it.
     #[cold]
-    pub(super) fn around(&self, source: IpAddr, now: Tick) -> Option<(BanTarget, usize, Standing)> {
-        self.prefixes.around(source).map(BanTarget::Prefix).find_map(|network| {
-            let (slot, standing) = self.table.get(self.key_of(network), now)?;
-            Some((network, slot, standing))
-        })
+    pub(super) fn around(&self, source: IpAddr, now: Tick) -> Option<(BanTarget, usize)> {
+        let mut networks = self.prefixes.around(source).map(BanTarget::Prefix);
+        networks.find_map(|network| Some((network, self.table.get(self.key_of(network), now)?)))
     }
 
     /// Number of bans that count against `target`, including the current one.

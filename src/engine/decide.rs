@@ -81,10 +81,10 @@ impl Engine {
         let response = self.response_to(observation.protocol, observation.class);
         let key = if response == Response::Block { known } else { self.key_of(target, response) };
         if response != Response::Block
-            && let Some((slot, standing)) = self.bans.table.get(key, now.tick())
+            && let Some(slot) = self.bans.table.get(key, now.tick())
         {
             let source = (observation.source, Some(observation.protocol));
-            return Verdict::Repeated(self.repeat(now, slot, standing, source, (target, response)));
+            return Verdict::Repeated(self.repeat(now, slot, source, (target, response)));
         }
         let port = evidence_port(observation);
         let evidence = Evidence::new(now.tick(), observation.protocol, port, observation.class);
@@ -134,7 +134,7 @@ impl Engine {
                 if self.is_used(now, observation, (observation.protocol, observation.port), lookup) {
                     return Verdict::Ignored(IgnoreReason::Open);
                 }
-                return self.impose_ban_for(now, response, held, (counted.slot, SWEPT_PAIRS), first, probe(), host);
+                return self.impose_ban_for(now, held, (counted.slot, SWEPT_PAIRS), first, probe(), host);
             }
             if counted.fresh
                 && let Some(sweep) = self.distributed_scans.observe(known.hash, port, now.tick())
@@ -150,7 +150,7 @@ impl Engine {
             }
             return Verdict::Probe(probe());
         }
-        self.impose_ban_for(now, response, held, (counted.slot, counted.distinct), counted.first, probe(), host)
+        self.impose_ban_for(now, held, (counted.slot, counted.distinct), counted.first, probe(), host)
     }
 
     fn is_enough(&self, now: Timestamp, target: BanTarget, counted: &ProbeCount, host: &Host) -> bool {
@@ -221,17 +221,16 @@ impl Engine {
     }
 
     /// Bans the source of `probe` for the evidence in `slot`, which is stored under `key`, if the ceilings have room.
-    #[expect(clippy::too_many_arguments, reason = "the callers hold these values separately")]
     pub(super) fn impose_ban_for(
         &mut self,
         now: Timestamp,
-        response: Response,
         key: Hashed,
         (slot, distinct): (usize, u8),
         first: Tick,
         probe: Probe,
         host: &Host,
     ) -> Verdict {
+        let response = self.response_to(probe.observation.protocol, probe.observation.class);
         let room = self.room(now, response, (slot, distinct));
         if room == Room::Withheld {
             let pace = self.sources.pace(slot, now.tick());

@@ -4,7 +4,7 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use super::key::Response;
-use super::{Engine, Grade, Host, Ports, Protection, Standing};
+use super::{Engine, Grade, Host, Ports, Protection};
 use crate::types::{BanTarget, Expiry, Timestamp};
 
 /// State of one address.
@@ -70,9 +70,9 @@ impl Engine {
     pub fn explain(&self, now: Timestamp, address: IpAddr, link: Option<u32>, host: &Host) -> Explanation {
         let now = self.latest.max(now);
         let target = self.explained(now, address, link, host);
-        let standing = |response, wanted| {
-            let (slot, standing) = self.bans.table.get(self.key_of(target, response), now.tick())?;
-            (standing == wanted).then(|| self.bans.table.left(slot, now.tick()))
+        let left = |response| {
+            let slot = self.bans.table.get(self.key_of(target, response), now.tick())?;
+            Some(self.bans.table.left(slot, now.tick()))
         };
         let suspicion = |response| {
             let held = self.sources.held(self.key_of(target, response), now.tick())?;
@@ -85,16 +85,15 @@ impl Engine {
                 ports: self.ports_in(held.slot),
             })
         };
-        let blocked = standing(Response::Block, Standing::Blocked);
-        let network = blocked.is_none().then(|| self.bans.around(address, now.tick())).flatten();
-        let around = network.filter(|(.., standing)| *standing == Standing::Blocked);
+        let blocked = left(Response::Block);
+        let around = blocked.is_none().then(|| self.bans.around(address, now.tick())).flatten();
         Explanation {
             target,
             protection: host.protection(address, target),
-            blocked: blocked.or_else(|| around.map(|(_, slot, _)| self.bans.table.left(slot, now.tick()))),
-            grade: self.standing_of(now, around.map_or(target, |(network, ..)| network)).and_then(|ban| ban.grade),
-            network: around.map(|(network, ..)| network),
-            logged: standing(Response::Log, Standing::Logged).or_else(|| standing(Response::Tell, Standing::Logged)),
+            blocked: blocked.or_else(|| around.map(|(_, slot)| self.bans.table.left(slot, now.tick()))),
+            grade: self.standing_of(now, around.map_or(target, |(network, _)| network)).and_then(|ban| ban.grade),
+            network: around.map(|(network, _)| network),
+            logged: left(Response::Log).or_else(|| left(Response::Tell)),
             strikes: self.bans.strikes_of(target, now.tick()),
             connected: self.known_peers.since(target).is_some(),
             suspicions: [Response::Block, Response::Log, Response::Tell].map(suspicion),

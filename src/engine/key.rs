@@ -52,10 +52,7 @@ impl Key {
             BanTarget::V4(v4) => (4, u64::from(v4.to_bits())),
             BanTarget::V6(v6) => {
                 let [high, low] = halves(v6.to_bits());
-                match shared64::number(v6) {
-                    Some(number) => (SHARED + u64::from(number), low),
-                    None => (6, high),
-                }
+                shared64::number(v6).map_or((6, high), |number| (SHARED + u64::from(number), low))
             }
             BanTarget::Prefix(wide) => {
                 let bits = match wide.network().addr() {
@@ -65,7 +62,7 @@ impl Key {
                         high
                     }
                 };
-                (NETWORK | u64::from(wide.prefix_len()), bits)
+                (NETWORK | u64::from(wide.network().prefix_len()), bits)
             }
             BanTarget::Link { address, interface } => {
                 let [_, low] = halves(address.to_bits());
@@ -176,6 +173,11 @@ impl Brief {
     #[inline]
     pub(super) fn key(self) -> Key {
         Key([self.bits, self.tag.into()])
+    }
+
+    /// True if the response is to block.
+    pub(super) fn blocks(self) -> bool {
+        self.tag >> RESPONSE_SHIFT & 3 == Response::Block as u16
     }
 }
 

@@ -176,9 +176,9 @@ impl Engine {
         let interface = bridge.unwrap_or(packet.interface);
         let target = host.target(packet.source, interface);
         let known = self.key_of(target, Response::Block);
-        if let Some((target, slot, standing)) = self.recognise(now, packet.source, (target, known), host) {
+        if let Some((target, slot)) = self.recognise(now, packet.source, (target, known), host) {
             let source = (packet.source, protocol_of(&packet.transport));
-            return Verdict::Repeated(self.repeat(now, slot, standing, source, (target, Response::Block)));
+            return Verdict::Repeated(self.repeat(now, slot, source, (target, Response::Block)));
         }
         // Used in place: a copy could only begin when all its fields have been stored.
         let mut observed = Observation::from_packet(packet);
@@ -213,9 +213,9 @@ impl Engine {
         self.forgiven.clear();
         let target = host.target(observation.source, observation.interface);
         let known = self.key_of(target, Response::Block);
-        if let Some((target, slot, standing)) = self.recognise(now, observation.source, (target, known), host) {
+        if let Some((target, slot)) = self.recognise(now, observation.source, (target, known), host) {
             let source = (observation.source, Some(observation.protocol));
-            return Verdict::Repeated(self.repeat(now, slot, standing, source, (target, Response::Block)));
+            return Verdict::Repeated(self.repeat(now, slot, source, (target, Response::Block)));
         }
         if !is_unicast(observation.destination) || !host.local.contains(observation.destination) {
             return Verdict::Ignored(IgnoreReason::NotUnicast);
@@ -268,8 +268,7 @@ impl Engine {
 
     /// True if `target` is recognised as blocked.
     pub fn is_blocked(&self, now: Timestamp, target: BanTarget) -> bool {
-        let standing = self.bans.table.get(self.key_of(target, Response::Block), self.latest.max(now).tick());
-        standing.is_some_and(|(_, standing)| standing == Standing::Blocked)
+        self.bans.table.get(self.key_of(target, Response::Block), self.latest.max(now).tick()).is_some()
     }
 
     /// True if a ban of a network that contains `address` is in force.
@@ -449,8 +448,8 @@ impl Engine {
         }
     }
 
-    /// Returns the standing verdict on `source`, whose packets count against `target`, unless the kernel's allow-list
-    /// accepts them.
+    /// Returns the target and the slot of the ban of `source`, whose packets count against `target`, unless the kernel's
+    /// allow-list accepts them.
     #[inline]
     fn recognise(
         &mut self,
@@ -458,9 +457,9 @@ impl Engine {
         source: IpAddr,
         (target, known): (BanTarget, Hashed),
         host: &Host,
-    ) -> Option<(BanTarget, usize, Standing)> {
+    ) -> Option<(BanTarget, usize)> {
         let found = match self.bans.table.get(known, now.tick()) {
-            Some((slot, standing)) => (target, slot, standing),
+            Some(slot) => (target, slot),
             None if matches!(target, BanTarget::Link { .. }) => self.recognise_neighbour(now, source, target)?,
             None if self.bans.prefixes.are_free(now.tick()) => return None,
             None => self.bans.around(source, now.tick())?,
@@ -470,29 +469,23 @@ impl Engine {
 
     /// A ban by an operator has no link.
     #[cold]
-    fn recognise_neighbour(
-        &self,
-        now: Timestamp,
-        source: IpAddr,
-        target: BanTarget,
-    ) -> Option<(BanTarget, usize, Standing)> {
+    fn recognise_neighbour(&self, now: Timestamp, source: IpAddr, target: BanTarget) -> Option<(BanTarget, usize)> {
         let every_link = target.on_every_link();
         let held = self.bans.table.get(self.key_of(every_link, Response::Block), now.tick());
-        held.map(|(slot, standing)| (every_link, slot, standing)).or_else(|| self.bans.around(source, now.tick()))
+        held.map(|slot| (every_link, slot)).or_else(|| self.bans.around(source, now.tick()))
     }
 
     fn repeat(
         &mut self,
         now: Timestamp,
         slot: usize,
-        standing: Standing,
         (source, protocol): (IpAddr, Option<Protocol>),
         (target, response): (BanTarget, Response),
     ) -> Repeated {
         self.counters.repeated += 1;
-        let (report, verify) = self.bans.table.repeat(slot, standing, (target, response, protocol), now.tick());
+        let (report, verify) = self.bans.table.repeat(slot, (target, response, protocol), now.tick());
         let verify = verify && self.verifications.try_take(now);
-        Repeated { source, target, standing, protocol, report, verify }
+        Repeated { source, target, standing: response.into(), protocol, report, verify }
     }
 
     /// The response for which a probe of this class counts. Linux answers ACK and FIN/ACK segments identically on open and

@@ -35,11 +35,10 @@ pub struct Observation {
 pub(super) fn protocol_of(transport: &Transport) -> Option<Protocol> {
     match transport {
         Transport::Tcp { .. } | Transport::TinyFragment { .. } | Transport::OverlappingFragment => Some(Protocol::Tcp),
-        Transport::Udp { .. } => Some(Protocol::Udp),
+        Transport::LaterFragment { protocol: 6 } => Some(Protocol::Tcp),
+        Transport::Udp { .. } | Transport::LaterFragment { protocol: 17 } => Some(Protocol::Udp),
         Transport::Sctp { .. } => Some(Protocol::Sctp),
         Transport::Icmp { .. } => Some(Protocol::Icmp),
-        Transport::LaterFragment { protocol: 6 } => Some(Protocol::Tcp),
-        Transport::LaterFragment { protocol: 17 } => Some(Protocol::Udp),
         Transport::HiddenHeader | Transport::LaterFragment { .. } | Transport::Other { .. } => None,
     }
 }

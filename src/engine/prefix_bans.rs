@@ -118,7 +118,7 @@ impl PrefixBans {
             BanTarget::V4(_) => Some(widest).filter(|_| numbers().count() >= NEIGHBOURS).filter(may),
             _ => {
                 let slash_56 = |number: u16| number >> 8;
-                let whole = widest.prefix_len() == 48 && numbers().count() >= NEIGHBOURS_48;
+                let whole = widest.network().prefix_len() == 48 && numbers().count() >= NEIGHBOURS_48;
                 let near = numbers().filter(|number| slash_56(*number) == slash_56(own)).count() >= NEIGHBOURS;
                 let household = || Prefix::containing(target.element(), 56).filter(|_| near);
                 Some(widest).filter(|_| whole).filter(may).or_else(|| household().filter(may))
@@ -135,7 +135,7 @@ impl PrefixBans {
         if self.are_free(now) {
             self.lengths = 0;
         }
-        self.lengths |= 1 << network.prefix_len();
+        self.lengths |= 1 << network.network().prefix_len();
         self.until = self.until.max(until);
     }
 

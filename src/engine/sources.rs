@@ -32,10 +32,8 @@ impl Evidence {
     }
 
     pub(super) fn port(self) -> u16 {
-        #[expect(clippy::cast_possible_truncation, reason = "bits 16 to 31 are the port")]
-        {
-            (self.0 >> 16) as u16
-        }
+        let [_, _, low, high, ..] = self.0.to_le_bytes();
+        u16::from_le_bytes([low, high])
     }
 
     pub(super) fn protocol(self) -> Option<Protocol> {

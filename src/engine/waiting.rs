@@ -183,7 +183,7 @@ impl Engine {
             return None;
         }
         let probe = Probe { observation, target, distinct: held.distinct, probes: held.probes, fresh: false };
-        let verdict = self.impose_ban_for(now, response, key, (held.slot, held.distinct), held.first, probe, host);
+        let verdict = self.impose_ban_for(now, key, (held.slot, held.distinct), held.first, probe, host);
         // Above the ceilings the source is judged again at its next probes.
         (!matches!(verdict, Verdict::Probe(_))).then_some(verdict)
     }

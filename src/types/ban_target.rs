@@ -33,11 +33,6 @@ impl Prefix {
     pub const fn network(self) -> IpNet {
         self.0
     }
-
-    /// Prefix length in bits.
-    pub fn prefix_len(self) -> u8 {
-        self.0.prefix_len()
-    }
 }
 
 /// The unit by which the engine counts and the kernel blocks: one IPv4 address, or an IPv6 /64. One customer holds a
@@ -174,7 +169,7 @@ impl BanTarget {
             // the kernel.
             Self::V6(v6) if !is_first(v6) || shared64::number(v6).is_some() => 128,
             Self::V6(_) => 64,
-            Self::Prefix(wide) => wide.prefix_len(),
+            Self::Prefix(wide) => wide.network().prefix_len(),
             Self::Link { .. } => 128,
         }
     }

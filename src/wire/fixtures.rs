@@ -38,3 +38,22 @@ pub(crate) fn hex(text: &str) -> Vec<u8> {
     assert!(digits.len().is_multiple_of(2), "{text} has an odd number of digits");
     digits.chunks(2).map(|pair| u8::try_from(pair[0] * 16 + pair[1]).unwrap()).collect()
 }
+
+/// A bare IPv4 packet from 192.0.2.1 to 192.0.2.2 whose header claims `claimed` bytes after it.
+pub(crate) fn ipv4_packet(protocol: u8, fragment: u16, claimed: u16, payload: &[u8]) -> Vec<u8> {
+    let [l0, l1] = (claimed + 20).to_be_bytes();
+    let [f0, f1] = fragment.to_be_bytes();
+    [&[0x45, 0, l0, l1, 0, 7, f0, f1, 64, protocol, 0, 0, 192, 0, 2, 1, 192, 0, 2, 2][..], payload].concat()
+}
+
+/// A bare IPv6 packet from 2001:db8::1 to 2001:db8::2 whose header claims `claimed` bytes after it.
+pub(crate) fn ipv6_packet(next: u8, claimed: u16, payload: &[u8]) -> Vec<u8> {
+    let [l0, l1] = claimed.to_be_bytes();
+    let addresses = hex("20010db8000000000000000000000001 20010db8000000000000000000000002");
+    [&[0x60, 0, 0, 0, l0, l1, next, 64][..], &addresses, payload].concat()
+}
+
+/// An IPv6 packet whose header claims the actual length.
+pub(crate) fn honest_ipv6(next: u8, payload: &[u8]) -> Vec<u8> {
+    ipv6_packet(next, u16::try_from(payload.len()).unwrap(), payload)
+}

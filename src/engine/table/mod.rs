@@ -162,11 +162,6 @@ impl<R: Row> Table<R> {
         table
     }
 
-    /// Maximum number of entries.
-    pub(super) fn slots(&self) -> usize {
-        self.slots
-    }
-
     /// Current number of entries.
     pub(super) fn used(&self) -> usize {
         self.used
@@ -191,7 +186,7 @@ impl<R: Row> Table<R> {
         }
         let ahead = (AHEAD / size_of::<R>().max(1)).max(1);
         if self.rows.len() - self.begun < ahead / 2 {
-            let rows = (self.begun + ahead).min(self.slots());
+            let rows = (self.begun + ahead).min(self.slots);
             self.rows.resize(rows.max(self.rows.len()), R::EMPTY);
         }
     }

@@ -46,7 +46,7 @@ fn full_table_evicts_least_valuable_entry() {
     let Err(claim) = table.claim(key(9), |occupant| occupant.row.1.into()) else { panic!("9 is new") };
     assert!(claim.evicted);
     assert_eq!(found(&table, 12), (2..=9).collect::<Vec<_>>(), "1 was the least valuable");
-    assert_eq!((table.used(), table.begun(), table.slots()), (8, 8, 8));
+    assert_eq!((table.used(), table.begun(), table.slots), (8, 8, 8));
     assert_eq!(table.get(claim.slot).unwrap().1, 0, "a new entry does not inherit the data of another");
 }
 
@@ -131,7 +131,7 @@ fn growing_index_loses_no_entry() {
         let all = || same_bucket.iter().chain(&others);
         assert!(all().all(|n| table.row(key(*n)).is_some_and(|row| row.1 == *n)));
         assert_eq!((table.index.len(), table.index.capacity()), (start * 64, room));
-        assert_eq!((table.used(), table.slots()), (40_020, start * 64 * WAYS));
+        assert_eq!((table.used(), table.slots), (40_020, start * 64 * WAYS));
         all().for_each(|n| assert!(table.remove(key(*n)).is_some()));
         assert_eq!((table.used(), table.strays), (0, 0));
     }
@@ -200,7 +200,7 @@ fn filled(entries: u32, worth: impl Fn(u32) -> u32) -> Table<Noted> {
         assert!(!claim.evicted, "{n}");
         table.get_mut(claim.slot).unwrap().1 = worth(n);
     }
-    assert_eq!((table.used(), table.slots()), (entries as usize, entries as usize));
+    assert_eq!((table.used(), table.slots), (entries as usize, entries as usize));
     table
 }
 
@@ -235,8 +235,8 @@ fn largest_table_distinguishes_its_rows() {
     // Only the index: most of the rows are never touched.
     let table = table(1 << 24);
     assert_eq!((table.number_bits, table.tag(u64::MAX)), (25, 0xe000_0000));
-    assert_eq!((table.slots(), table.begun()), (1 << 24, 0));
-    assert_eq!(table.slot_at(u32::try_from(table.slots()).unwrap() | 0xfe00_0000), Some(table.slots() - 1));
+    assert_eq!((table.slots, table.begun()), (1 << 24, 0));
+    assert_eq!(table.slot_at(u32::try_from(table.slots).unwrap() | 0xfe00_0000), Some(table.slots - 1));
     assert_eq!(table.slot_at(0xfe00_0000), None);
 }
 
@@ -342,7 +342,7 @@ proptest! {
             table.inspected.set(0);
             let _ = table.find(key);
             prop_assert!(table.inspected.get() <= MAX_INSPECTED, "{}", table.inspected.get());
-            prop_assert!(table.used() <= table.slots());
+            prop_assert!(table.used() <= table.slots);
         }
     }
 }

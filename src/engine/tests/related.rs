@@ -1,10 +1,9 @@
 //! Tests clients that try related ports of one service, and scanners that exploit this rule.
 
 use super::scene::Gist::{Block, Probe};
-use super::scene::{SCANNER, Scene};
-use crate::types::{BanTarget, Protocol};
+use super::scene::{CLIENT, SCANNER, Scene, target};
+use crate::types::Protocol;
 
-const CLIENT: &str = "203.0.113.9";
 const GUESSED: [u16; 5] = [143, 995, 110, 587, 25];
 
 fn mail_server() -> Scene {
@@ -68,8 +67,8 @@ fn unserved_groups_alone_count_as_one() {
     let mut scene = Scene::new();
     assert_eq!(scene.syns(CLIENT, GUESSED), Probe(5), "a mail program that guesses at a host without mail");
     assert_eq!(scene.syn(CLIENT, 515), Probe(6), "a printer driver behind the same address");
-    let target = BanTarget::containing(CLIENT.parse().unwrap());
-    assert!(scene.engine.is_forgiven_related(scene.now, target, &scene.host), "the trap's ban has to be lifted");
+    let is_forgiven = scene.engine.is_forgiven_related(scene.now, target(CLIENT), &scene.host);
+    assert!(is_forgiven, "the trap's ban has to be lifted");
     let closed = scene.closed_ports(Protocol::Tcp);
     assert!(GUESSED.iter().all(|port| closed.contains(*port)), "the trap counts them nevertheless");
     assert_eq!(scene.syn(CLIENT, 23), Block(7), "with an unrelated port each of them counts");

@@ -1,11 +1,9 @@
 //! Tests a boot: clients and scanners arrive before the services of this host are up.
 
 use super::scene::Gist::{Block, Exempt, Innocent, Probe, Repeated};
-use super::scene::{SCANNER, Scene, nth_source};
+use super::scene::{CLIENT, SCANNER, Scene, nth_source};
 use crate::engine::{IgnoreReason, Protection, Verdict};
 use crate::types::{Protocol, Timestamp};
-
-const CLIENT: &str = "203.0.113.9";
 
 fn booting() -> Scene {
     let ceilings = 9_999;
