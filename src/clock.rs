@@ -1,5 +1,5 @@
-//! Reads the clock for deadlines: CLOCK_MONOTONIC, which cannot be set. Like the kernel's timers of bans, it stands still
-//! while the host is suspended. Also limits wall-clock times to those that can be printed.
+//! Reads the clock for deadlines: CLOCK_MONOTONIC, which cannot be set. Like the kernel's timers of bans, it stands
+//! still while the host is suspended. Also limits wall-clock times to those that can be printed.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 

@@ -129,8 +129,8 @@ fn routes(config: &Config) -> Result<String, String> {
     Routes::open(config.block.route, size).map(|_| String::new()).map_err(|error| error.to_string())
 }
 
-/// The state of the file, with its number of entries. `None` if this user cannot determine whether the service can write
-/// it.
+/// The state of the file, with its number of entries. `None` if this user cannot determine whether the service can
+/// write it.
 fn entries(store: &dyn EntryStore, findings: &mut Findings) -> Option<Result<String, String>> {
     let folder = store.path().parent().unwrap_or(Path::new("/"));
     if !geteuid().is_root() && accessat(CWD, folder, Access::WRITE_OK | Access::EXEC_OK, AtFlags::EACCESS).is_err() {

@@ -331,8 +331,8 @@ fn own_session(host: &Host) -> Option<Warning> {
 /// Number of distinct ports with a completed handshake that other hosts accept as proof.
 const PROOF_PORTS: u8 = 5;
 
-/// Checks whether the password of the fleet is protected from other users, and whether the server accepts this host. None
-/// of the findings prevents the start.
+/// Checks whether the password of the fleet is protected from other users, and whether the server accepts this host.
+/// None of the findings prevents the start.
 fn inspect_fleet(config: &Config, findings: &mut Findings) {
     if !config.fleet.is_joined() {
         return;

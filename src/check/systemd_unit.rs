@@ -21,8 +21,8 @@ const EXAMPLES: &str = "/usr/share/doc/portsentry-nft/examples/portsentry.servic
 /// needs no network socket for that.
 const SWITCH: &str = "/etc/nsswitch.conf";
 
-/// Adds the conflicts of `config` in `file` with the installed service, if there is one: errors that prevent its start, and
-/// warnings about features that would not work.
+/// Adds the conflicts of `config` in `file` with the installed service, if there is one: errors that prevent its start,
+/// and warnings about features that would not work.
 pub(super) fn inspect(config: &Config, file: &Path, findings: &mut Findings) {
     let Some(unit) = Unit::installed() else { return };
     let names_by_others = fs::read_to_string(SWITCH).is_ok_and(|text| {

@@ -17,8 +17,8 @@ pub enum Shell {
 }
 
 /// Prints the values for a command, one per line: banned targets, networks that operators allow, remembered services.
-/// There are none unless the shell's user is root or in the daemon's group. A daemon that does not answer must not delay
-/// the prompt.
+/// There are none unless the shell's user is root or in the daemon's group. A daemon that does not answer must not
+/// delay the prompt.
 const VALUES: &str = r#"
 _portsentry_values() {
     case $1 in
@@ -33,8 +33,8 @@ _portsentry_values() {
 "#;
 
 /// Readline ends a word at a colon, and IPv6 addresses contain colons. The text up to the last colon is already typed
-/// and must not be inserted again. Without a value, bash would complete file names. The completion of sudo applies the options
-/// of `complete` again after the function has run, so the function sets them.
+/// and must not be inserted again. Without a value, bash would complete file names. The completion of sudo applies the
+/// options of `complete` again after the function has run, so the function sets them.
 const BASH: &str = r#"
 _portsentry_or_value() {
     _portsentry "$@"

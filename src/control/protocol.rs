@@ -119,7 +119,8 @@ pub enum Request {
     Subscribe,
 }
 
-// The texts of a command line are checked here as well, so that a mistake is a usage error; the daemon parses them again.
+// The texts of a command line are checked here as well, so that a mistake is a usage error; the daemon parses them
+// again.
 
 fn typed_network(text: &str) -> Result<String, String> {
     parse_network(text).map(|network| network.to_string())

@@ -380,8 +380,8 @@ pub(super) fn remove_leftovers(config: &Config) -> Vec<EventKind> {
 }
 
 /// True if an earlier run may have left bans in a backend or in the ledger in `state_dir`, or commands that have to be
-/// undone. Must be called before the daemon opens the ledger. A table may contain bans of a fleet, and counts even if it
-/// is empty, because the kernel takes seconds to list a full set.
+/// undone. Must be called before the daemon opens the ledger. A table may contain bans of a fleet, and counts even if
+/// it is empty, because the kernel takes seconds to list a full set.
 pub(super) fn have_leftovers(config: &Config, state_dir: &Path) -> bool {
     let has_table = || Socket::open().is_ok_and(|mut socket| matches!(table_handle(&mut socket), Ok(Some(_))));
     let has_routes = || {

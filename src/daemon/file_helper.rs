@@ -25,8 +25,8 @@ pub(super) struct RootFiles {
 }
 
 impl RootFiles {
-    /// Starts the helper if one of the files that the daemon writes is in a directory of `closed`, which its user cannot
-    /// write. The helper then also writes such a hosts.deny among `stores`.
+    /// Starts the helper if one of the files that the daemon writes is in a directory of `closed`, which its user
+    /// cannot write. The helper then also writes such a hosts.deny among `stores`.
     ///
     /// # Errors
     /// It cannot be started.

@@ -295,8 +295,8 @@ impl HostState {
         Ok(commands)
     }
 
-    /// Replaces the capture by one with a larger ring buffer while the sensor's counters show a high packet rate, and by
-    /// one with the usual ring buffer afterwards.
+    /// Replaces the capture by one with a larger ring buffer while the sensor's counters show a high packet rate, and
+    /// by one with the usual ring buffer afterwards.
     pub(super) async fn resize_ring(&mut self) {
         let (now, metrics) = (Instant::now(), &self.sensor.metrics);
         let Some(ring) = self.ring_sizer.wanted(now, metrics.frames.get(), metrics.dropped.get()) else { return };

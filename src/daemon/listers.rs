@@ -1,6 +1,6 @@
-//! Lists addresses and sockets on separate threads, so that neither the event loop nor the start waits for the kernel. A
-//! host on the link can make a list of routes take seconds by flooding router advertisements, and any local user a list of
-//! sockets by opening many on one port.
+//! Lists addresses and sockets on separate threads, so that neither the event loop nor the start waits for the kernel.
+//! A host on the link can make a list of routes take seconds by flooding router advertisements, and any local user a
+//! list of sockets by opening many on one port.
 
 use std::io;
 use std::thread;

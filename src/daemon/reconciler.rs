@@ -88,7 +88,8 @@ impl Reconciler {
     }
 }
 
-/// The targets of `sample` that should be blocked but are not. A target that cannot be queried now is in a later sample.
+/// The targets of `sample` that should be blocked but are not. A target that cannot be queried now is in a later
+/// sample.
 fn missing(sample: &Sample, uses_nft: bool, routes: Option<RouteKind>) -> Sample {
     let mut missing = Sample::default();
     if uses_nft && let Ok(mut nft) = Nft::open() {

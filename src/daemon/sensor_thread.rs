@@ -60,9 +60,10 @@ impl SensorThread {
 const LOWEST: u8 = 1;
 
 /// Puts the calling thread under SCHED_RR. Without it a ban often waits a few milliseconds for the scheduler, and a
-/// scanner learns about more ports in that time. In most containers that is not permitted (CAP_SYS_NICE, RLIMIT_RTPRIO):
-/// everything works without it, but with more delay under load, which the reaction-time metrics show. The kernel reserves a share of each core for ordinary
-/// threads (kernel.sched_rt_runtime_us), so that a flood of packets cannot starve the host.
+/// scanner learns about more ports in that time. In most containers that is not permitted (CAP_SYS_NICE,
+/// RLIMIT_RTPRIO): everything works without it, but with more delay under load, which the reaction-time metrics show.
+/// The kernel reserves a share of each core for ordinary threads (kernel.sched_rt_runtime_us), so that a flood of
+/// packets cannot starve the host.
 fn raise_priority() {
     let policy = ThreadSchedulePolicy::Realtime(RealtimeThreadSchedulePolicy::RoundRobin);
     if let Ok(priority) = ThreadPriority::try_from(LOWEST) {

@@ -99,8 +99,8 @@ pub trait BanBackend {
     /// A text for the log if a ban could not be ended. The backend retries if it can.
     fn lift(&mut self, targets: &[BanTarget]) -> Result<(), String>;
 
-    /// Restores bans that the backend has lost, for their remaining times. Returns the refused bans. By default
-    /// nothing is restored: the thread of the slow backends restores its own entries, and what a command did is unknown.
+    /// Restores bans that the backend has lost, for their remaining times. Returns the refused bans. By default nothing
+    /// is restored: the thread of the slow backends restores its own entries, and what a command did is unknown.
     ///
     /// # Errors
     /// [`Gone`], as for [`BanBackend::block`].

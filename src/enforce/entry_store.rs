@@ -1,5 +1,5 @@
-//! The trait of backends that keep one entry per ban in a file, such as hosts.deny. The slow-backends thread adds expiry,
-//! retries, and restoring entries that another program removed.
+//! The trait of backends that keep one entry per ban in a file, such as hosts.deny. The slow-backends thread adds
+//! expiry, retries, and restoring entries that another program removed.
 
 use std::fmt;
 use std::fs::{self, Metadata};

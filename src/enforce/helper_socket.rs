@@ -1,5 +1,5 @@
-//! Provides the sockets between the daemon and its helper processes, with one message per datagram. Messages of bans and
-//! their answers are JSON; a reader accepts exactly the output of the writer, and anything else is invalid.
+//! Provides the sockets between the daemon and its helper processes, with one message per datagram. Messages of bans
+//! and their answers are JSON; a reader accepts exactly the output of the writer, and anything else is invalid.
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};

@@ -13,8 +13,8 @@ const MACROS: [Macro; 5] = [
     ("$EXPIRES$", |_, case| case.until()),
 ];
 
-/// Replaces the macros in `text` with the values of `case`, in one pass: inserted text is never expanded again. `target` is
-/// the blocked address or prefix in the format of the backend.
+/// Replaces the macros in `text` with the values of `case`, in one pass: inserted text is never expanded again.
+/// `target` is the blocked address or prefix in the format of the backend.
 pub(super) fn expand(text: &str, target: &str, case: &BanContext) -> String {
     let mut whole = String::with_capacity(text.len() + 64);
     let mut rest = text;

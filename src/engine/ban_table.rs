@@ -58,8 +58,8 @@ const VERIFY: Duration = Duration::from_secs(1);
 /// calls, even if few rows are still bans.
 const INSPECTED: usize = 256;
 
-/// Maximum number of rows that are counted for every request, in about 10 µs. A larger table is counted once per tick, so
-/// that requests cannot delay packets.
+/// Maximum number of rows that are counted for every request, in about 10 µs. A larger table is counted once per tick,
+/// so that requests cannot delay packets.
 const COUNTED: usize = 8_192;
 
 /// Maximum number of sources that wait for a summary. Further sources are summarised at their next packet.
@@ -282,7 +282,8 @@ impl BanTable {
         (report, verify)
     }
 
-    /// Returns a due summary of a source that has stopped sending: its target, decision, protocol and number of packets.
+    /// Returns a due summary of a source that has stopped sending: its target, decision, protocol and number of
+    /// packets.
     pub(super) fn due(&mut self, now: Tick) -> Option<(BanTarget, Standing, Option<Protocol>, u32)> {
         while let Some(Reverse(Pending { at, target, response, protocol })) = self.pending.peek().copied() {
             if at > now {

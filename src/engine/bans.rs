@@ -63,7 +63,8 @@ impl Bans {
         self.table.ban_of(self.key_of(target), now)
     }
 
-    /// The blocked network that contains `source`, and the slot of its ban. Cold, so that hosts without prefix bans pay nothing for it.
+    /// The blocked network that contains `source`, and the slot of its ban. Cold, so that hosts without prefix bans pay
+    /// nothing for it.
     #[cold]
     pub(super) fn around(&self, source: IpAddr, now: Tick) -> Option<(BanTarget, usize)> {
         let mut networks = self.prefixes.around(source).map(BanTarget::Prefix);

@@ -100,8 +100,8 @@ impl Ceilings {
         }
     }
 
-    /// Takes the tokens for bans from before the start. Each bucket then has at most as many as it would have without the
-    /// restart.
+    /// Takes the tokens for bans from before the start. Each bucket then has at most as many as it would have without
+    /// the restart.
     pub(super) fn recall(&mut self, now: Timestamp, recent: RecentBans) {
         for (bucket, bans) in [
             (&mut self.forgeable, recent.forgeable),

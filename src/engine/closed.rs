@@ -35,8 +35,8 @@ impl Engine {
         closed.without(&closed.without(&host.related.tried_once()))
     }
 
-    /// The TCP ports that this host serves, as far as known. Ephemeral ports are left out, because passive FTP opens its
-    /// data connections there. Empty if probes of TCP ports do not block, and while this host settles.
+    /// The TCP ports that this host serves, as far as known. Ephemeral ports are left out, because passive FTP opens
+    /// its data connections there. Empty if probes of TCP ports do not block, and while this host settles.
     pub fn served_ports(&self, now: Timestamp, host: &Host) -> PortSet {
         if self.settings.tcp.response != Response::Block || self.is_settling(now) {
             return PortSet::new();

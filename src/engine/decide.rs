@@ -64,8 +64,8 @@ impl Engine {
         host.services.contains(protocol, destination, port).then_some(IgnoreReason::RememberedService)
     }
 
-    /// Judges `observation`, whose port is not in use as far as the engine knows. It counts against `target`, which has no ban; `known` is
-    /// the target's key for [`Response::Block`].
+    /// Judges `observation`, whose port is not in use as far as the engine knows. It counts against `target`, which has
+    /// no ban; `known` is the target's key for [`Response::Block`].
     pub(super) fn judge(
         &mut self,
         now: Timestamp,
@@ -293,8 +293,8 @@ impl Engine {
         Verdict::Probe(probe)
     }
 
-    /// Counts one more host, or pair of address and port, probed by the source; `what` identifies it. At `limit` it is a
-    /// scan: returns the time of the first probe.
+    /// Counts one more host, or pair of address and port, probed by the source; `what` identifies it. At `limit` it is
+    /// a scan: returns the time of the first probe.
     fn swept(&mut self, now: Timestamp, key: Key, observation: &Observation, what: u16, limit: u8) -> Option<Tick> {
         let item = Evidence::new(now.tick(), observation.protocol, what, observation.class);
         let key = key.over_hosts().under(self.secret);

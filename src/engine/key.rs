@@ -12,8 +12,8 @@ use crate::types::{BanTarget, MAX_LINK, Prefix, Tick, shared64};
 #[derive(Clone, Copy)]
 pub struct HashKey(pub u64, pub u64);
 
-/// The reaction to a scanner. The evidence and bans of each are counted separately: UDP, which is only logged by default,
-/// must not contribute to a ban.
+/// The reaction to a scanner. The evidence and bans of each are counted separately: UDP, which is only logged by
+/// default, must not contribute to a ban.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Response {
     /// Only logged, once per window.

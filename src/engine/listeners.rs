@@ -1,6 +1,6 @@
-//! Stores the listening ports of programs on this host, by address. Remembers the ports of services that this host runs,
-//! whether or not they are up at the moment: during a boot, a restart or maintenance their clients keep connecting and
-//! are not scanners.
+//! Stores the listening ports of programs on this host, by address. Remembers the ports of services that this host
+//! runs, whether or not they are up at the moment: during a boot, a restart or maintenance their clients keep
+//! connecting and are not scanners.
 
 use std::collections::HashSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};

@@ -294,7 +294,8 @@ impl Engine {
         self.bans.table.blocked(self.latest.tick())
     }
 
-    /// The number of bans that the kernel should hold at `now`. In a large table, bans of the last 50 ms may be missing.
+    /// The number of bans that the kernel should hold at `now`. In a large table, bans of the last 50 ms may be
+    /// missing.
     pub fn count_bans(&mut self, now: Timestamp) -> usize {
         let now = self.clock(now);
         self.bans.table.count(now.tick())
@@ -448,8 +449,8 @@ impl Engine {
         }
     }
 
-    /// Returns the target and the slot of the ban of `source`, whose packets count against `target`, unless the kernel's
-    /// allow-list accepts them.
+    /// Returns the target and the slot of the ban of `source`, whose packets count against `target`, unless the
+    /// kernel's allow-list accepts them.
     #[inline]
     fn recognise(
         &mut self,
@@ -488,8 +489,8 @@ impl Engine {
         Repeated { source, target, standing: response.into(), protocol, report, verify }
     }
 
-    /// The response for which a probe of this class counts. Linux answers ACK and FIN/ACK segments identically on open and
-    /// closed ports, and late segments of honest peers look the same.
+    /// The response for which a probe of this class counts. Linux answers ACK and FIN/ACK segments identically on open
+    /// and closed ports, and late segments of honest peers look the same.
     fn response_to(&self, protocol: Protocol, class: Class) -> Response {
         if class.is_late_segment() && !self.settings.ack_bans { Response::Log } else { self.response(protocol) }
     }

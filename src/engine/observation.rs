@@ -23,8 +23,8 @@ pub struct Observation {
     pub port: u16,
     pub class: Class,
     pub fragmented: bool,
-    /// Its TCP flags may be damaged: the checksum covers bytes that were not captured, or is wrong. Such flags are never
-    /// enough on their own.
+    /// Its TCP flags may be damaged: the checksum covers bytes that were not captured, or is wrong. Such flags are
+    /// never enough on their own.
     pub unverified: bool,
     /// True if a decoy listener accepted it.
     pub decoy: bool,

@@ -103,8 +103,8 @@ impl Settings {
     }
 }
 
-/// Limits of the rules that excuse probes. The built-in values apply; the simulation varies one at a time to show that each
-/// is needed.
+/// Limits of the rules that excuse probes. The built-in values apply; the simulation varies one at a time to show that
+/// each is needed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Bounds {
     /// Time for which a port counts as open after it was in use; at most 68 years.

@@ -4,8 +4,8 @@
 //! After a boot the services of this host start one by one, and no source is banned before all have started. Probes are
 //! counted meanwhile, and each source with enough evidence is judged again afterwards.
 //!
-//! The sources whose bans were withheld compete for the next bans. A flood of forged packets must not use up the bans of
-//! a minute just because its packets come first. So the last ban goes to the fastest scanner.
+//! The sources whose bans were withheld compete for the next bans. A flood of forged packets must not use up the bans
+//! of a minute just because its packets come first. So the last ban goes to the fastest scanner.
 
 use std::collections::VecDeque;
 use std::time::Duration;

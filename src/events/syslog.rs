@@ -108,8 +108,8 @@ impl Syslog {
     }
 }
 
-/// The severity of syslog(3). Scans, bans and the end of the program are warnings. Classic PortSentry logged each line as
-/// a notice.
+/// The severity of syslog(3). Scans, bans and the end of the program are warnings. Classic PortSentry logged each line
+/// as a notice.
 fn code(severity: Level) -> u8 {
     match severity {
         Level::ERROR => 3,

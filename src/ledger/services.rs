@@ -1,5 +1,5 @@
-//! Stores what the daemon remembers about the host: services, recent listeners, sources that are or were lately connected
-//! to a service, the kernel's table, and the boot in which the ledger was last opened.
+//! Stores what the daemon remembers about the host: services, recent listeners, sources that are or were lately
+//! connected to a service, the kernel's table, and the boot in which the ledger was last opened.
 
 use std::time::SystemTime;
 

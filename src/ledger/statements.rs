@@ -1,5 +1,5 @@
-//! Writes changes within a transaction. For a ban that begins or ends, determines which row it continues, and which one it
-//! replaces.
+//! Writes changes within a transaction. For a ban that begins or ends, determines which row it continues, and which one
+//! it replaces.
 
 use std::time::SystemTime;
 
@@ -22,8 +22,8 @@ const ALSO: &str = "UPDATE ban SET method = :method, undo = undo OR :undo WHERE 
 const GUEST_PORT: &str =
     "UPDATE ban SET guest_port = :port WHERE subject = :subject AND ended IS NULL AND since = :since";
 
-/// The command of bans that have ended, and of the ban that began at `since`, was undone at `at`. A ban that began later
-/// has its own command.
+/// The command of bans that have ended, and of the ban that began at `since`, was undone at `at`. A ban that began
+/// later has its own command.
 const UNDONE: &str = "
     UPDATE ban SET undo = 0
     WHERE subject = :subject AND undo = 1 AND (ended IS NOT NULL OR until <= :at OR since <= :since)";

@@ -122,8 +122,8 @@ impl Attributes<'_> {
     }
 }
 
-/// Appends one message of a netfilter subsystem, with sequence number zero. `generic` is struct nfgenmsg: address family,
-/// version and resource.
+/// Appends one message of a netfilter subsystem, with sequence number zero. `generic` is struct nfgenmsg: address
+/// family, version and resource.
 pub(crate) fn put_message(
     bytes: &mut Vec<u8>,
     kind: u16,

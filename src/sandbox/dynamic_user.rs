@@ -1,7 +1,8 @@
 //! Chooses an unused uid on a host without the user `portsentry`, from the range that systemd reserves for dynamic
 //! users. No distribution assigns a uid of this range to an account.
 //!
-//! References: getpwnam(3), user_namespaces(7), "Users, Groups, UIDs and GIDs on systemd systems" for the range, and DynamicUser= in systemd.exec(5).
+//! References: getpwnam(3), user_namespaces(7), "Users, Groups, UIDs and GIDs on systemd systems" for the range, and
+//! DynamicUser= in systemd.exec(5).
 
 use std::fs;
 use std::io;

@@ -20,7 +20,8 @@ pub struct Blocker {
     pub backends: Vec<Backend>,
     pub nft: Option<NftBackend>,
     pub routes: Option<Routes>,
-    /// Files with entries, and the command. The command may be present without being a backend, if it only reports scans.
+    /// Files with entries, and the command. The command may be present without being a backend, if it only reports
+    /// scans.
     pub slow: Option<SlowQueue>,
     /// True while enforcement is suspended: scans are only logged.
     pub suspended: bool,

@@ -267,8 +267,8 @@ impl BanController {
         }
     }
 
-    /// Tracks guest bans of earlier runs, which the sensor has adopted, and bans whose bridge ports have just been found.
-    /// Ends those without a bridge port.
+    /// Tracks guest bans of earlier runs, which the sensor has adopted, and bans whose bridge ports have just been
+    /// found. Ends those without a bridge port.
     pub(super) fn follow_guests(&mut self, now: Timestamp, bans: Vec<GuestBan>) {
         // An operator may have replaced the ban meanwhile.
         let engine = &self.observer.engine;

@@ -1,6 +1,6 @@
 //! Tracks bans of guests on this host's bridges: containers and virtual machines. Such a ban ends when the bridge port
-//! of the guest is deleted, because the next guest may get the same address. The ledger stores the port with the ban, so
-//! that a port which is deleted while no daemon runs ends the ban at the next start.
+//! of the guest is deleted, because the next guest may get the same address. The ledger stores the port with the ban,
+//! so that a port which is deleted while no daemon runs ends the ban at the next start.
 
 use std::collections::VecDeque;
 

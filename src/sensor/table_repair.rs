@@ -149,8 +149,8 @@ impl TableRepair {
         self.spend(scope.now, thread_time().saturating_sub(before));
     }
 
-    /// Fills the sets after a repair, and reports the result. If the table could not be repaired, its remaining sets are
-    /// used.
+    /// Fills the sets after a repair, and reports the result. If the table could not be repaired, its remaining sets
+    /// are used.
     fn fill(
         &mut self,
         Scope { now, observer, reporter }: &mut Scope<'_>,

@@ -1,5 +1,5 @@
-//! Defines the engine's time, the duration since an origin that the caller chooses, and the duration of a ban. The engine
-//! never reads a clock.
+//! Defines the engine's time, the duration since an origin that the caller chooses, and the duration of a ban. The
+//! engine never reads a clock.
 
 use std::fmt;
 use std::time::Duration;

@@ -123,8 +123,8 @@ fn behind_tags(ether_type: u16, bytes: &[u8]) -> Option<Result<Inner<'_>, Undeco
     Some(inner)
 }
 
-/// Reads a cooked frame as an untagged IPv6 packet if its first bytes can also be a VLAN tag before another IPv6 header:
-/// a flow label that equals the EtherType of IPv6, and more than 24,000 bytes. A guest can send such a packet
+/// Reads a cooked frame as an untagged IPv6 packet if its first bytes can also be a VLAN tag before another IPv6
+/// header: a flow label that equals the EtherType of IPv6, and more than 24,000 bytes. A guest can send such a packet
 /// (segmentation offload). The cooked header is the same as that of a tagged frame.
 #[inline]
 pub(super) fn begin_like_tag(link: LinkType, frame: &[u8]) -> Option<Frame<'_>> {

@@ -102,8 +102,8 @@ fn width() -> usize {
     columns.or_else(of_terminal).filter(|columns| *columns > 0).unwrap_or(usize::MAX)
 }
 
-/// Reads the bans in force at `now`, or those that overlap `asked`, from the kernel and the ledger in `directory`. If this
-/// user may read neither, asks the daemon at `socket`, if that is given.
+/// Reads the bans in force at `now`, or those that overlap `asked`, from the kernel and the ledger in `directory`. If
+/// this user may read neither, asks the daemon at `socket`, if that is given.
 ///
 /// # Errors
 /// No source can be read.

@@ -1,6 +1,6 @@
 //! Handles `bans`, which reads one page of the ledger, and `explain`, which queries the sensor and the ledger for one
-//! address. For `bans` the sensor thread, which owns the table of bans, is not asked, so that no number of clients delays
-//! a packet.
+//! address. For `bans` the sensor thread, which owns the table of bans, is not asked, so that no number of clients
+//! delays a packet.
 
 use std::time::SystemTime;
 

@@ -1,6 +1,6 @@
 //! Tracks the trial that is in force, and handles `trial` and `confirm`. `--confirm` starts a trial that blocks, and
-//! blocking ends unless an operator confirms in time. `portsentry trial` starts one in which scans are only logged for a
-//! while; a restart does not end it.
+//! blocking ends unless an operator confirms in time. `portsentry trial` starts one in which scans are only logged for
+//! a while; a restart does not end it.
 
 use std::time::{Duration, Instant, SystemTime};
 

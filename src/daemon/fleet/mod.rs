@@ -110,8 +110,8 @@ impl Fleet {
         }
     }
 
-    /// Restores the state from the ledger, if there is one, and adopts the contents of the kernel's sets, or empties them
-    /// in shadow mode. Called before the first request.
+    /// Restores the state from the ledger, if there is one, and adopts the contents of the kernel's sets, or empties
+    /// them in shadow mode. Called before the first request.
     pub(super) async fn recall(&mut self, recorder: Option<Recorder>, remembered: &[Remembered], lifts: &[FleetLift]) {
         if let Some(recorder) = &recorder {
             self.own_bans.recall(recorder, remembered).await;
@@ -129,8 +129,8 @@ impl Fleet {
         self.note_kernel(done);
     }
 
-    /// Applies the current snapshot of the host, and whether sources are blocked. Bans of targets that have become exempt
-    /// are dropped.
+    /// Applies the current snapshot of the host, and whether sources are blocked. Bans of targets that have become
+    /// exempt are dropped.
     pub(super) fn update(&mut self, host: Arc<Host>, enforces: bool) {
         self.enforces = enforces;
         if Arc::ptr_eq(&self.host, &host) {

@@ -43,9 +43,9 @@ pub(super) fn read(remembered: &[ActiveBan]) -> Result<Vec<Element>, BlockError>
     read_once()
 }
 
-/// Returns those of `targets` whose elements were saved while an earlier ban was in force. Such an element has the whole
-/// time of a ban that was lifted according to the ledger. With `any_end`, for a loaded ruleset, bans that expired count as well.
-/// Otherwise they do not, because a wrong clock ends bans in the ledger that the kernel still holds.
+/// Returns those of `targets` whose elements were saved while an earlier ban was in force. Such an element has the
+/// whole time of a ban that was lifted according to the ledger. With `any_end`, for a loaded ruleset, bans that expired
+/// count as well. Otherwise they do not, because a wrong clock ends bans in the ledger that the kernel still holds.
 pub(super) fn former_bans(
     targets: &[BanTarget],
     any_end: bool,

@@ -49,7 +49,8 @@ pub(super) struct StartupReconcile {
     pub(super) table_created: bool,
     /// True if the table was loaded from a file, with outdated bans in its sets.
     pub(super) table_loaded: bool,
-    /// True if a saved ruleset was loaded into the table that the daemon had left, with outdated bans and an armed trap.
+    /// True if a saved ruleset was loaded into the table that the daemon had left, with outdated bans and an armed
+    /// trap.
     pub(super) table_merged: bool,
     /// The sources that the kernel's trap has blocked since the last daemon ended.
     pub(super) trap_banned: Vec<BanTarget>,

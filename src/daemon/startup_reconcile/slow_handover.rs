@@ -56,8 +56,8 @@ impl StartupReconcile {
     }
 }
 
-/// Those of `backends` that enforce a ban of an earlier run from now on. The command runs for earlier bans only if nothing
-/// else blocks their sources; if it has run, it counts until it is undone.
+/// Those of `backends` that enforce a ban of an earlier run from now on. The command runs for earlier bans only if
+/// nothing else blocks their sources; if it has run, it counts until it is undone.
 pub(super) fn continuing(backends: &[Backend], ban: &BanSummary) -> Backends {
     let runs = has_run(ban) || *backends == [Backend::Command];
     let others = backends.iter().copied().filter(|backend| *backend != Backend::Command);

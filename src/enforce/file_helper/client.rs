@@ -1,5 +1,6 @@
 //! Sends requests to the file helper, one at a time, and waits for each answer. Once the helper has ended, each request
-//! fails until the daemon is restarted. Writes hosts.deny with them, for a daemon that cannot write it.
+//! fails until the daemon is restarted. Also implements [`EntryStore`] for hosts.deny with these requests, for a daemon
+//! that cannot write the file.
 
 use std::fs::File;
 use std::io::{self, IoSliceMut, Read};

@@ -235,7 +235,9 @@ impl Nft {
         let pause = if bans.len() < MANY { None } else { self.pause_monitor() };
         let done = self.restore_by(bans, nft::put_back);
         // The monitor reports changes by other programs in the meantime.
-        pause.map(|(pause, mark)| pause.end(|| !self.is_undisturbed_since(mark)));
+        if let Some((pause, mark)) = pause {
+            pause.end(|| !self.is_undisturbed_since(mark));
+        }
         done
     }
 

@@ -33,8 +33,8 @@ use crate::types::{Backend, BanTarget, Expiry, RouteKind, Timestamp};
 
 use route_table::RouteTable;
 
-/// Failure of a change of the routes. After [`crate::enforce::BlockError::System`], routes that were to be added count as
-/// not added, and are removed by the next [`Routes::due`]; removals are retried.
+/// Failure of a change of the routes. After [`BlockError::System`](crate::enforce::BlockError::System), routes that
+/// were to be added count as not added, and are removed by the next [`Routes::due`]; removals are retried.
 pub type BlockError = crate::enforce::BlockError<Failure, RouteError>;
 
 pub type Failed = crate::enforce::Failed<Failure>;
@@ -43,7 +43,8 @@ pub type Failed = crate::enforce::Failed<Failure>;
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Failure {
     #[error(
-        "a route cannot block a link-local address, which belongs to a different host on each interface; use the backend nft"
+        "a route cannot block a link-local address, which belongs to a different host on each interface; use the backend \
+         nft"
     )]
     LinkLocal,
     #[error("it is an unspecified, loopback, multicast or broadcast address, which a route cannot block")]
@@ -287,8 +288,8 @@ impl Routes {
         if self.held.has_room_for(target) { Ok(()) } else { Err(Failure::Full { size: self.held.size }) }
     }
 
-    /// Adds the missing routes; returns those that the kernel refused. A target is marked if it is already in force, with
-    /// a route of the wanted kind.
+    /// Adds the missing routes; returns those that the kernel refused. The flag of a target is true if its ban is
+    /// already in force, with a route of the wanted kind.
     fn add_missing(&mut self, asked: &[(BanTarget, bool)]) -> Result<Vec<Failed>, RouteError> {
         let mut failed = Vec::new();
         let nets: Vec<IpNet> = asked.iter().map(|(target, _)| target.network()).collect();

@@ -23,8 +23,8 @@ pub struct SlowQueue {
 }
 
 impl SlowQueue {
-    /// The queue of `thread`, for the slow ones among `backends`. With `command_first` the command runs before the other
-    /// backends, which wait for its end.
+    /// The queue of `thread`, for the slow ones among `backends`. With `command_first` the command runs before the
+    /// other backends, which wait for its end.
     pub fn new(thread: &SlowBackends, backends: &[Backend], command_first: bool, end_connections: bool) -> Self {
         let backends: Arc<[Backend]> = backends.iter().copied().filter(|backend| backend.is_slow()).collect();
         let after_command =

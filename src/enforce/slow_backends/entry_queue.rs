@@ -63,8 +63,8 @@ impl EntryQueue {
         self.store.held().ok().map(|held| held.into_iter().collect())
     }
 
-    /// The targets in `bans` that have lost their entry, if the file has changed. Empty while other entries are pending:
-    /// the file is checked afterwards.
+    /// The targets in `bans` that have lost their entry, if the file has changed. Empty while other entries are
+    /// pending: the file is checked afterwards.
     pub(super) fn lost(&mut self, now: Timestamp, bans: &Bans) -> Vec<BanTarget> {
         if now < self.look_at || self.sweep || self.waiting() > 0 {
             return Vec::new();
@@ -130,8 +130,8 @@ impl EntryQueue {
         self.next_write().into_iter().chain(has_entries.then_some(self.look_at)).min()
     }
 
-    /// Writes the changes that are due. In a sweep, only the targets of `bans` keep their entries. Returns the bans whose
-    /// entry was tried for the first time, written or not.
+    /// Writes the changes that are due. In a sweep, only the targets of `bans` keep their entries. Returns the bans
+    /// whose entry was tried for the first time, written or not.
     pub(super) fn flush(
         &mut self,
         now: Timestamp,

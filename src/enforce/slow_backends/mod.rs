@@ -1,5 +1,6 @@
 //! Runs the slow backends on one thread: files with an entry per ban ([`EntryStore`]), commands, and the ending of
-//! connections. The thread has a bounded queue, so that neither the sensor nor the event loop waits for a disk or a process.
+//! connections. The thread has a bounded queue, so that neither the sensor nor the event loop waits for a disk or a
+//! process.
 //!
 //! The thread tracks the expiry of its bans by CLOCK_MONOTONIC and removes an entry when its ban ends. Failed work is
 //! retried with backoff until the ban ends. Entries stay when the program ends, because bans outlive it; the next start
@@ -31,14 +32,14 @@ pub use events::{BackendEvent, CommandPhase, SlowTask};
 
 use worker::Work;
 
-/// Maximum number of tasks in the queue: those that arrive while a file is synced to the disk. A [`LazyQueue`] takes 256
-/// fewer while its first part is empty.
+/// Maximum number of tasks in the queue: those that arrive while a file is synced to the disk. A [`LazyQueue`] takes
+/// 256 fewer while its first part is empty.
 ///
 /// [`LazyQueue`]: crate::lazy_queue::LazyQueue
 const MAX_PENDING: usize = MAX_NEW_BANS + 512;
 
-/// Maximum number of tasks in the queue to which another ban is added. The rest of the room is for releases, which would
-/// otherwise be lost in a burst of bans.
+/// Maximum number of tasks in the queue to which another ban is added. The rest of the room is for releases, which
+/// would otherwise be lost in a burst of bans.
 const MAX_NEW_BANS: usize = 4_096;
 
 /// Maximum number of bans: the default size of the kernel's sets.

@@ -145,7 +145,7 @@ impl HostFacts {
 }
 
 /// Sorts `list` and removes duplicates.
-pub(super) fn sort<T: Ord>(list: &mut Vec<T>) {
+fn sort<T: Ord>(list: &mut Vec<T>) {
     list.sort_unstable();
     list.dedup();
 }

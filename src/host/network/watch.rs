@@ -69,8 +69,8 @@ impl Watcher {
     /// Outside a tokio runtime with I/O enabled.
     pub fn open() -> Result<Self, HostError> {
         let socket = listen(NETLINK_ROUTE, GROUPS.map(|group| group as u32)).map_err(HostError::Open)?;
-        // Next-hop objects (`ip nexthop`) exist since Linux 5.3, and change the gateway of a route without changing the
-        // route.
+        // Next-hop objects (`ip nexthop`) change the gateway of a route without changing the route. Kernels before 5.3
+        // have none and refuse the group.
         let _ = socket.socket_ref().add_membership(MulticastGroup::Nexthop as u32);
         Ok(Self {
             socket,

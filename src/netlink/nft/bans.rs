@@ -150,18 +150,18 @@ pub(crate) fn put_peers(batch: &mut Batch, out: &[BanTarget], into: &[BanTarget]
     }
 }
 
-/// Appends a ban of `network`, as for every ban. The set must contain either exactly this network or nothing that
-/// overlaps it. If both bounds of the network are bounds of inner networks, Linux 6.1 and older take it for an existing
-/// element.
-pub(crate) fn put_network(batch: &mut Batch, network: RestoredBan) {
-    put_steps(batch, ADD_DELETE_ADD, Set::for_target(network.0), std::iter::once(restored_ban(&network)));
+/// Appends `ban`, which is of a network, in the form that every kernel supports. The set must contain either exactly
+/// this network or nothing that overlaps it. If both bounds of the network are bounds of inner networks, Linux 6.1 and
+/// older take it for an existing element.
+pub(crate) fn put_network(batch: &mut Batch, ban: RestoredBan) {
+    put_steps(batch, ADD_DELETE_ADD, Set::for_target(ban.0), std::iter::once(restored_ban(&ban)));
 }
 
-/// Appends a ban of `network` that does not exist yet. The transaction must already delete everything inside it;
+/// Appends `ban`, of a network that is not blocked yet. The transaction must already delete everything inside it;
 /// otherwise it fails. The network is not deleted here as well, because the kernel cannot handle two dead elements and
 /// a live one at the same address.
-pub(crate) fn put_new_network(batch: &mut Batch, network: RestoredBan) {
-    put_steps(batch, ADD_NEW, Set::for_target(network.0), std::iter::once(restored_ban(&network)));
+pub(crate) fn put_new_network(batch: &mut Batch, ban: RestoredBan) {
+    put_steps(batch, ADD_NEW, Set::for_target(ban.0), std::iter::once(restored_ban(&ban)));
 }
 
 /// Appends the replacement of a prefix set's contents: removes all elements, then adds these prefixes. They must be of

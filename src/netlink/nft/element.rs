@@ -166,7 +166,7 @@ pub(super) fn put_target(elements: &mut Attributes<'_>, target: BanTarget, times
     put_element(elements, &key, |element| times.append_to(element));
 }
 
-/// A concatenated key with an IPv6 address, of these bytes and then zeros.
+/// Builds a concatenated key with an IPv6 address: these bytes, padded with zeros.
 fn key_of(bytes: impl Iterator<Item = u8>) -> [u8; 20] {
     let mut key = [0; 20];
     key.iter_mut().zip(bytes).for_each(|(place, byte)| *place = byte);

@@ -46,7 +46,7 @@ pub(super) const V6: Family = Family {
 pub(super) const LINK_LOCAL: Family = Family { target: "ip6 saddr", is_masked: false, ..V6 };
 
 impl Family {
-    /// The set of this family that has the purpose of `v4`, a set for IPv4.
+    /// The set for this family: `v4`, or its IPv6 counterpart.
     pub(super) fn set(&self, v4: Set) -> Set {
         if self.number == V4.number { v4 } else { v4.for_ipv6() }
     }

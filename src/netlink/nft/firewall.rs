@@ -20,7 +20,7 @@ pub struct Firewall {
 /// A base chain of the hook `input`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct InputChain {
-    /// Family of its table: NFPROTO_* and ip, ip6 or inet.
+    /// Family of its table: its number (NFPROTO_*) and its name (ip, ip6 or inet).
     family: (u8, &'static str),
     /// The name of its table.
     table: String,
@@ -90,7 +90,8 @@ impl Firewall {
 }
 
 impl InputChain {
-    /// A rule of nft in a chain of iptables-nft makes ufw and `iptables -P` fail: `ufw disable` would leave IPv6 closed.
+    /// A rule of nft in a chain of iptables-nft makes ufw and `iptables -P` fail: `ufw disable` would leave IPv6
+    /// closed.
     fn opening_command(&self) -> String {
         match (self.family.1, self.table.as_str(), self.name.as_str()) {
             (family @ ("ip" | "ip6"), "filter", "INPUT") => {

@@ -1,5 +1,5 @@
-//! Queries, without a change, the kernel's features, the number of transactions, whether running transactions have ended,
-//! and the packet counters of rules.
+//! Queries, without a change, the kernel's features, the number of transactions, whether running transactions have
+//! ended, and the packet counters of rules.
 
 use netlink_packet_core::NLM_F_DUMP;
 use rustables::sys;

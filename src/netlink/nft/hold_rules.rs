@@ -83,9 +83,9 @@ const HTTPS: u16 = 443;
 /// first one answered needs longer.
 const AT_ONCE: Duration = Duration::from_millis(20);
 
-/// Header length, flags and window of the SYNs of nmap and masscan: 24 bytes, so that a segment size is the only option,
-/// SYN alone, and a window of 1,024 or 1,025 bytes. The stacks of operating systems add options for timestamps, window
-/// scaling or selective acknowledgement, and offer larger windows.
+/// Header length, flags and window of the SYNs of nmap and masscan: 24 bytes, so that a segment size is the only
+/// option, SYN alone, and a window of 1,024 or 1,025 bytes. The stacks of operating systems add options for timestamps,
+/// window scaling or selective acknowledgement, and offer larger windows.
 const SCANNER_SYN: [u8; 4] = [0x60, SYN, 0x04, 0x00];
 const SCANNER_MASK: [u8; 4] = [0xff, 0xff, 0xff, 0xfe];
 
@@ -103,7 +103,7 @@ pub(super) fn probe_rules() -> [Rule; 3] {
 pub(super) const ILLEGAL: [(u8, u8); 3] = [(SYN | RST | ACK, 0), (FIN | SYN, FIN | SYN), (SYN | RST, SYN | RST)];
 
 /// Selects SYNs, and flags that no TCP stack sends. A port that is closed and not trapped would answer such flags with
-/// a reset, which distinguishes it from open ports.
+/// a reset, which distinguishes it from open ports. With `inverted`, only at ports that are not trapped.
 pub(super) fn held(chain: &'static str, trap: &Trap, inverted: bool) -> [Rule; 3] {
     [V4, V6, LINK_LOCAL].map(|family| {
         let rule = Rule::new(chain).on_monitored(trap.named_interfaces).tcp_flags(RST | ACK, CmpOp::Eq, 0);

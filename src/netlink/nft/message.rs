@@ -1,7 +1,8 @@
 //! Encodes and decodes nf_tables messages of the family `inet`: requests, parts of a transaction, and answers.
 //!
-//! References: linux/netfilter/nf_tables.h, linux/netfilter/nfnetlink.h, and the kernel's net/netfilter/nf_tables_api.c.
-//! Headers are in host order, attributes of nf_tables in network order. Their numbers are those of [`rustables::sys`].
+//! References: linux/netfilter/nf_tables.h, linux/netfilter/nfnetlink.h, and the kernel's
+//! net/netfilter/nf_tables_api.c. Headers are in host order, attributes of nf_tables in network order. Their numbers
+//! are those of [`rustables::sys`].
 
 use netlink_packet_core::NLM_F_DUMP;
 use rustables::sys;

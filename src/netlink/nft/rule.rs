@@ -94,7 +94,7 @@ impl Rule {
         if family.is_masked { rule.mask((u128::MAX << 64).to_be_bytes()) } else { rule }
     }
 
-    /// Matches if the source address is in the set of its family for `v4`, a set for IPv4.
+    /// Matches if the source address is in `v4`, or for IPv6 in its counterpart.
     pub(super) fn source_in(self, family: &Family, v4: Set) -> Self {
         let set = family.set(v4);
         let text = format!("{} saddr @{}", family.name, set.name());

@@ -35,7 +35,8 @@ fn source_rules(spec: &RulesetSpec) -> Vec<Rule> {
         false => rule.counter().verdict(VerdictKind::Drop),
     };
     let accept = |rule: Rule| rule.verdict(VerdictKind::Accept);
-    // Bans in a set for IPv4 and the one for IPv6, which holds the first address of each /64 and link-local addresses.
+    // Refuses the sources in `v4` and in its IPv6 counterpart, which contains the first address of each /64, and single
+    // link-local addresses.
     let bans = |v4: Set| {
         let v6 = v4.for_ipv6();
         let slash_64 = rule().text(format_args!("{} @{}", V6.target, v6.name())).family(&V6).target(&V6).lookup(v6);

@@ -116,8 +116,8 @@ pub fn install(socket: &mut Socket, spec: &RulesetSpec) -> Result<Installed, Rul
     Err(last.unwrap_or(RulesetError::Contended))
 }
 
-/// Returns the sizes of its sets if the table exists, with the rules of any spec, altered or not; `None` if it does not
-/// exist. Changes nothing.
+/// Returns the sizes of `blocked` and `blocked6` if the table exists, with the rules of any spec, altered or not;
+/// `None` if it does not exist. Changes nothing.
 pub fn examine(socket: &mut Socket, spec: &RulesetSpec) -> Result<Option<SetSizes>, RulesetError> {
     let Some(found) = read_existing(socket)? else { return Ok(None) };
     if !found.has_base_sets() {
@@ -240,9 +240,9 @@ fn kept(spec: &RulesetSpec, found: &TableSnapshot) -> RulesetSpec {
     RulesetSpec { wide: spec.wide || both, ..*spec }
 }
 
-/// Sends the transaction. Returns a value if the table changed after it was read: the error after the last attempt. A
-/// kernel without an expression returns ENOENT for the rule, as it does if the rule's set or chain has just been
-/// deleted; but no program deletes them at every attempt.
+/// Sends the transaction. If the table changed after it was read, returns the error to report if this was the last
+/// attempt. A kernel without an expression returns ENOENT for the rule, as it does if the rule's set or chain has just
+/// been deleted; but no program deletes them at every attempt.
 fn carry_out(socket: &mut Socket, mut change: RulesetChange) -> Result<Option<RulesetError>, RulesetError> {
     let (message, errno) = match socket.transact(&mut change.batch) {
         Ok(()) => return Ok(None),

@@ -164,8 +164,8 @@ const DEFINITIONS: [(Set, Definition); 43] = [
     (Set::HoldCounts6, define("hold_counts6", Part::Hold, IPV6, TIMED, Some(65_536))),
     (Set::HoldRecent, define("hold_recent", Part::Hold, IPV4, TIMED, Some(262_144))),
     (Set::HoldRecent6, define("hold_recent6", Part::Hold, IPV6, TIMED, Some(262_144))),
-    // Room for 20,000 new clients a second, some of them at several services: the kernel removes expired elements once a
-    // second.
+    // Room for 20,000 new clients a second, some of them at several services: the kernel removes expired elements once
+    // a second.
     (Set::ServicePorts, define("service_ports", Part::Hold, IPV4_AND_PORT, TIMED, Some(65_536))),
     (Set::ServicePorts6, define("service_ports6", Part::Hold, IPV6_AND_PORT, TIMED, Some(65_536))),
     (Set::ServiceClients, define("service_clients", Part::Hold, IPV4, TIMED, Some(65_536))),
@@ -214,7 +214,7 @@ impl Set {
         DEFINITIONS.iter().find(|(_, definition)| definition.name == name).map(|(set, _)| *set)
     }
 
-    /// The set for IPv6 that has the purpose of this one for IPv4: its name is the same with a 6.
+    /// The IPv6 counterpart of this IPv4 set, whose name has a 6 appended.
     pub(super) fn for_ipv6(self) -> Self {
         Self::from_name(&format!("{}6", self.name())).unwrap_or(self)
     }
@@ -350,3 +350,26 @@ const IPV4_AND_PORT: Key = Key(7 << 6 | 13, 8);
 const IPV6_AND_PORT: Key = Key(8 << 6 | 13, 20);
 /// Since Linux 6.15; may be missing in the headers with which rustables was built.
 const NFTA_SET_COUNT: u16 = 20;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ipv6_counterpart_has_same_name_with_6() {
+        let pairs = [
+            (Set::Allowed, Set::Allowed6),
+            (Set::Blocked, Set::Blocked6),
+            (Set::BlockedNets, Set::BlockedNets6),
+            (Set::Fleet, Set::Fleet6),
+            (Set::Held, Set::Held6),
+            (Set::ServicePorts, Set::ServicePorts6),
+        ];
+        assert_eq!(pairs.map(|(v4, _)| v4.for_ipv6()), pairs.map(|(_, v6)| v6));
+        let of_both = DEFINITIONS.iter().filter(|(set, _)| set.name().ends_with('6'));
+        for (v6, definition) in of_both {
+            let v4 = Set::from_name(definition.name.trim_end_matches('6'));
+            assert_eq!(v4.map(Set::for_ipv6), Some(*v6), "{}", definition.name);
+        }
+    }
+}

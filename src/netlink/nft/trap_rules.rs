@@ -41,6 +41,7 @@ pub(super) fn trap_rules(trap: &Trap) -> Vec<Rule> {
     }
     if let Some(length) = trap.hold {
         rules.extend(hold_rules::ILLEGAL.map(|flags| tcp_entry(trap, flags)));
+        // After the probe was counted.
         rules.extend(hold_rules::held(TRAP, trap, false));
         rules.extend(hold_rules::hold_rules(trap, length));
         rules.extend(fragment_rules::hiding_rules());
@@ -53,8 +54,8 @@ pub(super) fn trap_rules(trap: &Trap) -> Vec<Rule> {
     rules
 }
 
-/// Matches segments with these flags under this mask, if they are probes: for this host alone, to an own address, from a
-/// foreign address.
+/// Matches segments with these flags under this mask, if they are probes: for this host alone, to an own address, from
+/// a foreign address.
 fn tcp_entry(trap: &Trap, (mask, flags): (u8, u8)) -> Rule {
     let rule = Rule::new(TRAP).on_monitored(trap.named_interfaces);
     let rule = rule.tcp_flags(mask, CmpOp::Eq, flags).trapped_port(false).for_this_host();

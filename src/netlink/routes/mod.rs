@@ -41,12 +41,13 @@ const MAX_REQUESTS: usize = 64;
 /// at all.
 pub type RouteLookup = Result<Route, Errno>;
 
-/// True if this is the route that [`RouteSocket::add`] adds, or has the same effect on packets.
+/// True if `lookup` found the route that [`RouteSocket::add`] adds, or one with the same effect on packets.
 pub fn is_closed(lookup: &RouteLookup, net: IpNet, wanted: RouteKind) -> bool {
     match (lookup, wanted) {
         (Ok(Route { net: found, kind, protocol, .. }), _) => {
             found.prefix_len() == net.prefix_len() && *protocol == PROTOCOL && *kind == Some(wanted)
         }
+        // The kernel's error for a look-up behind a route of this kind.
         (Err(errno), RouteKind::Blackhole) => *errno == Errno::INVAL,
         (Err(errno), RouteKind::Unreachable) => *errno == Errno::HOSTUNREACH,
         (Err(errno), RouteKind::Prohibit) => *errno == Errno::ACCESS,
@@ -171,8 +172,8 @@ impl RouteSocket {
         Ok(all)
     }
 
-    /// The port through which `bridge` reaches its neighbour with this address: the index of an interface, `None` if the
-    /// kernel has forgotten the neighbour.
+    /// The port through which `bridge` reaches its neighbour with this address: the index of an interface, `None` if
+    /// the kernel has forgotten the neighbour.
     ///
     /// # Errors
     /// Any other failure of a request.

@@ -51,7 +51,7 @@ impl SockDiag {
     ) -> Result<Ended, SockDiagError> {
         let mut found = Vec::new();
         let mut ended = Ended::default();
-        self.dump_tcp(CONNECTED, |record| {
+        self.dump_tcp(&CONNECTED, |record| {
             let peer = record.id.destination_address.to_canonical();
             let on_link = BanTarget::on(peer, record.id.interface_id);
             let wanted = [on_link, on_link.on_every_link()].into_iter().find(|one| targets.contains(one));

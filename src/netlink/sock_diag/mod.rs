@@ -238,7 +238,7 @@ impl SockDiag {
     }
 
     /// Passes all TCP sockets in `states` of both address families to `keep`.
-    fn dump_tcp(&mut self, states: [u8; 7], mut keep: impl FnMut(Record)) -> Result<(), SockDiagError> {
+    fn dump_tcp(&mut self, states: &[u8], mut keep: impl FnMut(Record)) -> Result<(), SockDiagError> {
         let mask = states.iter().fold(0, |mask, state| mask | 1 << state);
         let mut keep = |record: Record| {
             if states.contains(&record.state) {
@@ -257,7 +257,7 @@ impl SockDiag {
     /// As for [`SockDiag::listeners`].
     pub fn connections(&mut self, most: usize) -> Result<Vec<Connection>, SockDiagError> {
         let mut connections = Vec::new();
-        self.dump_tcp(CONNECTED, |record| {
+        self.dump_tcp(&CONNECTED, |record| {
             if connections.len() < most {
                 let SocketId { source_port: port, interface_id: interface, .. } = record.id;
                 let [address, peer] =

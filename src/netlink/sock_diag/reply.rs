@@ -14,8 +14,8 @@ use netlink_packet_sock_diag::inet::{InetResponseHeader, SocketId};
 pub(super) struct Record {
     /// TCP_LISTEN, TCP_CLOSE, … of `net/tcp_states.h`; UDP uses the same numbers.
     pub(super) state: u8,
-    /// The local end is its source. The remote address is unspecified if there is none. The interface is the device to
-    /// which it is bound, or 0. The kernel never reuses a cookie.
+    /// The source is the local end; the destination is the remote end, unspecified if there is none. The interface is
+    /// the index of the device to which the socket is bound, or 0. The kernel never reuses a cookie.
     pub(super) id: SocketId,
     /// User id of its owner.
     pub(super) user: u32,
@@ -23,7 +23,7 @@ pub(super) struct Record {
     pub(super) v6_only: bool,
 }
 
-/// Whether more datagrams belong to the answer.
+/// State of an answer after one of its datagrams.
 #[derive(Debug)]
 pub(super) enum Progress {
     More,

@@ -3,7 +3,7 @@
 
 use crate::netlink::message::{each_header, number, put_message};
 
-/// A transaction under construction: BEGIN, then messages, and END once it is sealed.
+/// A transaction under construction: BEGIN, then messages, and END once it is sealed. Others may only append messages.
 #[derive(Debug, Default)]
 pub struct Batch(pub(in crate::netlink) Vec<u8>);
 

@@ -316,8 +316,10 @@ pub(super) fn enlarge_receive_buffer(socket: impl AsFd, bytes: usize) -> std::io
         .or_else(|_| sockopt::set_socket_recv_buffer_size(&socket, bytes))?)
 }
 
-/// Opens a socket that receives the notifications of these groups, in the network namespace of the calling thread. Panics
-/// outside a tokio runtime with I/O enabled.
+/// Opens a socket that receives the notifications of these groups, in the network namespace of the calling thread.
+///
+/// # Panics
+/// Outside a tokio runtime with I/O enabled.
 pub(crate) fn listen(protocol: isize, groups: impl IntoIterator<Item = u32>) -> std::io::Result<TokioSocket> {
     let mut socket = TokioSocket::new(protocol)?;
     socket.socket_mut().bind_auto()?;

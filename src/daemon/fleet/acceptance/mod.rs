@@ -305,8 +305,8 @@ impl Acceptance {
     }
 }
 
-/// The times until which proven reports, and reports of any kind, support a ban of `entry`, and the number of authors that
-/// are missing for a ban.
+/// The times until which proven reports, and reports of any kind, support a ban of `entry`, and the number of authors
+/// that are missing for a ban.
 fn support(rules: &FleetAccept, now: Timestamp, entry: &Entry) -> (Option<Timestamp>, Option<Timestamp>, usize) {
     let (by_proof, lacking) = supported_until(now, entry, if rules.single { 1 } else { 2 }, Report::is_proven);
     if rules.forgeable_authors == 0 {

@@ -4,8 +4,8 @@
 //! All notifications of one transaction arrive in a row after it took effect, and end with NEWGEN, which names the
 //! process. Expired elements and elements that a rule adds in the packet path are not notified.
 //!
-//! References: nft_commit_notify, nf_tables_fill_gen_info, nf_tables_setelem_notify and nf_tables_commit in the kernel's
-//! net/netfilter/nf_tables_api.c, and netlink(7) for ENOBUFS.
+//! References: nft_commit_notify, nf_tables_fill_gen_info, nf_tables_setelem_notify and nf_tables_commit in
+//! net/netfilter/nf_tables_api.c of the kernel, and netlink(7) for ENOBUFS.
 
 mod decoder;
 
@@ -112,9 +112,11 @@ impl Monitor {
     /// The socket failed: open another monitor, and read the table.
     pub async fn next(&mut self) -> Result<Vec<Change>, SocketError> {
         let mut datagrams = 0;
-        while datagrams < if self.decoder.lost { QUEUED_DATAGRAMS } else { MAX_DATAGRAMS }
-            && self.decoder.changes.len() < MAX_CHANGES
-        {
+        while self.decoder.changes.len() < MAX_CHANGES {
+            let most = if self.decoder.lost { QUEUED_DATAGRAMS } else { MAX_DATAGRAMS };
+            if datagrams >= most {
+                break;
+            }
             let arrived = if self.decoder.changes.is_empty() {
                 self.arrival().await?
             } else if self.decoder.open {
@@ -258,8 +260,7 @@ impl MonitorPause {
 }
 
 /// The monitor receives no notifications while a span exists. When the last one ends, notifications start again; if
-/// that fails, the monitor fails. Dropping a span instead of ending it makes the monitor report
-/// [`Change::Unheard`].
+/// that fails, the monitor fails. Dropping a span instead of ending it makes the monitor report [`Change::Unheard`].
 pub struct PausedSpan {
     line: Arc<Line>,
     silent: bool,
@@ -267,7 +268,8 @@ pub struct PausedSpan {
 }
 
 impl PausedSpan {
-    /// Ends the span. `missed` is called once notifications arrive again, and returns whether a change was missed.
+    /// Ends the span. Calls `missed` once notifications arrive again, and returns its result: whether a change was
+    /// missed.
     pub fn end(mut self, missed: impl FnOnce() -> bool) -> bool {
         self.listen();
         self.missed = missed();
