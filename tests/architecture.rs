@@ -129,6 +129,7 @@ const PURE: [(&str, &[&str]); 3] = [
         "engine",
         &[
             "ipnet::",
+            "prefix_trie::AsView",
             "prefix_trie::PrefixMap",
             "prefix_trie::joint::JointPrefixMap",
             "serde::Deserialize",

@@ -120,11 +120,11 @@ table! {
     Escalation {
         /// 1: all bans have the same duration.
         factor: u32 = 2, "parse::number::<1, 100, _, _>";
-        /// The maximum duration of an escalated ban.
+        /// The maximum duration of an escalated ban; the configured first ban may be longer.
         max: Duration = 30 * DAY, "parse::long_span";
         /// The same for bans on forgeable evidence.
         max_forgeable: Duration = 4 * DAY, "parse::long_span";
-        /// How long a ban counts after its end.
+        /// How long a ban counts after its end; after 90 days an address has often changed hands.
         forget: Duration = 90 * DAY, "parse::long_span";
     }
 }

@@ -4,6 +4,7 @@ use std::fmt;
 use std::net::IpAddr;
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use prefix_trie::AsView;
 use prefix_trie::joint::JointPrefixMap;
 
 use crate::types::BanTarget;
@@ -120,8 +121,8 @@ impl AllowList {
         self.listed(address).or_else(|| self.on_some_link(address.into()))
     }
 
-    /// Returns the reason why all of `target` is protected, if it is, so that it must not be blocked. One protected
-    /// address in a /64 is not enough: the kernel's allow-list accepts its packets despite the ban.
+    /// Returns the reason why all of `target` is protected and must not be blocked, if it is. One protected address in
+    /// a /64 is not enough: the kernel's allow-list accepts its packets despite the ban.
     pub fn protects_target(&self, target: BanTarget) -> Option<Protection> {
         if let BanTarget::Link { address, .. } = target {
             let place = self.links.binary_search_by_key(&target, |(link, _)| *link).ok();
@@ -156,8 +157,13 @@ impl AllowList {
 
     /// True if at least a part of `network` is protected.
     pub fn touches(&self, network: IpNet) -> bool {
-        self.prefixes.get_lpm(&network).is_some()
-            || self.prefixes.children(&network).next().is_some()
+        // `children` would allocate, and this is between a packet and its ban.
+        let contains_prefix = match network {
+            IpNet::V4(net) => (&self.prefixes.t1).view_at(&net).is_some(),
+            IpNet::V6(net) => (&self.prefixes.t2).view_at(&net).is_some(),
+        };
+        contains_prefix
+            || self.prefixes.get_lpm(&network).is_some()
             || self.links.iter().any(|(link, _)| network.contains(&link.element()))
     }
 

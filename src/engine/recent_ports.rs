@@ -67,8 +67,8 @@ impl RecentPorts {
         for_all.filter(|entry| entry.own.protocol == protocol).map(|entry| entry.own.port).collect()
     }
 
-    /// Records the use of `own` by a packet of `peer`. False if it proves nothing for other packets: the next flow is
-    /// looked up again.
+    /// Records what a look-up found about a flow between `own` and `peer`. False if nothing is recorded, so that the
+    /// next flow is looked up again.
     pub(super) fn record(&mut self, found: PortUse, own: Service, peer: IpAddr, now: Tick) -> bool {
         match found {
             PortUse::Open => self.used(own, now),

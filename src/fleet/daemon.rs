@@ -81,14 +81,14 @@ impl Daemon {
 
 /// A change of own bans, or of the connection that reports them.
 #[derive(Debug)]
-pub(super) enum OwnNews {
+pub(super) enum OwnBanUpdate {
     /// The connection is new: the daemon now reports all bans in force, and then every change.
     Connected,
     Changed(OwnBanEvent),
 }
 
 /// Receives the daemon's own bans until the receiver is dropped.
-pub(super) fn watch(path: &Path) -> mpsc::Receiver<OwnNews> {
+pub(super) fn watch(path: &Path) -> mpsc::Receiver<OwnBanUpdate> {
     let (sender, receiver) = mpsc::channel(MAX_EVENTS);
     let path = path.to_owned();
     tokio::spawn(async move {
@@ -101,7 +101,7 @@ pub(super) fn watch(path: &Path) -> mpsc::Receiver<OwnNews> {
     receiver
 }
 
-async fn follow(path: &Path, news: &mpsc::Sender<OwnNews>) -> io::Result<()> {
+async fn follow(path: &Path, updates: &mpsc::Sender<OwnBanUpdate>) -> io::Result<()> {
     let mut stream = BufReader::new(UnixStream::connect(path).await?);
     stream.write_all(FleetRequest::Watch {}.to_line().as_bytes()).await?;
     let mut line = Vec::new();
@@ -109,14 +109,14 @@ async fn follow(path: &Path, news: &mpsc::Sender<OwnNews>) -> io::Result<()> {
     if FleetReply::parse(&line) != Ok(FleetReply::Watching) {
         return Err(io::ErrorKind::InvalidData.into());
     }
-    let send = async |one| news.send(one).await.map_err(|_| io::Error::from(io::ErrorKind::BrokenPipe));
-    send(OwnNews::Connected).await?;
+    let send = async |one| updates.send(one).await.map_err(|_| io::Error::from(io::ErrorKind::BrokenPipe));
+    send(OwnBanUpdate::Connected).await?;
     loop {
         read_line(&mut stream, &mut line).await?;
         match OwnBanEvent::parse(&line).map_err(io::Error::other)? {
             // The daemon reports the bans in force again on the next connection.
             OwnBanEvent::Lost { .. } => return Ok(()),
-            event => send(OwnNews::Changed(event)).await?,
+            event => send(OwnBanUpdate::Changed(event)).await?,
         }
     }
 }

@@ -7,7 +7,7 @@ use tokio::sync::mpsc;
 use tokio::time::sleep;
 
 use super::connect::Endpoint;
-use super::daemon::{Daemon, OwnNews};
+use super::daemon::{Daemon, OwnBanUpdate};
 use super::key::Keyspace;
 use super::own::OwnReports;
 use super::relay::Relay;
@@ -86,7 +86,7 @@ impl Member {
     }
 
     /// Runs until the process ends.
-    pub(super) async fn run(mut self, mut news: mpsc::Receiver<OwnNews>) -> Result<(), super::FleetError> {
+    pub(super) async fn run(mut self, mut updates: mpsc::Receiver<OwnBanUpdate>) -> Result<(), super::FleetError> {
         let mut backoff = Backoff::new(Duration::from_secs(1), MAX_BACKOFF);
         let mut away_since: Option<Timestamp> = None;
         loop {
@@ -97,7 +97,7 @@ impl Member {
                     let since = since.map_or_else(String::new, |since| format!(" again, after {since}"));
                     tracing::info!("adminalert: fleet: connected to {}{since}", self.endpoint.url);
                     self.set_link(LinkState::Connected).await;
-                    self.session(&mut server, &mut news).await
+                    self.session(&mut server, &mut updates).await
                 }
                 Err(error) => error,
             };
@@ -115,7 +115,7 @@ impl Member {
             }
             self.set_link(LinkState::Away(error.to_string())).await;
             let delay = retry_delay(backoff.extend(now), self.hosts(), super::chance()?);
-            self.wait(delay, &mut news).await;
+            self.wait(delay, &mut updates).await;
         }
     }
 
@@ -125,7 +125,7 @@ impl Member {
     }
 
     /// Waits for `delay` while the server is unreachable, and follows the daemon's bans meanwhile.
-    async fn wait(&mut self, delay: Duration, news: &mut mpsc::Receiver<OwnNews>) {
+    async fn wait(&mut self, delay: Duration, updates: &mut mpsc::Receiver<OwnBanUpdate>) {
         let end = boot_time().after(delay);
         loop {
             let now = boot_time();
@@ -137,7 +137,7 @@ impl Member {
             }
             let next = end.min(self.next.heartbeat).since(now);
             tokio::select! {
-                one = news.recv() => self.own_news(one),
+                update = updates.recv() => self.follow_own(update),
                 () = sleep(next) => {}
             }
             self.own.expire(boot_time());
@@ -145,7 +145,7 @@ impl Member {
     }
 
     /// Works on a connection until it ends; returns the reason.
-    async fn session(&mut self, server: &mut Server, news: &mut mpsc::Receiver<OwnNews>) -> ServerError {
+    async fn session(&mut self, server: &mut Server, updates: &mut mpsc::Receiver<OwnBanUpdate>) -> ServerError {
         let now = boot_time();
         self.own.renew_all(now);
         self.relay.connected();
@@ -155,7 +155,7 @@ impl Member {
             let now = boot_time();
             tokio::select! {
                 biased;
-                one = news.recv() => self.own_news(one),
+                update = updates.recv() => self.follow_own(update),
                 incoming = server.notices.recv() => match incoming {
                     Some(incoming) => self.notices(incoming, server, now),
                     None => return ServerError::Other("the server has closed the connection".to_owned()),
@@ -195,15 +195,15 @@ impl Member {
         always.into_iter().chain(write).chain(self.relay.due()).min().unwrap_or(now)
     }
 
-    fn own_news(&mut self, news: Option<OwnNews>) {
+    fn follow_own(&mut self, update: Option<OwnBanUpdate>) {
         let now = boot_time();
-        match news {
-            Some(OwnNews::Connected) => {
+        match update {
+            Some(OwnBanUpdate::Connected) => {
                 // The daemon may be a new process, which has no reports yet.
                 self.next.heartbeat = now;
                 self.own.connected(now);
             }
-            Some(OwnNews::Changed(event)) => self.own.apply(&event, now),
+            Some(OwnBanUpdate::Changed(event)) => self.own.apply(&event, now),
             None => {}
         }
     }

@@ -85,10 +85,10 @@ fn join(fleet: &Fleet) -> Result<(), FleetError> {
     // Other hosts treat the jump after a restart as a gap, which is correct: notices may be missing.
     let own = OwnReports::new(host, fleet.accept.max_per_author_per_hour, random()?.into());
     on_runtime(async {
-        let news = daemon::watch(&fleet.socket);
+        let updates = daemon::watch(&fleet.socket);
         // The error is harmless: it means that systemd did not start this process.
         let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
-        Member::new(endpoint, keys, own, Daemon::new(&fleet.socket)).run(news).await
+        Member::new(endpoint, keys, own, Daemon::new(&fleet.socket)).run(updates).await
     })?
 }
 

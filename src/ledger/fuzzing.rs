@@ -10,8 +10,8 @@ use rusqlite::{Connection, params_from_iter};
 
 use super::{DATABASE, Ledger, Reader, row};
 
-/// Number of columns of a row.
-const COLUMNS: usize = 16;
+/// Minimum number of bytes that a row of any format takes in a database file.
+const ROW: usize = 16;
 
 thread_local! {
     static MEMORY: Option<Connection> = Connection::open_in_memory().ok();
@@ -30,7 +30,7 @@ pub(crate) fn database(bytes: &[u8]) {
         reader.each(|_| read += 1)
     });
     // A row takes more than one byte for each of its columns.
-    assert!(read <= bytes.len() / COLUMNS);
+    assert!(read <= bytes.len() / ROW);
     if let Ok((mut ledger, _)) = Ledger::open(place) {
         let _ = ledger.active(UNIX_EPOCH);
         let _ = ledger.begin(UNIX_EPOCH);
@@ -43,7 +43,7 @@ pub(crate) fn row(bytes: &[u8]) {
     let values = values(bytes);
     MEMORY.with(|memory| {
         let Some(memory) = memory else { return };
-        let places = vec!["?"; COLUMNS].join(", ");
+        let places = vec!["?"; columns()].join(", ");
         let entry =
             memory.query_row(&format!("SELECT {places}"), params_from_iter(&values), |found| Ok(row::entry(found)));
         if let (Ok(Some(entry)), Some(Value::Text(target))) = (entry, values.first()) {
@@ -52,10 +52,15 @@ pub(crate) fn row(bytes: &[u8]) {
     });
 }
 
+/// Number of columns of a row.
+fn columns() -> usize {
+    row::COLUMNS.split(',').count()
+}
+
 /// Decodes values: a byte selects the type (null, integer, real, text or blob), a second one gives the length.
 fn values(mut bytes: &[u8]) -> Vec<Value> {
     let mut values = Vec::new();
-    while values.len() < COLUMNS {
+    while values.len() < columns() {
         let Some(([kind, length], rest)) = bytes.split_first_chunk::<2>() else {
             values.push(Value::Null);
             continue;

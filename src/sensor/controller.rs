@@ -398,7 +398,7 @@ impl BanController {
     /// Ends the bans of `targets`; returns the targets that were blocked.
     pub(super) fn unblock(&mut self, targets: &[BanTarget]) -> Result<Vec<BanTarget>, String> {
         let mut unblocked = Vec::new();
-        // For a link-local address without a link also its bans on every link.
+        // A link-local address without a link also stands for its bans on each link.
         let bans = self.observer.engine.bans().map(|ban| ban.target);
         let on_links =
             bans.filter(|ban| matches!(ban, BanTarget::Link { .. }) && targets.contains(&ban.on_every_link()));

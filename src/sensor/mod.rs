@@ -278,8 +278,8 @@ impl Sensor {
     }
 }
 
-/// Counts the packets that the kernel dropped because the ring buffer was full, of the current capture and of earlier
-/// ones.
+/// Counts the packets of the current capture and of earlier ones that the kernel dropped because the ring buffer was
+/// full.
 #[derive(Debug, Default)]
 struct DropCounter {
     read_at: Timestamp,

@@ -42,7 +42,7 @@ impl Observer {
         }
     }
 
-    /// Time at which a source can be judged, or the checksum marks have to be read again.
+    /// Time at which a notice is due, a source can be judged, or the checksum marks have to be read again.
     pub(super) fn next_due(&self) -> Option<Timestamp> {
         self.engine.wake().into_iter().chain(self.lookup.checksums.next_due()).min()
     }

@@ -55,7 +55,7 @@ pub(super) struct TableRepair {
     filled_at: Option<Instant>,
     /// True if the last fill left out some bans, which are still missing in the kernel.
     pub(super) incomplete: bool,
-    /// Time at which the processor time of earlier repairs is paid back: repairs may use 1/[`SHARE`] of a core.
+    /// Time at which the processor time of earlier repairs is paid back.
     free_at: Timestamp,
     /// Their bans are restored first.
     pub(super) recent: RecentSources,

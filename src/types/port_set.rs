@@ -57,9 +57,14 @@ impl PortSet {
 
     /// The ports as inclusive ranges in ascending order. Ranges do not touch.
     pub fn ranges(&self) -> Vec<(u16, u16)> {
-        let ports: Vec<u16> = self.iter().collect();
-        let runs = ports.chunk_by(|port, next| port + 1 == *next);
-        runs.filter_map(|run| Some((*run.first()?, *run.last()?))).collect()
+        let mut ranges: Vec<(u16, u16)> = Vec::new();
+        for port in self.iter() {
+            match ranges.last_mut() {
+                Some((_, last)) if last.checked_add(1) == Some(port) => *last = port,
+                _ => ranges.push((port, port)),
+            }
+        }
+        ranges
     }
 }
 
@@ -98,7 +103,7 @@ impl FromStr for PortSet {
                 break;
             }
             let (first, last) = item.split_once('-').unwrap_or((item, item));
-            // `parse` accepts a plus sign.
+            // `parse` also accepts a plus sign, which is not part of a port.
             let number = |part: &str| part.trim().parse().ok().filter(|port: &u16| *port != 0 && !part.contains('+'));
             let (Some(first), Some(last)) = (number(first), number(last)) else {
                 return Err(PortSetError::NotAPort(item.to_owned()));

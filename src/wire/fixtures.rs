@@ -34,7 +34,8 @@ pub(crate) fn tcp(source_port: u16, destination_port: u16, flags: u16) -> Transp
 
 /// Bytes from hexadecimal text; white space is ignored.
 pub(crate) fn hex(text: &str) -> Vec<u8> {
-    let digits: Vec<u32> = text.chars().filter_map(|digit| digit.to_digit(16)).collect();
+    let digits = text.chars().filter(|digit| !digit.is_whitespace());
+    let digits: Vec<u32> = digits.map(|digit| digit.to_digit(16).unwrap()).collect();
     assert!(digits.len().is_multiple_of(2), "{text} has an odd number of digits");
     digits.chunks(2).map(|pair| u8::try_from(pair[0] * 16 + pair[1]).unwrap()).collect()
 }

@@ -190,7 +190,8 @@ impl Decoys {
             if forgeable && is_handshake(&observation) {
                 observation.class = Class::Syn;
             }
-            // A datagram from 0.0.0.0 comes from a host that requests its address (DHCP).
+            // A datagram from 0.0.0.0 comes from a host that requests its address (DHCP); no host has another address
+            // of 0.0.0.0/8.
             if is_unicast(observation.source)
                 && watched.as_ref().is_none_or(|all| all.contains(&observation.destination))
             {
