@@ -175,7 +175,7 @@ fn read(options: &CheckOptions) -> Result<Report, CheckError> {
     })
 }
 
-fn watched(protocol: &crate::config::Protocol, open: &Listeners, listeners: &[Listener], which: Protocol) -> Watched {
+fn watched(protocol: &crate::config::ProtocolConfig, open: &Listeners, listeners: &[Listener], which: Protocol) -> Watched {
     let wanted = protocol.watched();
     // Connect mode can open a port only if it is unused on every address.
     let in_use = if protocol.mode == Mode::Connect { open.anywhere() } else { open.everywhere() };

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use super::backends::{BackendCheck, words};
 use super::warnings::Findings;
-use crate::config::{Config, ConfigError, DEFAULT_CONFIG, Mode, Protocol, Warning};
+use crate::config::{Config, ConfigError, DEFAULT_CONFIG, Mode, ProtocolConfig, Warning};
 use crate::control::line;
 use crate::engine::Protection;
 use crate::types::{Expiry, PortSet, Span, counted, plain};
@@ -125,7 +125,7 @@ impl fmt::Display for Report {
     }
 }
 
-fn ports(f: &mut fmt::Formatter<'_>, word: &str, protocol: &Protocol, watched: &Watched) -> fmt::Result {
+fn ports(f: &mut fmt::Formatter<'_>, word: &str, protocol: &ProtocolConfig, watched: &Watched) -> fmt::Result {
     if protocol.mode == Mode::Off {
         return line!(f, word, "off");
     }
@@ -161,7 +161,7 @@ pub(super) fn errors<'a>(errors: impl Iterator<Item = &'a ConfigError>) -> Value
 
 pub(super) fn json(report: &Report) -> Value {
     let config = &report.config;
-    let watched = |protocol: &Protocol, watched: &Watched| {
+    let watched = |protocol: &ProtocolConfig, watched: &Watched| {
         let partly = watched.partly.iter().map(|(port, address)| json!({"port": port, "address": address.to_string()}));
         json!({
             "mode": protocol.mode,

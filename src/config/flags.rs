@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use clap::{Args, Parser};
 
-use super::{BlockPolicy, Config, ConfigErrors, Mode, Protocol, parse_expiry, parse_span, parse_watched};
+use super::{BlockPolicy, Config, ConfigErrors, Mode, ProtocolConfig, parse_expiry, parse_span, parse_watched};
 use crate::types::Expiry;
 
 /// The classic modes as arguments. clap has no long flags with one dash, so these six become hidden flags with two.
@@ -128,7 +128,7 @@ impl RunOptions {
         config.consistent("command line")
     }
 
-    fn set_mode(&self, protocol: &mut Protocol, mode: Option<Mode>) {
+    fn set_mode(&self, protocol: &mut ProtocolConfig, mode: Option<Mode>) {
         protocol.mode = mode.unwrap_or(protocol.mode);
         if self.log_only {
             protocol.block = BlockPolicy::No;

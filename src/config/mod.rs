@@ -28,7 +28,7 @@ pub use parse::{
 };
 pub use pitfalls::{Warning, classic_only_logs, pitfalls};
 pub use schema::{
-    Allow, Block, Config, Detect, Escalation, HostsDeny, Metrics, NftBlock, Notify, Protocol, Report, Run, Trap,
+    Allow, Block, Config, Detect, Escalation, HostsDeny, Metrics, NftBlock, Notify, ProtocolConfig, Report, Run, Trap,
 };
 
 use std::io::{self, Read};

@@ -4,7 +4,7 @@
 use std::fmt;
 use std::path::Path;
 
-use super::{BlockPolicy, Config, Mode, Protocol};
+use super::{BlockPolicy, Config, Mode, ProtocolConfig};
 use crate::types::{PORT_GROUPS, PortSet};
 
 /// A warning about a valid setting.
@@ -31,7 +31,7 @@ impl fmt::Display for Warning {
 /// `ephemeral` ports to outgoing connections.
 pub fn pitfalls(config: &Config, tcp: &PortSet, udp: &PortSet, ephemeral: &PortSet) -> Vec<Warning> {
     let mut found = Vec::new();
-    let closed = |protocol: &Protocol, in_use: &PortSet| match protocol.block {
+    let closed = |protocol: &ProtocolConfig, in_use: &PortSet| match protocol.block {
         BlockPolicy::Yes => protocol.watched().without(in_use),
         BlockPolicy::No | BlockPolicy::Run => PortSet::new(),
     };

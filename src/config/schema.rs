@@ -21,8 +21,8 @@ table! {
         interfaces: Vec<String> = Vec::new(), "parse::interfaces";
         /// Prefixes of NAT64 translators besides 64:ff9b::/96, /64 to /96. Each address in them is one source.
         nat64: Vec<Ipv6Net> = Vec::new(), "parse::nat64";
-        tcp: Protocol = Protocol::tcp(), "tcp::Keys::deserialize";
-        udp: Protocol = Protocol::udp(), "udp::Keys::deserialize";
+        tcp: ProtocolConfig = ProtocolConfig::tcp(), "tcp::Keys::deserialize";
+        udp: ProtocolConfig = ProtocolConfig::udp(), "udp::Keys::deserialize";
         detect: Detect = Detect::default();
         allow: Allow = Allow::default();
         block: Block = Block::default();
@@ -175,7 +175,7 @@ table! {
 
 /// How one protocol is monitored.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Protocol {
+pub struct ProtocolConfig {
     pub mode: Mode,
     /// Ports of the modes connect and stealth.
     pub ports: PortSet,
@@ -188,19 +188,19 @@ pub struct Protocol {
     pub half_open: HalfOpenPolicy,
 }
 
-/// Defines how serde reads [`Protocol`] from the table of one protocol. The keys are the same for both protocols; the
-/// built-in values, the named port lists and the banner differ.
+/// Defines how serde reads [`ProtocolConfig`] from the table of one protocol. The keys are the same for both protocols;
+/// the built-in values, the named port lists and the banner differ.
 macro_rules! protocol_table {
     ($table:ident, $builtin:path, $ports:literal, $port_banner:literal, $half_open:literal) => {
         mod $table {
             use super::*;
 
-            fn builtin() -> Protocol {
+            fn builtin() -> ProtocolConfig {
                 $builtin()
             }
 
             #[derive(Deserialize)]
-            #[serde(remote = "Protocol", default = "builtin", deny_unknown_fields)]
+            #[serde(remote = "ProtocolConfig", default = "builtin", deny_unknown_fields)]
             pub(super) struct Keys {
                 #[serde(deserialize_with = "parse::mode")]
                 mode: Mode,
@@ -221,10 +221,10 @@ macro_rules! protocol_table {
     };
 }
 
-protocol_table!(tcp, Protocol::tcp, "parse::tcp_ports", "parse::port_banner", "parse::half_open");
-protocol_table!(udp, Protocol::udp, "parse::udp_ports", "parse::no_port_banner", "parse::no_half_open");
+protocol_table!(tcp, ProtocolConfig::tcp, "parse::tcp_ports", "parse::port_banner", "parse::half_open");
+protocol_table!(udp, ProtocolConfig::udp, "parse::udp_ports", "parse::no_port_banner", "parse::no_half_open");
 
-impl Protocol {
+impl ProtocolConfig {
     fn tcp() -> Self {
         Self::builtin(&port_lists::TCP, BlockPolicy::Yes)
     }

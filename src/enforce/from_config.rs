@@ -7,7 +7,7 @@ use std::time::Duration;
 use super::EntryStore;
 use super::hosts_deny::HostsDeny;
 use super::nft::{RulesetSpec, Trap};
-use crate::config::{BlockPolicy, Config, Mode, Protocol};
+use crate::config::{BlockPolicy, Config, Mode, ProtocolConfig};
 use crate::types::{Backend, Rate};
 
 impl RulesetSpec {
@@ -30,7 +30,7 @@ impl RulesetSpec {
 
 /// The trap for ports that the sensor counts and blocks with nftables, unless a command must run before the block.
 fn trap(config: &Config) -> Option<Trap> {
-    let counts = |protocol: &Protocol| {
+    let counts = |protocol: &ProtocolConfig| {
         matches!(protocol.mode, Mode::Stealth | Mode::Advanced) && protocol.block == BlockPolicy::Yes
     };
     let (tcp, udp) = (config.trap.tcp && counts(&config.tcp), config.trap.udp && counts(&config.udp));

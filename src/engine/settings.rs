@@ -7,7 +7,7 @@ use super::known_peers::PEER_THRESHOLD;
 use super::prefix_bans::MaxPrefix;
 use super::recent_ports::RECENT;
 use super::related_ports::{MAX_EXTRA, MAX_UNRELATED};
-use crate::config::{AckPolicy, BlockPolicy, Config, Escalation, HalfOpenPolicy, Mode, Protocol as ProtocolConfig};
+use crate::config::{AckPolicy, BlockPolicy, Config, Escalation, HalfOpenPolicy, Mode, ProtocolConfig};
 use crate::types::{Expiry, PortSet, Protocol};
 
 /// Monitored ports of one protocol and the reaction to scans of them.

@@ -32,7 +32,7 @@ pub struct SharedPorts {
 impl DecoyPorts {
     /// The ports that connect mode opens.
     pub fn from_config(config: &Config) -> Self {
-        let ports = |protocol: &config::Protocol| match protocol.mode {
+        let ports = |protocol: &config::ProtocolConfig| match protocol.mode {
             Mode::Connect => protocol.watched(),
             Mode::Off | Mode::Stealth | Mode::Advanced => PortSet::new(),
         };

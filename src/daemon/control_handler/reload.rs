@@ -4,7 +4,7 @@
 use std::path::PathBuf;
 
 use super::{ControlHandler, Trial};
-use crate::config::{Config, Mode, Protocol};
+use crate::config::{Config, Mode, ProtocolConfig};
 use crate::control::protocol::{Answer, ErrorKind, Failure, Reloaded, Reply};
 use crate::daemon::systemd;
 use crate::engine::Settings;
@@ -102,7 +102,7 @@ fn changes(old: &Config, new: &Config) -> Vec<&'static str> {
 /// Restores the old values of keys in `new` that cannot change while the daemon runs: table sizes, open sockets,
 /// backends. Returns the keys that differed.
 fn keep_until_restart(old: &Config, new: &mut Config) -> Vec<&'static str> {
-    let decoys = |protocol: &Protocol| {
+    let decoys = |protocol: &ProtocolConfig| {
         (protocol.mode == Mode::Connect).then(|| (protocol.watched(), protocol.port_banner.clone()))
     };
     let mut kept = Vec::new();

@@ -8,7 +8,7 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use tokio::sync::oneshot;
 
 use super::{ControlHandler, of_sensor};
-use crate::config::{BlockPolicy, Config, Protocol, classic_only_logs, pitfalls};
+use crate::config::{BlockPolicy, Config, ProtocolConfig, classic_only_logs, pitfalls};
 use crate::control::fleet_info::FleetLink;
 use crate::control::protocol::{Answer, Reply};
 use crate::control::status::{BanCounts, MonitoredPorts, PacketCounts, RememberedService, State, Status, TrapCounts};
@@ -160,7 +160,7 @@ fn allows_all(host: &Host) -> Vec<String> {
         .collect()
 }
 
-fn monitored(protocol: &Protocol, in_use: &PortSet, enforces: bool) -> MonitoredPorts {
+fn monitored(protocol: &ProtocolConfig, in_use: &PortSet, enforces: bool) -> MonitoredPorts {
     let configured = protocol.watched();
     let monitored = configured.without(in_use);
     MonitoredPorts {
