@@ -222,7 +222,8 @@ fn capture(config: &Config, host: &Host, findings: &mut Findings) {
 }
 
 /// Checks whether the program can open its own ports: those of connect mode, and the port of the metrics. Ports that a
-/// running portsentry has open count as available. `running` is the state of a daemon that answers.
+/// running portsentry has open count as available. `running` is the state of a daemon that answers. Adds errors that
+/// prevent the start, and notes about skipped checks.
 fn inspect_ports(config: &Config, host: &Host, running: Option<&Status>, findings: &mut Findings) {
     let runs = sandbox::InstanceLock::is_held();
     let mut decoys = DecoyPorts::from_config(config);

@@ -27,8 +27,8 @@ impl fmt::Display for Warning {
     }
 }
 
-/// The pitfalls of `config` on a host on which services use the ports `tcp` and `udp`, and the kernel assigns
-/// `ephemeral` ports to outgoing connections.
+/// The pitfalls of `config` on this host. `tcp` and `udp` are its ports in use, whose probes lead to no ban;
+/// `ephemeral` are the ports that the kernel assigns to outgoing connections.
 pub fn pitfalls(config: &Config, tcp: &PortSet, udp: &PortSet, ephemeral: &PortSet) -> Vec<Warning> {
     let mut found = Vec::new();
     let closed = |protocol: &ProtocolConfig, in_use: &PortSet| match protocol.block {

@@ -52,6 +52,7 @@ pub enum Request {
         override_usage = "portsentry unblock [OPTIONS] <ADDRESS|PREFIX>\n       portsentry unblock [OPTIONS] --all"
     )]
     Unblock {
+        // In the message, the link of an address is the number of the interface.
         /// Address or prefix to unblock
         #[arg(value_name = "ADDRESS|PREFIX", value_parser = typed_target, required_unless_present = "all")]
         target: Option<String>,
@@ -82,6 +83,7 @@ pub enum Request {
     Allowed,
     /// Show what is known about an address: evidence, bans, protection
     Explain {
+        // In the message, the link is the number of the interface.
         /// Address to explain; a link-local one may have its link, fe80::7%eth0
         #[arg(value_parser = typed_address)]
         address: String,

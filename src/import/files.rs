@@ -13,8 +13,8 @@ const DEFAULTS: &str = "/etc/default/portsentry";
 /// Directory in which Debian 13 enables `portsentry@MODE.service`, which does not read that file.
 const INSTANCES: &str = "/etc/systemd/system/multi-user.target.wants";
 
-/// Reads the files of `options` and translates them. Without a named `portsentry.conf`, Debian's is read, and its
-/// modes.
+/// Reads the files of `options` and translates them. If no `portsentry.conf` is named, Debian's file is read, and its
+/// file with the modes if there is one.
 ///
 /// # Errors
 /// A file cannot be read, and the errors of [`translate`].

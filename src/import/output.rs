@@ -1,4 +1,4 @@
-//! Collects the output of a translation in progress: the document, and the errors and notes about the options it comes
+//! Collects the output of a translation in progress: the document, and the errors and notes about the lines it comes
 //! from.
 
 use super::diagnostics::{Diagnostics, quoted};

@@ -9,7 +9,7 @@ use super::ban::{Allowance, Change, FleetLift, LiftedBy};
 use super::row::{self, micros, time};
 use super::{Found, Ledger, LedgerError, replace};
 
-/// Ends the trial, and records the end of another one.
+/// Deletes the trial, and records the time at which another one ends.
 pub(super) const REPLACE_TRIAL: [&str; 2] = ["DELETE FROM trial", "INSERT INTO trial (until) VALUES (?)"];
 
 const TRIAL: &str = "SELECT until FROM trial LIMIT 1";

@@ -19,7 +19,9 @@ thread_local! {
 
 /// Opens `bytes` as the ledger, as an operator's command does and as the daemon does.
 pub(crate) fn database(bytes: &[u8]) {
-    let Ok(place) = tempfile::tempdir() else { return };
+    let place = tempfile::tempdir();
+    assert!(place.is_ok(), "no temporary directory can be created");
+    let Ok(place) = place else { return };
     let place = place.path();
     let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(place.join(DATABASE));
     let written = file.and_then(|mut file| file.write_all(bytes));

@@ -1,5 +1,5 @@
-//! Writes changes within a transaction. For a ban that begins or ends, determines which row it continues, and which one
-//! it replaces.
+//! Writes changes within a transaction. When a ban begins or ends, this module determines which row it continues and
+//! which one it replaces.
 
 use std::time::SystemTime;
 

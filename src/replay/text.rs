@@ -148,7 +148,7 @@ fn sentence(why: NoEvidence) -> &'static str {
     }
 }
 
-/// "tcp 23 (syn), tcp 25 (syn)".
+/// Items with commas: "10.0.0.1, 10.0.0.2", or "tcp 23 (syn), tcp 25 (syn)".
 struct Joined<I>(I);
 
 impl<I: Iterator<Item: fmt::Display> + Clone> fmt::Display for Joined<I> {

@@ -1,8 +1,8 @@
 //! Chooses an unused uid on a host without the user `portsentry`, from the range that systemd reserves for dynamic
 //! users. No distribution assigns a uid of this range to an account.
 //!
-//! References: getpwnam(3), user_namespaces(7), "Users, Groups, UIDs and GIDs on systemd systems" for the range, and
-//! DynamicUser= in systemd.exec(5).
+//! References: "Users, Groups, UIDs and GIDs on systemd systems" for the range, DynamicUser= in systemd.exec(5),
+//! getpwnam(3), user_namespaces(7).
 
 use std::fs;
 use std::io;
@@ -122,6 +122,7 @@ mod tests {
             assert!(!is_unused(number), "{number}");
         }
     }
+
     #[test]
     fn map_of_a_user_namespace_is_read() {
         let whole = "         0          0 4294967295\n";

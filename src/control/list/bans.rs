@@ -129,7 +129,7 @@ fn one(directory: &Path, asked: IpNet, target: BanTarget, now: SystemTime) -> Re
         for target in &targets {
             let of = reader.bans_of(*target)?;
             found.unreadable += of.unreadable;
-            let is_active = |entry: &Entry| entry.ended.is_none() && entry.ban.left(now).is_some();
+            let is_active = |entry: &Entry| entry.ended.is_none() && entry.ban.until.is_none_or(|until| until > now);
             found.items.extend(of.items.into_iter().filter(is_active));
         }
         Ok(found)

@@ -1,5 +1,5 @@
-//! Reads from the running daemon: the bans, where the user may read neither the kernel's sets nor the ledger, and the
-//! reports of other hosts in the fleet, which the daemon alone stores.
+//! Reads from the running daemon: the bans, if the user may read neither the kernel's sets nor the ledger, and the
+//! reports of other hosts in the fleet, which only the daemon stores.
 
 use std::collections::HashMap;
 use std::path::Path;
