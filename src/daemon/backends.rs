@@ -1,6 +1,6 @@
 //! Opens the configured backends, and reports the events of the slow ones. Protected addresses are set before the first
-//! ban. Also removes what bans of an earlier run left in backends that `block.method` no longer contains: the table,
-//! routes, lines of hosts.deny. These bans continue in the configured backends.
+//! ban. Also removes what bans of an earlier run left in backends that `block.method` no longer contains: the table and
+//! routes. These bans continue in the configured backends.
 
 use std::path::Path;
 use std::sync::Arc;

@@ -84,14 +84,18 @@ impl EventLoop {
                     return Err(result.ok().and_then(Result::err).map_or(DaemonError::SensorGone, DaemonError::from));
                 }
                 event = self.received.receive() => self.dispatch(&event),
-                changed = handler.host_state.changed() => handler.host_state.report(changed),
+                changed = handler.host_state.changed() => {
+                    handler.host_state.report(changed).into_iter().for_each(|kind| handler.sink.emit(kind));
+                }
                 changed = self.table_monitor.changed() => self.follow_table(changed),
                 request = handler.sink.next_request() => {
                     panic_guard::failpoint("shell");
                     handler.handle_request(request).await;
                 }
                 place = or_never(self.scrapes.as_mut().map(Scrapes::next)) => handler.scrape(place),
-                work = or_never(handler.fleet.as_mut().map(Fleet::next)) => handler.with_fleet(|fleet| fleet.work(work)),
+                work = or_never(handler.fleet.as_mut().map(Fleet::next)) => {
+                    handler.with_fleet(|fleet| fleet.work(work));
+                }
                 () = handler.trial.expired() => handler.end_trial().await,
                 () = handler.sensor.metrics.flood.notified() => {
                     handler.host_state.ring_sizer.flood_begins(Instant::now());
@@ -124,7 +128,7 @@ impl EventLoop {
         }
         handler.host_state.resize_ring().await;
         let changed = handler.host_state.tick().await;
-        handler.host_state.report(changed);
+        handler.host_state.report(changed).into_iter().for_each(|kind| handler.sink.emit(kind));
         let recorder = handler.sink.ban_recorder.recorder();
         if let Some(recorder) = &recorder {
             self.lift_unfounded_bans(recorder);

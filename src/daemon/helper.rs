@@ -119,7 +119,7 @@ impl Helper {
     }
 }
 
-/// Reads the greeting. An error also says if there is none.
+/// Reads the greeting. If none arrives, the error says so.
 fn greeting(socket: &OwnedFd, does: &str) -> Greeting {
     let mut buffer = vec![0; MAX_GREETING_LEN];
     let received = await_message(socket, Instant::now() + GREETING_TIMEOUT).and_then(|has_arrived| match has_arrived {

@@ -16,8 +16,8 @@ use crate::sandbox::Sandbox;
 /// # Errors
 /// The process was not started by the daemon, or the daemon cannot be reached.
 pub fn run(args: &HelperArgs) -> Result<(), String> {
-    let internal = format!("{} is an internal option of portsentry; start it without this option", args.work.word());
-    let socket = inherited_socket(rustix::stdio::stdin(), internal)?;
+    let refusal = format!("{} is an internal option of portsentry; start it without this option", args.work.word());
+    let socket = inherited_socket(rustix::stdio::stdin(), refusal)?;
     // The service manager signals all processes, and a terminal all foreground processes, but only the daemon decides
     // when this one ends. The signals are caught instead of ignored, because ignored signals are inherited by commands.
     let runtime =
@@ -28,8 +28,8 @@ pub fn run(args: &HelperArgs) -> Result<(), String> {
     let HelperArgs { work, config_path, sandboxed } = args;
     match work {
         Work::Commands => {
-            let other = "standard output is not a socket of the daemon".to_owned();
-            let digests = inherited_socket(rustix::stdio::stdout(), other)?;
+            let refusal = "standard output is not a socket of the daemon".to_owned();
+            let digests = inherited_socket(rustix::stdio::stdout(), refusal)?;
             let Some(commands) = greet(&socket, command_helper::ready(config_path, *sandboxed))? else { return Ok(()) };
             command_helper::run(&socket, &digests, commands, config_path)
         }
@@ -46,7 +46,7 @@ pub fn run(args: &HelperArgs) -> Result<(), String> {
 /// The daemon's socket in place of a standard stream.
 ///
 /// # Errors
-/// The stream is no such socket, as `otherwise` says.
+/// `otherwise`, if the stream is not such a socket.
 fn inherited_socket(stream: BorrowedFd<'_>, otherwise: String) -> Result<OwnedFd, String> {
     match socket_type(stream) {
         Ok(SocketType::SEQPACKET) => stream.try_clone_to_owned().map_err(|error| error.to_string()),

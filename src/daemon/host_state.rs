@@ -1,5 +1,6 @@
 //! Maintains the snapshot of this host: addresses, routes, resolvers, leases, sessions, listeners and the allow-list.
-//! Every change is sent to the sensor: as a new snapshot, and a new capture if the filter changes.
+//! Changes that it finds are sent to the sensor; for changes by operators and reloads, the commands are returned: a new
+//! snapshot, and a new capture if the filter changes.
 
 use std::collections::{BTreeMap, HashSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -110,14 +111,14 @@ impl HostState {
             lister,
             unlisted: BTreeMap::new(),
             facts,
+            listeners_changed: !listing.listeners.is_empty(),
             listeners: listing.listeners,
-            listeners_changed: true,
             memory: HostMemory::default(),
             first_unprivileged: first_unprivileged_port(),
             decoys: DecoyPorts::default(),
             host,
             ring_sizer: RingSizer::new(Instant::now()),
-            stale: true,
+            stale: false,
             ticks: 0,
         };
         state.report_list("IPv6 routes", late.map(|error| error.to_string()));
@@ -169,17 +170,19 @@ impl HostState {
         self.update().await
     }
 
-    /// Reports a failure to follow the state of the host once, and its end once, although each tick tries again.
-    pub(super) fn report(&mut self, result: Result<(), DaemonError>) {
+    /// Returns the event to report a failure to follow the state of the host once, and its end once, although each tick
+    /// tries again.
+    pub(super) fn report(&mut self, result: Result<(), DaemonError>) -> Option<EventKind> {
         // If both reads fail, the same error is reported each time, so that the two do not alternate in the log.
         let error = self.unread.clone().or_else(|| result.err().map(|error| error.to_string()));
-        if error != self.reported {
-            self.events.emit(match &error {
-                Some(error) => EventKind::Error(format!("{error}; retrying, the last known state is used")),
-                None => EventKind::Note("this host's addresses, routes and services can be read again".to_owned()),
-            });
-            self.reported = error;
+        if error == self.reported {
+            return None;
         }
+        self.reported = error;
+        Some(match &self.reported {
+            Some(error) => EventKind::Error(format!("{error}; retrying, the last known state is used")),
+            None => EventKind::Note("this host's addresses, routes and services can be read again".to_owned()),
+        })
     }
 
     fn take_reading(&mut self, reading: Result<Reading, HostError>) {

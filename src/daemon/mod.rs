@@ -329,6 +329,7 @@ async fn serve(
             sensor: sensor.clone(),
             events: events.clone(),
             recorder: ban_recorder.recorder(),
+            has_leftovers: ban_recorder.recorder().is_some(),
             bans,
             backends: blocker.backends.clone(),
             exempt: ExemptPrefixes::new(host_state.host().allow.networks()),
@@ -380,7 +381,7 @@ async fn serve(
     let thread = privileged.sensor_thread.run(move || drop(ended.send(sensor_loop.run())));
 
     if uses_nft || routes.is_some() {
-        let reconciler = Reconciler { sensor: sensor.clone(), uses_nft, routes, bulk: table_monitor.bulk.clone() };
+        let reconciler = Reconciler::open(sensor.clone(), table_monitor.bulk.clone(), uses_nft, routes)?;
         tokio::spawn(reconciler.run());
     }
     if let Some(port_id) = route_port {

@@ -10,6 +10,7 @@ use std::time::Duration;
 use ipnet::IpNet;
 use tokio::time::{Instant, timeout_at};
 
+use super::error::DaemonError;
 use super::sensor_thread::SensorHandle;
 use super::table_monitor::BulkChanges;
 use crate::clock::boot_time;
@@ -37,23 +38,42 @@ const MAX_COALESCE: Duration = Duration::from_millis(500);
 const MAX_REPAIRS: usize = 1_000;
 
 pub(super) struct Reconciler {
-    pub(super) sensor: SensorHandle,
+    sensor: SensorHandle,
+    bulk: BulkChanges,
     /// True if nftables is used.
-    pub(super) uses_nft: bool,
+    uses_nft: bool,
     /// Kind of the own routes, if routes are used.
-    pub(super) routes: Option<RouteKind>,
-    pub(super) bulk: BulkChanges,
+    routes: Option<RouteKind>,
+    /// `None` after a panic, until they are opened again.
+    sockets: Option<Sockets>,
+}
+
+/// Separate sockets for the comparison. They stay open: closing one to nftables can delay a ban in the kernel.
+struct Sockets {
+    nft: Option<Nft>,
+    routes: Option<(RouteSocket, RouteKind)>,
 }
 
 impl Reconciler {
+    /// # Errors
+    /// Netlink cannot be opened.
+    pub(super) fn open(
+        sensor: SensorHandle,
+        bulk: BulkChanges,
+        uses_nft: bool,
+        routes: Option<RouteKind>,
+    ) -> Result<Self, DaemonError> {
+        Ok(Self { sensor, bulk, uses_nft, routes, sockets: Some(Sockets::open(uses_nft, routes)?) })
+    }
+
     /// Runs the comparison until the sensor has ended. For a separate task.
-    pub(super) async fn run(self) {
+    pub(super) async fn run(mut self) {
         while panic_guard::catch_panic(self.rounds()).await.is_none() {
             tokio::time::sleep(panic_guard::RESTART_DELAY).await;
         }
     }
 
-    async fn rounds(&self) {
+    async fn rounds(&mut self) {
         let (mut elements, mut routes): (HashSet<BanTarget>, HashSet<BanTarget>) = Default::default();
         loop {
             tokio::time::sleep(INTERVAL).await;
@@ -69,12 +89,15 @@ impl Reconciler {
             if sample.is_empty() {
                 continue;
             }
-            let (uses_nft, kind) = (self.uses_nft, self.routes);
-            let missing = tokio::task::spawn_blocking(move || {
+            let opened = self.sockets.take().or_else(|| Sockets::open(self.uses_nft, self.routes).ok());
+            let Some(mut sockets) = opened else { continue };
+            let compared = tokio::task::spawn_blocking(move || {
                 panic_guard::failpoint("comparison");
-                missing(&sample, uses_nft, kind)
+                let missing = sockets.missing(&sample);
+                (sockets, missing)
             });
-            let Ok(missing) = missing.await else { continue };
+            let Ok((sockets, missing)) = compared.await else { continue };
+            self.sockets = Some(sockets);
             // If a ban is missing once, a notification may still arrive: lifted, expired, flushed. If it is missing
             // twice, none will.
             elements.extend(missing.fresh);
@@ -88,23 +111,28 @@ impl Reconciler {
     }
 }
 
-/// The targets of `sample` that should be blocked but are not. A target that cannot be queried now is in a later
-/// sample.
-fn missing(sample: &Sample, uses_nft: bool, routes: Option<RouteKind>) -> Sample {
-    let mut missing = Sample::default();
-    if uses_nft && let Ok(mut nft) = Nft::open() {
-        // The table monitor handles a missing table.
-        missing.fresh = nft.missing(&sample.fresh).unwrap_or_default();
-        missing.again = nft.missing(&sample.again).unwrap_or_default();
+impl Sockets {
+    fn open(uses_nft: bool, routes: Option<RouteKind>) -> Result<Self, DaemonError> {
+        let routes = routes.map(|kind| RouteSocket::open().map(|socket| (socket, kind))).transpose()?;
+        Ok(Self { nft: uses_nft.then(Nft::open).transpose()?, routes })
     }
-    if let Some(kind) = routes
-        && let Ok(mut socket) = RouteSocket::open()
-    {
-        let mut without_route = |targets: &[BanTarget]| missing_routes(&mut socket, kind, targets).unwrap_or_default();
-        missing.routes = without_route(&sample.routes);
-        missing.routes_again = without_route(&sample.routes_again);
+
+    /// The targets of `sample` that should be blocked but are not. A target that cannot be queried now is in a later
+    /// sample.
+    fn missing(&mut self, sample: &Sample) -> Sample {
+        let mut missing = Sample::default();
+        if let Some(nft) = &mut self.nft {
+            // The table monitor handles a missing table.
+            missing.fresh = nft.missing(&sample.fresh).unwrap_or_default();
+            missing.again = nft.missing(&sample.again).unwrap_or_default();
+        }
+        if let Some((socket, kind)) = &mut self.routes {
+            let mut without_route = |targets: &[BanTarget]| missing_routes(socket, *kind, targets).unwrap_or_default();
+            missing.routes = without_route(&sample.routes);
+            missing.routes_again = without_route(&sample.routes_again);
+        }
+        missing
     }
-    missing
 }
 
 /// Follows changes by others to the own routes, on a separate task, until the sensor has ended.

@@ -36,8 +36,8 @@ pub(super) struct TableMonitor {
 }
 
 impl TableMonitor {
-    /// Monitors the table from now on, if nft is a backend, ignoring the sensor's own changes through the socket of
-    /// `nft`, which pauses the notifications while it makes many changes. `ledger` records the changes.
+    /// Monitors the table from now on; without `nft` it monitors nothing. Own changes through the socket of `nft` are
+    /// ignored, and `nft` pauses the notifications while it makes many changes. `ledger` records the changes.
     pub(super) fn open(nft: Option<&mut Nft>, ledger: Option<Recorder>) -> Result<Self, DaemonError> {
         let mut monitor = None;
         if let Some(nft) = nft {

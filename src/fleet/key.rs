@@ -121,8 +121,9 @@ impl Keyspace {
         format!("{}news:*", self.prefix)
     }
 
-    /// The line of the server's ACL file for the user of `author`. It may read all of the fleet and write only its own
-    /// reports, or the lifts, and the notices about them. So the host in a key is its author.
+    /// The line of the server's ACL file for the user of `author`. Both kinds of user may read all of the fleet. A host
+    /// may write only its own reports and notices, so the host in a key is its author; the operator may write only
+    /// lifts and their notices.
     ///
     /// Publishing and subscribing have separate selectors: a single selector that permits subscribing to all channels
     /// would also permit publishing on all of them.

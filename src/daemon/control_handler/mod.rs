@@ -1,5 +1,5 @@
 //! Handles control requests. Requests that need engine state are forwarded to the sensor thread, and answered from a
-//! separate task when it has replied.
+//! separate task when it has replied. Owns the state that requests change; the event loop uses the same functions.
 
 mod ledger;
 mod reload;
@@ -223,12 +223,13 @@ impl ControlHandler {
         }
         let network = target.network();
         self.host_state.allow.by_hand.force(network, expiry.span(), now()).map_err(failed)?;
-        self.refresh_host().await?;
+        let commands = self.host_state.refresh().await.map_err(failed)?;
         self.sink.ban_recorder.write(Change::Disallowed { network });
+        self.sensor.send_all(commands);
         Ok((target, expiry))
     }
 
-    /// Sends the sensor a snapshot of the host with a change of an operator.
+    /// Sends the sensor a snapshot of the host with a change of an operator, and waits until it has room for it.
     async fn refresh_host(&mut self) -> Result<(), Failure> {
         for command in self.host_state.refresh().await.map_err(failed)? {
             self.sensor.send_waiting(command).await;
@@ -266,10 +267,11 @@ impl ControlHandler {
             self.sensor.ask(|answer| SensorRequest::Explain { address: target.element(), link: None, answer })
         });
         // After the request: a source that is protected again has no ban left for the sensor to lift.
-        if self.host_state.allow.by_hand.unforce(target.map(BanTarget::network))
-            && let Err(failure) = self.refresh_host().await
-        {
-            self.sink.emit(EventKind::Error(failure.error));
+        if self.host_state.allow.by_hand.unforce(target.map(BanTarget::network)) {
+            match self.host_state.refresh().await {
+                Ok(commands) => self.sensor.send_all(commands),
+                Err(error) => self.sink.emit(EventKind::Error(error.to_string())),
+            }
         }
         Ok(async move {
             let unblocked = of_sensor(lifted).await?.map_err(failed)? + by_fleet;
@@ -285,7 +287,8 @@ impl ControlHandler {
     async fn forget_service(&mut self, by: &str, named: ServicePort) -> Reply {
         let ServicePort { port, protocol } = named;
         let forgotten = self.host_state.memory.services.forget(port, protocol);
-        self.refresh_host().await?;
+        let commands = self.host_state.refresh().await.map_err(failed)?;
+        self.sensor.send_all(commands);
         if forgotten == 0 {
             return Err(refused(format!(
                 "refused: no service on port {named} is remembered; `portsentry status` lists the remembered services"

@@ -41,6 +41,8 @@ pub(super) struct StartupReconcile {
     pub(super) sensor: SensorHandle,
     pub(super) events: channel::Sender,
     pub(super) recorder: Option<Recorder>,
+    /// True until the removal of objects in backends that are not in use has begun. A panic does not repeat it.
+    pub(super) has_leftovers: bool,
     pub(super) bans: PastBans,
     pub(super) backends: Vec<Backend>,
     /// Bans around these prefixes are enforced by nftables only.
@@ -84,9 +86,10 @@ impl StartupReconcile {
 
     /// Removes objects of earlier bans from other backends, once the sensor has the bans in the current ones. A start
     /// that fails removes nothing.
-    fn remove_leftovers(&self) {
-        // Without a ledger only the old backend knows the bans. The sensor's start is the last check of the start.
-        if self.recorder.is_some() && self.await_sensor() {
+    fn remove_leftovers(&mut self) {
+        // Without a ledger only the old backend knows the bans. The start has passed all its checks once the sensor
+        // runs.
+        if self.await_sensor() && std::mem::take(&mut self.has_leftovers) {
             backends::remove_leftovers(&self.config).into_iter().for_each(|kind| self.events.emit(kind));
         }
     }
