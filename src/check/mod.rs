@@ -21,7 +21,7 @@ use serde_json::json;
 use crate::capture::decoy::{DecoyError, DecoyPorts, make_room};
 use crate::capture::filter::Wanted;
 use crate::capture::live::{CaptureError, Live, Ring};
-use crate::config::{Config, ConfigErrors, DEFAULT_CONFIG, Mode, Warning, pitfalls};
+use crate::config::{Config, ConfigErrors, DEFAULT_CONFIG, Mode, ProtocolConfig, Warning, pitfalls};
 use crate::control::client::Client;
 use crate::control::status::Status;
 use crate::control::{DEFAULT_SOCKET, print};
@@ -175,7 +175,7 @@ fn read(options: &CheckOptions) -> Result<Report, CheckError> {
     })
 }
 
-fn watched(protocol: &crate::config::ProtocolConfig, open: &Listeners, listeners: &[Listener], which: Protocol) -> Watched {
+fn watched(protocol: &ProtocolConfig, open: &Listeners, listeners: &[Listener], which: Protocol) -> Watched {
     let wanted = protocol.watched();
     // Connect mode can open a port only if it is unused on every address.
     let in_use = if protocol.mode == Mode::Connect { open.anywhere() } else { open.everywhere() };
