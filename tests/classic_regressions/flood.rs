@@ -98,10 +98,11 @@ fn flood_gets_larger_ring_without_loss() {
     let mut wire = lab.wire("forger");
     let packet = raw::tcp(source, target, 23, SYN);
     let mut sent = 0;
-    // The rate depends on the machine, so the flood lasts until the rate was high enough for long enough.
+    // The rate depends on the machine and on the tests that run beside this one, so the flood lasts until the rate was
+    // high enough for long enough.
     let begin = Instant::now();
     while ring(&daemon) < 16 << 20 {
-        assert!(begin.elapsed() < TIMEOUT, "{} bytes after {sent} packets", ring(&daemon));
+        assert!(begin.elapsed() < 6 * TIMEOUT, "{} bytes after {sent} packets", ring(&daemon));
         (0..20_000).for_each(|_| wire.send(&packet));
         sent += 20_000;
     }
