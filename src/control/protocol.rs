@@ -254,6 +254,18 @@ impl Failure {
     pub fn new(kind: ErrorKind, error: impl ToString) -> Self {
         Self { kind, error: error.to_string() }
     }
+
+    pub fn usage(error: impl ToString) -> Self {
+        Self::new(ErrorKind::Usage, error)
+    }
+
+    pub fn refused(error: impl ToString) -> Self {
+        Self::new(ErrorKind::Refused, error)
+    }
+
+    pub fn failed(error: impl ToString) -> Self {
+        Self::new(ErrorKind::Failed, error)
+    }
 }
 
 /// The daemon's reply to one request.

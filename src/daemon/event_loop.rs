@@ -152,7 +152,7 @@ impl EventLoop {
         if self.unfounded_bans.may_ask(now) && std::mem::take(&mut handler.host_state.memory.served_again) {
             let remembered = handler.host_state.host().services.clone();
             let services = Served { remembered, listening: handler.host_state.listening() };
-            self.unfounded_bans.ask(recorder, now, services, handler.config.detect.scan_trigger);
+            self.unfounded_bans.ask(recorder, now, services, handler.config.current.detect.scan_trigger);
         }
         let unfounded = self.unfounded_bans.take_answer();
         if !unfounded.is_empty() {

@@ -136,15 +136,28 @@ impl HostState {
         Arc::clone(&self.host)
     }
 
-    /// Applies another configuration; returns the commands for the sensor. On error the old one stays in force.
-    pub(super) async fn reconfigure(&mut self, config: &Config) -> Result<Vec<SensorCommand>, DaemonError> {
+    /// Applies another configuration, and informs the sensor, which also gets `settings`. On error the old one stays in
+    /// force.
+    pub(super) async fn reconfigure(&mut self, config: &Config, settings: Settings) -> Result<(), DaemonError> {
         missing_interfaces(&config.interfaces, &self.facts).next().map_or(Ok(()), Err)?;
         self.allow.reconfigure(&config.allow)?;
         self.interfaces.clone_from(&config.interfaces);
         self.settings = Settings::from_config(config);
         self.network.request();
         self.stale = true;
-        self.refresh().await
+        let commands = self.refresh().await?;
+        // Before the snapshot: a newly monitored port must not be judged by the old one.
+        self.sensor.send(SensorCommand::Settings(Box::new(settings)));
+        self.sensor.send_all(commands);
+        Ok(())
+    }
+
+    /// Informs the sensor of a change of an operator, and waits until it has room for the snapshot.
+    pub(super) async fn apply(&mut self) -> Result<(), DaemonError> {
+        for command in self.refresh().await? {
+            self.sensor.send_waiting(command).await;
+        }
+        Ok(())
     }
 
     /// The own addresses on which connections count; `None` (all) if no interface is configured.
@@ -279,7 +292,7 @@ impl HostState {
     }
 
     /// Creates the snapshot anew; returns the commands for the sensor.
-    pub(super) async fn refresh(&mut self) -> Result<Vec<SensorCommand>, DaemonError> {
+    async fn refresh(&mut self) -> Result<Vec<SensorCommand>, DaemonError> {
         let mut host = snapshot(&self.interfaces, &self.allow.networks(), &self.facts, &self.listeners);
         self.allow.by_hand.forced().for_each(|network| host.allow.except(network));
         host.services = self.memory.services.memory();

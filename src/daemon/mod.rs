@@ -8,6 +8,7 @@ mod backends;
 pub mod background;
 mod ban_recorder;
 mod command_helper;
+mod config_source;
 mod control_handler;
 mod decoys;
 mod error;
@@ -40,6 +41,7 @@ mod startup_reconcile;
 mod systemd;
 mod table_identity;
 mod table_monitor;
+mod trial;
 mod unfounded_bans;
 
 use std::path::PathBuf;
@@ -74,7 +76,8 @@ use crate::types::{BanTarget, Span, Timestamp, shared64};
 use backends::{OpenBackends, UsedBackends};
 use ban_recorder::{BanRecorder, Memory, Reading};
 use command_helper::CommandHelper;
-use control_handler::{ControlHandler, Trial};
+use config_source::ConfigSource;
+use control_handler::ControlHandler;
 use decoys::FirewallWatch;
 use event_loop::{EventLoop, catch_signals};
 use event_sink::EventSink;
@@ -91,6 +94,7 @@ use startup_reconcile::StartupReconcile;
 use systemd::Systemd;
 use table_identity::TableIdentity;
 use table_monitor::TableMonitor;
+use trial::Trial;
 use unfounded_bans::UnfoundedBans;
 
 pub use error::DaemonError;
@@ -271,7 +275,7 @@ async fn serve(
     let is_other_link = |target| booted && matches!(target, BanTarget::Link { .. });
     bans.remembered.retain(|one| !is_other_link(one.ban.target));
     peers.retain(|peer| !is_other_link(peer.target));
-    let trial = Trial::new(confirm, memory.trial.filter(|_| config.blocks()));
+    let trial = Trial::new(&config, confirm, memory.trial, sensor.clone());
     messages.into_iter().for_each(|kind| log.emit(kind));
     host_state.memory.services.recall(memory.services, ban_recorder.recorder(), SystemTime::now());
     if booted {
@@ -295,7 +299,7 @@ async fn serve(
         let _ = host_state.allow.by_hand.add(allowance, allowances::now());
     }
     // Before a ban of the ledger is restored.
-    sensor.send_all(host_state.refresh().await?);
+    host_state.apply().await?;
     if has_allowances {
         backends::protect(&mut blocker, &host_state.host()).map_err(DaemonError::Protect)?;
     }
@@ -311,7 +315,7 @@ async fn serve(
         Some(Ok(server)) => {
             // Without a backend, scans are only logged and the sets do not exist.
             let nft = blocker.nft.as_ref().map_or_else(Nft::open, |backend| backend.nft.try_clone())?;
-            let enforces = config.blocks() && !trial.only_logs();
+            let enforces = trial.only_logs(&config).is_none();
             let mut fleet = Fleet::new(&config.fleet, server, nft, host_state.host(), enforces);
             fleet.recall(ban_recorder.recorder(), &bans.remembered, &memory.fleet_lifts).await;
             Some(fleet)
@@ -366,11 +370,11 @@ async fn serve(
     let (host, metrics) = (host_state.host(), Arc::clone(&sensor.metrics));
     let mut sensor_loop =
         Sensor::new(live, decoys, engine, host, kernel, blocker, events.clone(), sensor.inbox.clone(), metrics);
-    if let Trial::LogOnly(_) = trial {
+    if let Some(left) = trial.log_only_left() {
         sensor_loop.start_trial();
-        let left = Span(trial.left().unwrap_or_default());
         log.emit(EventKind::Note(format!(
-            "the trial continues: scans are only logged for {left} more; `portsentry trial --end` resumes blocking"
+            "the trial continues: scans are only logged for {} more; `portsentry trial --end` resumes blocking",
+            Span(left)
         )));
     }
     let (ended, mut end) = oneshot::channel();
@@ -392,16 +396,14 @@ async fn serve(
     let notifier = Notifier::new(&config.notify, notifications, SystemTime::now());
     let systemd = Systemd::new(Arc::clone(&sensor.metrics));
     let handler = ControlHandler {
-        config,
-        places,
-        reread,
-        on_trial: confirm.is_some(),
+        config: ConfigSource { current: config, path: places.config, reread },
+        trial,
+        state_dir: places.state_dir,
         uses_nft,
         host_state,
         sensor: sensor.clone(),
         fleet,
         sink: EventSink { ban_recorder, log, notifier, control, events, last_event: None, lost: 0 },
-        trial,
         sandbox,
         command_helper,
         firewall_watch,

@@ -1,16 +1,14 @@
-//! Handles control requests. Requests that need engine state are forwarded to the sensor thread, and answered from a
-//! separate task when it has replied. Owns the state that requests change; the event loop uses the same functions.
+//! Handles control requests: passes each to the components that own what it reads or changes. What the sensor thread
+//! must answer is awaited in a separate task.
 
-mod ledger;
-mod reload;
+mod queries;
 mod status;
-mod trial;
 
 pub(super) use status::warnings;
-pub(super) use trial::Trial;
 
 use std::future::ready;
 use std::net::IpAddr;
+use std::path::PathBuf;
 use std::pin::Pin;
 use std::time::{Instant, SystemTime};
 
@@ -22,18 +20,22 @@ use super::allow_sources::protected;
 use super::allowances::now;
 use super::ban_recorder::lifted;
 use super::command_helper::CommandHelper;
+use super::config_source::{ConfigSource, summary};
 use super::decoys::FirewallWatch;
 use super::event_sink::EventSink;
 use super::fleet::Fleet;
 use super::host_state::HostState;
 use super::sensor_thread::SensorHandle;
-use super::{Places, Reread};
-use crate::config::{Config, parse_expiry, parse_network};
+use super::service_tracker::ServiceState;
+use super::systemd;
+use super::trial::Trial;
+use crate::config::{parse_expiry, parse_network};
+use crate::control::address_info::AddressInfo;
 use crate::control::protocol::{
-    Allowances, Allowed, AllowedEntry, Answer, Blocked, Disallowed, ErrorKind, Failure, MAX_LISTED, Reply, Request,
-    ServiceForgotten, ServicePort, Unblocked,
+    Allowances, Allowed, AllowedEntry, Answer, Blocked, Disallowed, ErrorKind, Failure, MAX_LISTED, Reloaded, Reply,
+    Request, ServiceForgotten, ServicePort, Unblocked,
 };
-use crate::control::scoped_network::parse_target;
+use crate::control::scoped_network::{parse_address, parse_target};
 use crate::control::server::IncomingRequest;
 use crate::engine::Protection;
 use crate::events::event::EventKind;
@@ -50,30 +52,16 @@ const MAX_NOTE_LEN: usize = 200;
 /// A reply that may still wait for the sensor.
 type Pending = Pin<Box<dyn Future<Output = Reply> + Send>>;
 
-fn usage(error: impl ToString) -> Failure {
-    Failure::new(ErrorKind::Usage, error)
-}
-
-fn refused(error: impl ToString) -> Failure {
-    Failure::new(ErrorKind::Refused, error)
-}
-
-fn failed(error: impl ToString) -> Failure {
-    Failure::new(ErrorKind::Failed, error)
-}
-
 /// Waits for the sensor's answer, which fails while the daemon is shutting down.
 async fn of_sensor<T>(answer: Receiver<T>) -> Result<T, Failure> {
-    answer.await.map_err(|_| failed("the daemon is shutting down"))
+    answer.await.map_err(|_| Failure::failed("the daemon is shutting down"))
 }
 
-/// Owns the state that requests read and change.
+/// The components that requests read and change.
 pub(super) struct ControlHandler {
-    pub(super) config: Config,
-    pub(super) places: Places,
-    pub(super) reread: Reread,
-    /// True until an operator confirms the trial; meanwhile no source is held.
-    pub(super) on_trial: bool,
+    pub(super) config: ConfigSource,
+    pub(super) trial: Trial,
+    pub(super) state_dir: PathBuf,
     /// True if the nftables backend is open.
     pub(super) uses_nft: bool,
     pub(super) host_state: HostState,
@@ -81,7 +69,6 @@ pub(super) struct ControlHandler {
     /// `None` if this host is not in a fleet.
     pub(super) fleet: Option<Fleet>,
     pub(super) sink: EventSink,
-    pub(super) trial: Trial,
     pub(super) sandbox: Sandbox,
     pub(super) command_helper: Option<CommandHelper>,
     pub(super) firewall_watch: FirewallWatch,
@@ -92,7 +79,7 @@ pub(super) struct ControlHandler {
 impl ControlHandler {
     /// True if sources are blocked.
     fn enforces(&self) -> bool {
-        self.config.blocks() && !self.trial.only_logs()
+        self.trial.only_logs(&self.config.current).is_none()
     }
 
     /// The fleet, with the current state of the daemon; `None` if this host is not in a fleet.
@@ -154,14 +141,14 @@ impl ControlHandler {
                 let note = reason.map(|text| masked(&text, ' ').take(MAX_NOTE_LEN).collect());
                 let done = self.sensor.ask(|answer| SensorRequest::Block { target, expiry, by, note, answer });
                 Box::pin(async move {
-                    of_sensor(done).await?.map_err(failed)?;
+                    of_sensor(done).await?.map_err(Failure::failed)?;
                     let expires = expires(expiry, SystemTime::now());
                     Ok(Answer::Blocked(Blocked { target: target.to_string(), expires }))
                 })
             }
             Request::Unblock { target, all } => Box::pin(self.unblock(by, target.as_deref(), all).await?),
             Request::Explain { address } => Box::pin(self.explain(&address)?),
-            Request::Bans { after } => Box::pin(self.bans(after.as_deref())?),
+            Request::Bans { after } => Box::pin(queries::bans(self.sink.ban_recorder.recorder(), after.as_deref())?),
             Request::Allow { target, span, force } => {
                 Box::pin(ready(self.allow(by, &target, span.as_deref(), force).await))
             }
@@ -174,40 +161,37 @@ impl ControlHandler {
             }
             Request::Fleet { after } => {
                 let after = after
-                    .map(|text| text.parse().map_err(|_| usage("`after` is not an address or prefix")))
+                    .map(|text| text.parse().map_err(|_| Failure::usage("`after` is not an address or prefix")))
                     .transpose()?;
                 let bans = self.fleet().map(|fleet| fleet.list(after)).unwrap_or_default();
                 Box::pin(ready(Ok(Answer::FleetBans(bans))))
             }
             Request::ForgetService { port } => Box::pin(ready(self.forget_service(&by, port).await)),
-            Request::Trial { span, end } => Box::pin(ready(self.trial(&by, span.as_deref(), end).await)),
-            Request::Confirm => Box::pin(ready(self.confirm(&by))),
+            Request::Trial { span, end } => {
+                let request = (span.as_deref(), end);
+                Box::pin(ready(self.trial.request(&by, request, &self.config.current, &mut self.sink).await))
+            }
+            Request::Confirm => Box::pin(ready(self.trial.confirm(&by, &self.config.current, &mut self.sink))),
             Request::Reload => Box::pin(ready(self.reload(&by).await)),
-            Request::Subscribe => return Err(usage("subscriptions are served by the socket itself")),
+            Request::Subscribe => return Err(Failure::usage("subscriptions are served by the socket itself")),
         })
     }
 
     /// Checks whether an operator may block `target`; returns the target of the ban and its expiry. With `force`, a
     /// protected target loses its protection.
     async fn admit(&mut self, target: &str, expire: Option<&str>, force: bool) -> Result<(BanTarget, Expiry), Failure> {
-        let asked = parse_network(target).map_err(usage)?;
-        let expiry = expire.map_or(Ok(self.config.expire), |text| parse_expiry(text).map_err(usage))?;
-        let target = BanTarget::of_prefix(asked).map_err(usage)?;
+        let asked = parse_network(target).map_err(Failure::usage)?;
+        let expiry =
+            expire.map_or(Ok(self.config.current.expire), |text| parse_expiry(text).map_err(Failure::usage))?;
+        let target = BanTarget::of_prefix(asked).map_err(Failure::usage)?;
         if let Some(why) = no_source(asked.addr()) {
-            return Err(refused(format!(
+            return Err(Failure::refused(format!(
                 "refused to block {}: {why}, which cannot be the source of a packet",
                 plain(asked)
             )));
         }
-        if !self.enforces() {
-            let why = match self.trial {
-                _ if !self.config.blocks() => {
-                    "of block = false under [tcp] and [udp], or of --log-only; `portsentry check` shows the configuration"
-                }
-                Trial::LogOnly(_) => "a trial is running; `portsentry trial --end` resumes blocking",
-                _ => "--confirm was not confirmed in time; restart portsentry to block again",
-            };
-            return Err(refused(format!("refused to block: scans are only logged, because {why}")));
+        if let Some(why) = self.trial.only_logs(&self.config.current) {
+            return Err(Failure::refused(format!("refused to block: scans are only logged, because {why}")));
         }
         let Some((network, protection)) = protected(&self.host_state.host(), asked) else {
             return Ok((target, expiry));
@@ -215,26 +199,17 @@ impl ControlHandler {
         let own = matches!(protection, Protection::OwnAddress | Protection::Loopback);
         if own || !force {
             let remedy = if own { "" } else { "; use --force to block it anyway" };
-            return Err(refused(format!(
+            return Err(Failure::refused(format!(
                 "refused to block {}: {} is {protection}{remedy}",
                 plain(asked),
                 if asked == network { "it".to_owned() } else { plain(network).to_string() }
             )));
         }
         let network = target.network();
-        self.host_state.allow.by_hand.force(network, expiry.span(), now()).map_err(failed)?;
-        let commands = self.host_state.refresh().await.map_err(failed)?;
+        self.host_state.allow.by_hand.force(network, expiry.span(), now()).map_err(Failure::failed)?;
+        self.host_state.apply().await.map_err(Failure::failed)?;
         self.sink.ban_recorder.write(Change::Disallowed { network });
-        self.sensor.send_all(commands);
         Ok((target, expiry))
-    }
-
-    /// Sends the sensor a snapshot of the host with a change of an operator, and waits until it has room for it.
-    async fn refresh_host(&mut self) -> Result<(), Failure> {
-        for command in self.host_state.refresh().await.map_err(failed)? {
-            self.sensor.send_waiting(command).await;
-        }
-        Ok(())
     }
 
     async fn unblock(
@@ -245,8 +220,8 @@ impl ControlHandler {
     ) -> Result<impl Future<Output = Reply> + use<>, Failure> {
         let target = match (target, all) {
             (None, true) => None,
-            (Some(target), false) => Some(parse_target(target).map_err(usage)?),
-            _ => return Err(usage("give an address or prefix, or --all")),
+            (Some(target), false) => Some(parse_target(target).map_err(Failure::usage)?),
+            _ => return Err(Failure::usage("give an address or prefix, or --all")),
         };
         let by_fleet = match (&mut self.fleet, target) {
             (Some(fleet), Some(target)) => usize::from(fleet.lift(target, LiftedBy::Host)),
@@ -267,30 +242,44 @@ impl ControlHandler {
             self.sensor.ask(|answer| SensorRequest::Explain { address: target.element(), link: None, answer })
         });
         // After the request: a source that is protected again has no ban left for the sensor to lift.
-        if self.host_state.allow.by_hand.unforce(target.map(BanTarget::network)) {
-            match self.host_state.refresh().await {
-                Ok(commands) => self.sensor.send_all(commands),
-                Err(error) => self.sink.emit(EventKind::Error(error.to_string())),
-            }
+        if self.host_state.allow.by_hand.unforce(target.map(BanTarget::network))
+            && let Err(error) = self.host_state.apply().await
+        {
+            self.sink.emit(EventKind::Error(error.to_string()));
         }
         Ok(async move {
-            let unblocked = of_sensor(lifted).await?.map_err(failed)? + by_fleet;
+            let unblocked = of_sensor(lifted).await?.map_err(Failure::failed)? + by_fleet;
             if let (0, Some(target), Some(known)) = (unblocked, target, known) {
                 // `target` may be a network inside another blocked network.
                 let around = of_sensor(known).await.ok().and_then(|known| known.network);
-                return Err(refused(not_blocked(target, around.filter(|network| *network != target))));
+                return Err(Failure::refused(not_blocked(target, around.filter(|network| *network != target))));
             }
             Ok(Answer::Unblocked(Unblocked { unblocked }))
+        })
+    }
+
+    fn explain(&mut self, address: &str) -> Result<impl Future<Output = Reply> + use<>, Failure> {
+        let asked = parse_address(address).map_err(Failure::usage)?;
+        let (address, link) = (asked.network.addr(), asked.link);
+        let known = self.sensor.ask(|answer| SensorRequest::Explain { address, link, answer });
+        let states = self.host_state.memory.services.states().into_iter().filter(|state| !state.is_served);
+        let mut unserved: Vec<_> =
+            states.map(|ServiceState { service, .. }| format!("{}/{}", service.port, service.protocol.key())).collect();
+        unserved.dedup();
+        let (recorder, hold) = (self.sink.ban_recorder.recorder(), self.trial.hold(&self.config.current));
+        let fleet = self.fleet().and_then(|fleet| fleet.explain(BanTarget::containing(address)));
+        Ok(async move {
+            let info = queries::explain(asked, of_sensor(known).await?, recorder, hold).await;
+            Ok(Answer::Explained(Box::new(AddressInfo { unserved, fleet, ..info })))
         })
     }
 
     async fn forget_service(&mut self, by: &str, named: ServicePort) -> Reply {
         let ServicePort { port, protocol } = named;
         let forgotten = self.host_state.memory.services.forget(port, protocol);
-        let commands = self.host_state.refresh().await.map_err(failed)?;
-        self.sensor.send_all(commands);
+        self.host_state.apply().await.map_err(Failure::failed)?;
         if forgotten == 0 {
-            return Err(refused(format!(
+            return Err(Failure::refused(format!(
                 "refused: no service on port {named} is remembered; `portsentry status` lists the remembered services"
             )));
         }
@@ -301,12 +290,12 @@ impl ControlHandler {
     }
 
     async fn allow(&mut self, by: String, target: &str, span: Option<&str>, force: bool) -> Reply {
-        let span = span.map(parse_expiry).transpose().map_err(usage)?.and_then(Expiry::span);
-        let network = parse_network(target).map_err(usage)?;
+        let span = span.map(parse_expiry).transpose().map_err(Failure::usage)?.and_then(Expiry::span);
+        let network = parse_network(target).map_err(Failure::usage)?;
         let allowed = plain(network);
         let is_too_wide = network.prefix_len() < if network.addr().is_ipv4() { 8 } else { 16 };
         if is_too_wide && !force {
-            return Err(refused(format!(
+            return Err(Failure::refused(format!(
                 "refused to allow {allowed}: such a large network would disable most blocking. Use --force to allow \
                  it anyway; `portsentry trial 1h` suspends blocking for an hour"
             )));
@@ -315,8 +304,8 @@ impl ControlHandler {
         let (bans, lifted) = of_sensor(bans).await?;
         let since = SystemTime::now();
         let allowance = Allowance { network, since, until: span.and_then(|span| since.checked_add(span)), by };
-        self.host_state.allow.by_hand.add(allowance.clone(), now()).map_err(failed)?;
-        self.refresh_host().await?;
+        self.host_state.allow.by_hand.add(allowance.clone(), now()).map_err(Failure::failed)?;
+        self.host_state.apply().await.map_err(Failure::failed)?;
         let until = allowance.until;
         let how_long = until
             .map_or("until this is revoked".to_owned(), |until| format!("until {}", format_rfc3339_seconds(until)));
@@ -328,17 +317,17 @@ impl ControlHandler {
     }
 
     async fn disallow(&mut self, by: &str, target: &str) -> Reply {
-        let network = parse_network(target).map_err(usage)?;
+        let network = parse_network(target).map_err(Failure::usage)?;
         let disallowed = plain(network);
         let is_revoked = self.host_state.allow.by_hand.remove(network);
         if is_revoked {
-            self.refresh_host().await?;
+            self.host_state.apply().await.map_err(Failure::failed)?;
         }
         let still = self.host_state.host().allow.covers(network).map(|why| why.to_string());
         if !is_revoked {
             let contains = |entry: &AllowedEntry| parse_network(&entry.network).is_ok_and(|it| it.contains(&network));
             let around = self.host_state.allow.entries().into_iter().find(contains);
-            return Err(refused(match (around, still) {
+            return Err(Failure::refused(match (around, still) {
                 (Some(AllowedEntry { network, since: Some(_), .. }), _) => {
                     format!("{disallowed} is allowed as part of {network}; run `portsentry disallow {network}`")
                 }
@@ -352,6 +341,45 @@ impl ControlHandler {
         self.sink.ban_recorder.write(Change::Disallowed { network });
         self.sink.emit(EventKind::Note(format!("{by} has revoked the allowance of {disallowed}")));
         Ok(Answer::Disallowed(Disallowed { disallowed, still }))
+    }
+
+    /// Reads the configuration again, requested by `by`.
+    pub(super) async fn reload(&mut self, by: &str) -> Reply {
+        systemd::reloading();
+        let result = self.replace_config().await;
+        self.sink.emit(match &result {
+            Ok(reloaded) => EventKind::Note(format!("{by}: {}", summary(reloaded))),
+            Err(error) => {
+                EventKind::Error(format!("the new configuration is refused, the old one stays in force: {error}"))
+            }
+        });
+        systemd::ready("watching");
+        result.map(Answer::Reloaded).map_err(|error| Failure::new(ErrorKind::Configuration, error))
+    }
+
+    /// Replaces the configuration in force.
+    ///
+    /// # Errors
+    /// Why the configuration in force is kept.
+    async fn replace_config(&mut self) -> Result<Reloaded, String> {
+        let (config, reloaded) = self.config.read(&self.sandbox, self.sink.notifier.can_notify())?;
+        let settings = self.trial.settings(&config);
+        self.host_state.reconfigure(&config, settings).await.map_err(|error| error.to_string())?;
+        self.trial.reconfigure(&config);
+        self.sink.log.reconfigure(&config);
+        self.sink.notifier.reconfigure(&config.notify);
+        if let Some(fleet) = &mut self.fleet {
+            fleet.reconfigure(&config.fleet);
+        }
+        self.config.current = config;
+        Ok(reloaded)
+    }
+
+    /// Ends an expired trial.
+    pub(super) async fn end_trial(&mut self) {
+        if self.trial.end(&self.config.current, &mut self.sink).await {
+            drop(self.lift_bans(None, "the end of the trial".to_owned()));
+        }
     }
 }
 

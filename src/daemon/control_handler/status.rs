@@ -30,7 +30,7 @@ impl ControlHandler {
         let since = self.started.0.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         let snapshot = Snapshot {
             started: since.as_secs_f64(),
-            capacity: self.uses_nft.then(|| self.config.block.nft.size.into()),
+            capacity: self.uses_nft.then(|| self.config.current.block.nft.size.into()),
             events_lost: self.sink.lost,
             allowed: self.host_state.host().allow.prefixes().count() as u64,
             fleet: self.fleet().map(|fleet| fleet.status()).map(|fleet| FleetSnapshot {
@@ -54,8 +54,7 @@ impl ControlHandler {
 
     pub(super) fn status(&mut self) -> impl Future<Output = Reply> + use<> {
         let fleet = self.fleet().map(|fleet| fleet.status());
-        let host = self.host_state.host();
-        let metrics = &self.sensor.metrics;
+        let (config, host, metrics) = (&self.config.current, self.host_state.host(), &self.sensor.metrics);
         let (allowed, protected_networks) = host.allow.counts();
         let mut status = Status {
             running: true,
@@ -69,11 +68,11 @@ impl ControlHandler {
                 (true, None) => State::Blocking,
             },
             trial_left_s: self.trial.left().map(|left| left.as_secs()),
-            expire_s: self.config.expire.seconds(),
-            methods: self.config.block.method.iter().map(|method| method.name().to_owned()).collect(),
-            interfaces: self.config.interfaces.clone(),
-            tcp: monitored(&self.config.tcp, &host.tcp.everywhere(), self.enforces()),
-            udp: monitored(&self.config.udp, &host.udp.everywhere(), self.enforces()),
+            expire_s: config.expire.seconds(),
+            methods: config.block.method.iter().map(|method| method.name().to_owned()).collect(),
+            interfaces: config.interfaces.clone(),
+            tcp: monitored(&config.tcp, &host.tcp.everywhere(), self.enforces()),
+            udp: monitored(&config.udp, &host.udp.everywhere(), self.enforces()),
             packets: PacketCounts {
                 seen: metrics.frames.get(),
                 dropped: metrics.dropped.get(),
@@ -97,20 +96,23 @@ impl ControlHandler {
                 lost_ports: metrics.trap_lost.get(),
                 condemned: metrics.trap_caught.get(),
                 let_go: metrics.trap_let_go.get(),
-                hold_ms: self.hold().map_or(0, |hold| u64::try_from(hold.as_millis()).unwrap_or(0)),
+                hold_ms: self
+                    .trial
+                    .hold(config)
+                    .map_or(0, |(length, _)| u64::try_from(length.as_millis()).unwrap_or(0)),
                 held: metrics.held.get(),
                 hold_full: metrics.hold_full.get(),
             },
             services: self.host_state.memory.services.states().iter().map(RememberedService::from).collect(),
             allows_all: allows_all(&host),
-            warnings: warnings(&self.config, &self.places.config, &host)
+            warnings: warnings(config, &self.config.path, &host)
                 .into_iter()
                 .chain(self.firewall_watch.notice.clone())
                 .collect(),
             allowed,
             protected_networks,
-            ledger: self.places.state_dir.display().to_string(),
-            metrics: self.config.metrics.listen.map(|address| address.to_string()),
+            ledger: self.state_dir.display().to_string(),
+            metrics: config.metrics.listen.map(|address| address.to_string()),
             sandbox: (&self.sandbox).into(),
             commands: self.command_helper.as_ref().map(CommandHelper::status),
             fleet,

@@ -1,73 +1,43 @@
-//! Handles `reload`: replaces the configuration as a whole. Keys that cannot change while the daemon runs keep their
-//! values until a restart and are reported.
+//! Owns the configuration in force, and reads it again. Keys that cannot change while the daemon runs keep their values
+//! until a restart and are reported.
 
 use std::path::PathBuf;
 
-use super::{ControlHandler, Trial};
+use super::Reread;
 use crate::config::{Config, Mode, ProtocolConfig};
-use crate::control::protocol::{Answer, ErrorKind, Failure, Reloaded, Reply};
-use crate::daemon::systemd;
-use crate::engine::Settings;
-use crate::events::event::EventKind;
+use crate::control::protocol::Reloaded;
 use crate::sandbox::Sandbox;
-use crate::sensor::SensorCommand;
 
-impl ControlHandler {
-    /// Reads the configuration again, requested by `by`. During a trial that only logs, nothing is blocked, regardless
-    /// of the configuration.
-    pub(in crate::daemon) async fn reload(&mut self, by: &str) -> Reply {
-        systemd::reloading();
-        let result = self.replace_config().await;
-        self.sink.emit(match &result {
-            Ok(reloaded) => EventKind::Note(format!("{by}: {}", summary(reloaded))),
-            Err(error) => {
-                EventKind::Error(format!("the new configuration is refused, the old one stays in force: {error}"))
-            }
-        });
-        systemd::ready("watching");
-        result.map(Answer::Reloaded).map_err(|error| Failure::new(ErrorKind::Configuration, error))
-    }
+pub(super) struct ConfigSource {
+    pub(super) current: Config,
+    /// The configuration file, if it exists.
+    pub(super) path: PathBuf,
+    pub(super) reread: Reread,
+}
 
-    /// Replaces the configuration in force.
+impl ConfigSource {
+    /// Reads the configuration again; returns the one that can replace the current one. `can_notify` is true if the
+    /// command helper can send digests.
     ///
     /// # Errors
-    /// Why the configuration in force is kept.
-    async fn replace_config(&mut self) -> Result<Reloaded, String> {
+    /// Why the current configuration must be kept.
+    pub(super) fn read(&self, sandbox: &Sandbox, can_notify: bool) -> Result<(Config, Reloaded), String> {
         let mut config = (self.reread)().map_err(|errors| errors.to_string())?;
-        config.check_ownership(&self.places.config).map_err(|error| error.to_string())?;
-        out_of_reach(&self.config, &config, &self.sandbox).map_or(Ok(()), Err)?;
-        let changed = changes(&self.config, &config);
-        let mut needs_restart = keep_until_restart(&self.config, &mut config);
-        if config.notifies() && !self.sink.notifier.can_notify() {
+        config.check_ownership(&self.path).map_err(|error| error.to_string())?;
+        out_of_reach(&self.current, &config, sandbox).map_or(Ok(()), Err)?;
+        let changed = changes(&self.current, &config);
+        let mut needs_restart = keep_until_restart(&self.current, &mut config);
+        if config.notifies() && !can_notify {
             config.notify.command.clear();
             needs_restart.push("notify.command");
         }
-        let commands = self.host_state.reconfigure(&config).await.map_err(|error| error.to_string())?;
-        // Engine settings before the host snapshot: a newly monitored port must not be judged by the old snapshot.
-        let settings = Settings::from_config(&config);
-        let settings = if self.trial.only_logs() { settings.log_only() } else { settings };
-        self.sensor.send(SensorCommand::Settings(Box::new(settings)));
-        self.sensor.send_all(commands);
-        let before = self.ruleset();
-        self.config = config;
-        if self.ruleset() != before {
-            self.sensor.send(SensorCommand::Ruleset(Box::new(self.ruleset())));
-        }
-        self.sink.log.reconfigure(&self.config);
-        self.sink.notifier.reconfigure(&self.config.notify);
-        if self.trial == Trial::Expired {
-            self.sensor.send(SensorCommand::LogOnly);
-        }
-        if let Some(fleet) = &mut self.fleet {
-            fleet.reconfigure(&self.config.fleet);
-        }
         let [changed, needs_restart] =
             [changed, needs_restart].map(|keys| keys.into_iter().map(str::to_owned).collect());
-        Ok(Reloaded { changed, needs_restart })
+        Ok((config, Reloaded { changed, needs_restart }))
     }
 }
 
-fn summary(Reloaded { changed, needs_restart }: &Reloaded) -> String {
+pub(super) fn summary(Reloaded { changed, needs_restart }: &Reloaded) -> String {
     let (changed, restart) = (changed.join(", "), needs_restart.join(", "));
     match (changed.is_empty(), restart.is_empty()) {
         (true, _) => "the configuration was reloaded; nothing has changed".to_owned(),
@@ -173,7 +143,7 @@ mod tests {
             [block.hosts_deny]\nfile = \"/tmp/x\"\n[block.run]\nfirst = true\n[metrics]\nlisten = \"127.0.0.1:1\"\n\
             [report]\nlog = \"stderr\"\nfacility = \"local0\"\n\
             [fleet]\nurl = \"unix:///a\"\nhost = \"a\"\nsocket = \"/b\"\n[fleet.accept]\nsize = 1\n";
-        let manual = include_str!("../../../docs/configuration.md");
+        let manual = include_str!("../../docs/configuration.md");
         let list = manual.split("\n## ").find(|section| section.starts_with("Reload\n")).unwrap();
         let unchanged = keep_until_restart(&config(""), &mut config(other));
         assert_eq!(unchanged.len(), 16, "each key is changed: {unchanged:?}");

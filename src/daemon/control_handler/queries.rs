@@ -1,0 +1,66 @@
+//! Answers `bans`, which reads one page of the ledger, and the ledger's and kernel's part of `explain`. The sensor
+//! thread, which owns the table of bans, is not asked for `bans`, so that no number of clients delays a packet.
+
+use std::time::{Duration, SystemTime};
+
+use crate::control::address_info::{AddressInfo, HoldInfo};
+use crate::control::ban_info::{BanPage, MAX_BANS};
+use crate::control::protocol::{Answer, Failure, Reply};
+use crate::control::scoped_network::ScopedNetwork;
+use crate::enforce::nft::Nft;
+use crate::engine::Explanation;
+use crate::ledger::{Entry, Position, Recorder};
+
+/// The way to list the bans that needs no ledger.
+const AS_ROOT: &str = "run `sudo portsentry list`, which reads the kernel's sets";
+
+/// The page of bans that begins after `after`, which is `next` of an earlier page.
+///
+/// # Errors
+/// `after` is not a position, or the ledger could not be opened.
+pub(super) fn bans(
+    recorder: Option<Recorder>,
+    after: Option<&str>,
+) -> Result<impl Future<Output = Reply> + use<>, Failure> {
+    let wrong = |_| Failure::usage("`after` is not `next` of an earlier answer");
+    let after = after.map(str::parse::<Position>).transpose().map_err(wrong)?;
+    let recorder =
+        recorder.ok_or_else(|| Failure::failed(format!("the daemon has no ledger, see its log; {AS_ROOT}")))?;
+    Ok(async move {
+        let now = SystemTime::now();
+        let page = recorder.ask(move |ledger| ledger.page(after, MAX_BANS, now)).await;
+        let page =
+            page.map_err(|_| Failure::failed(format!("the ledger cannot be read now; try again, or {AS_ROOT}")))?;
+        Ok(Answer::Bans(BanPage::new(page.map_err(Failure::failed)?, now)))
+    })
+}
+
+/// Adds the ledger's and the kernel's part to `explain`. `recorder` is `None` if the ledger could not be opened, and
+/// `hold`, the length of a hold and the window in which holds count, is `None` if no source is held.
+pub(super) async fn explain(
+    asked: ScopedNetwork,
+    known: Explanation,
+    recorder: Option<Recorder>,
+    hold: Option<(Duration, Duration)>,
+) -> AddressInfo {
+    let past = match recorder {
+        Some(recorder) => past(&recorder, &known).await,
+        None => None,
+    };
+    let mut info = AddressInfo::new(asked, &known, past.as_deref(), SystemTime::now());
+    if let Some((length, window)) = hold {
+        let held = tokio::task::spawn_blocking(move || Nft::open().ok()?.hold(known.target).ok()).await;
+        info.hold = Some(HoldInfo::new(held.ok().flatten().unwrap_or_default(), length, window));
+    }
+    info
+}
+
+/// The bans of an address, and of the network that blocks it, oldest first; `None` if they cannot be read.
+async fn past(recorder: &Recorder, known: &Explanation) -> Option<Vec<Entry>> {
+    let mut past = Vec::new();
+    for target in [Some(known.target), known.network].into_iter().flatten() {
+        past.extend(recorder.ask(move |ledger| ledger.bans_of(target)).await.ok()?.ok()?.items);
+    }
+    past.sort_by_key(|entry| entry.ban.since);
+    Some(past)
+}

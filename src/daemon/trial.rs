@@ -1,0 +1,250 @@
+//! Owns the trial that is in force, and what follows from it: whether sources are blocked, and the ruleset. `--confirm`
+//! starts a trial that blocks, and blocking ends unless an operator confirms in time. `portsentry trial` starts one in
+//! which scans are only logged for a while; a restart does not end it.
+
+use std::time::{Duration, Instant, SystemTime};
+
+use humantime::format_rfc3339_seconds;
+
+use super::event_sink::EventSink;
+use super::optional::deadline_reached;
+use super::sensor_thread::SensorHandle;
+use crate::config::{Config, parse_span};
+use crate::control::protocol::{Answer, Failure, Reply, TrialState};
+use crate::enforce::nft::RulesetSpec;
+use crate::engine::Settings;
+use crate::events::event::EventKind;
+use crate::events::json::rfc3339;
+use crate::ledger::Change;
+use crate::sensor::SensorCommand;
+
+/// Maximum duration of a log-only trial: a forgotten trial must not leave a host unprotected permanently.
+const MAX_TRIAL: Duration = Duration::from_secs(30 * 86_400);
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    None,
+    /// Sources are blocked until this time, and afterwards only if an operator confirms. No source is held.
+    Unconfirmed(Instant),
+    /// No operator confirmed in time.
+    Expired,
+    /// Scans are only logged until this time.
+    LogOnly(Instant),
+}
+
+impl Phase {
+    /// The phase of `--confirm` with this span, or of a log-only trial that continues until `until`.
+    fn new(confirm: Option<Duration>, until: Option<SystemTime>) -> Self {
+        let left = until.and_then(|until| until.duration_since(SystemTime::now()).ok());
+        match (left, confirm) {
+            (Some(left), _) => Self::log_only(left),
+            (None, Some(span)) => Instant::now().checked_add(span).map_or(Self::None, Self::Unconfirmed),
+            (None, None) => Self::None,
+        }
+    }
+
+    fn log_only(span: Duration) -> Self {
+        Self::LogOnly(Instant::now() + span.min(MAX_TRIAL))
+    }
+}
+
+pub(super) struct Trial {
+    phase: Phase,
+    /// The ruleset that the sensor has received.
+    ruleset: RulesetSpec,
+    sensor: SensorHandle,
+}
+
+impl Trial {
+    /// Starts the trial of `--confirm` with this span, or continues a log-only trial that ends at `until`. The sensor
+    /// has received the ruleset of `config`, with `confirm` without the hold.
+    pub(super) fn new(
+        config: &Config,
+        confirm: Option<Duration>,
+        until: Option<SystemTime>,
+        sensor: SensorHandle,
+    ) -> Self {
+        let ruleset = RulesetSpec::from_config(config);
+        let ruleset = if confirm.is_some() { ruleset.without_hold() } else { ruleset };
+        Self { phase: Phase::new(confirm, until.filter(|_| config.blocks())), ruleset, sensor }
+    }
+
+    fn ends(&self) -> Option<Instant> {
+        match self.phase {
+            Phase::Unconfirmed(ends) | Phase::LogOnly(ends) => Some(ends),
+            Phase::None | Phase::Expired => None,
+        }
+    }
+
+    /// Remaining time; `None` if there is no trial or it is over.
+    pub(super) fn left(&self) -> Option<Duration> {
+        self.ends().map(|ends| ends.saturating_duration_since(Instant::now()))
+    }
+
+    /// Remaining time of a log-only trial.
+    pub(super) fn log_only_left(&self) -> Option<Duration> {
+        self.left().filter(|_| matches!(self.phase, Phase::LogOnly(_)))
+    }
+
+    /// Waits until the trial is over; never returns if there is none. Cancel safe.
+    pub(super) async fn expired(&self) {
+        deadline_reached(self.ends()).await;
+    }
+
+    /// Returns the reason if sources are not blocked, and what to do about it.
+    pub(super) fn only_logs(&self, config: &Config) -> Option<&'static str> {
+        match self.phase {
+            _ if !config.blocks() => Some(
+                "of block = false under [tcp] and [udp], or of --log-only; `portsentry check` shows the configuration",
+            ),
+            Phase::LogOnly(_) => Some("a trial is running; `portsentry trial --end` resumes blocking"),
+            Phase::Expired => Some("--confirm was not confirmed in time; restart portsentry to block again"),
+            Phase::None | Phase::Unconfirmed(_) => None,
+        }
+    }
+
+    /// The duration of a hold in the kernel and the window of the trap; `None` if no source is held.
+    pub(super) fn hold(&self, config: &Config) -> Option<(Duration, Duration)> {
+        let trap = self.ruleset.trap.filter(|_| self.only_logs(config).is_none())?;
+        Some((trap.hold?, trap.window))
+    }
+
+    /// The settings of the engine. During a trial that only logs, nothing is blocked, regardless of the configuration.
+    pub(super) fn settings(&self, config: &Config) -> Settings {
+        let settings = Settings::from_config(config);
+        match self.phase {
+            Phase::Expired | Phase::LogOnly(_) => settings.log_only(),
+            Phase::None | Phase::Unconfirmed(_) => settings,
+        }
+    }
+
+    /// Sends the sensor what another configuration changes: the ruleset, and that an expired trial still only logs.
+    pub(super) fn reconfigure(&mut self, config: &Config) {
+        self.update_ruleset(config);
+        if self.phase == Phase::Expired {
+            self.sensor.send(SensorCommand::LogOnly);
+        }
+    }
+
+    fn update_ruleset(&mut self, config: &Config) {
+        let ruleset = RulesetSpec::from_config(config);
+        let ruleset = match self.phase {
+            Phase::Unconfirmed(_) | Phase::Expired => ruleset.without_hold(),
+            Phase::None | Phase::LogOnly(_) => ruleset,
+        };
+        if ruleset != self.ruleset {
+            self.ruleset = ruleset;
+            self.sensor.send(SensorCommand::Ruleset(Box::new(ruleset)));
+        }
+    }
+
+    /// Confirms the trial of `--confirm`: blocking continues.
+    pub(super) fn confirm(&mut self, by: &str, config: &Config, sink: &mut EventSink) -> Reply {
+        let refusal = match self.phase {
+            Phase::Unconfirmed(_) => None,
+            Phase::Expired => {
+                Some("refused: --confirm has timed out and blocking has stopped; restart portsentry to try again")
+            }
+            Phase::LogOnly(_) => Some(
+                "refused: scans are only logged, so there is no blocking to confirm; `portsentry trial --end` resumes \
+                 blocking",
+            ),
+            Phase::None => Some("refused: portsentry was started without --confirm, or is already confirmed"),
+        };
+        refusal.map(Failure::refused).map_or(Ok(()), Err)?;
+        self.phase = Phase::None;
+        self.update_ruleset(config);
+        sink.emit(EventKind::Note(format!("{by} has confirmed the trial: blocking continues")));
+        Ok(Answer::Confirmed {})
+    }
+
+    /// Starts a log-only trial of length `span`, or with `end` resumes blocking.
+    pub(super) async fn request(
+        &mut self,
+        by: &str,
+        (span, end): (Option<&str>, bool),
+        config: &Config,
+        sink: &mut EventSink,
+    ) -> Reply {
+        let span = match (span, end) {
+            (Some(span), false) => parse_span(span).map_err(Failure::usage)?,
+            (None, true) => {
+                let Phase::LogOnly(_) = self.phase else {
+                    return Err(Failure::refused("refused: no trial is running; `portsentry trial 1h` starts one"));
+                };
+                self.end_log_only(by, config, sink).await;
+                return Ok(Answer::Trial(TrialState { until: None }));
+            }
+            _ => return Err(Failure::usage("give a duration, or --end to end the trial")),
+        };
+        if span > MAX_TRIAL {
+            return Err(Failure::usage(
+                "a trial lasts at most 30 days; to log for longer, set block = false in the configuration",
+            ));
+        }
+        let refusal = match self.phase {
+            Phase::None | Phase::LogOnly(_) if config.blocks() => None,
+            Phase::None | Phase::LogOnly(_) | Phase::Expired => {
+                Some("refused: the configuration only logs scans, so there is no blocking to suspend")
+            }
+            Phase::Unconfirmed(_) => Some("refused: the trial of --confirm is running; run `portsentry confirm` first"),
+        };
+        refusal.map(Failure::refused).map_or(Ok(()), Err)?;
+        self.phase = Phase::log_only(span);
+        self.sensor.send_waiting(SensorCommand::StartTrial).await;
+        let until = SystemTime::now() + span;
+        sink.ban_recorder.write(Change::Trial { until: Some(until) });
+        sink.emit(EventKind::Note(format!(
+            "{by} has started a trial: until {} scans are only logged. Bans in force stay; `portsentry trial \
+             --end` resumes blocking",
+            format_rfc3339_seconds(until)
+        )));
+        Ok(Answer::Trial(TrialState { until: Some(rfc3339(until)) }))
+    }
+
+    async fn end_log_only(&mut self, by: &str, config: &Config, sink: &mut EventSink) {
+        self.phase = Phase::None;
+        let settings = self.settings(config);
+        self.sensor.send_waiting(SensorCommand::EndTrial(Box::new(settings))).await;
+        // A pending `--confirm` no longer has a meaning.
+        self.update_ruleset(config);
+        sink.ban_recorder.write(Change::Trial { until: None });
+        sink.emit(EventKind::Note(format!("the trial has ended ({by}): scans are blocked again")));
+    }
+
+    /// Ends an expired trial; true if it was not confirmed. Then the operator may be locked out, and all bans must be
+    /// lifted.
+    pub(super) async fn end(&mut self, config: &Config, sink: &mut EventSink) -> bool {
+        if let Phase::LogOnly(_) = self.phase {
+            self.end_log_only("it has expired", config, sink).await;
+            return false;
+        }
+        self.phase = Phase::Expired;
+        sink.emit(EventKind::Note(
+            "`portsentry confirm` was not run in time: all bans are lifted, and scans are only logged from now on; \
+             restart portsentry to block again"
+                .to_owned(),
+        ));
+        self.sensor.send(SensorCommand::LogOnly);
+        true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::types::MINUTE;
+
+    #[test]
+    fn remembered_trial_continues_after_restart() {
+        let until = |left| Some(SystemTime::now() + left);
+        let trial = |confirm, until| Trial::new(&Config::default(), confirm, until, SensorHandle::new().unwrap());
+        let goes_on = trial(Some(MINUTE), until(MINUTE));
+        assert!(goes_on.log_only_left().unwrap() <= MINUTE, "{:?}", goes_on.phase);
+        let past = SystemTime::now() - MINUTE;
+        assert_eq!(trial(None, Some(past)).phase, Phase::None, "the trial ended while the program was down");
+        let far = trial(None, until(MAX_TRIAL * 10));
+        assert!(far.left().unwrap() <= MAX_TRIAL, "a wrong clock does not extend a trial");
+        assert_eq!(trial(Some(MINUTE), None).only_logs(&Config::default()), None);
+    }
+}
