@@ -1,10 +1,13 @@
 //! Tests the rules with real packets.
 
 use std::net::{IpAddr, SocketAddr, SocketAddrV6, UdpSocket};
+use std::sync::Barrier;
+use std::thread;
 use std::time::Duration;
 
-use portsentry::enforce::nft::{Nft, RulesetSpec};
-use portsentry::types::BanTarget;
+use portsentry::enforce::nft::{Nft, RulesetSpec, Trap, Watched};
+use portsentry::types::{BanTarget, Rate};
+use rustix::net::{AddressFamily, SocketFlags, SocketType, connect, socket_with};
 
 use netns_lab::Namespace;
 
@@ -12,6 +15,10 @@ use super::{run, seconds, target};
 
 /// Two namespaces joined by a veth pair: the host with the table installed, and a remote host.
 fn cabled(test: impl FnOnce(&mut Nft, &Namespace) + Send) {
+    cabled_with(RulesetSpec { wide: true, ..RulesetSpec::default() }, test);
+}
+
+fn cabled_with(spec: RulesetSpec, test: impl FnOnce(&mut Nft, &Namespace) + Send) {
     let (host, remote) = (Namespace::with_loopback(), Namespace::with_loopback());
     run("ip", &["-n", host.name(), "link", "add", "v0", "type", "veth", "peer", "name", "v1", "netns", remote.name()]);
     for (namespace, link, addresses) in [
@@ -27,8 +34,55 @@ fn cabled(test: impl FnOnce(&mut Nft, &Namespace) + Send) {
     }
     host.inside(|| {
         let mut nft = Nft::open().unwrap();
-        nft.install(&RulesetSpec { wide: true, ..RulesetSpec::default() }).unwrap();
+        nft.install(&spec).unwrap();
         test(&mut nft, &remote);
+    });
+}
+
+/// If the trap bans a source while a transaction bans it as well, the kernel's set contains it twice.
+#[test]
+fn lift_removes_ban_that_trap_made_as_well() {
+    let trap = Trap {
+        tcp: true,
+        udp: false,
+        forgiven: 0,
+        window: Duration::from_secs(60),
+        expiry: seconds(60),
+        ceiling: Rate::per_minute(6_000),
+        nat64: [None; 8],
+        named_interfaces: false,
+        hold: None,
+    };
+    cabled_with(RulesetSpec { trap: Some(trap), ..RulesetSpec::default() }, |sets, remote| {
+        sets.arm(Watched { tcp: Some(&[(901, 905)]), ceiling_reached: Some(false), ..Watched::default() }).unwrap();
+        let source = target("192.0.2.2");
+        let mut caught = 0;
+        for round in 0..1_000 {
+            let start = Barrier::new(2);
+            thread::scope(|scope| {
+                scope.spawn(|| {
+                    remote.inside(|| {
+                        start.wait();
+                        for port in 901..=905 {
+                            let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+                            let socket = socket_with(AddressFamily::INET, SocketType::STREAM, flags, None).unwrap();
+                            let _ = connect(&socket, &SocketAddr::from(([192, 0, 2, 1], port)));
+                        }
+                    });
+                });
+                start.wait();
+                sets.block(&[(source, seconds(60))]).unwrap();
+            });
+            caught += sets.caught().unwrap().len();
+            sets.lift(&[source]).unwrap();
+            sets.forget(&[source]).unwrap();
+            sets.release(&[source]).unwrap();
+            if sets.holds(source).unwrap().is_some() {
+                assert_eq!(sets.caught().unwrap(), [source], "round {round}: no later SYN");
+                sets.lift(&[source]).unwrap();
+            }
+        }
+        assert!(caught > 100, "{caught} of 1,000");
     });
 }
 

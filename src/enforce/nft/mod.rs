@@ -252,9 +252,7 @@ impl Nft {
     /// Lifts the bans of these targets; targets without a ban are skipped.
     pub fn lift(&mut self, targets: &[BanTarget]) -> Result<(), BlockError> {
         let kernel = self.kernel();
-        let put = |batch: &mut Batch, targets: &[BanTarget]| {
-            targets.iter().for_each(|target| nft::put_lift(batch, kernel, *target));
-        };
+        let put = |batch: &mut Batch, targets: &[BanTarget]| nft::put_lifts(batch, kernel, targets);
         let (wide, narrow): (Vec<_>, Vec<_>) = targets.iter().copied().partition(|target| as_wide(*target).is_some());
         let done = self.change(Change::Lift, &narrow, put, |target| *target);
         let failed = self.lift_networks(&wide)?;

@@ -29,6 +29,7 @@ impl Nft {
         target: impl Fn(&T) -> BanTarget,
     ) -> Result<(), BlockError> {
         self.full.retain(|(_, _, seen)| seen.elapsed() < STILL_FULL);
+        let kernel = self.kernel();
         let mut failed = Vec::new();
         for chunk in items.chunks(nft::BANS_A_MESSAGE) {
             self.batch.clear();
@@ -36,7 +37,7 @@ impl Nft {
             let full = chunk.iter().any(|item| change == Change::Block && self.was_full(target(item)).is_some());
             if !full {
                 let Err(error) = self.socket.transact(&mut self.batch) else { continue };
-                if let [alone] = chunk {
+                if let ([alone], false) = (chunk, error.is(Errno::EXIST)) {
                     self.judge(change, target(alone), error, &mut failed)?;
                     continue;
                 }
@@ -55,7 +56,15 @@ impl Nft {
                 }
                 self.batch.clear();
                 put(&mut self.batch, std::slice::from_ref(item));
-                if let Err(error) = self.socket.transact(&mut self.batch) {
+                let mut done = self.socket.transact(&mut self.batch);
+                if change == Change::Block && done.as_ref().is_err_and(|error| error.is(Errno::EXIST)) {
+                    // The trap has banned the source as well, at the same moment.
+                    self.batch.clear();
+                    nft::put_lifts(&mut self.batch, kernel, &[target(item)]);
+                    put(&mut self.batch, std::slice::from_ref(item));
+                    done = self.socket.transact(&mut self.batch);
+                }
+                if let Err(error) = done {
                     self.judge(change, target(item), error, &mut failed)?;
                 }
             }

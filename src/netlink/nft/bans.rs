@@ -119,6 +119,22 @@ pub(crate) fn put_lift(batch: &mut Batch, kernel: KernelFeatures, target: BanTar
     });
 }
 
+/// Appends the deletion of at most [`BANS_A_MESSAGE`] bans of single sources, with a second element for the same source:
+/// while a transaction adds an element, a rule that adds the same one does not see it yet. The transaction fails if one
+/// of the bans does not exist and the kernel lacks DESTROYSETELEM.
+pub(crate) fn put_lifts(batch: &mut Batch, kernel: KernelFeatures, targets: &[BanTarget]) {
+    let steps: Steps = match kernel.destroys {
+        true => &[(DESTROY_ELEMENT, 0), (DESTROY_ELEMENT, 0)],
+        false => &[(sys::NFT_MSG_DELSETELEM, 0), (sys::NFT_MSG_NEWSETELEM, 0), (sys::NFT_MSG_DELSETELEM, 0)],
+    };
+    put_per_set(batch, steps, targets.iter().map(|target| (*target, briefest())));
+}
+
+/// The times of an element that no packet meets, because the same transaction deletes it.
+fn briefest() -> Times {
+    Times::new(None, Expiry::After(Duration::ZERO))
+}
+
 /// Appends bans to `set`, which is not one of the sets for local bans, as [`put_bans`].
 pub(crate) fn put_bans_in(batch: &mut Batch, kernel: KernelFeatures, set: Set, bans: &[(BanTarget, Expiry)]) {
     put_steps(batch, replacing(kernel), set, bans.iter().map(new_ban));
@@ -132,9 +148,7 @@ pub(crate) fn put_forget(batch: &mut Batch, kernel: KernelFeatures, set: Set, ta
         true => &[(DESTROY_ELEMENT, 0)],
         false => &[(sys::NFT_MSG_NEWSETELEM, 0), (sys::NFT_MSG_DELSETELEM, 0)],
     };
-    // The minimum time; no packet ever meets the element.
-    let times = Times::new(None, Expiry::After(Duration::ZERO));
-    put_steps(batch, steps, set, targets.iter().map(|target| (*target, times)));
+    put_steps(batch, steps, set, targets.iter().map(|target| (*target, briefest())));
 }
 
 /// Appends a change of the trap's connected sources: removes `out`, each of which must exist, then adds `into`, none of
@@ -296,12 +310,14 @@ mod tests {
             lists(&batch).iter().map(|(kind, _)| *kind).collect::<Vec<_>>()
         };
         let (target, hour) = (target("192.0.2.7"), Expiry::After(Duration::from_secs(3_600)));
-        for (kernel, again, gone) in
-            [(KernelFeatures::oldest(), &[12, 14, 12][..], 14), (KernelFeatures { destroys: true }, &[30, 12], 30)]
-        {
+        for (kernel, again, gone, both) in [
+            (KernelFeatures::oldest(), &[12, 14, 12][..], 14, &[14, 12, 14][..]),
+            (KernelFeatures { destroys: true }, &[30, 12], 30, &[30, 30]),
+        ] {
             assert_eq!(kinds(&|batch| put_bans(batch, kernel, &[(target, hour)])), again);
             assert_eq!(kinds(&|batch| put_restored(batch, kernel, &[(target, None, hour)])), again);
             assert_eq!(kinds(&|batch| put_lift(batch, kernel, target)), [gone]);
+            assert_eq!(kinds(&|batch| put_lifts(batch, kernel, &[target])), both);
         }
     }
 

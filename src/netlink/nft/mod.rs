@@ -25,8 +25,9 @@ mod table;
 mod trap_rules;
 
 pub(crate) use bans::{
-    BANS_A_MESSAGE, RestoredBan, put_back, put_bans, put_bans_in, put_forget, put_interfaces, put_lift, put_network,
-    put_new_bans, put_new_network, put_peers, put_protected, put_protected_change, put_restored, put_trapped,
+    BANS_A_MESSAGE, RestoredBan, put_back, put_bans, put_bans_in, put_forget, put_interfaces, put_lift, put_lifts,
+    put_network, put_new_bans, put_new_network, put_peers, put_protected, put_protected_change, put_restored,
+    put_trapped,
 };
 pub use bans::{KernelFeatures, Watched, put_ban};
 pub use element::Remaining;
