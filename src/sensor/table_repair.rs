@@ -163,7 +163,7 @@ impl TableRepair {
         let (bans, left_out) = self.choose(*now, observer, pending);
         // The allow-list first, so that an exempt source is never without it.
         let allowed: Vec<_> = observer.host.allow.prefixes().collect();
-        let filled = nft.protect(&allowed).and_then(|()| nft.put_back(&bans));
+        let filled = nft.allowed.replace(&mut nft.table, &allowed).and_then(|()| nft.put_back(&bans));
         // The engine must not treat a source as blocked if it is not.
         match &filled {
             Ok(()) => pending.expedite(Backend::Nft),

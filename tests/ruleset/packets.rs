@@ -65,9 +65,9 @@ fn blocked_source_is_dropped_allowed_passes() {
             sets.block(&[(source, seconds(60))]).unwrap();
             assert!(!arrives(remote, from, to), "{from} blocked");
             let allowed = format!("{from}/{}", source.prefix_len()).parse().unwrap();
-            sets.protect(&[allowed]).unwrap();
+            sets.allowed.replace(&mut sets.table, &[allowed]).unwrap();
             assert!(arrives(remote, from, to), "{from} allowed");
-            sets.protect(&[]).unwrap();
+            sets.allowed.replace(&mut sets.table, &[]).unwrap();
             assert!(!arrives(remote, from, to), "{from} blocked again");
             sets.lift(&[source]).unwrap();
             assert!(arrives(remote, from, to), "{from} lifted");
@@ -85,9 +85,11 @@ fn blocked_network_is_dropped_until_lifted() {
             assert!(arrives(remote, from, to), "{network} before");
             sets.block(&[(network, seconds(60))]).unwrap();
             assert!(!arrives(remote, from, to), "{network} blocked");
-            sets.protect(&[format!("{from}/{}", target(from).prefix_len()).parse().unwrap()]).unwrap();
+            sets.allowed
+                .replace(&mut sets.table, &[format!("{from}/{}", target(from).prefix_len()).parse().unwrap()])
+                .unwrap();
             assert!(arrives(remote, from, to), "{from} allowed");
-            sets.protect(&[]).unwrap();
+            sets.allowed.replace(&mut sets.table, &[]).unwrap();
             sets.lift(&[network]).unwrap();
             assert!(arrives(remote, from, to), "{network} lifted");
             sets.block(&[(network, seconds(1))]).unwrap();

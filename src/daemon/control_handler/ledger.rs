@@ -10,7 +10,7 @@ use crate::control::ban_info::{BanPage, MAX_BANS};
 use crate::control::protocol::{Answer, Failure, Reply};
 use crate::control::scoped_network::parse_address;
 use crate::daemon::service_tracker::ServiceState;
-use crate::enforce::nft::Nft;
+use crate::enforce::nft::{Table, trap_sets};
 use crate::engine::Explanation;
 use crate::ledger::{Entry, Position, Recorder};
 use crate::sensor::SensorRequest;
@@ -57,7 +57,8 @@ impl ControlHandler {
             info.fleet = fleet;
             if let Some((length, window)) = trap.and_then(|trap| Some((trap.hold?, trap.window))) {
                 let target = known.target;
-                let hold = tokio::task::spawn_blocking(move || Nft::open().ok()?.hold(target).ok()).await;
+                let hold =
+                    tokio::task::spawn_blocking(move || trap_sets::hold(&mut Table::open().ok()?, target).ok()).await;
                 info.hold = Some(HoldInfo::new(hold.ok().flatten().unwrap_or_default(), length, window));
             }
             Ok(Answer::Explained(Box::new(info)))

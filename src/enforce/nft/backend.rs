@@ -48,7 +48,7 @@ impl NftBackend {
     /// # Errors
     /// The sets cannot be read or changed.
     pub fn remove(&mut self, target: BanTarget) -> Result<bool, BlockError> {
-        let found = match self.nft.has(target) {
+        let found = match self.nft.table.has(target) {
             Err(BlockError::Gone) => false,
             found => found?,
         };
@@ -93,6 +93,6 @@ impl BanBackend for NftBackend {
     }
 
     fn missing(&mut self, targets: &[BanTarget]) -> Vec<BanTarget> {
-        self.nft.missing(targets).unwrap_or_default()
+        self.nft.table.missing(targets).unwrap_or_default()
     }
 }

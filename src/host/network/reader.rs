@@ -26,7 +26,7 @@ const SHORT_DUMP: Duration = Duration::from_millis(100);
 /// Reads the facts, any number of times. The list of IPv6 routes has a separate time limit, and the last one is kept. A
 /// host on the link that floods router advertisements makes this list take seconds, because the kernel starts again at
 /// the first default route for each datagram.
-pub struct Reader {
+pub struct HostReader {
     limit: Duration,
     /// The facts of the last complete list of IPv6 routes.
     complete: HostFacts,
@@ -37,9 +37,9 @@ pub struct Reader {
     due: Option<Instant>,
 }
 
-/// The result of [`Reader::read`].
+/// The result of [`HostReader::read`].
 #[derive(Debug)]
-pub struct Reading {
+pub struct HostReading {
     pub facts: HostFacts,
     /// The error of the list of IPv6 routes, if it is late. Then the facts contain the gateways of the part that was
     /// listed in time and those of the last complete list.
@@ -48,14 +48,14 @@ pub struct Reading {
     pub is_owed: bool,
 }
 
-impl Default for Reader {
+impl Default for HostReader {
     fn default() -> Self {
         let (complete, last) = (HostFacts::default(), HostFacts::default());
         Self { limit: MAX_IPV6_ROUTES_DUMP, complete, last, is_late: false, due: None }
     }
 }
 
-impl Reader {
+impl HostReader {
     /// Sets the time limit for the list of IPv6 routes.
     pub fn limit(&mut self, limit: Duration) {
         self.limit = limit;
@@ -66,7 +66,7 @@ impl Reader {
     /// # Errors
     ///
     /// A list other than that of IPv6 routes cannot be read completely: it could leave a gateway unprotected.
-    pub async fn read(&mut self, resolvers: &ResolverFiles) -> Result<Reading, HostError> {
+    pub async fn read(&mut self, resolvers: &ResolverFiles) -> Result<HostReading, HostError> {
         let resolvers = resolvers.read().map_err(|(path, error)| HostError::Resolvers(path, error))?;
         let is_due = self.due.is_none_or(|due| due <= Instant::now());
         if is_due {
@@ -80,7 +80,7 @@ impl Reader {
             let consistent = tokio::time::timeout(TIMEOUT, lists).await.map_err(|_| HostError::Timeout)??;
             if consistent || attempt == MAX_ATTEMPTS {
                 let late = self.is_late.then_some(HostError::Late);
-                return Ok(Reading { facts: facts.in_order(), is_owed: late.is_some() || !is_due, late });
+                return Ok(HostReading { facts: facts.in_order(), is_owed: late.is_some() || !is_due, late });
             }
             attempt += 1;
         }
