@@ -217,18 +217,6 @@ impl Line {
     fn pauses(&self) -> MutexGuard<'_, u32> {
         self.pauses.lock().unwrap_or_else(PoisonError::into_inner)
     }
-
-    /// Ends one pause.
-    fn listen(&self) {
-        let mut pauses = self.pauses();
-        *pauses = pauses.saturating_sub(1);
-        if *pauses == 0
-            && let Err(error) = self.socket.socket_ref().add_membership(GROUP)
-        {
-            let _ = self.deaf.set(error.kind());
-            self.unheard.notify_one();
-        }
-    }
 }
 
 /// Pauses a [`Monitor`] from any thread, while very many elements are added to the sets. While there is a listener, the
@@ -277,9 +265,18 @@ impl PausedSpan {
         self.missed
     }
 
+    /// Ends the pause, unless it has already ended.
     fn listen(&mut self) {
-        if std::mem::take(&mut self.silent) {
-            self.line.listen();
+        if !std::mem::take(&mut self.silent) {
+            return;
+        }
+        let mut pauses = self.line.pauses();
+        *pauses = pauses.saturating_sub(1);
+        if *pauses == 0
+            && let Err(error) = self.line.socket.socket_ref().add_membership(GROUP)
+        {
+            let _ = self.line.deaf.set(error.kind());
+            self.line.unheard.notify_one();
         }
     }
 }
