@@ -12,7 +12,7 @@ use super::table_identity::FoundTable;
 use crate::config::{BlockPolicy, Config};
 use crate::enforce::command::{Outcome, Spawner};
 use crate::enforce::nft::{
-    BlockError, DecoyRules, Installed, Nft, NftBackend, RulesetError, RulesetSpec, Table, Watched, trap_sets,
+    BlockError, DecoyRules, Installed, Nft, RulesetError, RulesetSpec, Table, Watched, trap_sets,
 };
 use crate::enforce::route::Routes;
 use crate::enforce::slow_backends::{BackendEvent, CommandPhase, Settings, SlowBackends, SlowQueue, SlowTask};
@@ -146,7 +146,7 @@ pub(super) fn open(
         opened.trap_banned = trap_sets::caught(&mut nft.table).unwrap_or_default();
         let (spec, created) = install(&mut nft, config, host, (on_trial, decoys), &mut opened.messages)?;
         opened.new_table = created.then(|| NewTable(Some(spec)));
-        opened.blocker.nft = Some(NftBackend::new(nft, spec));
+        opened.blocker.nft = Some(nft);
     } else if let Ok(mut table) = Table::open() {
         // A trap that a crashed run left armed must not continue to block. Usually there is none. Each set is emptied
         // separately, because a missing set makes the kernel refuse the whole transaction.
@@ -183,7 +183,7 @@ pub(super) fn open(
 /// Sets the allow-list again, because it has grown since [`open`].
 pub(super) fn protect(blocker: &mut Blocker, host: &Host) -> Result<(), BlockError> {
     let prefixes: Vec<_> = host.allow.prefixes().collect();
-    if let Some(NftBackend { nft, .. }) = &mut blocker.nft {
+    if let Some(nft) = &mut blocker.nft {
         nft.allowed.replace(&mut nft.table, &prefixes)?;
     }
     drop(blocker.keep_reachable(host));

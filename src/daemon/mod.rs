@@ -264,7 +264,7 @@ async fn serve(
         .ok();
     let mut engine = Engine::new(Settings::from_config(&config), hash_key()?);
     let (ban_recorder, memory, messages) = BanRecorder::open(reading, &events, &leftovers, &blocker.backends);
-    let kernel_table = blocker.nft.as_mut().map(|backend| &mut backend.nft.table);
+    let kernel_table = blocker.nft.as_mut().map(|backend| &mut backend.table);
     let table_monitor = TableMonitor::open(kernel_table, ban_recorder.recorder())?;
     let Memory { mut bans, mut peers, table, booted, .. } = memory;
     // After a reboot another link may have the same index.
@@ -310,7 +310,7 @@ async fn serve(
     let fleet = match privileged.fleet.map(|bound| bound.and_then(|bound| FleetServer::serve(bound, &users))) {
         Some(Ok(server)) => {
             // Without a backend, scans are only logged and the sets do not exist.
-            let sets = blocker.nft.as_ref().map_or_else(Table::open, |backend| backend.nft.table.try_clone())?;
+            let sets = blocker.nft.as_ref().map_or_else(Table::open, |backend| backend.table.try_clone())?;
             let enforces = config.blocks() && !trial.only_logs();
             let mut fleet = Fleet::new(&config.fleet, server, FleetSets(sets), host_state.host(), enforces);
             fleet.recall(ban_recorder.recorder(), &bans.remembered, &memory.fleet_lifts).await;
@@ -323,7 +323,7 @@ async fn serve(
         None => None,
     };
     if !used.methods.is_empty() {
-        let nft = blocker.nft.as_ref().map(|backend| backend.nft.try_clone()).transpose()?;
+        let nft = blocker.nft.as_ref().map(|backend| backend.try_clone()).transpose()?;
         // The commands that it sends stay in the inbox until the sensor runs.
         StartupReconcile {
             sensor: sensor.clone(),

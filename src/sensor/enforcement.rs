@@ -11,7 +11,7 @@ use super::pending_bans::{PendingBans, Retry};
 use super::reporter::Reporter;
 use super::table_repair::{Damage, TableRepair};
 use super::trap::TrapControl;
-use crate::enforce::nft::{AllowSet, BlockError, Nft, RulesetSpec, Table, trap_sets};
+use crate::enforce::nft::{AllowSet, BlockError, DecoyRules, Nft, RulesetSpec, Table, trap_sets};
 use crate::enforce::route::Routes;
 use crate::enforce::{BanBackend, BanContext, Gone, Refused};
 use crate::engine::{ActiveBan, Ban, Settings};
@@ -48,7 +48,7 @@ impl Enforcement {
             return false;
         }
         let nft = self.blocker.nft.as_mut();
-        match nft.map_or(Ok(true), |backend| backend.nft.table.holds(target).map(|held| held.is_some())) {
+        match nft.map_or(Ok(true), |backend| backend.table.holds(target).map(|held| held.is_some())) {
             Ok(false) if self.table_repair.incomplete => self.repair(scope, Backend::Nft, &[target]),
             Ok(false) => return true,
             Err(BlockError::Gone) => self.repair_missing_table(scope),
@@ -335,9 +335,9 @@ impl Enforcement {
     /// Enables or disables connection tracking for connections to decoys.
     pub(super) fn track_decoys(&mut self, scope: &mut Scope<'_>, max_new_tracked: Option<u32>) {
         let Some(backend) = &mut self.blocker.nft else { return };
-        let Some(decoys) = &mut backend.spec.decoys else { return };
-        decoys.max_new_tracked = max_new_tracked;
-        if let Err(error) = backend.repair() {
+        let Some(decoys) = backend.spec.decoys else { return };
+        let decoys = Some(DecoyRules { max_new_tracked, ..decoys });
+        if let Err(error) = backend.repair(&RulesetSpec { decoys, ..backend.spec }) {
             scope.reporter.error(format!("cannot change the rules for decoys: {error}"));
         }
         self.reset_trap(scope);

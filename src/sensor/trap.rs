@@ -17,7 +17,7 @@ use super::pending_bans::PendingBans;
 use super::reporter::Reporter;
 use super::trap_arming::TrapArming;
 use super::trap_review::{Counting, Review, TrapReview, UNCONFIRMED_FOR};
-use crate::enforce::nft::{BlockError, DecoyCounts, HoldCounts, Nft, Table, Trap, Watched, trap_sets};
+use crate::enforce::nft::{BlockError, DecoyCounts, HoldCounts, Nft, RulesetSpec, Table, Trap, Watched, trap_sets};
 use crate::engine::{CAPPED_BAN, Verdict};
 use crate::events::event::EventKind;
 use crate::types::{BanTarget, Expiry, Protocol, Timestamp, first_and_more};
@@ -104,8 +104,7 @@ impl TrapControl {
     pub(super) fn disarm(&mut self, blocker: &mut Blocker, reporter: &Reporter) {
         self.suspend(blocker, reporter);
         let Some(backend) = blocker.nft.as_mut().filter(|backend| backend.spec.trap.is_some()) else { return };
-        backend.spec.trap = None;
-        if let Err(error) = backend.repair() {
+        if let Err(error) = backend.repair(&RulesetSpec { trap: None, ..backend.spec }) {
             let text = "cannot remove the rules of the kernel's trap";
             self.report(format!("{text}: {error}; the trap no longer monitors any port"), reporter);
         }
@@ -132,7 +131,7 @@ impl TrapControl {
         self.suspend(blocker, reporter);
         if let Some(backend) = blocker.nft.as_mut().filter(|backend| backend.spec.decoys.is_some()) {
             // Without a listener the rules of decoys have no effect.
-            let _ = trap_sets::arm(&mut backend.nft.table, Watched { tcp: Some(&[]), ..Watched::default() });
+            let _ = trap_sets::arm(&mut backend.table, Watched { tcp: Some(&[]), ..Watched::default() });
         }
     }
 
@@ -144,7 +143,7 @@ impl TrapControl {
         }
         self.arm(scope, blocker);
         if let Some(backend) = blocker.nft.as_mut().filter(|backend| backend.spec.decoys.is_some())
-            && let Ok(counts) = trap_sets::decoy_counts(&mut backend.nft.table)
+            && let Ok(counts) = trap_sets::decoy_counts(&mut backend.table)
         {
             let last = std::mem::replace(&mut self.decoy_counts, counts);
             reporter.metrics.decoy_syns.add(since(counts.syns, last.syns));

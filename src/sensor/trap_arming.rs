@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::observer::Scope;
 use super::reporter::Reporter;
-use crate::enforce::nft::{BlockError, NftBackend, RulesetSpec, TRAP_BURST, Table, Trap, Watched, trap_sets};
+use crate::enforce::nft::{BlockError, Nft, RulesetSpec, TRAP_BURST, Table, Trap, Watched, trap_sets};
 use crate::types::{PortSet, Protocol, Timestamp};
 
 /// Window within which a loss counts; at most twice as long.
@@ -66,7 +66,7 @@ impl TrapArming {
 
     /// Makes the kernel monitor the ports that are closed now. The kernel's allow-list must already be current. Returns
     /// true if the kernel's state has changed.
-    pub(super) fn arm(&mut self, scope: &mut Scope<'_>, backend: &mut NftBackend) -> Result<bool, BlockError> {
+    pub(super) fn arm(&mut self, scope: &mut Scope<'_>, backend: &mut Nft) -> Result<bool, BlockError> {
         let RulesetSpec { trap, decoys, .. } = backend.spec;
         let ceiling_reached = !Self::has_room(scope);
         let Scope { now, ref observer, reporter } = *scope;
@@ -98,7 +98,7 @@ impl TrapArming {
         let [tcp, udp, related, services] = [&tcp, &udp, &related, &services].map(Option::as_deref);
         let (interfaces, ceiling_reached) = (wanted.interfaces.as_deref(), wanted.ceiling_reached);
         let watched = Watched { tcp, udp, related, services, interfaces, ceiling_reached };
-        trap_sets::arm(&mut backend.nft.table, watched)?;
+        trap_sets::arm(&mut backend.table, watched)?;
         self.armed = Some(wanted);
         self.update_metrics(reporter);
         Ok(true)

@@ -105,7 +105,7 @@ fn foreign_objects_stay_and_are_named() {
             let before = listing();
             assert!(matches!(sets.install(&RulesetSpec::default()), Ok(Installed::Adopted(_))), "{change}");
             assert_eq!(listing(), before, "objects of other programs in the table stay");
-            assert_eq!(sets.foreign_objects(&RulesetSpec::default()).unwrap(), [name], "{change}");
+            assert_eq!(sets.foreign_objects().unwrap(), [name], "{change}");
             nft("flush chain inet portsentry prerouting");
             assert!(matches!(sets.install(&RulesetSpec::default()), Ok(Installed::Repaired { .. })), "{change}");
             assert_eq!(listing(), before, "only our own part is repaired: {change}");

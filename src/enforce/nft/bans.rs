@@ -8,22 +8,26 @@ use rustix::io::Errno;
 
 use super::set_writer::{Operation, SetWriter};
 use super::{AllowSet, BlockError, Failed, Installed, Remaining, Repaired, RulesetError, RulesetSpec, Table, networks};
+use crate::enforce::{BanBackend, BanContext, Gone, Refused};
+use crate::engine::ActiveBan;
 use crate::netlink::nft::{self, Batch, RestoredBan};
 use crate::netlink::socket::SocketError;
-use crate::types::{BanTarget, Expiry};
+use crate::types::{Backend, BanTarget, Expiry, Timestamp};
 
-/// The nftables backend: the table with its sets of bans and its allow-list.
+/// The nftables backend: the table with its rules, its sets of bans and its allow-list.
 #[derive(Debug)]
 pub struct Nft {
     pub table: Table,
+    /// The desired ruleset.
+    pub spec: RulesetSpec,
     pub allowed: AllowSet,
     writer: SetWriter,
-    /// True if the table has a trap, which blocks sources before the daemon does.
-    trapped: bool,
     /// Time at which a target was last found to be already blocked.
     blocked_anew: Option<Instant>,
     /// Bans that the trap has not made as required. The buffer is kept.
     remaining: Vec<(BanTarget, Expiry)>,
+    /// The elements of one transaction. The buffer is kept, so that a ban does not allocate.
+    elements: Vec<(BanTarget, Expiry)>,
 }
 
 impl Nft {
@@ -38,23 +42,24 @@ impl Nft {
     fn new(table: Table) -> Self {
         Self {
             table,
+            spec: RulesetSpec::default(),
             allowed: AllowSet::default(),
             writer: SetWriter::default(),
-            trapped: false,
             blocked_anew: None,
             remaining: Vec::new(),
+            elements: Vec::with_capacity(64),
         }
     }
 
     /// Creates another handle of this backend, for another thread.
     pub fn try_clone(&self) -> Result<Self, SocketError> {
-        Ok(Self { trapped: self.trapped, ..Self::new(self.table.try_clone()?) })
+        Ok(Self { spec: self.spec, ..Self::new(self.table.try_clone()?) })
     }
 
     /// Creates the table, or adopts one that this program created, and repairs it if other programs altered it. For the
     /// start: a table of another program is refused.
     pub fn install(&mut self, spec: &RulesetSpec) -> Result<Installed, RulesetError> {
-        (self.allowed, self.trapped) = (AllowSet::default(), spec.trap.is_some());
+        (self.allowed, self.spec) = (AllowSet::default(), *spec);
         let installed = nft::install(&mut self.table.socket, spec)?;
         // Queried now instead of on the packet path, because a kernel without the features answers slowly.
         self.table.kernel();
@@ -62,8 +67,8 @@ impl Nft {
     }
 
     /// Objects of other programs in the table, each as the end of the sentence "it has …".
-    pub fn foreign_objects(&mut self, spec: &RulesetSpec) -> Result<Vec<String>, RulesetError> {
-        nft::foreign_objects(&mut self.table.socket, spec)
+    pub fn foreign_objects(&mut self) -> Result<Vec<String>, RulesetError> {
+        nft::foreign_objects(&mut self.table.socket, &self.spec)
     }
 
     /// Deletes the table with all its bans; false if it did not exist.
@@ -72,10 +77,31 @@ impl Nft {
         nft::remove(&mut self.table.socket, spec)
     }
 
-    /// Repairs the table after any change since [`Nft::install`].
+    /// Repairs the table after any change since [`Nft::install`], or replaces its rules with those of `spec`. Its sets
+    /// keep their elements.
     pub fn repair(&mut self, spec: &RulesetSpec) -> Result<Repaired, RulesetError> {
-        (self.allowed, self.trapped) = (AllowSet::default(), spec.trap.is_some());
+        (self.allowed, self.spec) = (AllowSet::default(), *spec);
         nft::repair(&mut self.table.socket, spec)
+    }
+
+    /// Replaces the rules of the table and keeps its sets.
+    ///
+    /// # Errors
+    /// See [`Nft::repair`].
+    pub fn replace_rules(&mut self, wanted: RulesetSpec) -> Result<(), RulesetError> {
+        let wide = self.spec.wide || wanted.wide;
+        // The decoy listener does not change with the configuration.
+        self.repair(&RulesetSpec { wide, decoys: self.spec.decoys, ..wanted }).map(|_| ())
+    }
+
+    /// Adds the sets for prefixes to the table if one of `targets` needs them.
+    fn ensure_prefix_sets(&mut self, mut targets: impl Iterator<Item = BanTarget>) -> Result<(), Gone> {
+        if self.spec.wide || !targets.any(|target| matches!(target, BanTarget::Prefix(_))) {
+            return Ok(());
+        }
+        // The bans run into the same error, and it is reported with them.
+        let repaired = self.repair(&RulesetSpec { wide: true, ..self.spec });
+        if matches!(repaired, Ok(Repaired::Created)) { Err(Gone) } else { Ok(()) }
     }
 
     /// Blocks all targets, each from now on for its expiry, even if it is already blocked.
@@ -91,7 +117,7 @@ impl Nft {
             let whole = |(target, expiry): &(BanTarget, Expiry)| (*target, None, *expiry);
             return self.restore(&bans.iter().map(whole).collect::<Vec<_>>());
         }
-        if self.trapped {
+        if self.spec.trap.is_some() {
             return self.block_beside_trap(bans);
         }
         self.block_all(bans)
@@ -188,6 +214,21 @@ impl Nft {
         combine(bans.len(), done, failed)
     }
 
+    /// Lifts the ban of exactly `target`; false if there was none.
+    ///
+    /// # Errors
+    /// The sets cannot be read or changed.
+    pub fn remove_ban(&mut self, target: BanTarget) -> Result<bool, BlockError> {
+        let found = match self.table.has(target) {
+            Err(BlockError::Gone) => false,
+            found => found?,
+        };
+        if found {
+            self.lift(&[target])?;
+        }
+        Ok(found)
+    }
+
     /// Lifts the bans of these targets; targets without a ban are skipped.
     pub fn lift(&mut self, targets: &[BanTarget]) -> Result<(), BlockError> {
         let kernel = self.table.kernel();
@@ -199,6 +240,36 @@ impl Nft {
         let done = self.writer.change(&mut self.table, Operation::Lift, &narrow, put, |target| *target);
         let failed = networks::lift(&mut self.table, &wide)?;
         combine(targets.len(), done, failed)
+    }
+}
+
+impl BanBackend for Nft {
+    fn block(&mut self, bans: &[BanContext], _now: Timestamp) -> Result<Vec<Refused>, Gone> {
+        self.ensure_prefix_sets(bans.iter().map(|ban| ban.target))?;
+        let mut elements = mem::take(&mut self.elements);
+        elements.clear();
+        elements.extend(bans.iter().map(|ban| (ban.target, ban.expiry)));
+        let blocked = Self::block(self, &elements);
+        self.elements = elements;
+        BlockError::refusals(blocked, Backend::Nft, bans.iter().map(|ban| ban.target))
+    }
+
+    fn lift(&mut self, targets: &[BanTarget]) -> Result<(), String> {
+        match Self::lift(self, targets) {
+            Ok(()) | Err(BlockError::Gone) => Ok(()),
+            Err(error) => Err(error.to_string()),
+        }
+    }
+
+    fn put_back(&mut self, bans: &[ActiveBan], _now: Timestamp) -> Result<Vec<Refused>, Gone> {
+        self.ensure_prefix_sets(bans.iter().map(|ban| ban.target))?;
+        let elements: Vec<_> = bans.iter().map(|ban| (ban.target, ban.length, ban.left)).collect();
+        let targets = bans.iter().map(|ban| ban.target);
+        BlockError::refusals(Self::put_back(self, &elements), Backend::Nft, targets)
+    }
+
+    fn missing(&mut self, targets: &[BanTarget]) -> Vec<BanTarget> {
+        self.table.missing(targets).unwrap_or_default()
     }
 }
 

@@ -5,7 +5,6 @@
 //! already be blocked. Once the buffers are warm it does not allocate (benches/nft_encoding.rs).
 
 mod allow_set;
-mod backend;
 mod bans;
 mod fleet_sets;
 mod networks;
@@ -15,7 +14,6 @@ pub mod trap_sets;
 
 use crate::types::BanTarget;
 pub use allow_set::AllowSet;
-pub use backend::NftBackend;
 pub use bans::Nft;
 pub use fleet_sets::FleetSets;
 pub use table::{Generation, Table};
