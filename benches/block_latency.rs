@@ -27,7 +27,7 @@ use netns_lab::Lab;
 use netns_lab::daemon::Daemon;
 use netns_lab::raw::SYN;
 use pcap::{Active, Capture};
-use portsentry::enforce::nft::Nft;
+use portsentry::enforce::nft::Table;
 use portsentry::types::BanTarget;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, connect, socket_with};
 use support::{Frames, remote_source};
@@ -258,10 +258,10 @@ fn once(lab: &Lab, source: Ipv4Addr, ports: &[u16]) -> Duration {
             lab.inside("victim", || {
                 // Otherwise the scheduling of the watcher would be measured.
                 use_sensor_priority();
-                let mut nft = Nft::open().unwrap();
+                let mut table = Table::open().unwrap();
                 let deadline = Instant::now() + netns_lab::TIMEOUT;
                 loop {
-                    let held = nft.holds(BanTarget::V4(source)).unwrap().is_some();
+                    let held = table.holds(BanTarget::V4(source)).unwrap().is_some();
                     let now = SystemTime::now();
                     watching.store(true, Ordering::Release);
                     if held {

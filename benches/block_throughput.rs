@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 use netns_lab::Lab;
 use netns_lab::daemon::Daemon;
 use netns_lab::raw::SYN;
-use portsentry::enforce::nft::Nft;
+use portsentry::enforce::nft::Table;
 use portsentry::types::BanTarget;
 use support::{Cost, Frames, remote_source};
 
@@ -103,18 +103,18 @@ fn blocks(count: u32, pace: Option<u32>, (settings, flags): (&str, u16)) -> (f64
     let begin = Instant::now();
     frames.send(pace);
     let (took, lost) = lab.inside("victim", || {
-        let mut nft = Nft::open().unwrap();
+        let mut table = Table::open().unwrap();
         // Bans are made in the order of the packets; the packet of the last source may be lost.
         let end = &targets[targets.len() - 100..];
-        let mut last = (Instant::now(), nft.missing(end).unwrap().len());
+        let mut last = (Instant::now(), table.missing(end).unwrap().len());
         while last.1 > 0 && last.0.elapsed() < Duration::from_secs(1) {
-            let missing = nft.missing(end).unwrap().len();
+            let missing = table.missing(end).unwrap().len();
             if missing != last.1 {
                 last = (Instant::now(), missing);
             }
             std::thread::sleep(Duration::from_micros(200));
         }
-        (last.0 - begin, nft.missing(&targets).unwrap().len())
+        (last.0 - begin, table.missing(&targets).unwrap().len())
     });
     daemon.kill();
     ((targets.len() - lost) as f64 / took.as_secs_f64(), lost)

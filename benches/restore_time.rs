@@ -19,7 +19,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use netns_lab::Lab;
 use netns_lab::daemon::{Daemon, binary};
-use portsentry::enforce::nft::Nft;
+use portsentry::enforce::nft::Table;
 use portsentry::ledger::{Author, BanRecord, Ledger};
 use portsentry::types::{Backend, BanTarget, Expiry};
 
@@ -110,9 +110,9 @@ fn missing(lab: &Lab, bans: u32, limit: Duration) -> usize {
     // They are looked up one by one, because a dump of many takes longer than the measured time. The last one comes
     // first, because it is usually restored last.
     lab.inside("victim", || {
-        let mut nft = Nft::open().unwrap();
+        let mut table = Table::open().unwrap();
         for (place, target) in all.iter().rev().enumerate() {
-            while !matches!(nft.holds(*target), Ok(Some(_))) {
+            while !matches!(table.holds(*target), Ok(Some(_))) {
                 if begin.elapsed() > limit {
                     return all.len() - place;
                 }

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use nix::sys::socket::{MsgFlags, MultiHeaders, sendmmsg};
 use pcap::{Active, Capture};
 use portsentry::control::client::Client;
-use portsentry::enforce::nft::Nft;
+use portsentry::enforce::nft::Table;
 use portsentry::types::BanTarget;
 
 use netns_lab::Lab;
@@ -57,9 +57,9 @@ pub(crate) fn wait_for_ban(
 ) -> bool {
     let target = BanTarget::containing(source);
     lab.inside("victim", || {
-        let mut nft = Nft::open().unwrap();
+        let mut table = Table::open().unwrap();
         // The table is missing if the program does not run.
-        while !matches!(nft.holds(target), Ok(Some(_))) {
+        while !matches!(table.holds(target), Ok(Some(_))) {
             if !goes_on() {
                 return false;
             }

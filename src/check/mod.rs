@@ -28,7 +28,7 @@ use crate::control::{DEFAULT_SOCKET, print};
 use crate::engine::{Host, Listeners, Protection, Settings};
 use crate::fleet::{self, FleetError, SetupError};
 use crate::host::lookup;
-use crate::host::network::{self, HostError, HostFacts, Reader, Reading};
+use crate::host::network::{self, HostError, HostFacts, HostReader, HostReading};
 use crate::host::resolv_conf::ResolverFiles;
 use crate::host::snapshot::{is_watched, missing_interfaces, snapshot};
 use crate::ledger::{self, LedgerError};
@@ -103,7 +103,7 @@ fn read(options: &CheckOptions) -> Result<Report, CheckError> {
     let ignored = config.allow.read()?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(|error| CheckError::System("start the event loop", error))?;
-    let Reading { facts, late, .. } = runtime.block_on(Reader::default().read(&ResolverFiles::default()))?;
+    let HostReading { facts, late, .. } = runtime.block_on(HostReader::default().read(&ResolverFiles::default()))?;
     let (listeners, late_sockets) = listeners()?;
     let names = look_up(&config.allow.names)?;
 

@@ -11,7 +11,9 @@ use super::sensor_thread::SensorHandle;
 use super::table_identity::FoundTable;
 use crate::config::{BlockPolicy, Config};
 use crate::enforce::command::{Outcome, Spawner};
-use crate::enforce::nft::{BlockError, DecoyRules, Installed, Nft, NftBackend, RulesetError, RulesetSpec, Watched};
+use crate::enforce::nft::{
+    BlockError, DecoyRules, Installed, Nft, RulesetError, RulesetSpec, Table, Watched, trap_sets,
+};
 use crate::enforce::route::Routes;
 use crate::enforce::slow_backends::{BackendEvent, CommandPhase, Settings, SlowBackends, SlowQueue, SlowTask};
 use crate::enforce::{BanContext, EntryStore, entry_store};
@@ -141,17 +143,17 @@ pub(super) fn open(
             merged: has_repeated_rules(&mut socket).unwrap_or(false),
         });
         // The sensor empties the trap.
-        opened.trap_banned = nft.caught().unwrap_or_default();
+        opened.trap_banned = trap_sets::caught(&mut nft.table).unwrap_or_default();
         let (spec, created) = install(&mut nft, config, host, (on_trial, decoys), &mut opened.messages)?;
         opened.new_table = created.then(|| NewTable(Some(spec)));
-        opened.blocker.nft = Some(NftBackend::new(nft, spec));
-    } else if let Ok(mut nft) = Nft::open() {
+        opened.blocker.nft = Some(nft);
+    } else if let Ok(mut table) = Table::open() {
         // A trap that a crashed run left armed must not continue to block. Usually there is none. Each set is emptied
         // separately, because a missing set makes the kernel refuse the whole transaction.
         let none: Option<&[(u16, u16)]> = Some(&[]);
-        drop(nft.arm(Watched { tcp: none, ..Watched::default() }));
-        drop(nft.arm(Watched { udp: none, ..Watched::default() }));
-        drop(nft.arm(Watched { services: none, ..Watched::default() }));
+        drop(trap_sets::arm(&mut table, Watched { tcp: none, ..Watched::default() }));
+        drop(trap_sets::arm(&mut table, Watched { udp: none, ..Watched::default() }));
+        drop(trap_sets::arm(&mut table, Watched { services: none, ..Watched::default() }));
     }
     opened.blocker.routes = routes;
     for store in &used.stores {
@@ -181,8 +183,8 @@ pub(super) fn open(
 /// Sets the allow-list again, because it has grown since [`open`].
 pub(super) fn protect(blocker: &mut Blocker, host: &Host) -> Result<(), BlockError> {
     let prefixes: Vec<_> = host.allow.prefixes().collect();
-    if let Some(NftBackend { nft, .. }) = &mut blocker.nft {
-        nft.protect(&prefixes)?;
+    if let Some(nft) = &mut blocker.nft {
+        nft.allowed.replace(&mut nft.table, &prefixes)?;
     }
     drop(blocker.keep_reachable(host));
     Ok(())
@@ -226,7 +228,7 @@ fn install(
             }
             installed => installed?,
         };
-        match nft.protect(&prefixes) {
+        match nft.allowed.replace(&mut nft.table, &prefixes) {
             Ok(()) => break installed,
             // Another program has deleted the table in the meantime.
             Err(BlockError::Gone) if attempt < MAX_ATTEMPTS => attempt += 1,

@@ -23,7 +23,7 @@ use crate::events::channel::Sender;
 use crate::events::event::EventKind;
 use crate::host::dhcp_leases::LeaseFiles;
 use crate::host::file_watch::FileWatch;
-use crate::host::network::{HostError, HostFacts, Reading, Watcher};
+use crate::host::network::{HostError, HostFacts, HostReading, Watcher};
 use crate::host::resolv_conf::ResolverFiles;
 use crate::host::sessions::SessionFiles;
 use crate::host::snapshot::{
@@ -81,7 +81,7 @@ impl HostState {
         let peers = FileWatch::new((SessionFiles::default(), LeaseFiles::default()));
         let mut network = NetworkLister::start().map_err(DaemonError::system("start a thread"))?;
         network.request();
-        let Reading { facts, late, is_owed } = network.next().await?;
+        let HostReading { facts, late, is_owed } = network.next().await?;
         // If the kernel has no connection tracking, the sensor reports it.
         let mut lister = SocketLister::start(SockDiag::open()?, Conntrack::open().ok())
             .map_err(DaemonError::system("start a thread"))?;
@@ -198,9 +198,9 @@ impl HostState {
         })
     }
 
-    fn take_reading(&mut self, reading: Result<Reading, HostError>) {
+    fn take_reading(&mut self, reading: Result<HostReading, HostError>) {
         match reading {
-            Ok(Reading { facts, late, is_owed }) => {
+            Ok(HostReading { facts, late, is_owed }) => {
                 self.stale |= facts != self.facts;
                 self.facts = facts;
                 self.unread = None;

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc::{Receiver, Sender, channel};
 
-use crate::host::network::{HostError, Reader, Reading};
+use crate::host::network::{HostError, HostReader, HostReading};
 use crate::host::resolv_conf::ResolverFiles;
 use crate::netlink::conntrack::Conntrack;
 use crate::netlink::sock_diag::{Connection, Listener, MAX_DUMP, SockDiag, SockDiagError, TABLES};
@@ -17,7 +17,7 @@ use crate::panic_guard;
 /// Reads addresses, routes and links.
 pub(super) struct NetworkLister {
     requests: Sender<()>,
-    readings: Receiver<Result<Reading, HostError>>,
+    readings: Receiver<Result<HostReading, HostError>>,
 }
 
 impl NetworkLister {
@@ -29,7 +29,7 @@ impl NetworkLister {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let (requests, mut requested) = channel(1);
         let (found, readings) = channel(1);
-        let mut reader = Reader::default();
+        let mut reader = HostReader::default();
         let work = move || {
             while requested.blocking_recv().is_some() {
                 let reading = runtime.block_on(reader.read(&ResolverFiles::default()));
@@ -49,7 +49,7 @@ impl NetworkLister {
     }
 
     /// Waits for the next reading. Cancel safe.
-    pub(super) async fn next(&mut self) -> Result<Reading, HostError> {
+    pub(super) async fn next(&mut self) -> Result<HostReading, HostError> {
         match self.readings.recv().await {
             Some(reading) => reading,
             // The thread ends only when this receiver is dropped.

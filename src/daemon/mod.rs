@@ -58,7 +58,7 @@ use crate::config::{Config, ConfigErrors, LogTarget};
 use crate::control::fleet_server::FleetServer;
 use crate::control::server::{Access, Bound, ControlError, Server};
 use crate::enforce::ExemptPrefixes;
-use crate::enforce::nft::Nft;
+use crate::enforce::nft::{FleetSets, Table};
 use crate::enforce::route::Routes;
 use crate::enforce::slow_backends::SlowBackends;
 use crate::engine::{Engine, HashKey, Settings};
@@ -268,8 +268,8 @@ async fn serve(
         .ok();
     let mut engine = Engine::new(Settings::from_config(&config), hash_key()?);
     let (ban_recorder, memory, messages) = BanRecorder::open(reading, &events, &leftovers, &blocker.backends);
-    let nft = blocker.nft.as_mut().map(|backend| &mut backend.nft);
-    let table_monitor = TableMonitor::open(nft, ban_recorder.recorder())?;
+    let kernel_table = blocker.nft.as_mut().map(|backend| &mut backend.table);
+    let table_monitor = TableMonitor::open(kernel_table, ban_recorder.recorder())?;
     let Memory { mut bans, mut peers, table, booted, .. } = memory;
     // After a reboot another link may have the same index.
     let is_other_link = |target| booted && matches!(target, BanTarget::Link { .. });
@@ -314,9 +314,9 @@ async fn serve(
     let fleet = match privileged.fleet.map(|bound| bound.and_then(|bound| FleetServer::serve(bound, &users))) {
         Some(Ok(server)) => {
             // Without a backend, scans are only logged and the sets do not exist.
-            let nft = blocker.nft.as_ref().map_or_else(Nft::open, |backend| backend.nft.try_clone())?;
+            let sets = blocker.nft.as_ref().map_or_else(Table::open, |backend| backend.table.try_clone())?;
             let enforces = trial.only_logs(&config).is_none();
-            let mut fleet = Fleet::new(&config.fleet, server, nft, host_state.host(), enforces);
+            let mut fleet = Fleet::new(&config.fleet, server, FleetSets(sets), host_state.host(), enforces);
             fleet.recall(ban_recorder.recorder(), &bans.remembered, &memory.fleet_lifts).await;
             Some(fleet)
         }
@@ -327,7 +327,7 @@ async fn serve(
         None => None,
     };
     if !used.methods.is_empty() {
-        let nft = blocker.nft.as_ref().map(|backend| backend.nft.try_clone()).transpose()?;
+        let nft = blocker.nft.as_ref().map(|backend| backend.try_clone()).transpose()?;
         // The commands that it sends stay in the inbox until the sensor runs.
         StartupReconcile {
             sensor: sensor.clone(),

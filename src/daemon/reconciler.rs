@@ -14,7 +14,7 @@ use super::error::DaemonError;
 use super::sensor_thread::SensorHandle;
 use super::table_monitor::BulkChanges;
 use crate::clock::boot_time;
-use crate::enforce::nft::Nft;
+use crate::enforce::nft::Table;
 use crate::enforce::route::{RouteError, missing_routes, swept_routes};
 use crate::netlink::routes::RouteSocket;
 use crate::netlink::routes::monitor::{Gone, RouteMonitor};
@@ -50,7 +50,7 @@ pub(super) struct Reconciler {
 
 /// Separate sockets for the comparison. They stay open: closing one to nftables can delay a ban in the kernel.
 struct Sockets {
-    nft: Option<Nft>,
+    table: Option<Table>,
     routes: Option<(RouteSocket, RouteKind)>,
 }
 
@@ -114,17 +114,17 @@ impl Reconciler {
 impl Sockets {
     fn open(uses_nft: bool, routes: Option<RouteKind>) -> Result<Self, DaemonError> {
         let routes = routes.map(|kind| RouteSocket::open().map(|socket| (socket, kind))).transpose()?;
-        Ok(Self { nft: uses_nft.then(Nft::open).transpose()?, routes })
+        Ok(Self { table: uses_nft.then(Table::open).transpose()?, routes })
     }
 
     /// The targets of `sample` that should be blocked but are not. A target that cannot be queried now is in a later
     /// sample.
     fn missing(&mut self, sample: &Sample) -> Sample {
         let mut missing = Sample::default();
-        if let Some(nft) = &mut self.nft {
+        if let Some(table) = &mut self.table {
             // The table monitor handles a missing table.
-            missing.fresh = nft.missing(&sample.fresh).unwrap_or_default();
-            missing.again = nft.missing(&sample.again).unwrap_or_default();
+            missing.fresh = table.missing(&sample.fresh).unwrap_or_default();
+            missing.again = table.missing(&sample.again).unwrap_or_default();
         }
         if let Some((socket, kind)) = &mut self.routes {
             let mut without_route = |targets: &[BanTarget]| missing_routes(socket, *kind, targets).unwrap_or_default();

@@ -14,11 +14,11 @@ use tokio::time::{Instant, sleep};
 use super::error::DaemonError;
 use super::optional::deadline_reached;
 use crate::clock::boot_time;
-use crate::enforce::nft::Nft;
+use crate::enforce::nft::Table;
 use crate::engine::ActiveBan;
 use crate::events::event::EventKind;
 use crate::ledger::Recorder;
-use crate::netlink::nft::monitor::{Author, Change, Monitor};
+use crate::netlink::nft::monitor::{Committer, Monitor, TableChange};
 use crate::sensor::SensorCommand;
 use crate::types::{Backend, LineLimiter, MINUTE, Timestamp};
 
@@ -36,14 +36,14 @@ pub(super) struct TableMonitor {
 }
 
 impl TableMonitor {
-    /// Monitors the table from now on; without `nft` it monitors nothing. Own changes through the socket of `nft` are
-    /// ignored, and `nft` pauses the notifications while it makes many changes. `ledger` records the changes.
-    pub(super) fn open(nft: Option<&mut Nft>, ledger: Option<Recorder>) -> Result<Self, DaemonError> {
+    /// Monitors the table from now on; without `table` it monitors nothing. Own changes through the socket of `table`
+    /// are ignored, and `table` pauses the notifications while it makes many changes. `ledger` records the changes.
+    pub(super) fn open(table: Option<&mut Table>, ledger: Option<Recorder>) -> Result<Self, DaemonError> {
         let mut monitor = None;
-        if let Some(nft) = nft {
+        if let Some(table) = table {
             let monitor = monitor.insert(Monitor::open()?);
-            monitor.ignore(nft.port_id());
-            nft.pause_monitor_with(monitor.pause());
+            monitor.ignore(table.port_id());
+            table.monitor_pause = Some(monitor.pause());
         }
         let paces = [
             Pace::new(repairs_table),
@@ -96,7 +96,7 @@ pub(super) fn repairs_table(command: &SensorCommand) -> bool {
 }
 
 fn author(monitor: &Monitor) -> String {
-    let name = |author: &Author| format!("{} (process {})", author.name, author.process);
+    let name = |author: &Committer| format!("{} (process {})", author.name, author.process);
     monitor.author().map_or_else(|| "an unknown process".to_owned(), name)
 }
 
@@ -171,26 +171,28 @@ const LEDGER_POLL_INTERVAL: Duration = Duration::from_millis(5);
 /// Maximum number of notes per minute. The sensor reports its number of repairs itself.
 const MAX_NOTES_PER_MINUTE: u32 = 10;
 
-fn respond(changes: &[Change], by: &str) -> (Vec<SensorCommand>, Vec<EventKind>) {
+fn respond(changes: &[TableChange], by: &str) -> (Vec<SensorCommand>, Vec<EventKind>) {
     // Once a table is gone, earlier changes of its elements are irrelevant: all are restored.
-    let swept = |change: &Change| matches!(change, Change::TableGone | Change::SetGone(_) | Change::Overrun);
+    let swept = |change: &TableChange| {
+        matches!(change, TableChange::TableGone | TableChange::SetGone(_) | TableChange::Overrun)
+    };
     let swept_at = changes.iter().rposition(swept);
     let (mut commands, mut events) = (Vec::new(), Vec::new());
     if let Some(place) = swept_at {
-        if changes.contains(&Change::Overrun) {
+        if changes.contains(&TableChange::Overrun) {
             events.push(EventKind::Note(
                 "some changes of the ruleset were missed, because they arrived too fast; the table is checked as a \
                  whole"
                     .to_owned(),
             ));
         }
-        if changes.iter().take(place + 1).any(|change| *change == Change::TableGone) {
+        if changes.iter().take(place + 1).any(|change| *change == TableChange::TableGone) {
             events.push(EventKind::Note(format!("{by} deleted table inet portsentry")));
         }
         commands.push(SensorCommand::ReinstallTable(by.to_owned()));
-    } else if changes.contains(&Change::RulesetChanged) {
+    } else if changes.contains(&TableChange::RulesetChanged) {
         commands.push(SensorCommand::RepairRules(by.to_owned()));
-    } else if changes.contains(&Change::Unheard) {
+    } else if changes.contains(&TableChange::Unheard) {
         // The change usually concerned another table. The comparison finds changes of single elements.
         commands.push(SensorCommand::RepairRules("an unknown process".to_owned()));
     }
@@ -198,17 +200,21 @@ fn respond(changes: &[Change], by: &str) -> (Vec<SensorCommand>, Vec<EventKind>)
     let (mut allowed, mut trap) = (false, false);
     for change in changes.iter().skip(swept_at.map_or(0, |place| place + 1)) {
         match *change {
-            Change::ElementRemoved(target) => lifted.push(target),
-            Change::ElementAdded(target, remaining) if target != target.masked() => {
+            TableChange::ElementRemoved(target) => lifted.push(target),
+            TableChange::ElementAdded(target, remaining) if target != target.masked() => {
                 masked.push((target, remaining.into()));
             }
-            Change::ElementAdded(target, remaining) => {
+            TableChange::ElementAdded(target, remaining) => {
                 added.push((target, remaining.into()));
             }
-            Change::ElementLoaded(target) => loaded.push(target),
-            Change::AllowedChanged => allowed = true,
-            Change::TrapChanged => trap = true,
-            Change::TableGone | Change::SetGone(_) | Change::RulesetChanged | Change::Unheard | Change::Overrun => {}
+            TableChange::ElementLoaded(target) => loaded.push(target),
+            TableChange::AllowedChanged => allowed = true,
+            TableChange::TrapChanged => trap = true,
+            TableChange::TableGone
+            | TableChange::SetGone(_)
+            | TableChange::RulesetChanged
+            | TableChange::Unheard
+            | TableChange::Overrun => {}
         }
     }
     // An element whose timeout an operator changed is deleted and added in one transaction: it stays.
@@ -279,7 +285,11 @@ mod tests {
 
     #[test]
     fn earlier_probes_belong_to_distributed_scan() {
-        let changes = [Change::ElementRemoved(target(1)), Change::TableGone, Change::ElementAdded(target(2), None)];
+        let changes = [
+            TableChange::ElementRemoved(target(1)),
+            TableChange::TableGone,
+            TableChange::ElementAdded(target(2), None),
+        ];
         let (commands, events) = respond(&changes, "nft");
         assert!(
             matches!(&commands[..], [SensorCommand::ReinstallTable(_), SensorCommand::Adopt(added)] if *added == [ActiveBan::whole(target(2), Expiry::Never)])
@@ -289,18 +299,20 @@ mod tests {
 
     #[test]
     fn changed_ruleset_is_repaired_with_its_elements() {
-        let changes = [Change::ElementRemoved(target(1)), Change::RulesetChanged];
+        let changes = [TableChange::ElementRemoved(target(1)), TableChange::RulesetChanged];
         let (commands, events) = respond(&changes, "nft");
         assert!(
             matches!(&commands[..], [SensorCommand::RepairRules(by), SensorCommand::BansRemoved(lifted)] if by == "nft" && *lifted == [target(1)])
         );
         assert!(matches!(&events[..], [EventKind::Unblocked { .. }]));
-        let (commands, _) =
-            respond(&[Change::RulesetChanged, Change::SetGone(Set::Blocked), Change::RulesetChanged], "nft");
+        let (commands, _) = respond(
+            &[TableChange::RulesetChanged, TableChange::SetGone(Set::Blocked), TableChange::RulesetChanged],
+            "nft",
+        );
         assert!(matches!(&commands[..], [SensorCommand::ReinstallTable(_)]), "this repairs the rules as well");
     }
 
-    fn held(pace: &mut Pace, changes: &[Change], now: Instant) -> Vec<SensorCommand> {
+    fn held(pace: &mut Pace, changes: &[TableChange], now: Instant) -> Vec<SensorCommand> {
         let (mut commands, _) = respond(changes, "nft");
         pace.hold(&mut commands, now);
         commands
@@ -311,7 +323,7 @@ mod tests {
         let (mut pace, start) = (Pace::new(repairs_table), Instant::now());
         let at = |round| start + Duration::from_millis(round);
         let ordered: Vec<u64> =
-            (0..40).filter(|round| !held(&mut pace, &[Change::TableGone], at(*round)).is_empty()).collect();
+            (0..40).filter(|round| !held(&mut pace, &[TableChange::TableGone], at(*round)).is_empty()).collect();
         assert_eq!(ordered, [0, 10, 20, 30]);
         assert_eq!(pace.due(), Some(at(40)));
         assert!(matches!(&held(&mut pace, &[], at(40))[..], [SensorCommand::ReinstallTable(_)]));
@@ -321,7 +333,8 @@ mod tests {
     #[test]
     fn delayed_repair_delays_nothing_else() {
         let (mut pace, now) = (Pace::new(repairs_table), Instant::now());
-        let changes = [Change::RulesetChanged, Change::ElementRemoved(target(1)), Change::AllowedChanged];
+        let changes =
+            [TableChange::RulesetChanged, TableChange::ElementRemoved(target(1)), TableChange::AllowedChanged];
         assert!(matches!(
             &held(&mut pace, &changes, now)[..],
             [SensorCommand::RepairRules(_), SensorCommand::BansRemoved(_), SensorCommand::ProtectAddresses]
@@ -330,7 +343,7 @@ mod tests {
             &held(&mut pace, &changes, now)[..],
             [SensorCommand::BansRemoved(_), SensorCommand::ProtectAddresses]
         ));
-        assert!(held(&mut pace, &[Change::TableGone], now).is_empty());
+        assert!(held(&mut pace, &[TableChange::TableGone], now).is_empty());
         let later = held(&mut pace, &changes, now + REPAIR_INTERVAL);
         assert!(
             matches!(
@@ -345,7 +358,8 @@ mod tests {
     fn notes_are_limited_and_bans_reported() {
         let mut notes = LineLimiter::new(MAX_NOTES_PER_MINUTE, MINUTE);
         let mut count = |second| {
-            let (_, mut events) = respond(&[Change::ElementRemoved(target(1)), Change::AllowedChanged], "nft");
+            let (_, mut events) =
+                respond(&[TableChange::ElementRemoved(target(1)), TableChange::AllowedChanged], "nft");
             limit_notes(&mut notes, &mut events, at(second));
             events.len()
         };
@@ -358,7 +372,7 @@ mod tests {
     #[test]
     fn changed_timeout_lifts_no_ban() {
         let hour = Duration::from_secs(3_600);
-        let changes = [Change::ElementRemoved(target(1)), Change::ElementAdded(target(1), Some(hour))];
+        let changes = [TableChange::ElementRemoved(target(1)), TableChange::ElementAdded(target(1), Some(hour))];
         let (commands, _) = respond(&changes, "nft");
         assert!(
             matches!(&commands[..], [SensorCommand::Adopt(added)] if *added == [ActiveBan::whole(target(1), Expiry::After(hour))])
@@ -368,7 +382,7 @@ mod tests {
     #[test]
     fn element_with_host_bits_is_replaced() {
         let wrong = BanTarget::from_element("2001:db8:1:2::7".parse().unwrap());
-        let (commands, events) = respond(&[Change::ElementAdded(wrong, None)], "nft");
+        let (commands, events) = respond(&[TableChange::ElementAdded(wrong, None)], "nft");
         let replaced = [(wrong, Expiry::Never)];
         assert!(matches!(&commands[..], [SensorCommand::MaskElements(elements)] if elements[..] == replaced));
         let masked = wrong.masked();
@@ -377,7 +391,7 @@ mod tests {
 
     #[test]
     fn changed_allow_list_is_restored() {
-        let (commands, events) = respond(&[Change::AllowedChanged], "nft");
+        let (commands, events) = respond(&[TableChange::AllowedChanged], "nft");
         assert!(matches!(&commands[..], [SensorCommand::ProtectAddresses]));
         assert!(matches!(&events[..], [EventKind::Note(text)] if text.contains("allow.networks")));
     }

@@ -83,3 +83,9 @@ pub fn await_message(socket: &OwnedFd, deadline: Instant) -> io::Result<bool> {
         }
     }
 }
+
+/// True if `bytes` are a whole message of this kind.
+#[cfg(test)]
+pub(super) fn is<T: Serialize + DeserializeOwned>(bytes: &[u8]) -> bool {
+    decode::<T>(bytes).is_some()
+}

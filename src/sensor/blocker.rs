@@ -7,7 +7,7 @@ use ipnet::IpNet;
 
 use super::reporter::Reporter;
 use crate::config::Mode;
-use crate::enforce::nft::{BlockError, Nft, NftBackend, Trap};
+use crate::enforce::nft::{BlockError, Nft, Trap};
 use crate::enforce::route::{self, Routes};
 use crate::enforce::slow_backends::SlowQueue;
 use crate::enforce::{BanBackend, BanContext, ExemptPrefixes, Refused};
@@ -18,7 +18,7 @@ use crate::types::{Backend, BanTarget, Expiry, Protocol, Timestamp};
 pub struct Blocker {
     /// All backends in their order; empty if no ban is enforced.
     pub backends: Vec<Backend>,
-    pub nft: Option<NftBackend>,
+    pub nft: Option<Nft>,
     pub routes: Option<Routes>,
     /// Files with entries, and the command. The command may be present without being a backend, if it only reports
     /// scans.
@@ -74,7 +74,9 @@ impl Blocker {
 
     /// The nftables sets and the rules of the kernel's trap, if the table has one.
     pub(super) fn trap(&mut self) -> Option<(&mut Nft, Trap)> {
-        self.nft.as_mut()?.trap()
+        let nft = self.nft.as_mut()?;
+        let trap = nft.spec.trap?;
+        Some((nft, trap))
     }
 
     /// Applies `change` to the nftables sets; does nothing if nft is not a backend.
@@ -82,7 +84,7 @@ impl Blocker {
         &mut self,
         change: impl FnOnce(&mut Nft) -> Result<(), BlockError>,
     ) -> Result<(), BlockError> {
-        self.nft.as_mut().map_or(Ok(()), |backend| change(&mut backend.nft))
+        self.nft.as_mut().map_or(Ok(()), change)
     }
 
     /// Removes routes that have expired, if some are due.

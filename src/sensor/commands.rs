@@ -17,7 +17,7 @@ use super::guest_bans::GuestBan;
 use super::table_repair::Damage;
 use crate::capture::live::Live;
 use crate::enforce::BanContext;
-use crate::enforce::nft::{Nft, RulesetSpec};
+use crate::enforce::nft::{AllowSet, RulesetSpec};
 use crate::engine::{ActiveBan, Explanation, Host, Service, Settings};
 use crate::events::event::{Event, EventKind};
 use crate::types::{Backend, BanTarget, Expiry, Timestamp};
@@ -186,7 +186,7 @@ pub(super) fn execute(command: SensorCommand, now: Timestamp, controller: &mut B
         SensorCommand::BansRemoved(targets) => controller.bans_removed(&targets),
         SensorCommand::ReinstallTable(by) => enforcement.repair_table(scope, Damage::Deleted(Some(&by))),
         SensorCommand::RepairRules(by) => enforcement.repair_table(scope, Damage::Rules(&by)),
-        SensorCommand::ProtectAddresses => enforcement.update_allow_list(scope, Nft::protect),
+        SensorCommand::ProtectAddresses => enforcement.update_allow_list(scope, AllowSet::replace),
         SensorCommand::ResetTrap => enforcement.reset_trap(scope),
         SensorCommand::Request(request) => answer(request, now, controller),
         SensorCommand::Settings(settings) => enforcement.reconfigure(scope, *settings),

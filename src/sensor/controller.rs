@@ -404,7 +404,7 @@ impl BanController {
             bans.filter(|ban| matches!(ban, BanTarget::Link { .. }) && targets.contains(&ban.on_every_link()));
         let targets: Vec<_> = targets.iter().copied().chain(on_links).collect();
         for target in &targets {
-            let removed = self.enforcement.blocker.nft.as_mut().map(|backend| backend.remove(*target));
+            let removed = self.enforcement.blocker.nft.as_mut().map(|backend| backend.remove_ban(*target));
             let in_set = removed.transpose().map_err(|error| error.to_string())?;
             if self.observer.engine.lift(*target) || in_set == Some(true) {
                 unblocked.push(*target);

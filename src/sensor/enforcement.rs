@@ -11,7 +11,7 @@ use super::pending_bans::{PendingBans, Retry};
 use super::reporter::Reporter;
 use super::table_repair::{Damage, TableRepair};
 use super::trap::TrapControl;
-use crate::enforce::nft::{BlockError, Nft, RulesetSpec};
+use crate::enforce::nft::{AllowSet, BlockError, DecoyRules, Nft, RulesetSpec, Table, trap_sets};
 use crate::enforce::route::Routes;
 use crate::enforce::{BanBackend, BanContext, Gone, Refused};
 use crate::engine::{ActiveBan, Ban, Settings};
@@ -48,7 +48,7 @@ impl Enforcement {
             return false;
         }
         let nft = self.blocker.nft.as_mut();
-        match nft.map_or(Ok(true), |backend| backend.nft.holds(target).map(|held| held.is_some())) {
+        match nft.map_or(Ok(true), |backend| backend.table.holds(target).map(|held| held.is_some())) {
             Ok(false) if self.table_repair.incomplete => self.repair(scope, Backend::Nft, &[target]),
             Ok(false) => return true,
             Err(BlockError::Gone) => self.repair_missing_table(scope),
@@ -249,18 +249,18 @@ impl Enforcement {
 
     /// Applies a new snapshot of the host.
     pub(super) fn host_changed(&mut self, scope: &mut Scope<'_>) {
-        self.update_allow_list(scope, Nft::follow_protected);
+        self.update_allow_list(scope, AllowSet::follow);
         self.guard_own_sources(scope);
         self.arm_trap(scope);
     }
 
     /// Updates the kernel's allow-list from the host's, and removes routes that conflict with it. `update` is
-    /// [`Nft::protect`], which replaces the list even if another process changed it, or [`Nft::follow_protected`],
-    /// which sends the difference.
+    /// [`AllowSet::replace`], which replaces the list even if another process changed it, or [`AllowSet::follow`], which
+    /// sends the difference.
     pub(super) fn update_allow_list(
         &mut self,
         scope: &mut Scope<'_>,
-        update: fn(&mut Nft, &[IpNet]) -> Result<(), BlockError>,
+        update: fn(&mut AllowSet, &mut Table, &[IpNet]) -> Result<(), BlockError>,
     ) {
         for target in self.blocker.keep_reachable(&scope.observer.host) {
             let text =
@@ -268,7 +268,9 @@ impl Enforcement {
             scope.reporter.emit_note(text);
         }
         let allowed: Vec<IpNet> = scope.observer.host.allow.prefixes().collect();
-        self.change_sets(scope, "cannot update the kernel's allow-list", |nft| update(nft, &allowed));
+        self.change_sets(scope, "cannot update the kernel's allow-list", |nft| {
+            update(&mut nft.allowed, &mut nft.table, &allowed)
+        });
     }
 
     /// Suspends blocking: the trap monitors no ports, no backend receives a ban, and the bans in force remain.
@@ -333,9 +335,9 @@ impl Enforcement {
     /// Enables or disables connection tracking for connections to decoys.
     pub(super) fn track_decoys(&mut self, scope: &mut Scope<'_>, max_new_tracked: Option<u32>) {
         let Some(backend) = &mut self.blocker.nft else { return };
-        let Some(decoys) = &mut backend.spec.decoys else { return };
-        decoys.max_new_tracked = max_new_tracked;
-        if let Err(error) = backend.repair() {
+        let Some(decoys) = backend.spec.decoys else { return };
+        let decoys = Some(DecoyRules { max_new_tracked, ..decoys });
+        if let Err(error) = backend.repair(&RulesetSpec { decoys, ..backend.spec }) {
             scope.reporter.error(format!("cannot change the rules for decoys: {error}"));
         }
         self.reset_trap(scope);
@@ -346,7 +348,7 @@ impl Enforcement {
     fn restart_trap(&mut self, scope: &mut Scope<'_>) {
         if let Some((nft, rules)) = self.blocker.trap() {
             // If this fails, arming fails as well and is reported.
-            let _ = nft.forget_all_sources(rules);
+            let _ = trap_sets::forget_all_sources(&mut nft.table, rules);
         }
         self.reset_trap(scope);
     }

@@ -37,7 +37,7 @@ impl OwnSourceGuard {
             return;
         }
         self.guarded = None;
-        match backend.nft.guard(&wanted) {
+        match backend.table.guard(&wanted) {
             Ok(()) => self.guarded = Some(wanted),
             // The set is filled once the table has been created again.
             Err(BlockError::Gone) => {}

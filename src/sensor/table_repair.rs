@@ -12,7 +12,7 @@ use rustix::time::{ClockId, clock_gettime};
 use super::observer::{Observer, Scope};
 use super::pending_bans::PendingBans;
 use super::reporter::Reporter;
-use crate::enforce::nft::{BlockError, Nft, NftBackend, Repaired, RulesetError};
+use crate::enforce::nft::{BlockError, Nft, Repaired, RulesetError};
 use crate::engine::ActiveBan;
 use crate::events::event::EventKind;
 use crate::netlink::nft::RestoredBan;
@@ -86,12 +86,13 @@ impl TableRepair {
     pub(super) fn repair(
         &mut self,
         scope: &mut Scope<'_>,
-        backend: &mut NftBackend,
+        backend: &mut Nft,
         damage: Damage<'_>,
         pending: &mut PendingBans,
     ) -> bool {
         let (before, reporter) = (thread_time(), scope.reporter);
-        let repaired = backend.repair();
+        let spec = backend.spec;
+        let repaired = backend.repair(&spec);
         let filled = match (repaired, damage) {
             (Ok(Repaired::Unchanged), Damage::Rules(_)) => {
                 self.last_error = None;
@@ -104,7 +105,7 @@ impl TableRepair {
                 false
             }
             (repaired, _) => {
-                self.fill(scope, &mut backend.nft, repaired, pending, damage.author());
+                self.fill(scope, backend, repaired, pending, damage.author());
                 true
             }
         };
@@ -117,9 +118,9 @@ impl TableRepair {
     }
 
     /// Reports foreign objects in the table if they have changed. They stay: a foreign chain may be intentional.
-    pub(super) fn report_foreign(&mut self, backend: &mut NftBackend, author: Option<&str>, reporter: &Reporter) {
+    pub(super) fn report_foreign(&mut self, backend: &mut Nft, author: Option<&str>, reporter: &Reporter) {
         // The repair runs into the same error and reports it.
-        let Ok(mut foreign) = backend.nft.foreign_objects(&backend.spec) else { return };
+        let Ok(mut foreign) = backend.foreign_objects() else { return };
         foreign.truncate(MAX_FOREIGN);
         if foreign == self.foreign {
             return;
@@ -140,12 +141,12 @@ impl TableRepair {
     }
 
     /// Restores the bans that the last repair left out, if that is due.
-    pub(super) fn complete(&mut self, scope: &mut Scope<'_>, backend: &mut NftBackend, pending: &mut PendingBans) {
+    pub(super) fn complete(&mut self, scope: &mut Scope<'_>, backend: &mut Nft, pending: &mut PendingBans) {
         if self.next_due().is_none_or(|due| scope.now < due) {
             return;
         }
         let before = thread_time();
-        self.fill(scope, &mut backend.nft, Ok(Repaired::Unchanged), pending, None);
+        self.fill(scope, backend, Ok(Repaired::Unchanged), pending, None);
         self.spend(scope.now, thread_time().saturating_sub(before));
     }
 
@@ -163,7 +164,7 @@ impl TableRepair {
         let (bans, left_out) = self.choose(*now, observer, pending);
         // The allow-list first, so that an exempt source is never without it.
         let allowed: Vec<_> = observer.host.allow.prefixes().collect();
-        let filled = nft.protect(&allowed).and_then(|()| nft.put_back(&bans));
+        let filled = nft.allowed.replace(&mut nft.table, &allowed).and_then(|()| nft.put_back(&bans));
         // The engine must not treat a source as blocked if it is not.
         match &filled {
             Ok(()) => pending.expedite(Backend::Nft),

@@ -17,7 +17,7 @@ use super::pending_bans::PendingBans;
 use super::reporter::Reporter;
 use super::trap_arming::TrapArming;
 use super::trap_review::{Counting, Review, TrapReview, UNCONFIRMED_FOR};
-use crate::enforce::nft::{BlockError, DecoyCounts, HoldCounts, Nft, Trap, Watched};
+use crate::enforce::nft::{BlockError, DecoyCounts, HoldCounts, Nft, RulesetSpec, Table, Trap, Watched, trap_sets};
 use crate::engine::{CAPPED_BAN, Verdict};
 use crate::events::event::EventKind;
 use crate::types::{BanTarget, Expiry, Protocol, Timestamp, first_and_more};
@@ -104,8 +104,7 @@ impl TrapControl {
     pub(super) fn disarm(&mut self, blocker: &mut Blocker, reporter: &Reporter) {
         self.suspend(blocker, reporter);
         let Some(backend) = blocker.nft.as_mut().filter(|backend| backend.spec.trap.is_some()) else { return };
-        backend.spec.trap = None;
-        if let Err(error) = backend.repair() {
+        if let Err(error) = backend.repair(&RulesetSpec { trap: None, ..backend.spec }) {
             let text = "cannot remove the rules of the kernel's trap";
             self.report(format!("{text}: {error}; the trap no longer monitors any port"), reporter);
         }
@@ -123,7 +122,7 @@ impl TrapControl {
     /// Makes the trap monitor no ports until it is armed again. Decoys keep their ports.
     pub(super) fn suspend(&mut self, blocker: &mut Blocker, reporter: &Reporter) {
         let Some((nft, rules)) = blocker.trap() else { return };
-        let suspended = self.arming.suspend(nft, rules);
+        let suspended = self.arming.suspend(&mut nft.table, rules);
         self.report_failure(suspended, "cannot remove ports from the kernel's trap", reporter);
     }
 
@@ -132,7 +131,7 @@ impl TrapControl {
         self.suspend(blocker, reporter);
         if let Some(backend) = blocker.nft.as_mut().filter(|backend| backend.spec.decoys.is_some()) {
             // Without a listener the rules of decoys have no effect.
-            let _ = backend.nft.arm(Watched { tcp: Some(&[]), ..Watched::default() });
+            let _ = trap_sets::arm(&mut backend.table, Watched { tcp: Some(&[]), ..Watched::default() });
         }
     }
 
@@ -144,47 +143,47 @@ impl TrapControl {
         }
         self.arm(scope, blocker);
         if let Some(backend) = blocker.nft.as_mut().filter(|backend| backend.spec.decoys.is_some())
-            && let Ok(counts) = backend.nft.decoy_counts()
+            && let Ok(counts) = trap_sets::decoy_counts(&mut backend.table)
         {
             let last = std::mem::replace(&mut self.decoy_counts, counts);
             reporter.metrics.decoy_syns.add(since(counts.syns, last.syns));
             reporter.metrics.decoy_answers.add(since(counts.answers, last.answers));
         }
         let Some((nft, rules)) = blocker.trap() else { return };
-        let updated = self.update_peers(now, nft, scope.observer);
+        let updated = self.update_peers(now, &mut nft.table, scope.observer);
         self.report_failure(updated, "cannot add connected sources to the kernel's trap", reporter);
-        let reviewed = nft.caught().map(|caught| {
+        let reviewed = trap_sets::caught(&mut nft.table).map(|caught| {
             let review = self.review(now, &caught, rules, scope.observer, pending);
             self.apply(scope, review, nft);
         });
         self.report_failure(reviewed, "cannot read the sources blocked by the kernel's trap", reporter);
         if rules.hold.is_some()
-            && let Ok(counts) = nft.hold_counts()
+            && let Ok(counts) = trap_sets::hold_counts(&mut nft.table)
         {
             let last = std::mem::replace(&mut self.hold_counts, counts);
             reporter.metrics.held.add(since(counts.dropped, last.dropped));
             reporter.metrics.hold_full.add(since(counts.full, last.full));
         }
-        if let Ok(Some(usage)) = nft.filling(rules) {
+        if let Ok(Some(usage)) = trap_sets::filling(&mut nft.table, rules) {
             reporter.metrics.trap_touched.set(usage.touched.into());
             reporter.metrics.trap_suspects.set(usage.suspects.into());
         }
     }
 
     /// Updates the kernel's set with the sources that `observer` forgives more ports, as far as one round allows.
-    fn update_peers(&mut self, now: Timestamp, nft: &mut Nft, observer: &Observer) -> Result<(), BlockError> {
+    fn update_peers(&mut self, now: Timestamp, table: &mut Table, observer: &Observer) -> Result<(), BlockError> {
         let wanted: HashSet<BanTarget> = observer.engine.forgiven_peers(now).collect();
         let mut known = match self.peers.take() {
             Some(known) => known,
             None => {
-                nft.clear_peers()?;
+                trap_sets::clear_peers(table)?;
                 HashSet::new()
             }
         };
         let out: Vec<BanTarget> = known.difference(&wanted).copied().take(MAX_PEER_CHANGES).collect();
         let into: Vec<BanTarget> = wanted.difference(&known).copied().take(MAX_PEER_CHANGES).collect();
         if !(out.is_empty() && into.is_empty()) {
-            nft.change_peers(&out, &into)?;
+            trap_sets::change_peers(table, &out, &into)?;
             out.iter().for_each(|peer| _ = known.remove(peer));
             known.extend(into);
         }
@@ -214,7 +213,7 @@ impl TrapControl {
         let Review { confirmed, in_prefix, exempt, withheld, excused, unexplained } = review;
         // A full set had no room for these: they are not blocked.
         let unfounded = [&withheld[..], &excused, &unexplained].concat();
-        let missing: HashSet<BanTarget> = nft.missing(&unfounded).unwrap_or_default().into_iter().collect();
+        let missing: HashSet<BanTarget> = nft.table.missing(&unfounded).unwrap_or_default().into_iter().collect();
         let is_blocked = |target: &BanTarget| !missing.contains(target);
         let [withheld, excused, unexplained] = [withheld, excused, unexplained]
             .map(|targets| targets.into_iter().filter(is_blocked).collect::<Vec<BanTarget>>());
@@ -240,7 +239,7 @@ impl TrapControl {
         if applied.is_ok() {
             // Otherwise the next review sees them again.
             for targets in [&confirmed, &unfounded, &in_prefix, &exempt_targets] {
-                applied = applied.and(nft.forget(targets)).and(nft.release(targets));
+                applied = applied.and(trap_sets::forget(&mut nft.table, targets));
             }
         }
         if applied.is_err() {
@@ -271,8 +270,8 @@ impl TrapControl {
     pub(super) fn forget_probes(&mut self, targets: &[BanTarget], blocker: &mut Blocker, reporter: &Reporter) {
         let Some((nft, rules)) = blocker.trap() else { return };
         let forgotten = match targets.len() > MAX_SINGLE_RESETS {
-            true => nft.forget_all_sources(rules),
-            false => nft.forget(targets).and_then(|()| nft.release(targets)),
+            true => trap_sets::forget_all_sources(&mut nft.table, rules),
+            false => trap_sets::forget(&mut nft.table, targets),
         };
         self.report_failure(forgotten, "cannot reset the counts of unblocked sources in the kernel's trap", reporter);
     }

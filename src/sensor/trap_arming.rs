@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::observer::Scope;
 use super::reporter::Reporter;
-use crate::enforce::nft::{BlockError, Nft, NftBackend, RulesetSpec, TRAP_BURST, Trap, Watched};
+use crate::enforce::nft::{BlockError, Nft, RulesetSpec, TRAP_BURST, Table, Trap, Watched, trap_sets};
 use crate::types::{PortSet, Protocol, Timestamp};
 
 /// Window within which a loss counts; at most twice as long.
@@ -66,7 +66,7 @@ impl TrapArming {
 
     /// Makes the kernel monitor the ports that are closed now. The kernel's allow-list must already be current. Returns
     /// true if the kernel's state has changed.
-    pub(super) fn arm(&mut self, scope: &mut Scope<'_>, backend: &mut NftBackend) -> Result<bool, BlockError> {
+    pub(super) fn arm(&mut self, scope: &mut Scope<'_>, backend: &mut Nft) -> Result<bool, BlockError> {
         let RulesetSpec { trap, decoys, .. } = backend.spec;
         let ceiling_reached = !Self::has_room(scope);
         let Scope { now, ref observer, reporter } = *scope;
@@ -97,19 +97,22 @@ impl TrapArming {
         let tcp = decoys.or(tcp);
         let [tcp, udp, related, services] = [&tcp, &udp, &related, &services].map(Option::as_deref);
         let (interfaces, ceiling_reached) = (wanted.interfaces.as_deref(), wanted.ceiling_reached);
-        backend.nft.arm(Watched { tcp, udp, related, services, interfaces, ceiling_reached })?;
+        let watched = Watched { tcp, udp, related, services, interfaces, ceiling_reached };
+        trap_sets::arm(&mut backend.table, watched)?;
         self.armed = Some(wanted);
         self.update_metrics(reporter);
         Ok(true)
     }
 
     /// Removes all ports from the trap until it is armed again. Decoys keep their ports.
-    pub(super) fn suspend(&mut self, nft: &mut Nft, rules: Trap) -> Result<(), BlockError> {
+    pub(super) fn suspend(&mut self, table: &mut Table, rules: Trap) -> Result<(), BlockError> {
         self.armed = None;
         let none: Option<&[(u16, u16)]> = Some(&[]);
         let [tcp, udp] = [rules.tcp, rules.udp].map(|counts| none.filter(|_| counts));
         let held = none.filter(|_| rules.hold.is_some());
-        nft.arm(Watched { tcp, udp, related: held, services: held, interfaces: Some(&[]), ceiling_reached: None })
+        let interfaces = Some(&[][..]);
+        let watched = Watched { tcp, udp, related: held, services: held, interfaces, ceiling_reached: None };
+        trap_sets::arm(table, watched)
     }
 
     /// Takes the next number of ports as the new reference, because the configuration has changed.

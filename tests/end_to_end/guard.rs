@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
-use portsentry::enforce::nft::Nft;
+use portsentry::enforce::nft::Table;
 use portsentry::types::BanTarget;
 
 use netns_lab::daemon::Daemon;
@@ -270,12 +270,12 @@ fn table_flushed_in_loop_is_repaired_promptly() {
     let lab = Lab::new(&["attacker"]);
     let daemon = Daemon::start(&lab, &["--expire", "24h"]);
     let attacker = lab.provoke_ban("attacker");
-    let mut kernel = lab.inside("victim", || Nft::open().unwrap());
+    let mut table = lab.inside("victim", || Table::open().unwrap());
     let mut times = Vec::new();
     for _ in 0..40 {
         let begin = Instant::now();
         nft(&lab, "flush ruleset");
-        let banned = || kernel.holds(BanTarget::containing(attacker)).ok().flatten();
+        let banned = || table.holds(BanTarget::containing(attacker)).ok().flatten();
         assert!(within(TIMEOUT, banned).is_some(), "{attacker} is not blocked again");
         times.push(begin.elapsed());
     }

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 use portsentry::engine::Protection;
-use portsentry::host::network::{HostError, HostFacts, Reader, Watcher};
+use portsentry::host::network::{HostError, HostFacts, HostReader, Watcher};
 use portsentry::host::resolv_conf::ResolverFiles;
 use portsentry::host::snapshot::snapshot;
 use tokio::time::timeout;
@@ -14,7 +14,7 @@ use tokio::time::timeout;
 use super::network;
 
 async fn read() -> HostFacts {
-    Reader::default().read(&no_resolvers()).await.unwrap().facts
+    HostReader::default().read(&no_resolvers()).await.unwrap().facts
 }
 
 fn no_resolvers() -> ResolverFiles {
@@ -121,9 +121,9 @@ fn resolvers_are_read_with_network_facts() {
     std::fs::write(&files.main, "nameserver 192.0.2.53\n").unwrap();
     let folder = ResolverFiles { main: folder.path().into(), upstream: Vec::new() };
     network().inside_async(async || {
-        let facts = Reader::default().read(&files).await.unwrap().facts;
+        let facts = HostReader::default().read(&files).await.unwrap().facts;
         assert_eq!(facts.resolvers, ["192.0.2.53".parse::<IpAddr>().unwrap()]);
-        assert!(matches!(Reader::default().read(&folder).await, Err(HostError::Resolvers(..))));
+        assert!(matches!(HostReader::default().read(&folder).await, Err(HostError::Resolvers(..))));
     });
 }
 
@@ -325,7 +325,7 @@ fn low_preference_router_is_not_a_gateway() {
 fn late_ipv6_routes_keep_their_gateways() {
     let net = network();
     net.ip_batch("route add 198.51.100.0/24 via 192.0.2.254\nroute add 2001:db8:a::/48 via fe80::254 dev out\n");
-    let mut reader = Reader::default();
+    let mut reader = HostReader::default();
     let [first, late, again] = net.inside_async(async || {
         let first = reader.read(&no_resolvers()).await.unwrap();
         reader.limit(Duration::ZERO);
@@ -345,7 +345,7 @@ fn late_ipv6_routes_keep_their_gateways() {
 fn first_reading_may_lack_ipv6_routes() {
     let net = network();
     net.ip_batch("route add 198.51.100.0/24 via 192.0.2.254\nroute add 2001:db8:a::/48 via fe80::254 dev out\n");
-    let mut reader = Reader::default();
+    let mut reader = HostReader::default();
     reader.limit(Duration::ZERO);
     let late = net.inside_async(async || reader.read(&no_resolvers()).await.unwrap());
     assert!(late.late.is_some());

@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use std::net::Ipv4Addr;
 use std::time::{Duration, Instant};
 
-use portsentry::netlink::nft::monitor::{Change, Monitor};
+use portsentry::netlink::nft::monitor::{Monitor, TableChange};
 use portsentry::types::BanTarget;
 use rustix::net::sockopt;
 use tokio::time::timeout;
@@ -26,9 +26,9 @@ fn add_many(count: u32) -> String {
     text
 }
 
-fn element(change: Change) -> Option<BanTarget> {
+fn element(change: TableChange) -> Option<BanTarget> {
     match change {
-        Change::ElementAdded(target, _) | Change::ElementRemoved(target) => Some(target),
+        TableChange::ElementAdded(target, _) | TableChange::ElementRemoved(target) => Some(target),
         _ => None,
     }
 }
@@ -74,10 +74,10 @@ fn lost_notifications_are_reported_as_overrun() {
         sockopt::set_socket_recv_buffer_size(&*monitor, 16 << 10).unwrap();
         nft(&add_many(1_000));
         nft("flush ruleset");
-        assert_eq!(next(monitor).await, [Change::Overrun]);
+        assert_eq!(next(monitor).await, [TableChange::Overrun]);
         assert_eq!(monitor.author(), None);
         nft(include_str!("../../nft/portsentry.nft"));
-        assert_eq!(next(monitor).await, [Change::RulesetChanged]);
+        assert_eq!(next(monitor).await, [TableChange::RulesetChanged]);
         assert_quiet(monitor).await;
     });
 }
@@ -115,11 +115,11 @@ fn flush_is_reported_within_milliseconds() {
                 nft("flush ruleset");
                 Instant::now()
             });
-            assert_eq!(next(monitor).await, [Change::TableGone]);
+            assert_eq!(next(monitor).await, [TableChange::TableGone]);
             let reported = Instant::now();
             delays.push(reported.saturating_duration_since(flush.join().unwrap()));
             nft(include_str!("../../nft/portsentry.nft"));
-            assert_eq!(next(monitor).await, [Change::RulesetChanged]);
+            assert_eq!(next(monitor).await, [TableChange::RulesetChanged]);
         }
         delays.sort_unstable();
         let (median, longest) = (delays[10], delays[19]);

@@ -4,8 +4,8 @@ use std::net::UdpSocket;
 use std::process::Command;
 use std::time::Duration;
 
-use portsentry::netlink::nft::monitor::Change::{AllowedChanged, ElementAdded, ElementRemoved, RulesetChanged};
 use portsentry::netlink::nft::monitor::Monitor;
+use portsentry::netlink::nft::monitor::TableChange::{AllowedChanged, ElementAdded, ElementRemoved, RulesetChanged};
 use portsentry::netlink::nft::{Batch, RulesetSpec, install, put_ban};
 use portsentry::netlink::socket::Socket;
 use portsentry::types::{BanTarget, Expiry};

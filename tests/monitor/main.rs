@@ -13,7 +13,7 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use netns_lab::Namespace;
-use portsentry::netlink::nft::monitor::{Change, Monitor};
+use portsentry::netlink::nft::monitor::{Monitor, TableChange};
 use portsentry::netlink::nft::{RulesetSpec, install};
 use portsentry::netlink::socket::Socket;
 use portsentry::types::BanTarget;
@@ -41,11 +41,11 @@ fn nft(commands: &str) {
 const HOUR: Duration = Duration::from_secs(3600);
 
 /// The next report of the monitor. The kernel reports the remaining time; up to 50 ms of an hour may have passed.
-async fn next(monitor: &mut Monitor) -> Vec<Change> {
+async fn next(monitor: &mut Monitor) -> Vec<TableChange> {
     let mut changes = timeout(netns_lab::TIMEOUT * netns_lab::slowness(), monitor.next()).await.unwrap().unwrap();
     let tolerance = Duration::from_millis(50) * netns_lab::slowness();
     for change in &mut changes {
-        if let Change::ElementAdded(_, Some(left)) = change
+        if let TableChange::ElementAdded(_, Some(left)) = change
             && (HOUR - tolerance..HOUR).contains(left)
         {
             *left = HOUR;
@@ -55,7 +55,7 @@ async fn next(monitor: &mut Monitor) -> Vec<Change> {
 }
 
 /// Runs `commands` and returns the next report of the monitor.
-async fn changes_after(monitor: &mut Monitor, commands: &str) -> Vec<Change> {
+async fn changes_after(monitor: &mut Monitor, commands: &str) -> Vec<TableChange> {
     nft(commands);
     next(monitor).await
 }
@@ -64,9 +64,9 @@ async fn changes_after(monitor: &mut Monitor, commands: &str) -> Vec<Change> {
 async fn assert_quiet(monitor: &mut Monitor) {
     let mark = "203.0.113.99";
     let add = changes_after(monitor, &format!("add element inet portsentry blocked {{ {mark} }}")).await;
-    assert_eq!(add, [Change::ElementAdded(target(mark), None)]);
+    assert_eq!(add, [TableChange::ElementAdded(target(mark), None)]);
     let delete = changes_after(monitor, &format!("delete element inet portsentry blocked {{ {mark} }}")).await;
-    assert_eq!(delete, [Change::ElementRemoved(target(mark))]);
+    assert_eq!(delete, [TableChange::ElementRemoved(target(mark))]);
 }
 
 fn target(text: &str) -> BanTarget {

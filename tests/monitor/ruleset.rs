@@ -1,6 +1,6 @@
 //! Tests the reports about the table, its chain, its rules and its sets.
 
-use portsentry::netlink::nft::monitor::Change::{ElementLoaded, RulesetChanged, SetGone, TableGone};
+use portsentry::netlink::nft::monitor::TableChange::{ElementLoaded, RulesetChanged, SetGone, TableGone};
 use portsentry::netlink::nft::{Batch, Installed, RulesetSpec, Set, install, put_ban};
 
 use super::{assert_quiet, changes_after, next, nft, target, watched};

@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use portsentry::enforce::nft::Nft;
 use portsentry::netlink::nft::RulesetSpec;
-use portsentry::netlink::nft::monitor::Change::{ElementAdded, TableGone, Unheard};
 use portsentry::netlink::nft::monitor::Monitor;
+use portsentry::netlink::nft::monitor::TableChange::{ElementAdded, TableGone, Unheard};
 use portsentry::types::{BanTarget, Expiry};
 
 use super::{assert_quiet, changes_after, next, nft, target, watched};
@@ -25,7 +25,7 @@ fn with_pausable_monitor(test: impl AsyncFnOnce(&mut Monitor, &mut Nft, &mut Nft
         let mut nft = Nft::open().unwrap();
         nft.install(&RulesetSpec::default()).unwrap();
         let mut monitor = Monitor::open().unwrap();
-        nft.pause_monitor_with(monitor.pause());
+        nft.table.monitor_pause = Some(monitor.pause());
         let mut second = nft.try_clone().unwrap();
         test(&mut monitor, &mut nft, &mut second).await;
     });
@@ -37,7 +37,7 @@ fn paused_restore_reports_nothing() {
         assert!(one.put_back_unheard(&bans(0..5_000)).unwrap(), "nothing else changed the table meanwhile");
         other.put_back(&bans(5_000..9_000)).unwrap();
         let all: Vec<BanTarget> = bans(0..9_000).into_iter().map(|(target, ..)| target).collect();
-        assert_eq!(one.missing(&all).unwrap(), []);
+        assert_eq!(one.table.missing(&all).unwrap(), []);
         assert_quiet(monitor).await;
     });
 }

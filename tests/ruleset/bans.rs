@@ -21,11 +21,11 @@ fn ban_has_requested_timeout() {
             (target("192.0.2.8"), Expiry::Never),
         ];
         sets.block(&bans).unwrap();
-        assert!(nearly(sets.holds(bans[0].0).unwrap(), 86_400));
-        assert!(nearly(sets.holds(bans[1].0).unwrap(), 3_600));
-        assert!(nearly(sets.holds(bans[2].0).unwrap(), 60));
-        assert_eq!(sets.holds(bans[3].0).unwrap(), Some(None));
-        assert_eq!(sets.holds(target("192.0.2.9")).unwrap(), None);
+        assert!(nearly(sets.table.holds(bans[0].0).unwrap(), 86_400));
+        assert!(nearly(sets.table.holds(bans[1].0).unwrap(), 3_600));
+        assert!(nearly(sets.table.holds(bans[2].0).unwrap(), 60));
+        assert_eq!(sets.table.holds(bans[3].0).unwrap(), Some(None));
+        assert_eq!(sets.table.holds(target("192.0.2.9")).unwrap(), None);
         let blocked = nft("list set inet portsentry blocked");
         assert!(blocked.contains("192.0.2.7 timeout 1d expires") && blocked.contains("192.0.2.8"), "{blocked}");
         let blocked6 = nft("list set inet portsentry blocked6");
@@ -42,12 +42,12 @@ fn blocking_again_sets_new_expiry() {
         let source = target("192.0.2.7");
         for expiry in [60, 3_600, 120, 120] {
             sets.block(&[(source, seconds(expiry))]).unwrap();
-            assert!(nearly(sets.holds(source).unwrap(), expiry), "{expiry}");
+            assert!(nearly(sets.table.holds(source).unwrap(), expiry), "{expiry}");
         }
         sets.block(&[(source, Expiry::Never)]).unwrap();
-        assert_eq!(sets.holds(source).unwrap(), Some(None));
+        assert_eq!(sets.table.holds(source).unwrap(), Some(None));
         sets.block(&[(source, seconds(60))]).unwrap();
-        assert!(nearly(sets.holds(source).unwrap(), 60));
+        assert!(nearly(sets.table.holds(source).unwrap(), 60));
     });
 }
 
@@ -57,11 +57,11 @@ fn expired_ban_can_return() {
         let source = target("192.0.2.7");
         sets.block(&[(source, seconds(1))]).unwrap();
         let start = std::time::Instant::now();
-        eventually("the ban expires", || sets.holds(source).unwrap().is_none());
+        eventually("the ban expires", || sets.table.holds(source).unwrap().is_none());
         assert!(start.elapsed() > Duration::from_millis(800));
         sets.lift(&[source]).unwrap();
         sets.block(&[(source, seconds(60))]).unwrap();
-        assert!(nearly(sets.holds(source).unwrap(), 60));
+        assert!(nearly(sets.table.holds(source).unwrap(), 60));
     });
 }
 
@@ -70,7 +70,7 @@ fn repeated_target_in_call_gets_last_expiry() {
     installed(|sets| {
         let source = target("192.0.2.7");
         sets.block(&[(source, seconds(60)), (source, seconds(3_600))]).unwrap();
-        assert!(nearly(sets.holds(source).unwrap(), 3_600));
+        assert!(nearly(sets.table.holds(source).unwrap(), 3_600));
     });
 }
 
@@ -82,13 +82,13 @@ fn full_set_names_refused_bans() {
         assert_eq!(failed.len(), 2);
         for failure in &failed {
             assert!(matches!(failure.reason, Failure::Full { set: "blocked", size: 4 }), "{failure:?}");
-            assert_eq!(sets.holds(failure.target).unwrap(), None);
+            assert_eq!(sets.table.holds(failure.target).unwrap(), None);
         }
         let alone = sets.block(&bans[5..]).unwrap_err().to_string();
         assert!(alone.contains("set inet portsentry blocked is full (4 elements)"), "{alone}");
         sets.block(&[(bans[0].0, seconds(3_600)), (target("2001:db8::1"), seconds(60))]).unwrap();
-        assert!(nearly(sets.holds(bans[0].0).unwrap(), 3_600));
-        assert_eq!(sets.elements().unwrap().len(), 5);
+        assert!(nearly(sets.table.holds(bans[0].0).unwrap(), 3_600));
+        assert_eq!(sets.table.elements().unwrap().len(), 5);
     });
 }
 
@@ -99,7 +99,7 @@ fn lifting_removes_bans_and_skips_others() {
         sets.lift(&all).unwrap();
         sets.block(&[(all[0], seconds(60)), (all[2], seconds(60)), (all[3], Expiry::Never)]).unwrap();
         sets.lift(&all).unwrap();
-        assert_eq!(sets.elements().unwrap(), []);
+        assert_eq!(sets.table.elements().unwrap(), []);
     });
 }
 
@@ -117,11 +117,11 @@ fn one_call_adds_ten_thousand_bans() {
             .map(|address| (BanTarget::containing(address), seconds(3_600)))
             .collect();
         sets.block(&bans).unwrap();
-        let found: HashMap<_, _> = sets.elements().unwrap().into_iter().collect();
+        let found: HashMap<_, _> = sets.table.elements().unwrap().into_iter().collect();
         assert_eq!(found.len(), bans.len());
         assert!(bans.iter().all(|(source, _)| nearly(found.get(source).copied(), 3_600)));
         sets.lift(&bans.iter().map(|(source, _)| *source).collect::<Vec<_>>()).unwrap();
-        assert_eq!(sets.elements().unwrap(), []);
+        assert_eq!(sets.table.elements().unwrap(), []);
     });
 }
 
@@ -130,7 +130,7 @@ fn manually_added_elements_are_listed() {
     installed(|sets| {
         nft("add element inet portsentry blocked { 192.0.2.1 timeout 2h comment \"by hand\" }");
         nft("add element inet portsentry blocked6 { 2001:db8:: }");
-        let found: HashMap<_, _> = sets.elements().unwrap().into_iter().collect();
+        let found: HashMap<_, _> = sets.table.elements().unwrap().into_iter().collect();
         assert!(nearly(found.get(&target("192.0.2.1")).copied(), 7_200));
         assert_eq!(found.get(&target("2001:db8::")), Some(&None));
         assert_eq!(found.len(), 2);
@@ -158,8 +158,11 @@ fn restored_ban_shows_full_and_remaining_time() {
             assert!(blocked.contains("192.0.2.8 timeout 1h expires "), "{blocked}");
             assert!(blocked.contains("192.0.2.9 }") || blocked.contains("192.0.2.9,"), "{blocked}");
             assert!(nft("list set inet portsentry blocked6").contains("2001:db8:: timeout 1d expires "));
-            assert!(bans[..3].iter().all(|(source, ..)| nearly(sets.holds(*source).unwrap(), 3_600)), "{before:?}");
-            assert_eq!(sets.holds(bans[3].0).unwrap(), Some(None));
+            assert!(
+                bans[..3].iter().all(|(source, ..)| nearly(sets.table.holds(*source).unwrap(), 3_600)),
+                "{before:?}"
+            );
+            assert_eq!(sets.table.holds(bans[3].0).unwrap(), Some(None));
         }
     });
 }
@@ -169,8 +172,8 @@ fn restored_ban_expires_on_time() {
     installed(|sets| {
         let source = target("192.0.2.7");
         sets.restore(&[(source, Some(Duration::from_secs(86_400)), Expiry::After(Duration::from_secs(1)))]).unwrap();
-        assert!(sets.holds(source).unwrap().is_some());
-        eventually("the ban expires", || sets.holds(source).unwrap().is_none());
+        assert!(sets.table.holds(source).unwrap().is_some());
+        eventually("the ban expires", || sets.table.holds(source).unwrap().is_none());
     });
 }
 
@@ -178,11 +181,11 @@ fn restored_ban_expires_on_time() {
 fn missing_lists_only_absent_targets() {
     installed(|sets| {
         let all = ["192.0.2.1", "192.0.2.2", "2001:db8::", "2001:db8:0:1::", "fe80::1"].map(target);
-        assert_eq!(sets.missing(&all).unwrap(), all);
+        assert_eq!(sets.table.missing(&all).unwrap(), all);
         sets.block(&[(all[0], seconds(60)), (all[2], Expiry::Never), (all[4], seconds(60))]).unwrap();
-        assert_eq!(sets.missing(&all).unwrap(), [all[1], all[3]]);
-        assert_eq!(sets.missing(&[]).unwrap(), []);
+        assert_eq!(sets.table.missing(&all).unwrap(), [all[1], all[3]]);
+        assert_eq!(sets.table.missing(&[]).unwrap(), []);
         nft("delete table inet portsentry");
-        assert!(matches!(sets.missing(&all), Err(BlockError::Gone)));
+        assert!(matches!(sets.table.missing(&all), Err(BlockError::Gone)));
     });
 }

@@ -42,7 +42,7 @@ fn own_table_is_adopted_with_bans() {
         let mut second = Nft::open().unwrap();
         let adopted = Installed::Adopted((131_072, 131_072));
         assert_eq!(second.install(&RulesetSpec::default()).unwrap(), adopted);
-        assert!(nearly(second.holds(target("192.0.2.1")).unwrap(), 60));
+        assert!(nearly(second.table.holds(target("192.0.2.1")).unwrap(), 60));
     });
 }
 
@@ -82,7 +82,7 @@ fn altered_table_is_repaired_at_start() {
             nft(change);
             let done = sets.install(&RulesetSpec::default()).unwrap();
             assert!(matches!(&done, Installed::Repaired { difference, .. } if difference.contains(part)), "{done:?}");
-            assert!(nearly(sets.holds(source).unwrap(), 60), "bans stay: {change}");
+            assert!(nearly(sets.table.holds(source).unwrap(), 60), "bans stay: {change}");
             assert!(matches!(sets.install(&RulesetSpec::default()), Ok(Installed::Adopted(_))), "{change}");
         });
     }
@@ -105,7 +105,7 @@ fn foreign_objects_stay_and_are_named() {
             let before = listing();
             assert!(matches!(sets.install(&RulesetSpec::default()), Ok(Installed::Adopted(_))), "{change}");
             assert_eq!(listing(), before, "objects of other programs in the table stay");
-            assert_eq!(sets.foreign_objects(&RulesetSpec::default()).unwrap(), [name], "{change}");
+            assert_eq!(sets.foreign_objects().unwrap(), [name], "{change}");
             nft("flush chain inet portsentry prerouting");
             assert!(matches!(sets.install(&RulesetSpec::default()), Ok(Installed::Repaired { .. })), "{change}");
             assert_eq!(listing(), before, "only our own part is repaired: {change}");
@@ -195,9 +195,12 @@ fn deleted_table_is_reported_and_reinstalled() {
         assert!(matches!(sets.block(&[(source, seconds(60))]), Err(BlockError::Gone)));
         assert!(matches!(sets.block(&[(source, seconds(60)); 3]), Err(BlockError::Gone)));
         assert!(matches!(sets.lift(&[source]), Err(BlockError::Gone)));
-        assert!(matches!(sets.holds(source), Err(BlockError::Gone)));
-        assert!(matches!(sets.elements(), Err(BlockError::Gone)));
-        assert!(matches!(sets.protect(&["10.0.0.0/8".parse().unwrap()]), Err(BlockError::Gone)));
+        assert!(matches!(sets.table.holds(source), Err(BlockError::Gone)));
+        assert!(matches!(sets.table.elements(), Err(BlockError::Gone)));
+        assert!(matches!(
+            sets.allowed.replace(&mut sets.table, &["10.0.0.0/8".parse().unwrap()]),
+            Err(BlockError::Gone)
+        ));
         assert_eq!(sets.install(&RulesetSpec::default()).unwrap(), Installed::Created);
         sets.block(&[(source, seconds(60))]).unwrap();
     });

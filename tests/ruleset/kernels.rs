@@ -14,7 +14,7 @@ use super::{installed, nearly, nft, run, seconds, target};
 fn each(test: impl Fn(&mut Nft) + Copy + Send + Sync) {
     installed(test);
     installed(|sets| {
-        sets.treat_as(KernelFeatures::oldest());
+        sets.table.treat_as(KernelFeatures::default());
         test(sets);
     });
 }
@@ -22,8 +22,8 @@ fn each(test: impl Fn(&mut Nft) + Copy + Send + Sync) {
 #[test]
 fn feature_probe_leaves_nothing_behind() {
     installed(|sets| {
-        let found = sets.kernel();
-        assert_eq!(sets.elements().unwrap(), []);
+        let found = sets.table.kernel();
+        assert_eq!(sets.table.elements().unwrap(), []);
         let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
         let mut numbers = release.split(['.', '-']).map(|number| number.parse::<u32>().unwrap_or(0));
         let version = (numbers.next().unwrap(), numbers.next().unwrap());
@@ -43,24 +43,24 @@ fn last_expiry_of_ban_wins() {
         let (wide, gone) = (target("2001:db8:1:2::5"), target("192.0.2.9"));
         sets.block(&[(there, seconds(60)), (wide, seconds(86_400))]).unwrap();
         sets.block(&[(gone, seconds(1))]).unwrap();
-        eventually("the ban expires", || sets.holds(gone).unwrap().is_none());
+        eventually("the ban expires", || sets.table.holds(gone).unwrap().is_none());
         // Missing, present, longer, and expired but perhaps not yet removed: all in one transaction.
         for span in [3_600, 120, 120] {
             let bans = [new, there, wide, gone].map(|source| (source, seconds(span)));
             sets.block(&bans).unwrap();
             for (source, _) in bans {
-                assert!(nearly(sets.holds(source).unwrap(), span), "{source} {span}");
+                assert!(nearly(sets.table.holds(source).unwrap(), span), "{source} {span}");
             }
         }
         sets.block(&[(there, Expiry::Never)]).unwrap();
-        assert_eq!(sets.holds(there).unwrap(), Some(None));
+        assert_eq!(sets.table.holds(there).unwrap(), Some(None));
         sets.restore(&[(there, Some(Duration::from_secs(3_600)), seconds(60))]).unwrap();
-        assert!(nearly(sets.holds(there).unwrap(), 60));
+        assert!(nearly(sets.table.holds(there).unwrap(), 60));
         let text = nft("list set inet portsentry blocked");
         assert!(text.contains("192.0.2.8 timeout 1h expires"), "{text}");
         // For a target listed twice the last expiry counts.
         sets.block(&[(there, seconds(60)), (there, seconds(7_200))]).unwrap();
-        assert!(nearly(sets.holds(there).unwrap(), 7_200));
+        assert!(nearly(sets.table.holds(there).unwrap(), 7_200));
     });
 }
 
@@ -71,7 +71,7 @@ fn lifted_source_may_be_banned_again() {
         sets.lift(&all).unwrap();
         sets.block(&[(all[0], seconds(60)), (all[3], Expiry::Never)]).unwrap();
         sets.lift(&all).unwrap();
-        assert_eq!(sets.elements().unwrap(), []);
+        assert_eq!(sets.table.elements().unwrap(), []);
     });
 }
 
@@ -82,7 +82,7 @@ fn lost_table_is_reported() {
             let mut sets = Nft::open().unwrap();
             sets.install(&Default::default()).unwrap();
             if oldest {
-                sets.treat_as(KernelFeatures::oldest());
+                sets.table.treat_as(KernelFeatures::default());
             }
             run("nft", &["delete", "table", "inet", "portsentry"]);
             let source = target("192.0.2.1");

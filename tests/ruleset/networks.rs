@@ -25,7 +25,7 @@ fn network(text: &str) -> BanTarget {
 
 /// The blocked targets in the kernel, sorted.
 fn held(sets: &mut Nft) -> Vec<String> {
-    let mut all: Vec<String> = sets.elements().unwrap().iter().map(|(target, _)| target.to_string()).collect();
+    let mut all: Vec<String> = sets.table.elements().unwrap().iter().map(|(target, _)| target.to_string()).collect();
     all.sort();
     all
 }
@@ -45,10 +45,13 @@ fn networks_and_sources_read_back_together() {
         let mut expected: Vec<&str> = all.iter().copied().chain(["192.0.2.7"]).collect();
         expected.sort_unstable();
         assert_eq!(held(sets), expected);
-        assert!(bans.iter().all(|(target, _)| nearly(sets.holds(*target).unwrap(), 60) && sets.has(*target).unwrap()));
+        assert!(
+            bans.iter()
+                .all(|(target, _)| nearly(sets.table.holds(*target).unwrap(), 60) && sets.table.has(*target).unwrap())
+        );
         let text = nft("list set inet portsentry blocked_nets");
         assert!(text.contains("198.51.100.0/24 timeout 1m expires "), "{text}");
-        assert_eq!(sets.missing(&[network("198.51.100.0/24"), network("198.51.101.0/24")]).unwrap().len(), 1);
+        assert_eq!(sets.table.missing(&[network("198.51.100.0/24"), network("198.51.101.0/24")]).unwrap().len(), 1);
         sets.lift(&[network("10.0.0.0/8"), network("2001:db8:2::/48"), network("203.0.113.0/24")]).unwrap();
         assert_eq!(held(sets).len(), 4);
     });
@@ -60,12 +63,14 @@ fn target_spelled_differently_is_same_ban() {
         let target = network("198.51.100.0/24");
         for (expiry, expected) in [(60, 60), (600, 600), (30, 30)] {
             sets.block(&[(target, seconds(expiry))]).unwrap();
-            assert!(nearly(sets.holds(target).unwrap(), expected), "{expiry}");
+            assert!(nearly(sets.table.holds(target).unwrap(), expected), "{expiry}");
         }
         sets.restore(&[(target, Some(Duration::from_secs(86_400)), seconds(3_600))]).unwrap();
-        assert!(nft("list ruleset").contains("timeout 1d expires ") && nearly(sets.holds(target).unwrap(), 3_600));
+        assert!(
+            nft("list ruleset").contains("timeout 1d expires ") && nearly(sets.table.holds(target).unwrap(), 3_600)
+        );
         sets.block(&[(target, Expiry::Never)]).unwrap();
-        assert_eq!(sets.holds(target).unwrap(), Some(None));
+        assert_eq!(sets.table.holds(target).unwrap(), Some(None));
     });
 }
 
@@ -76,8 +81,11 @@ fn wider_network_replaces_inner_networks() {
         sets.block(&inside.map(|text| (network(text), seconds(600)))).unwrap();
         sets.block(&[(network("10.2.0.0/24"), seconds(600)), (network("10.1.0.0/16"), seconds(60))]).unwrap();
         assert_eq!(held(sets), ["10.1.0.0/16", "10.2.0.0/24"]);
-        assert!(nearly(sets.holds(network("10.1.255.254/31")).unwrap(), 60), "blocked by the surrounding network");
-        assert!(!sets.has(network("10.1.255.254/31")).unwrap());
+        assert!(
+            nearly(sets.table.holds(network("10.1.255.254/31")).unwrap(), 60),
+            "blocked by the surrounding network"
+        );
+        assert!(!sets.table.has(network("10.1.255.254/31")).unwrap());
     });
 }
 
@@ -97,7 +105,7 @@ fn inner_network_outlasting_outer_is_refused() {
             sets.lift(&[network(inside)]).unwrap();
         }
         assert_eq!(held(sets), ["10.1.0.0/16"]);
-        assert!(nearly(sets.holds(network("10.1.0.0/16")).unwrap(), 600));
+        assert!(nearly(sets.table.holds(network("10.1.0.0/16")).unwrap(), 600));
         // Both in one call, where the inner ban does not outlast the outer one.
         let both = [(network("10.3.3.0/24"), seconds(60)), (network("10.3.0.0/16"), seconds(60))];
         sets.block(&both).unwrap();
@@ -124,8 +132,8 @@ fn foreign_interval_is_reported_and_kept() {
     installed_with(WIDE, |sets| {
         nft("add element inet portsentry blocked_nets { 10.0.0.4-10.0.0.11 timeout 1h }");
         assert_eq!(held(sets), ["10.0.0.4/30", "10.0.0.8/30"]);
-        assert!(sets.holds(network("10.0.0.8/30")).unwrap().is_some());
-        assert!(sets.holds(network("10.0.0.0/29")).unwrap().is_none(), "half of it is not blocked");
+        assert!(sets.table.holds(network("10.0.0.8/30")).unwrap().is_some());
+        assert!(sets.table.holds(network("10.0.0.0/29")).unwrap().is_none(), "half of it is not blocked");
         assert!(why(sets.block(&[(network("10.0.0.0/29"), seconds(60))])).contains("10.0.0.0/29"));
         assert_eq!(held(sets), ["10.0.0.4/30", "10.0.0.8/30"]);
     });
@@ -137,7 +145,7 @@ fn network_ban_expires_and_returns() {
         let (inner, outer) = (network("10.1.1.0/24"), network("10.1.0.0/16"));
         sets.block(&[(inner, seconds(1))]).unwrap();
         sleep(Duration::from_millis(1_200));
-        assert!(sets.holds(inner).unwrap().is_none() && held(sets).is_empty());
+        assert!(sets.table.holds(inner).unwrap().is_none() && held(sets).is_empty());
         // The expired element may not have been removed yet.
         sets.block(&[(outer, seconds(1))]).unwrap();
         sleep(Duration::from_millis(1_200));

@@ -5,7 +5,7 @@ use std::sync::Barrier;
 use std::thread;
 use std::time::Duration;
 
-use portsentry::enforce::nft::{Nft, RulesetSpec, Trap, Watched};
+use portsentry::enforce::nft::{Nft, RulesetSpec, Trap, Watched, trap_sets};
 use portsentry::types::{BanTarget, Rate};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, connect, socket_with};
 
@@ -54,7 +54,11 @@ fn lift_removes_ban_that_trap_made_as_well() {
         hold: None,
     };
     cabled_with(RulesetSpec { trap: Some(trap), ..RulesetSpec::default() }, |sets, remote| {
-        sets.arm(Watched { tcp: Some(&[(901, 905)]), ceiling_reached: Some(false), ..Watched::default() }).unwrap();
+        trap_sets::arm(
+            &mut sets.table,
+            Watched { tcp: Some(&[(901, 905)]), ceiling_reached: Some(false), ..Watched::default() },
+        )
+        .unwrap();
         let source = target("192.0.2.2");
         let mut caught = 0;
         for round in 0..1_000 {
@@ -73,12 +77,11 @@ fn lift_removes_ban_that_trap_made_as_well() {
                 start.wait();
                 sets.block(&[(source, seconds(60))]).unwrap();
             });
-            caught += sets.caught().unwrap().len();
+            caught += trap_sets::caught(&mut sets.table).unwrap().len();
             sets.lift(&[source]).unwrap();
-            sets.forget(&[source]).unwrap();
-            sets.release(&[source]).unwrap();
-            if sets.holds(source).unwrap().is_some() {
-                assert_eq!(sets.caught().unwrap(), [source], "round {round}: no later SYN");
+            trap_sets::forget(&mut sets.table, &[source]).unwrap();
+            if sets.table.holds(source).unwrap().is_some() {
+                assert_eq!(trap_sets::caught(&mut sets.table).unwrap(), [source], "round {round}: no later SYN");
                 sets.lift(&[source]).unwrap();
             }
         }
@@ -119,9 +122,9 @@ fn blocked_source_is_dropped_allowed_passes() {
             sets.block(&[(source, seconds(60))]).unwrap();
             assert!(!arrives(remote, from, to), "{from} blocked");
             let allowed = format!("{from}/{}", source.prefix_len()).parse().unwrap();
-            sets.protect(&[allowed]).unwrap();
+            sets.allowed.replace(&mut sets.table, &[allowed]).unwrap();
             assert!(arrives(remote, from, to), "{from} allowed");
-            sets.protect(&[]).unwrap();
+            sets.allowed.replace(&mut sets.table, &[]).unwrap();
             assert!(!arrives(remote, from, to), "{from} blocked again");
             sets.lift(&[source]).unwrap();
             assert!(arrives(remote, from, to), "{from} lifted");
@@ -139,9 +142,11 @@ fn blocked_network_is_dropped_until_lifted() {
             assert!(arrives(remote, from, to), "{network} before");
             sets.block(&[(network, seconds(60))]).unwrap();
             assert!(!arrives(remote, from, to), "{network} blocked");
-            sets.protect(&[format!("{from}/{}", target(from).prefix_len()).parse().unwrap()]).unwrap();
+            sets.allowed
+                .replace(&mut sets.table, &[format!("{from}/{}", target(from).prefix_len()).parse().unwrap()])
+                .unwrap();
             assert!(arrives(remote, from, to), "{from} allowed");
-            sets.protect(&[]).unwrap();
+            sets.allowed.replace(&mut sets.table, &[]).unwrap();
             sets.lift(&[network]).unwrap();
             assert!(arrives(remote, from, to), "{network} lifted");
             sets.block(&[(network, seconds(1))]).unwrap();

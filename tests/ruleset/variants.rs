@@ -229,7 +229,7 @@ fn ruleset_variants_convert_with_their_bans() {
                     false => Installed::Rebuilt((131_072, 131_072)),
                 };
                 assert_eq!(done, expected, "{before:?} -> {after:?}");
-                assert!(nearly(sets.holds(target("192.0.2.1")).unwrap(), 60));
+                assert!(nearly(sets.table.holds(target("192.0.2.1")).unwrap(), 60));
                 sets.lift(&[target("192.0.2.1")]).unwrap();
                 assert_eq!(&sorted(&nft("list table inet portsentry")), expected_listing, "{before:?} -> {after:?}");
             });
@@ -279,10 +279,7 @@ fn variant_with_one_change_is_repaired() {
                 };
                 assert!(as_expected, "{from} -> {to}, variant {number}: {result:?}");
                 assert!(matches!(nft.install(&spec), Ok(Installed::Adopted(_))), "{from} -> {to}");
-                assert!(
-                    nft.foreign_objects(&spec).unwrap().is_empty(),
-                    "{from} -> {to}: chains of the old kind are gone"
-                );
+                assert!(nft.foreign_objects().unwrap().is_empty(), "{from} -> {to}: chains of the old kind are gone");
             }
         });
     }

@@ -4,7 +4,7 @@ use std::collections::{HashMap, HashSet};
 use std::net::Ipv4Addr;
 use std::time::{Duration, Instant, SystemTime};
 
-use portsentry::enforce::nft::Nft;
+use portsentry::enforce::nft::Table;
 use portsentry::ledger::{Author, BanRecord, Ledger};
 use portsentry::types::{Backend, BanTarget, Expiry};
 
@@ -34,7 +34,7 @@ fn fill_ledger(lab: &Lab) {
 /// All elements in the kernel, once there are `all`. A dump silently omits some while the kernel's table grows, as it
 /// does here.
 fn elements(lab: &Lab, all: usize) -> Option<Vec<(BanTarget, Option<Duration>)>> {
-    let read = || lab.inside("victim", || Nft::open().unwrap().elements().ok());
+    let read = || lab.inside("victim", || Table::open().unwrap().elements().ok());
     within(BOUND, || read().filter(|elements| elements.len() >= all))
 }
 
@@ -100,7 +100,7 @@ fn flush_during_restore_loses_no_ban() {
     let lab = Lab::new(&["attacker"]);
     fill_ledger(&lab);
     let daemon = Daemon::start_configured(&lab, "expire = \"1h\"\n", &[]);
-    let holds = |number: u32| lab.inside("victim", || Nft::open().unwrap().holds(source(number)));
+    let holds = |number: u32| lab.inside("victim", || Table::open().unwrap().holds(source(number)));
     // Another program changes other tables all the time. Then everything is flushed, after the first bans are restored
     // but usually before the last.
     lab.run("victim", "nft", &["add table ip another; delete table ip another"]);

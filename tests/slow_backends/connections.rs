@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use portsentry::enforce::ExemptPrefixes;
 use portsentry::enforce::slow_backends::{BackendEvent, Settings, SlowQueue};
-use portsentry::netlink::sock_diag::SockDiag;
+use portsentry::netlink::sock_diag::{SockDiag, end_connections};
 use portsentry::types::{Backend, BanTarget};
 
 use super::{Bench, case};
@@ -125,13 +125,12 @@ fn half_closed_connection_to_source_counts() {
     let target = BanTarget::containing(lab.v4("scanner").into());
     lab.inside("victim", || {
         let mut diag = SockDiag::open().unwrap();
-        let unconnected = diag
-            .end_connections(&HashSet::from([BanTarget::containing("192.0.2.7".parse().unwrap())]), |_| false)
-            .unwrap();
+        let other = HashSet::from([BanTarget::containing("192.0.2.7".parse().unwrap())]);
+        let unconnected = end_connections(&mut diag, &other, |_| false).unwrap();
         assert!(unconnected.connections.is_empty());
-        let ended = diag.end_connections(&HashSet::from([target]), |_| false).unwrap();
+        let ended = end_connections(&mut diag, &HashSet::from([target]), |_| false).unwrap();
         assert_eq!((ended.connections[&target], ended.more), (2, false));
-        let again = diag.end_connections(&HashSet::from([target]), |_| false).unwrap();
+        let again = end_connections(&mut diag, &HashSet::from([target]), |_| false).unwrap();
         assert!(again.connections.is_empty(), "each connection is ended once");
         assert_eq!(diag.listeners().unwrap().len(), 1);
     });
@@ -146,8 +145,9 @@ fn three_hundred_connections_end_in_one_call() {
     let listener = lab.inside("victim", || TcpListener::bind("0.0.0.0:8080").unwrap());
     let connections: Vec<Connection> = (0..300).map(|_| connect(&lab, "scanner", &listener, v4_of(&lab))).collect();
     let target = BanTarget::containing(lab.v4("scanner").into());
-    let ended = lab
-        .inside("victim", || SockDiag::open().unwrap().end_connections(&HashSet::from([target]), |_| false).unwrap());
+    let ended = lab.inside("victim", || {
+        end_connections(&mut SockDiag::open().unwrap(), &HashSet::from([target]), |_| false).unwrap()
+    });
     assert_eq!(ended.connections[&target], connections.len());
 }
 

@@ -11,7 +11,7 @@ use rustix::io::Errno;
 
 use crate::control::client::{ClientError, JOIN_GROUP};
 use crate::control::scoped_network::ScopedNetwork;
-use crate::enforce::nft::{BlockError, Nft, Remaining};
+use crate::enforce::nft::{BlockError, Remaining, Table};
 use crate::ledger::{Entry, Found, LedgerError, Reader};
 use crate::types::{Backend, BanTarget, Expiry, Prefix, shared64};
 
@@ -135,7 +135,7 @@ fn one(directory: &Path, asked: IpNet, target: BanTarget, now: SystemTime) -> Re
         Ok(found)
     });
     let mut kernel = Kernel::open();
-    let elements = kernel.ask(|nft| nft.holds(target));
+    let elements = kernel.ask(|table| table.holds(target));
     let elements = elements.map(|elements| elements.map_or_else(Vec::new, |left| vec![(target, left)]));
     join(remembered, elements, &mut kernel)
 }
@@ -150,7 +150,7 @@ fn all(directory: &Path, now: SystemTime) -> Result<Bans, ListError> {
             "the kernel's sets are not read, because there are {many} bans; name an address to see whether the kernel \
              blocks it"
         ))),
-        false => kernel.ask(Nft::elements),
+        false => kernel.ask(Table::elements),
     };
     join(remembered, elements, &mut kernel)
 }
@@ -209,7 +209,7 @@ fn join(
     }));
     let disagree = |ban: &&mut Listed| ban.kernel == KernelState::Absent || ban.remembered.is_none();
     for ban in bans.iter_mut().filter(disagree).take(MAX_RECHECKED) {
-        if let Ok(left) = kernel.ask(|nft| nft.holds(ban.target)) {
+        if let Ok(left) = kernel.ask(|table| table.holds(ban.target)) {
             ban.kernel = left.map_or(KernelState::Absent, KernelState::Blocked);
         }
     }
@@ -230,16 +230,16 @@ enum KernelError {
 }
 
 /// The kernel's sets, or the reason why they cannot be queried.
-struct Kernel(Result<Nft, KernelError>);
+struct Kernel(Result<Table, KernelError>);
 
 impl Kernel {
     fn open() -> Self {
-        Self(Nft::open().map_err(|error| KernelError::Other(error.to_string())))
+        Self(Table::open().map_err(|error| KernelError::Other(error.to_string())))
     }
 
-    fn ask<T>(&mut self, question: impl FnOnce(&mut Nft) -> Result<T, BlockError>) -> Result<T, KernelError> {
-        let nft = self.0.as_mut().map_err(|error| error.clone())?;
-        question(nft).map_err(|error| match error {
+    fn ask<T>(&mut self, question: impl FnOnce(&mut Table) -> Result<T, BlockError>) -> Result<T, KernelError> {
+        let table = self.0.as_mut().map_err(|error| error.clone())?;
+        question(table).map_err(|error| match error {
             BlockError::Gone => KernelError::NoTable,
             BlockError::System(error) if error.errno() == Some(Errno::PERM) => KernelError::Forbidden,
             other => KernelError::Other(other.to_string()),

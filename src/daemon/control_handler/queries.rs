@@ -7,7 +7,7 @@ use crate::control::address_info::{AddressInfo, HoldInfo};
 use crate::control::ban_info::{BanPage, MAX_BANS};
 use crate::control::protocol::{Answer, Failure, Reply};
 use crate::control::scoped_network::ScopedNetwork;
-use crate::enforce::nft::Nft;
+use crate::enforce::nft::{Table, trap_sets};
 use crate::engine::Explanation;
 use crate::ledger::{Entry, Position, Recorder};
 
@@ -49,7 +49,8 @@ pub(super) async fn explain(
     };
     let mut info = AddressInfo::new(asked, &known, past.as_deref(), SystemTime::now());
     if let Some((length, window)) = hold {
-        let held = tokio::task::spawn_blocking(move || Nft::open().ok()?.hold(known.target).ok()).await;
+        let held = tokio::task::spawn_blocking(move || trap_sets::hold(&mut Table::open().ok()?, known.target).ok());
+        let held = held.await;
         info.hold = Some(HoldInfo::new(held.ok().flatten().unwrap_or_default(), length, window));
     }
     info

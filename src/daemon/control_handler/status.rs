@@ -14,7 +14,7 @@ use crate::control::protocol::{Answer, Reply};
 use crate::control::status::{BanCounts, MonitoredPorts, PacketCounts, RememberedService, State, Status, TrapCounts};
 use crate::daemon::command_helper::CommandHelper;
 use crate::daemon::service_tracker::ServiceState;
-use crate::enforce::nft::Nft;
+use crate::enforce::nft::Table;
 use crate::engine::{Host, Service};
 use crate::events::json::rfc3339;
 use crate::metrics::{self, FleetSnapshot, Snapshot};
@@ -123,7 +123,7 @@ impl ControlHandler {
         async move {
             status.bans.intended = of_sensor(counted).await?;
             if uses_nft && status.bans.intended <= MAX_COUNTED {
-                let elements = tokio::task::spawn_blocking(|| Some(Nft::open().ok()?.elements().ok()?.len())).await;
+                let elements = tokio::task::spawn_blocking(|| Some(Table::open().ok()?.elements().ok()?.len())).await;
                 status.bans.enforced = elements.ok().flatten();
             }
             Ok(Answer::Status(Box::new(status)))

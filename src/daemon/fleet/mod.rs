@@ -25,7 +25,7 @@ use crate::config::{Fleet as FleetConfig, parse_network};
 use crate::control::fleet_info::FleetBanState;
 use crate::control::fleet_protocol::{FleetReply, FleetReport, FleetRequest, MAX_REPORTS, ReportOutcome};
 use crate::control::fleet_server::{FleetServer, IncomingFleetRequest};
-use crate::enforce::nft::{BlockError, Nft};
+use crate::enforce::nft::{BlockError, FleetSets};
 use crate::engine::Host;
 use crate::events::event::{Event, EventKind};
 use crate::ledger::{Change, FleetLift, LiftedBy, Recorder};
@@ -62,7 +62,7 @@ pub(super) struct Fleet {
     /// `None` if there is no ledger.
     recorder: Option<Recorder>,
     server: FleetServer,
-    nft: Nft,
+    sets: FleetSets,
     /// True if the kernel's sets contain the bans.
     in_kernel: bool,
     refill_at: Option<Instant>,
@@ -84,14 +84,20 @@ pub(super) struct Fleet {
 }
 
 impl Fleet {
-    pub(super) fn new(config: &FleetConfig, server: FleetServer, nft: Nft, host: Arc<Host>, enforces: bool) -> Self {
+    pub(super) fn new(
+        config: &FleetConfig,
+        server: FleetServer,
+        sets: FleetSets,
+        host: Arc<Host>,
+        enforces: bool,
+    ) -> Self {
         Self {
             acceptance: Acceptance::new(config.accept.clone(), config.host.clone()),
             config: config.clone(),
             own_bans: OwnBans::default(),
             recorder: None,
             server,
-            nft,
+            sets,
             in_kernel: false,
             refill_at: None,
             last_error: None,
@@ -119,12 +125,12 @@ impl Fleet {
         self.recorder = recorder;
         self.acceptance.lifts.restore(boot_time(), SystemTime::now(), lifts);
         let done = if self.is_shadow() {
-            self.nft.clear_fleet()
+            self.sets.clear()
         } else {
             self.in_kernel = true;
-            let Ok(found) = self.nft.fleet_bans() else { return };
+            let Ok(found) = self.sets.elements() else { return };
             let refused = self.acceptance.adopt(boot_time(), found.into_iter(), exempt(&self.host));
-            self.nft.lift_for_fleet(&refused)
+            self.sets.lift(&refused)
         };
         self.note_kernel(done);
     }
@@ -139,7 +145,7 @@ impl Fleet {
         self.host = host;
         let dropped = self.acceptance.drop_exempt(exempt(&self.host));
         if self.in_kernel && !dropped.is_empty() {
-            let lifted = self.nft.lift_for_fleet(&dropped);
+            let lifted = self.sets.lift(&dropped);
             self.note_kernel(lifted);
         }
     }
@@ -243,7 +249,7 @@ impl Fleet {
         }
         if !shadow && !bans.is_empty() {
             let bans: Vec<_> = bans.into_iter().collect();
-            let done = self.nft.block_for_fleet(&bans);
+            let done = self.sets.block(&bans);
             self.note_kernel(done);
         }
         for target in fresh {
@@ -289,7 +295,7 @@ impl Fleet {
             return false;
         }
         let lifted = self.acceptance.lift(boot_time(), target, by);
-        let done = if self.in_kernel { self.nft.lift_for_fleet(&[target]) } else { Ok(()) };
+        let done = if self.in_kernel { self.sets.lift(&[target]) } else { Ok(()) };
         self.note_kernel(done);
         lifted
     }
@@ -297,7 +303,7 @@ impl Fleet {
     /// Lifts all bans; returns their number.
     pub(super) fn lift_all(&mut self) -> usize {
         let lifted = self.acceptance.lift_all(boot_time());
-        let done = if self.in_kernel { self.nft.clear_fleet() } else { Ok(()) };
+        let done = if self.in_kernel { self.sets.clear() } else { Ok(()) };
         self.note_kernel(done);
         self.own_bans.lift_all().iter().for_each(|event| self.server.publish(event));
         lifted
@@ -321,7 +327,7 @@ impl Fleet {
         let done = if self.is_shadow() {
             self.in_kernel = false;
             // A trial keeps the bans in force, as it does for this host's own bans.
-            if self.config.shadow { self.nft.clear_fleet() } else { Ok(()) }
+            if self.config.shadow { self.sets.clear() } else { Ok(()) }
         } else {
             self.in_kernel = true;
             self.fill()
@@ -333,11 +339,11 @@ impl Fleet {
     /// ones.
     fn fill(&mut self) -> Result<(), BlockError> {
         let bans: BTreeMap<_, _> = self.acceptance.bans(boot_time()).collect();
-        let found = self.nft.fleet_bans()?;
+        let found = self.sets.elements()?;
         let stale: Vec<_> =
             found.into_iter().map(|(target, _)| target).filter(|target| !bans.contains_key(target)).collect();
-        self.nft.lift_for_fleet(&stale)?;
-        self.nft.block_for_fleet(&bans.into_iter().collect::<Vec<_>>())
+        self.sets.lift(&stale)?;
+        self.sets.block(&bans.into_iter().collect::<Vec<_>>())
     }
 
     /// Schedules another fill if the last change failed.

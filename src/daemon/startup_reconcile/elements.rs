@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 use std::time::Duration;
 
-use crate::enforce::nft::{BlockError, Nft};
+use crate::enforce::nft::{BlockError, Table};
 use crate::engine::ActiveBan;
 use crate::ledger::{BanRecord, Ending, Entry, Recorder};
 use crate::types::BanTarget;
@@ -24,13 +24,13 @@ const RETRY_DELAY: Duration = Duration::from_millis(500);
 /// The kernel's elements with their remaining times. Sets that change faster than they can be read are read again.
 pub(super) fn read(remembered: &[ActiveBan]) -> Result<Vec<Element>, BlockError> {
     let read_once = || {
-        let mut nft = Nft::open()?;
-        let mut elements = nft.elements()?;
+        let mut table = Table::open()?;
+        let mut elements = table.elements()?;
         // While the kernel resizes a set's hash table, a dump silently omits some elements.
         let seen: HashSet<BanTarget> = elements.iter().map(|(target, _)| *target).collect();
         let unseen = remembered.iter().filter(|ban| !seen.is_empty() && !seen.contains(&ban.target));
         for ActiveBan { target, .. } in unseen {
-            elements.extend(nft.holds(*target)?.map(|remaining| (*target, remaining)));
+            elements.extend(table.holds(*target)?.map(|remaining| (*target, remaining)));
         }
         Ok(elements)
     };
@@ -49,12 +49,12 @@ pub(super) fn read(remembered: &[ActiveBan]) -> Result<Vec<Element>, BlockError>
 pub(super) fn former_bans(
     targets: &[BanTarget],
     any_end: bool,
-    nft: &mut Nft,
+    table: &mut Table,
     recorder: &Recorder,
 ) -> HashSet<BanTarget> {
     let mut former = HashSet::new();
     for part in targets.chunks(LOOKUP_BATCH) {
-        let length = |target: &BanTarget| Some((*target, nft.element_of(*target).ok().flatten()?.length));
+        let length = |target: &BanTarget| Some((*target, table.element_of(*target).ok().flatten()?.length));
         let held: Vec<(BanTarget, Option<Duration>)> = part.iter().filter_map(length).collect();
         let found = recorder.ask(move |ledger| {
             let was_lifted =

@@ -193,7 +193,7 @@ impl StartupReconcile {
         };
         let held: Vec<ActiveBan> = elements.into_iter().map(held).collect();
         self.send_in_batches(&held, ADOPTION_BATCH, SensorCommand::Adopt);
-        let mark = self.nft.as_mut().and_then(Nft::mark);
+        let mark = self.nft.as_mut().and_then(|nft| nft.table.mark());
         if !reconciled.restore.is_empty() {
             // If the marker cannot be written, the next start treats missing bans as lifted, as it would without a
             // marker.
@@ -248,7 +248,7 @@ impl StartupReconcile {
         let unknown = elements.iter().map(|(target, _)| *target).filter(|target| !known.contains(target));
         let mut saved = match (&mut self.nft, &self.recorder) {
             (Some(nft), Some(recorder)) => {
-                elements::former_bans(&unknown.collect::<Vec<_>>(), self.table_merged, nft, recorder)
+                elements::former_bans(&unknown.collect::<Vec<_>>(), self.table_merged, &mut nft.table, recorder)
             }
             _ => HashSet::new(),
         };
@@ -302,12 +302,12 @@ impl StartupReconcile {
     /// refilled them without the bans that it did not have yet.
     fn restore_missing(&mut self, mark: Option<Generation>, bans: &[ActiveBan]) {
         let Some(nft) = &mut self.nft else { return };
-        if mark.is_some_and(|mark| nft.is_undisturbed_since(mark)) {
+        if mark.is_some_and(|mark| nft.table.is_undisturbed_since(mark)) {
             return;
         }
         let targets: Vec<BanTarget> = bans.iter().map(|ban| ban.target).collect();
         // A deleted table is created again with all bans of the sensor.
-        let missing = nft.missing(&targets).unwrap_or_default();
+        let missing = nft.table.missing(&targets).unwrap_or_default();
         self.send_in_batches(&missing, ADOPTION_BATCH, |targets| SensorCommand::Repair(Backend::Nft, targets));
     }
 }

@@ -56,19 +56,11 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::enforce::helper_socket::{decode, encode};
+    use crate::enforce::helper_socket::{encode, is};
     use crate::types::Expiry;
 
     fn case(source: &str) -> BanContext {
         BanContext::example(source.parse().unwrap())
-    }
-
-    fn is_request(bytes: &[u8]) -> bool {
-        decode::<Request>(bytes).is_some()
-    }
-
-    fn is_answer(bytes: &[u8]) -> bool {
-        decode::<Answer>(bytes).is_some()
     }
 
     fn messages() -> Vec<Vec<u8>> {
@@ -86,7 +78,7 @@ mod tests {
     fn file_messages_read_back_unchanged() {
         assert_eq!(messages().len(), 8);
         for bytes in messages() {
-            assert!(is_request(&bytes) != is_answer(&bytes));
+            assert!(is::<Request>(&bytes) != is::<Answer>(&bytes));
             fuzz(&bytes);
         }
     }
@@ -104,17 +96,17 @@ mod tests {
         };
         let (add, remove) = (vec![longest; MAX_IN_MESSAGE], vec![longest.target; MAX_IN_MESSAGE]);
         let bytes = encode(&Request::Edit { add, remove, last: false }).unwrap();
-        assert!(bytes.len() <= MAX_MESSAGE_LEN && is_request(&bytes), "{}", bytes.len());
+        assert!(bytes.len() <= MAX_MESSAGE_LEN && is::<Request>(&bytes), "{}", bytes.len());
     }
 
     #[test]
     fn truncated_or_extended_message_is_none() {
         for bytes in messages() {
             for end in (0..bytes.len()).filter(|end| *end < 600 || end % 97 == 0) {
-                assert!(!is_request(&bytes[..end]) && !is_answer(&bytes[..end]), "{end}");
+                assert!(!is::<Request>(&bytes[..end]) && !is::<Answer>(&bytes[..end]), "{end}");
             }
             let longer = [&bytes[..], &[0]].concat();
-            assert!(!is_request(&longer) && !is_answer(&longer));
+            assert!(!is::<Request>(&longer) && !is::<Answer>(&longer));
         }
     }
 

@@ -26,7 +26,7 @@ pub(super) use file::LIMIT as MAX_FILE_LEN;
 #[cfg(any(test, fuzzing))]
 pub(crate) use text::fuzz;
 
-use text::{Reading, Rule, hosts_pattern};
+use text::{ParsedFile, Rule, hosts_pattern};
 
 /// The file that the TCP wrappers read.
 pub const DEFAULT_PATH: &str = "/etc/hosts.deny";
@@ -145,7 +145,7 @@ impl HostsDeny {
 
     /// The targets of own lines in a file with these bytes.
     pub(crate) fn held_in(bytes: &[u8]) -> Vec<BanTarget> {
-        Reading::parse(bytes).entries.iter().map(|entry| entry.target).collect()
+        ParsedFile::parse(bytes).entries.iter().map(|entry| entry.target).collect()
     }
 
     /// Opens the file for another process to read; `None` if it does not exist.
@@ -166,7 +166,7 @@ impl HostsDeny {
         for _ in 0..MAX_ATTEMPTS {
             let old = file::read(&self.path)?;
             let bytes = old.as_ref().map_or(&[][..], |old| &old.bytes);
-            let Some(edit) = Reading::parse(bytes).edit(&add, &remove) else { return Ok(Vec::new()) };
+            let Some(edit) = ParsedFile::parse(bytes).edit(&add, &remove) else { return Ok(Vec::new()) };
             let grows = edit.text.len() > bytes.len();
             if grows && u64::try_from(edit.text.len()).is_ok_and(|length| length > file::LIMIT) {
                 return Err(HostsDenyError::Full(self.path.clone()));
@@ -183,8 +183,10 @@ impl HostsDeny {
         ["192.0.2.1", "2001:db8::1", "fe80::1"].iter().filter_map(|text| text.parse().ok()).all(|source| {
             let case = BanContext::example(source);
             let rule = Rule { target: case.target, rule: self.entry(&case), until: case.until() };
-            let edit = Reading::parse(&[]).edit(&[rule], &HashSet::new());
-            edit.is_some_and(|edit| Reading::parse(&edit.text).entries.iter().any(|entry| entry.target == case.target))
+            let edit = ParsedFile::parse(&[]).edit(&[rule], &HashSet::new());
+            edit.is_some_and(|edit| {
+                ParsedFile::parse(&edit.text).entries.iter().any(|entry| entry.target == case.target)
+            })
         })
     }
 }

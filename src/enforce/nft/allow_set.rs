@@ -5,15 +5,22 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 
-use super::{BlockError, Nft};
+use super::{BlockError, Table};
 use crate::netlink::nft::{self, Set};
 use crate::netlink::socket::SocketError;
 
-/// The prefixes in the sets by family: sorted, without overlaps.
-#[derive(Debug, PartialEq, Eq)]
-pub(super) struct Protected([BTreeSet<IpNet>; 2]);
+/// The allow-list in the kernel, as far as known.
+#[derive(Debug, Default)]
+pub struct AllowSet {
+    /// `None` if its contents are unknown.
+    known: Option<Prefixes>,
+}
 
-impl Protected {
+/// The prefixes in the sets by family: sorted, without overlaps.
+#[derive(Debug)]
+struct Prefixes([BTreeSet<IpNet>; 2]);
+
+impl Prefixes {
     /// Aggregated, because an interval set refuses a prefix inside another.
     fn new(prefixes: &[IpNet]) -> Self {
         let all = IpNet::aggregate(&prefixes.to_vec());
@@ -26,53 +33,52 @@ impl Protected {
     }
 }
 
-impl Nft {
+impl AllowSet {
     /// Replaces the allow-list with these prefixes in one transaction. While Linux 6.1 or older replaces an interval
     /// set, some packets match neither the old nor the new content (57 of 20,000 with continuous replacement).
     ///
     /// # Errors
     /// [`BlockError::Gone`]; [`SocketError::TooBig`] for more than about 50,000 prefixes.
-    pub fn protect(&mut self, prefixes: &[IpNet]) -> Result<(), BlockError> {
-        self.replace_protected(Protected::new(prefixes))
+    pub fn replace(&mut self, table: &mut Table, prefixes: &[IpNet]) -> Result<(), BlockError> {
+        self.write(table, Prefixes::new(prefixes))
     }
 
     /// Updates the allow-list after an earlier call: sends only the changes, and nothing if there are none. An address
     /// that is protected before and after is protected at every moment, on any kernel, unless a prefix is replaced with
     /// a part of it. Changes by other programs are kept.
-    pub fn follow_protected(&mut self, prefixes: &[IpNet]) -> Result<(), BlockError> {
-        let wanted = Protected::new(prefixes);
+    pub fn follow(&mut self, table: &mut Table, prefixes: &[IpNet]) -> Result<(), BlockError> {
+        let wanted = Prefixes::new(prefixes);
         // Unknown until the change has succeeded.
-        let Some(known) = self.protected.take() else { return self.replace_protected(wanted) };
-        self.batch.clear();
-        let mut clear = true;
-        for ((set, before), (_, after)) in known.families().zip(wanted.families()) {
-            let out: Vec<IpNet> = before.difference(after).copied().collect();
-            let into: Vec<IpNet> = after.difference(before).copied().collect();
-            clear &= !touch(&out, &into);
-            nft::put_protected_change(&mut self.batch, set, &out, &into);
+        let Some(known) = self.known.take() else { return self.write(table, wanted) };
+        let less = |these: &BTreeSet<IpNet>, those| these.difference(those).copied().collect::<Vec<IpNet>>();
+        let families = known.families().zip(wanted.families());
+        let changes: Vec<_> =
+            families.map(|((set, before), (_, after))| (set, less(before, after), less(after, before))).collect();
+        if changes.iter().any(|(_, out, into)| touch(out, into)) {
+            return self.write(table, wanted);
         }
-        if !clear {
-            return self.replace_protected(wanted);
-        }
-        match self.socket.transact(&mut self.batch) {
+        let put = |batch: &mut _| {
+            changes.iter().for_each(|(set, out, into)| nft::put_protected_change(batch, *set, out, into));
+        };
+        match table.transact(put) {
             Ok(()) => {
-                self.protected = Some(wanted);
+                self.known = Some(wanted);
                 Ok(())
             }
             // Another program has changed the set.
-            Err(SocketError::Refused { .. }) => self.replace_protected(wanted),
+            Err(SocketError::Refused { .. }) => self.write(table, wanted),
             Err(error) => Err(error.into()),
         }
     }
 
-    fn replace_protected(&mut self, wanted: Protected) -> Result<(), BlockError> {
-        self.protected = None;
-        self.batch.clear();
-        for (set, prefixes) in wanted.families() {
-            nft::put_protected(&mut self.batch, set, &prefixes.iter().copied().collect::<Vec<_>>());
-        }
-        self.send_batch()?;
-        self.protected = Some(wanted);
+    fn write(&mut self, table: &mut Table, wanted: Prefixes) -> Result<(), BlockError> {
+        self.known = None;
+        table.send(|batch| {
+            for (set, prefixes) in wanted.families() {
+                nft::put_protected(batch, set, &prefixes.iter().copied().collect::<Vec<_>>());
+            }
+        })?;
+        self.known = Some(wanted);
         Ok(())
     }
 }

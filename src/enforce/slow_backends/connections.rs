@@ -4,7 +4,7 @@ use std::collections::HashSet;
 
 use super::{BACKOFF, BackendEvent, MAX_BANS, SlowTask};
 use crate::enforce::ExemptPrefixes;
-use crate::netlink::sock_diag::{Ended, SockDiag, SockDiagError};
+use crate::netlink::sock_diag::{Ended, SockDiag, SockDiagError, end_connections};
 use crate::types::{Backoff, BanTarget, Timestamp};
 
 /// Packets of a blocked source are dropped in any case, so more attempts are not useful.
@@ -74,6 +74,6 @@ impl Connections {
             Some(diag) => diag,
             none => none.insert(SockDiag::open()?),
         };
-        diag.end_connections(&self.waiting, |peer| exempt.contains(peer))
+        end_connections(diag, &self.waiting, |peer| exempt.contains(peer))
     }
 }

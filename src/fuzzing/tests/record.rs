@@ -92,16 +92,16 @@ fn nf_tables() {
     let hour = Expiry::After(Duration::from_secs(3600));
     nft::put_bans(
         &mut batch,
-        nft::KernelFeatures::oldest(),
+        nft::KernelFeatures::default(),
         &[(target("192.0.2.7"), hour), (target("198.51.100.1"), Expiry::Never)],
     );
-    nft::put_bans(&mut batch, nft::KernelFeatures::oldest(), &[(target("2001:db8:1:2::/64"), hour)]);
+    nft::put_bans(&mut batch, nft::KernelFeatures::default(), &[(target("2001:db8:1:2::/64"), hour)]);
     nft::put_network(&mut batch, (target("203.0.113.0/24"), None, hour));
     nft::put_protected(&mut batch, nft::Set::Allowed, &["192.0.2.128/25".parse().unwrap()]);
     nft::put_trapped(&mut batch, nft::Watched { tcp: Some(&[(1, 21), (23, 79)]), ..nft::Watched::default() });
     socket.transact(&mut batch).unwrap();
     batch.clear();
-    nft::put_lift(&mut batch, nft::KernelFeatures::oldest(), target("192.0.2.7"));
+    nft::put_lift(&mut batch, nft::KernelFeatures::default(), target("192.0.2.7"));
     nft::put_flush(&mut batch, nft::Set::Probed);
     socket.transact(&mut batch).unwrap();
     let mut whole = Vec::new();

@@ -22,7 +22,7 @@ mod watch;
 
 pub use facts::{HostFacts, ReverseRoute};
 pub use interface::Interface;
-pub use reader::{Reader, Reading};
+pub use reader::{HostReader, HostReading};
 pub use watch::Watcher;
 
 /// Timeout for the kernel's lists. A million routes, a full Internet routing table, take a second on an idle machine,

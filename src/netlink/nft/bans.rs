@@ -21,23 +21,18 @@ pub(crate) type RestoredBan = (BanTarget, Option<Duration>, Expiry);
 /// Optional element operations of the running kernel, beyond those of the oldest supported one. The version number is
 /// not used: distributions backport features, and containers run on kernels of other systems. docs/kernels.md lists the
 /// other differences between kernels and how they are handled.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+///
+/// The default is a kernel with nf_tables and timed sets only. Its operations work on every later kernel.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct KernelFeatures {
     /// True if elements that may be missing can be removed (DESTROYSETELEM, Linux 6.3). Otherwise a missing element
     /// fails the whole transaction.
     pub destroys: bool,
 }
 
-impl KernelFeatures {
-    /// A kernel with nf_tables and timed sets only. Its operations work on every later kernel.
-    pub const fn oldest() -> Self {
-        Self { destroys: false }
-    }
-}
-
 /// Appends one ban in the form that every kernel supports. See [`put_bans`].
 pub fn put_ban(batch: &mut Batch, target: BanTarget, expiry: Expiry) {
-    put_bans(batch, KernelFeatures::oldest(), &[(target, expiry)]);
+    put_bans(batch, KernelFeatures::default(), &[(target, expiry)]);
 }
 
 /// Appends at most [`BANS_A_MESSAGE`] bans, each as add, delete, add. Re-adding alone does not refresh a timeout before
@@ -264,13 +259,13 @@ const RANGES_A_MESSAGE: usize = 500;
 
 #[cfg(test)]
 mod tests {
-    use super::super::element::{CENTURY, Remaining, bounds_of, networks};
+    use super::super::element::{CENTURY, Remaining, elements_of, networks};
     use super::*;
     use crate::netlink::message::{Messages, attributes};
     use crate::types::Prefix;
 
-    fn elements_of(list: &[u8]) -> impl Iterator<Item = (BanTarget, Remaining)> {
-        bounds_of(list).map(|bound| (bound.target(), bound.remaining))
+    fn bans_of(list: &[u8]) -> impl Iterator<Item = (BanTarget, Remaining)> {
+        elements_of(list).map(|element| (element.target(), element.remaining))
     }
 
     fn target(text: &str) -> BanTarget {
@@ -296,7 +291,7 @@ mod tests {
                 let messages = lists(&batch);
                 let kinds: Vec<_> = messages.iter().map(|(kind, _)| *kind).collect();
                 assert_eq!(kinds, [12, 14, 12]);
-                let last = elements_of(messages[2].1).collect::<Vec<_>>();
+                let last = bans_of(messages[2].1).collect::<Vec<_>>();
                 assert_eq!(last, [(target, remaining)]);
             }
         }
@@ -311,7 +306,7 @@ mod tests {
         };
         let (target, hour) = (target("192.0.2.7"), Expiry::After(Duration::from_secs(3_600)));
         for (kernel, again, gone, both) in [
-            (KernelFeatures::oldest(), &[12, 14, 12][..], 14, &[14, 12, 14][..]),
+            (KernelFeatures::default(), &[12, 14, 12][..], 14, &[14, 12, 14][..]),
             (KernelFeatures { destroys: true }, &[30, 12], 30, &[30, 30]),
         ] {
             assert_eq!(kinds(&|batch| put_bans(batch, kernel, &[(target, hour)])), again);
@@ -327,7 +322,7 @@ mod tests {
         let mut batch = Batch::new();
         put_restored(
             &mut batch,
-            KernelFeatures::oldest(),
+            KernelFeatures::default(),
             &[(target("192.0.2.7"), day, Expiry::After(Duration::from_secs(3_600)))],
         );
         // struct nlmsghdr with NLM_F_REQUEST and NLM_F_CREATE, struct nfgenmsg, table, set.
@@ -367,7 +362,7 @@ mod tests {
             (None, Expiry::Never, None, None),
         ] {
             let mut batch = Batch::new();
-            put_restored(&mut batch, KernelFeatures::oldest(), &[(target("fe80::1"), length, left)]);
+            put_restored(&mut batch, KernelFeatures::default(), &[(target("fe80::1"), length, left)]);
             let message = Messages(batch.messages()).last().unwrap();
             let (_, list) = message.nft().unwrap();
             let (_, elements) = attributes(list).find(|(kind, _)| *kind == sys::NFTA_SET_ELEM_LIST_ELEMENTS).unwrap();
@@ -392,11 +387,11 @@ mod tests {
             .map(|target| (target, Some(Duration::from_secs(60)), Expiry::After(Duration::from_secs(20))))
             .collect();
         let mut batch = Batch::new();
-        put_restored(&mut batch, KernelFeatures::oldest(), &bans);
+        put_restored(&mut batch, KernelFeatures::default(), &bans);
         let lists = lists(&batch);
         assert_eq!(lists.iter().map(|(kind, _)| *kind).collect::<Vec<_>>(), [12, 14, 12, 12, 14, 12]);
         for (_, list) in lists {
-            assert!(elements_of(list).count() == BANS_A_MESSAGE && list.len() < usize::from(u16::MAX));
+            assert!(bans_of(list).count() == BANS_A_MESSAGE && list.len() < usize::from(u16::MAX));
         }
     }
 
@@ -407,7 +402,7 @@ mod tests {
         let mut batch = Batch::new();
         put_protected(&mut batch, Set::Allowed6, &prefixes);
         let lists = lists(&batch);
-        assert_eq!(lists.iter().map(|(_, list)| elements_of(list).count()).collect::<Vec<_>>(), [0, 1000, 1000, 400]);
+        assert_eq!(lists.iter().map(|(_, list)| bans_of(list).count()).collect::<Vec<_>>(), [0, 1000, 1000, 400]);
         assert!(lists.iter().all(|(_, list)| list.len() < usize::from(u16::MAX)));
     }
 
@@ -415,7 +410,7 @@ mod tests {
     fn interval_to_last_address_has_no_end() {
         let mut batch = Batch::new();
         put_protected(&mut batch, Set::Allowed, &["0.0.0.0/0".parse().unwrap()]);
-        let elements: usize = lists(&batch).into_iter().map(|(_, list)| elements_of(list).count()).sum();
+        let elements: usize = lists(&batch).into_iter().map(|(_, list)| bans_of(list).count()).sum();
         assert_eq!(elements, 1);
     }
 
@@ -431,7 +426,7 @@ mod tests {
             put_network(&mut batch, (wide(text), Some(minute), left));
             let lists = lists(&batch);
             assert_eq!(lists.iter().map(|(kind, _)| *kind).collect::<Vec<_>>(), [12, 14, 12]);
-            let found = networks(bounds_of(lists[2].1).collect());
+            let found = networks(elements_of(lists[2].1).collect());
             let remaining = Some(Duration::from_secs(20));
             assert_eq!(found, [(wide(text), remaining)]);
         }

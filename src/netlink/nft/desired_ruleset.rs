@@ -53,17 +53,12 @@ impl DesiredRuleset {
     }
 
     /// Returns the transaction that changes the table `found`, with these differences, to the desired one. `old` is the
-    /// spec of the existing table, if known. Existing sets keep their elements, and no packet is judged by an
+    /// spec of the existing table. Existing sets keep their elements, and no packet is judged by an
     /// incomplete ruleset.
-    pub(super) fn repair(
-        &self,
-        found: &TableSnapshot,
-        differences: &[Difference],
-        old: Option<&RulesetSpec>,
-    ) -> RulesetChange {
+    pub(super) fn repair(&self, found: &TableSnapshot, differences: &[Difference], old: &RulesetSpec) -> RulesetChange {
         let mut change = RulesetChange::new();
         let wanted = chains(&self.spec);
-        let unwanted = old.into_iter().flat_map(chains).filter(|chain| !wanted.contains(chain));
+        let unwanted = chains(old).into_iter().filter(|chain| !wanted.contains(chain));
         let there: Vec<&str> = wanted.iter().copied().chain(unwanted).filter(|name| found.has_chain(name)).collect();
         there.iter().for_each(|chain| change.empty_chain(chain));
         let misplaced =
@@ -73,8 +68,7 @@ impl DesiredRuleset {
             change.delete_chain(chain);
         }
         self.missing_sets(found).for_each(|set| change.create_set(set, &self.spec));
-        let unwanted = old.into_iter().flat_map(Set::all_of);
-        let unwanted = unwanted.filter(|set| Set::all_of(&self.spec).all(|wanted| wanted != *set));
+        let unwanted = Set::all_of(old).filter(|set| Set::all_of(&self.spec).all(|wanted| wanted != *set));
         unwanted.filter(|set| found.has_set(*set)).for_each(|set| change.delete_set(set));
         for chain in wanted.iter().filter(|chain| !there.contains(chain) || misplaced(chain)) {
             change.create_chain(chain);
@@ -265,7 +259,7 @@ mod tests {
             let found = shape(&whole);
             let mut flags = RulesetChange::new();
             flags.clear_table_flags();
-            for work in [whole, flags, desired.repair(&found, &[], Some(&variants()[3]))] {
+            for work in [whole, flags, desired.repair(&found, &[], &variants()[3])] {
                 assert_eq!(Messages(work.batch.messages()).count(), work.names.len());
             }
         }

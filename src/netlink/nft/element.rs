@@ -20,7 +20,7 @@ pub type Remaining = Option<Duration>;
 
 /// One element of an address set as reported by the kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Bound {
+pub(crate) struct SetElement {
     pub(crate) address: IpAddr,
     /// Index of the interface, if the set holds link-local addresses of single links; otherwise 0.
     pub(crate) interface: u32,
@@ -32,7 +32,7 @@ pub(crate) struct Bound {
     pub(crate) length: Option<Duration>,
 }
 
-impl Bound {
+impl SetElement {
     /// The target that the element represents.
     pub(crate) fn target(self) -> BanTarget {
         match self.interface {
@@ -224,14 +224,14 @@ pub(super) fn timeout(expiry: Expiry) -> Option<u64> {
 
 /// The bounds in the attributes of one NEWSETELEM or DELSETELEM message. Elements without an address, or of another
 /// length, such as a catch-all, are skipped.
-pub(crate) fn bounds_of(list: &[u8]) -> impl Iterator<Item = Bound> {
+pub(crate) fn elements_of(list: &[u8]) -> impl Iterator<Item = SetElement> {
     attributes(list)
         .filter(|(kind, _)| *kind == sys::NFTA_SET_ELEM_LIST_ELEMENTS)
         .flat_map(|(_, elements)| attributes(elements))
-        .filter_map(|(_, element)| read_bound(element))
+        .filter_map(|(_, element)| read_element(element))
 }
 
-fn read_bound(element: &[u8]) -> Option<Bound> {
+fn read_element(element: &[u8]) -> Option<SetElement> {
     let key = field(field(element, sys::NFTA_SET_ELEM_KEY)?, sys::NFTA_DATA_VALUE)?;
     let (interface, key) = match key.split_first_chunk() {
         // The address fills the rest of the concatenated key.
@@ -245,7 +245,7 @@ fn read_bound(element: &[u8]) -> Option<Bound> {
     let span = |kind| field(element, kind).and_then(be_u64).map(Duration::from_millis);
     let length = span(sys::NFTA_SET_ELEM_TIMEOUT);
     let flags = field(element, sys::NFTA_SET_ELEM_FLAGS).and_then(be_u32).unwrap_or(0);
-    Some(Bound {
+    Some(SetElement {
         address,
         interface,
         is_end: flags & sys::NFT_SET_ELEM_INTERVAL_END != 0,
@@ -257,7 +257,7 @@ fn read_bound(element: &[u8]) -> Option<Bound> {
 /// The networks formed by these bounds, which are of one family and in any order. An interval that is not a network,
 /// which only another program can have added, is split into networks. Networks outside of the permitted prefix lengths
 /// are skipped.
-pub(crate) fn networks(mut bounds: Vec<Bound>) -> Vec<(BanTarget, Remaining)> {
+pub(crate) fn networks(mut bounds: Vec<SetElement>) -> Vec<(BanTarget, Remaining)> {
     // If two bounds have the same address, the end belongs to the preceding interval.
     bounds.sort_by_key(|bound| (bound.address, !bound.is_end));
     bounds.dedup_by_key(|bound| (bound.address, bound.is_end));
@@ -295,12 +295,12 @@ pub(super) const CENTURY: u64 = 100 * 365 * 86_400 * 1_000;
 mod tests {
     use super::*;
 
-    fn shown(bounds: Vec<Bound>) -> Vec<String> {
+    fn shown(bounds: Vec<SetElement>) -> Vec<String> {
         networks(bounds).into_iter().map(|(target, _)| target.to_string()).collect()
     }
 
-    fn bound(address: &str, is_end: bool) -> Bound {
-        Bound { address: address.parse().unwrap(), interface: 0, is_end, remaining: None, length: None }
+    fn bound(address: &str, is_end: bool) -> SetElement {
+        SetElement { address: address.parse().unwrap(), interface: 0, is_end, remaining: None, length: None }
     }
 
     #[test]

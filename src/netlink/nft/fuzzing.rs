@@ -1,7 +1,7 @@
 //! Reads arbitrary bytes as replies and notifications of nf_tables, for a fuzz target.
 
 use super::desired_ruleset::DesiredRuleset;
-use super::element::{bounds_of, networks};
+use super::element::{elements_of, networks};
 use super::monitor;
 use super::recognise::recognise;
 use super::snapshot::TableSnapshot;
@@ -20,7 +20,7 @@ pub(crate) fn read(datagram: &[u8]) {
     for message in Messages(datagram) {
         shape.absorb(&message);
         let Some((_, list)) = message.nft() else { continue };
-        bounds.extend(bounds_of(list));
+        bounds.extend(elements_of(list));
     }
     assert!(bounds.len() <= datagram.len() / ELEMENT);
     let most = bounds.len() * PIECES;
@@ -30,7 +30,7 @@ pub(crate) fn read(datagram: &[u8]) {
         let old = recognise(&shape, 65_536);
         let desired = DesiredRuleset::new(&old);
         let differences = desired.differences(&shape);
-        assert!(!desired.repair(&shape, &differences, Some(&old)).batch.is_empty() || differences.is_empty());
+        assert!(!desired.repair(&shape, &differences, &old).batch.is_empty() || differences.is_empty());
     }
     assert!(monitor::fuzz(datagram) <= datagram.len());
 }

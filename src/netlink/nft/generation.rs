@@ -11,13 +11,10 @@ use crate::netlink::message::{Message, attributes, be_u32, be_u64, text};
 use crate::netlink::socket::{Batch, Socket, SocketError};
 use crate::types::BanTarget;
 
-impl KernelFeatures {
-    /// Probes the kernel. The table must exist; nothing in it changes. If probing fails, the features of the oldest
-    /// kernel are assumed.
-    #[must_use]
-    pub fn probe(socket: &mut Socket) -> Self {
-        Self { destroys: destroy_nothing(socket).is_ok() }
-    }
+/// Probes the kernel. The table must exist; nothing in it changes. If probing fails, the features of the oldest kernel
+/// are assumed.
+pub(crate) fn kernel_features(socket: &mut Socket) -> KernelFeatures {
+    KernelFeatures { destroys: destroy_nothing(socket).is_ok() }
 }
 
 /// The kernel's ruleset generation. Each transaction of any sender that changes any table increments it; it wraps after

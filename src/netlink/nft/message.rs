@@ -8,8 +8,9 @@ use netlink_packet_core::NLM_F_DUMP;
 use rustables::sys;
 
 pub(super) use crate::netlink::message::field;
-use crate::netlink::message::{self, Attributes, Message, patch};
-use crate::netlink::socket::{Batch, SUBSYSTEM};
+use crate::netlink::message::{Attributes, Message, patch};
+pub(super) use crate::netlink::socket::put_inet_message as put_message;
+use crate::netlink::socket::{FAMILY_INET, SUBSYSTEM};
 
 impl<'a> Message<'a> {
     /// Kind (NFT_MSG_*) and attributes, if it is an nf_tables message of the family `inet`.
@@ -38,18 +39,6 @@ impl<'a> Message<'a> {
     }
 }
 
-impl Batch {
-    pub(crate) fn append(&mut self, kind: u32, flags: u16, fill: impl FnOnce(&mut Attributes<'_>)) {
-        put_message(&mut self.0, kind, flags, fill);
-    }
-}
-
-/// Appends one message of the family `inet` with sequence number zero.
-pub(super) fn put_message(bytes: &mut Vec<u8>, kind: u32, flags: u16, fill: impl FnOnce(&mut Attributes<'_>)) {
-    let [kind, ..] = kind.to_le_bytes();
-    message::put_message(bytes, u16::from_be_bytes([SUBSYSTEM, kind]), flags, [FAMILY_INET, 0, 0, 0], fill);
-}
-
 /// Replaces `bytes` with one request, with the attributes that `fill` appends.
 pub(crate) fn put_request(bytes: &mut Vec<u8>, kind: u32, flags: u16, fill: impl FnOnce(&mut Attributes<'_>)) {
     bytes.clear();
@@ -62,9 +51,6 @@ pub(super) fn put_dump(bytes: &mut Vec<u8>, family: u8, kind: u32, fill: impl Fn
     // The family follows the netlink header.
     patch(bytes, 16, [family]);
 }
-
-/// NFPROTO_INET: rules for IPv4 and IPv6 in one table.
-const FAMILY_INET: u8 = 1;
 
 /// NFT_MSG_DESTROYSETELEM, since Linux 6.3; may be missing in the headers with which rustables was built.
 pub(crate) const DESTROY_ELEMENT: u32 = 30;

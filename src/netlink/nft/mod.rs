@@ -32,11 +32,11 @@ pub(crate) use bans::{
 pub use bans::{KernelFeatures, Watched, put_ban};
 pub use element::Remaining;
 pub(crate) use element::{
-    Bound, bounds_of, has_answered, has_sent_from, networks, next_address, put_ban_query, put_element_query, put_flush,
-    put_set_dump,
+    SetElement, elements_of, has_answered, has_sent_from, networks, next_address, put_ban_query, put_element_query,
+    put_flush, put_set_dump,
 };
 pub use firewall::Firewall;
-pub(crate) use generation::{await_turn, counted_packets, generation};
+pub(crate) use generation::{await_turn, counted_packets, generation, kernel_features};
 pub use hold_rules::MAX_HOLDS;
 pub(crate) use ruleset::table_handle;
 pub use ruleset::{

@@ -95,7 +95,7 @@ pub fn install(socket: &mut Socket, spec: &RulesetSpec) -> Result<Installed, Rul
                 return Ok(Installed::Adopted(sizes));
             }
             match recognise_own(&found, spec.size) {
-                Ok(old) => (wanted.repair(&found, &differences, Some(&old)), Installed::Rebuilt(sizes)),
+                Ok(old) => (wanted.repair(&found, &differences, &old), Installed::Rebuilt(sizes)),
                 Err(error) if !found.has_base_sets() => return Err(error),
                 Err(_) => {
                     return Ok(match repair(socket, spec)? {
@@ -199,7 +199,7 @@ pub fn repair(socket: &mut Socket, spec: &RulesetSpec) -> Result<Repaired, Rules
         irreparable(&differences)?;
         let dormant = differences.iter().any(|difference| matches!(difference.part, Part::Flags(_)));
         if differences.len() > usize::from(dormant) {
-            last = carry_out(socket, wanted.repair(&found, &differences, Some(&old)))?;
+            last = carry_out(socket, wanted.repair(&found, &differences, &old))?;
             if last.is_some() {
                 continue;
             }

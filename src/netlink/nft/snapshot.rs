@@ -114,7 +114,7 @@ impl TableSnapshot {
         }
         for (name, set) in &self.sets {
             match found.sets.get(name) {
-                None => add(Part::NoSet, format!("no set \"{name}\"")),
+                None => add(Part::Own, format!("no set \"{name}\"")),
                 Some(other) if other.attributes != set.attributes => {
                     add(Part::OtherSet, format!("a set \"{name}\" of another type or with other flags"));
                 }
@@ -131,14 +131,14 @@ impl TableSnapshot {
         }
         for (name, chain) in &self.chains {
             match found.chains.get(name) {
-                None => add(Part::Rules, format!("no chain \"{name}\"")),
+                None => add(Part::Own, format!("no chain \"{name}\"")),
                 Some(other) if other.attributes != chain.attributes => {
                     let text = format!("a chain \"{name}\" with another type, hook, priority or policy");
                     add(Part::OtherChain(name.clone()), text);
                 }
                 Some(other) => {
                     let other = differing_rule(name, &chain.rules, &other.rules, &text);
-                    other.into_iter().for_each(|text| add(Part::Rules, text));
+                    other.into_iter().for_each(|text| add(Part::Own, text));
                 }
             }
         }
@@ -199,12 +199,10 @@ pub(super) struct Difference {
 pub(super) enum Part {
     /// The table has these flags.
     Flags(u32),
-    /// An own set is missing.
-    NoSet,
     /// A set with an own name has another definition.
     OtherSet,
-    /// An own chain is missing, or its rules differ.
-    Rules,
+    /// An own set or chain is missing, or rules differ.
+    Own,
     /// An own chain with this name has another hook.
     OtherChain(String),
     /// An object of another program.

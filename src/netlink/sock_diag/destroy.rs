@@ -35,51 +35,49 @@ pub struct Ended {
     pub more: bool,
 }
 
-impl SockDiag {
-    /// Ends every TCP connection of this network namespace whose remote end is one of `targets`, including IPv4 on an
-    /// IPv6 socket, regardless of which side opened it. Listeners and connections of other sources stay, and so do
-    /// those whose remote end `is_exempt`: an IPv6 /64 may contain exempt addresses and addresses of this host.
-    ///
-    /// # Errors
-    ///
-    /// [`SockDiagError::NoDestroy`] if this is not possible on this system; others as for [`SockDiag::listeners`], in
-    /// which case some connections may have been ended.
-    pub fn end_connections(
-        &mut self,
-        targets: &HashSet<BanTarget>,
-        is_exempt: impl Fn(IpAddr) -> bool,
-    ) -> Result<Ended, SockDiagError> {
-        let mut found = Vec::new();
-        let mut ended = Ended::default();
-        self.dump_tcp(&CONNECTED, |record| {
-            let peer = record.id.destination_address.to_canonical();
-            let on_link = BanTarget::on(peer, record.id.interface_id);
-            let wanted = [on_link, on_link.on_every_link()].into_iter().find(|one| targets.contains(one));
-            let wanted = wanted.filter(|_| !is_exempt(peer));
-            let Some(target) = wanted else { return };
-            match found.len() < MAX_CONNECTIONS {
-                true => found.push((target, record)),
-                false => ended.more = true,
-            }
-        })?;
-        for (target, record) in found {
-            if self.end(record)? {
-                *ended.connections.entry(target).or_default() += 1;
-            }
+/// Ends every TCP connection of this network namespace whose remote end is one of `targets`, including IPv4 on an
+/// IPv6 socket, regardless of which side opened it. Listeners and connections of other sources stay, and so do
+/// those whose remote end `is_exempt`: an IPv6 /64 may contain exempt addresses and addresses of this host.
+///
+/// # Errors
+///
+/// [`SockDiagError::NoDestroy`] if this is not possible on this system; others as for [`SockDiag::listeners`], in
+/// which case some connections may have been ended.
+pub fn end_connections(
+    diag: &mut SockDiag,
+    targets: &HashSet<BanTarget>,
+    is_exempt: impl Fn(IpAddr) -> bool,
+) -> Result<Ended, SockDiagError> {
+    let mut found = Vec::new();
+    let mut ended = Ended::default();
+    diag.dump_tcp(&CONNECTED, |record| {
+        let peer = record.id.destination_address.to_canonical();
+        let on_link = BanTarget::on(peer, record.id.interface_id);
+        let wanted = [on_link, on_link.on_every_link()].into_iter().find(|one| targets.contains(one));
+        let wanted = wanted.filter(|_| !is_exempt(peer));
+        let Some(target) = wanted else { return };
+        match found.len() < MAX_CONNECTIONS {
+            true => found.push((target, record)),
+            false => ended.more = true,
         }
-        Ok(ended)
+    })?;
+    for (target, record) in found {
+        if end(diag, record)? {
+            *ended.connections.entry(target).or_default() += 1;
+        }
     }
+    Ok(ended)
+}
 
-    /// Ends one connection; false if it had already ended.
-    fn end(&mut self, record: Record) -> Result<bool, SockDiagError> {
-        // The cookie identifies this very socket. Without it, a connection that has just ended would be looked up
-        // again, and the listener on its port would be found and destroyed.
-        let message = SockDiagDestroy::new(request(IPPROTO_TCP, 0, record.id));
-        match self.exchange(Protocol::Tcp, message, NLM_F_ACK, &mut |_| {}) {
-            Ok(()) => Ok(true),
-            Err(SockDiagError::Refused(_, error)) => meaning(error, record.state),
-            Err(error) => Err(error),
-        }
+/// Ends one connection; false if it had already ended.
+fn end(diag: &mut SockDiag, record: Record) -> Result<bool, SockDiagError> {
+    // The cookie identifies this very socket. Without it, a connection that has just ended would be looked up
+    // again, and the listener on its port would be found and destroyed.
+    let message = SockDiagDestroy::new(request(IPPROTO_TCP, 0, record.id));
+    match diag.exchange(Protocol::Tcp, message, NLM_F_ACK, &mut |_| {}) {
+        Ok(()) => Ok(true),
+        Err(SockDiagError::Refused(_, error)) => meaning(error, record.state),
+        Err(error) => Err(error),
     }
 }
 

@@ -30,7 +30,7 @@ use rustix::net::sockopt::{Timeout, set_socket_timeout};
 mod destroy;
 mod reply;
 
-pub use destroy::Ended;
+pub use destroy::{Ended, end_connections};
 use reply::{Progress, Record};
 
 use crate::types::Protocol;

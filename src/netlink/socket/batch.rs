@@ -1,7 +1,7 @@
 //! Builds a transaction of nf_tables: several messages that take effect together or not at all. Reuses its memory, so
 //! that a warm batch encodes a ban without allocating.
 
-use crate::netlink::message::{each_header, number, put_message};
+use crate::netlink::message::{Attributes, each_header, number, put_message};
 
 /// A transaction under construction: BEGIN, then messages, and END once it is sealed. Others may only append messages.
 #[derive(Debug, Default)]
@@ -24,6 +24,11 @@ impl Batch {
     /// True if it contains no message.
     pub fn is_empty(&self) -> bool {
         self.0.len() <= MARK
+    }
+
+    /// Appends a message of this kind, with the attributes that `fill` appends.
+    pub(crate) fn append(&mut self, kind: u32, flags: u16, fill: impl FnOnce(&mut Attributes<'_>)) {
+        put_inet_message(&mut self.0, kind, flags, fill);
     }
 
     /// Appends encoded messages, with `flags` added to each.
@@ -55,6 +60,19 @@ impl Batch {
     }
 }
 
+/// Appends one message of the family `inet` with sequence number zero.
+pub(in crate::netlink) fn put_inet_message(
+    bytes: &mut Vec<u8>,
+    kind: u32,
+    flags: u16,
+    fill: impl FnOnce(&mut Attributes<'_>),
+) {
+    let [kind, ..] = kind.to_le_bytes();
+    put_message(bytes, u16::from_be_bytes([SUBSYSTEM, kind]), flags, [FAMILY_INET, 0, 0, 0], fill);
+}
+
+/// NFPROTO_INET: rules for IPv4 and IPv6 in one table.
+pub(in crate::netlink) const FAMILY_INET: u8 = 1;
 /// NFNL_SUBSYS_NFTABLES, the upper byte of a message's type.
 pub(in crate::netlink) const SUBSYSTEM: u8 = 10;
 /// NFNL_MSG_BATCH_BEGIN.

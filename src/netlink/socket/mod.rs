@@ -6,12 +6,12 @@
 //! answers.
 
 mod batch;
-mod requests;
+mod error;
 
+use std::ops::ControlFlow::{self, Break, Continue};
 use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::Duration;
 
 use netlink_packet_core::{NLM_F_ACK_TLVS, NLM_F_CAPPED, NLM_F_DUMP_INTR, NLMSG_DONE, NLMSG_ERROR};
 use netlink_sys::SocketAddr;
@@ -21,66 +21,11 @@ use rtnetlink::sys::{AsyncSocket, TokioSocket};
 use rustix::io::Errno;
 use rustix::net::sockopt::{self, Timeout};
 
-use super::message::{Message, Messages, field, patch, text};
+use super::message::{Message, Messages, field, number, patch, text};
 pub use batch::Batch;
-pub(super) use batch::SUBSYSTEM;
-
-/// Why a request failed.
-#[derive(Debug, thiserror::Error)]
-pub enum SocketError {
-    /// The kernel does not have this netlink family.
-    #[error(
-        "nf_tables is not available in this kernel or container ({0}); load it with `modprobe nf_tables`, or use a \
-         kernel with CONFIG_NF_TABLES and CONFIG_NF_TABLES_INET"
-    )]
-    NoNfTables(#[source] Errno),
-    #[error(
-        "changing nf_tables needs CAP_NET_ADMIN ({0}): run portsentry as root, or under systemd with \
-         AmbientCapabilities=CAP_NET_ADMIN CAP_NET_RAW; in a container, add the capability NET_ADMIN"
-    )]
-    NotPermitted(#[source] Errno),
-    /// The kernel refused one message, and with it the whole request or transaction.
-    #[error("the kernel refused message {message}: {errno}{}", explained(text))]
-    Refused {
-        /// Number of the message, counted from 1; 0 if the transaction as a whole was refused.
-        message: u32,
-        errno: Errno,
-        /// The kernel's explanation; empty if it gives none.
-        text: String,
-    },
-    /// No answer arrived. The request may have taken effect.
-    #[error("the kernel did not answer within {} s; if this repeats, restart portsentry", ANSWER_TIMEOUT.as_secs())]
-    NoAnswer,
-    /// Answers were lost because the receive buffer was full. The request may have taken effect.
-    #[error(
-        "answers of the kernel were lost, because the receive buffer of {0} bytes was full; raise net.core.rmem_max"
-    )]
-    Overrun(usize),
-    #[error("the ruleset changed during each of {MAX_ATTEMPTS} attempts to read it; try again")]
-    Unsteady,
-    #[error(
-        "a transaction of {bytes} bytes exceeds the kernel's limit; configure fewer entries, or raise net.core.wmem_max"
-    )]
-    TooBig { bytes: usize },
-    #[error("the netlink socket failed: {0}")]
-    Io(#[from] std::io::Error),
-}
-
-impl SocketError {
-    /// The kernel's error number, if the kernel refused.
-    pub fn errno(&self) -> Option<Errno> {
-        match self {
-            Self::NoNfTables(errno) | Self::NotPermitted(errno) | Self::Refused { errno, .. } => Some(*errno),
-            Self::Io(error) => Errno::from_io_error(error),
-            Self::NoAnswer | Self::Overrun(_) | Self::Unsteady | Self::TooBig { .. } => None,
-        }
-    }
-
-    /// True if the kernel refused with this error number.
-    pub fn is(&self, reason: Errno) -> bool {
-        matches!(self, Self::Refused { errno, .. } if *errno == reason)
-    }
-}
+pub(super) use batch::{FAMILY_INET, SUBSYSTEM, put_inet_message};
+pub use error::SocketError;
+use error::{ANSWER_TIMEOUT, MAX_ATTEMPTS};
 
 /// A socket to the kernel, in the network namespace of the thread that opened it.
 #[derive(Debug)]
@@ -157,21 +102,35 @@ impl Socket {
         send(&self.inner, bytes)?;
         let count = last.wrapping_sub(first);
         let mut refused = None;
+        self.receive_answers(first, count, |place, message| {
+            let Some(answer) = Answer::read(message) else { return Continue(()) };
+            if refused.is_none() {
+                refused = answer.refusal(place);
+            }
+            // An error about BEGIN concerns the whole transaction, and may be the only answer.
+            if place == count || (place == 0 && refused.is_some()) { Break(()) } else { Continue(()) }
+        })?;
+        self.changes.fetch_add(u32::from(refused.is_none()), Ordering::Relaxed);
+        refused.map_or(Ok(()), Err)
+    }
+
+    /// Receives the answers to the requests with the sequence number `first` and the `more` following ones, and passes
+    /// each to `take` with its place among them, until that breaks. Other messages are late answers to an abandoned
+    /// request.
+    #[inline]
+    fn receive_answers<T>(
+        &mut self,
+        first: u32,
+        more: u32,
+        mut take: impl FnMut(u32, &Message<'_>) -> ControlFlow<T>,
+    ) -> Result<T, SocketError> {
         loop {
             for message in Messages(receive(&self.inner, &mut self.replies)?) {
                 let place = message.sequence.wrapping_sub(first);
-                // Others are late answers to an abandoned request.
-                if place > count {
-                    continue;
-                }
-                let Some(answer) = Answer::read(&message) else { continue };
-                if refused.is_none() {
-                    refused = answer.refusal(place);
-                }
-                // An error about BEGIN concerns the whole transaction, and may be the only answer.
-                if place == count || (place == 0 && refused.is_some()) {
-                    self.changes.fetch_add(u32::from(refused.is_none()), Ordering::Relaxed);
-                    return refused.map_or(Ok(()), Err);
+                if place <= more
+                    && let Break(end) = take(place, &message)
+                {
+                    return Ok(end);
                 }
             }
         }
@@ -181,18 +140,14 @@ impl Socket {
     pub(crate) fn ask(&mut self, request: &mut [u8], mut take: impl FnMut(&Message<'_>)) -> Result<(), SocketError> {
         let sequence = self.number(request);
         send(&self.inner, request)?;
-        loop {
-            for message in Messages(receive(&self.inner, &mut self.replies)?) {
-                if message.sequence != sequence {
-                    continue;
-                }
-                if let Some(answer) = Answer::read(&message) {
-                    return answer.refusal(1).map_or(Ok(()), Err);
-                }
-                take(&message);
-                return Ok(());
+        let refused = self.receive_answers(sequence, 0, |_, message| {
+            let answer = Answer::read(message);
+            if answer.is_none() {
+                take(message);
             }
-        }
+            Break(answer.and_then(|answer| answer.refusal(1)))
+        })?;
+        refused.map_or(Ok(()), Err)
     }
 
     /// As [`Socket::ask`]; false if the object does not exist.
@@ -227,21 +182,45 @@ impl Socket {
     /// Reads a list to its end; false if it changed meanwhile.
     fn read_list(&mut self, sequence: u32, mut take: impl FnMut(&Message<'_>)) -> Result<bool, SocketError> {
         let mut steady = true;
-        loop {
-            for message in Messages(receive(&self.inner, &mut self.replies)?) {
-                if message.sequence != sequence {
-                    continue;
+        self.receive_answers(sequence, 0, |_, message| {
+            steady &= message.flags & NLM_F_DUMP_INTR == 0;
+            Break(match Answer::read(message) {
+                // EINTR: the kernel aborted the list.
+                Some(answer) if answer.errno == Some(Errno::INTR) => Ok(false),
+                Some(answer) => answer.refusal(1).map_or(Ok(steady), Err),
+                None if message.kind == NLMSG_DONE => Ok(steady),
+                None => {
+                    take(message);
+                    return Continue(());
                 }
-                steady &= message.flags & NLM_F_DUMP_INTR == 0;
-                match Answer::read(&message) {
-                    // EINTR: the kernel aborted the list.
-                    Some(answer) if answer.errno == Some(Errno::INTR) => return Ok(false),
-                    Some(answer) => return answer.refusal(1).map_or(Ok(steady), Err),
-                    None if message.kind == NLMSG_DONE => return Ok(steady),
-                    None => take(&message),
-                }
+            })
+        })?
+    }
+
+    /// Sends requests in one datagram. The kernel executes each independently, in this order. `take` receives the
+    /// answers with their indexes from 0: a requested object or a refusal. A request without an answer succeeded. For
+    /// the routing tables, which have no transactions.
+    pub(crate) fn each(
+        &mut self,
+        requests: &mut [u8],
+        mut take: impl FnMut(usize, Result<&Message<'_>, SocketError>),
+    ) -> Result<(), SocketError> {
+        let first = self.sequence;
+        // The kernel reports errors also for requests without NLM_F_ACK, and before it acknowledges the last one.
+        self.sequence = number(requests, first);
+        let Some(more) = self.sequence.wrapping_sub(first).checked_sub(1) else { return Ok(()) };
+        send(&self.inner, requests)?;
+        self.receive_answers(first, more, |number, message| {
+            let Ok(place) = usize::try_from(number) else { return Continue(()) };
+            let Some(answer) = Answer::read(message) else {
+                take(place, Ok(message));
+                return Continue(());
+            };
+            if let Some(refusal) = answer.refusal(number.saturating_add(1)) {
+                take(place, Err(refusal));
             }
-        }
+            if number == more { Break(()) } else { Continue(()) }
+        })
     }
 
     fn number(&mut self, request: &mut [u8]) -> u32 {
@@ -290,10 +269,6 @@ impl<'a> Answer<'a> {
             _ => SocketError::Refused { message: place, errno, text: self.text.to_owned() },
         })
     }
-}
-
-fn explained(text: &str) -> String {
-    if text.is_empty() { String::new() } else { format!(" ({text})") }
 }
 
 fn send(socket: &netlink_sys::Socket, bytes: &[u8]) -> Result<(), SocketError> {
@@ -362,10 +337,6 @@ pub(crate) fn fuzz(datagram: &[u8]) {
     }
 }
 
-/// Timeout for an answer. An answer normally takes microseconds, for a large commit milliseconds.
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(3);
-/// Attempts to read a list that keeps changing.
-const MAX_ATTEMPTS: u32 = 8;
 /// Size of the socket buffers: enough for one transaction of about 50,000 prefixes, or for thousands of errors.
 const BUFFER: usize = 4 << 20;
 /// The kernel fills at most 32 KiB per datagram of a list, unless a single object is larger.

@@ -8,7 +8,7 @@ use proptest::prelude::*;
 use super::super::process::Outcome;
 use super::*;
 use crate::config::Mode;
-use crate::enforce::helper_socket::{MAX_TEXT_LEN, decode, encode};
+use crate::enforce::helper_socket::{MAX_TEXT_LEN, decode, encode, is};
 use crate::engine::Class;
 use crate::types::{BanTarget, Expiry};
 
@@ -45,14 +45,6 @@ fn answers() -> Vec<Answer> {
     outcomes.map(|outcome| Answer { number: 3, command: "/bin/true 192.0.2.7".to_owned(), ran: ran(outcome) }).into()
 }
 
-fn is_request(bytes: &[u8]) -> bool {
-    decode::<Request>(bytes).is_some()
-}
-
-fn is_answer(bytes: &[u8]) -> bool {
-    decode::<Answer>(bytes).is_some()
-}
-
 fn messages() -> Vec<Vec<u8>> {
     let requests = requests().into_iter().map(|request| encode(&request).unwrap());
     requests.chain(answers().iter().map(|answer| encode(answer).unwrap())).collect()
@@ -79,7 +71,7 @@ fn fuzz_corpus_has_real_messages() {
     for (name, requests) in [("request_", true), ("answer_", false)] {
         for number in 0..3 {
             let bytes = std::fs::read(folder.join(format!("{name}{number}"))).unwrap();
-            assert_eq!((is_request(&bytes), is_answer(&bytes)), (requests, !requests));
+            assert_eq!((is::<Request>(&bytes), is::<Answer>(&bytes)), (requests, !requests));
         }
     }
 }
@@ -88,10 +80,10 @@ fn fuzz_corpus_has_real_messages() {
 fn truncated_or_padded_message_is_rejected() {
     for mut bytes in messages() {
         for end in 0..bytes.len() {
-            assert!(!is_request(&bytes[..end]) && !is_answer(&bytes[..end]), "{end}");
+            assert!(!is::<Request>(&bytes[..end]) && !is::<Answer>(&bytes[..end]), "{end}");
         }
         bytes.push(0);
-        assert!(!is_request(&bytes) && !is_answer(&bytes));
+        assert!(!is::<Request>(&bytes) && !is::<Answer>(&bytes));
     }
 }
 
@@ -99,7 +91,11 @@ fn truncated_or_padded_message_is_rejected() {
 fn request_cannot_name_a_program() {
     let whole = encode(&requests()[0]).unwrap();
     for name in [&b"/bin/sh"[..], b"\0/bin/sh\0-c\0id", b"/", b" ", b"\n"] {
-        assert!(!is_request(&[&whole, name].concat()) && !is_request(&[name, &whole].concat()) && !is_request(name));
+        assert!(
+            !is::<Request>(&[&whole, name].concat())
+                && !is::<Request>(&[name, &whole].concat())
+                && !is::<Request>(name)
+        );
     }
     let text = String::from_utf8(whole).unwrap();
     for (part, other) in [
@@ -109,7 +105,7 @@ fn request_cannot_name_a_program() {
         (r#""mode":"advanced""#, r#""mode":"hand""#),
         (":", ": "),
     ] {
-        assert!(text.contains(part) && !is_request(text.replacen(part, other, 1).as_bytes()), "{other}");
+        assert!(text.contains(part) && !is::<Request>(text.replacen(part, other, 1).as_bytes()), "{other}");
     }
 }
 
@@ -120,7 +116,7 @@ fn unknown_target_is_refused() {
     assert!(whole.contains(target));
     for length in 0..=u8::MAX {
         let other = format!(r#""target":"192.0.2.7/{length}""#);
-        assert!(!is_request(whole.replace(target, &other).as_bytes()), "{length}");
+        assert!(!is::<Request>(whole.replace(target, &other).as_bytes()), "{length}");
     }
 }
 

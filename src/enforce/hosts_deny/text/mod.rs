@@ -57,7 +57,7 @@ pub(super) struct Entry {
 }
 
 /// A parsed file.
-pub(super) struct Reading<'a> {
+pub(super) struct ParsedFile<'a> {
     text: &'a [u8],
     /// Own entries, in order.
     pub(super) entries: Vec<Entry>,
@@ -73,7 +73,7 @@ pub(super) struct Edit {
     pub(super) removed: Vec<BanTarget>,
 }
 
-impl<'a> Reading<'a> {
+impl<'a> ParsedFile<'a> {
     pub(super) fn parse(text: &'a [u8]) -> Self {
         let mut reading = Self { text, entries: Vec::new(), end: 0 };
         let (mut at, mut joined, mut marked) = (0, false, None);
@@ -213,7 +213,7 @@ fn names(line: &[u8], target: BanTarget) -> bool {
 /// Reads any bytes as a file, adds an entry and removes it. All other bytes must not change. For the fuzzer.
 #[cfg(any(test, fuzzing))]
 pub(crate) fn fuzz(text: &[u8]) {
-    let before = Reading::parse(text);
+    let before = ParsedFile::parse(text);
     let held: HashSet<BanTarget> = before.entries.iter().map(|entry| entry.target).collect();
     let cleared = before.edit(&[], &held).map_or_else(|| text.to_vec(), |edit| edit.text);
     assert_eq!(cleared, before.others(), "foreign bytes are unchanged");
@@ -224,7 +224,7 @@ pub(crate) fn fuzz(text: &[u8]) {
 }
 
 #[cfg(any(test, fuzzing))]
-fn deny(before: &Reading<'_>, text: &[u8], target: BanTarget) {
+fn deny(before: &ParsedFile<'_>, text: &[u8], target: BanTarget) {
     let rule =
         Rule { target, rule: format!("ALL: {}", hosts_pattern(target)), until: "2026-11-22T06:32:13Z".to_owned() };
     let Some(edit) = before.edit(&[rule], &HashSet::new()) else { return };
@@ -232,7 +232,7 @@ fn deny(before: &Reading<'_>, text: &[u8], target: BanTarget) {
         // Its line was rewritten, and duplicates were removed.
         return;
     }
-    let after = Reading::parse(&edit.text);
+    let after = ParsedFile::parse(&edit.text);
     assert_eq!(after.others(), before.others());
     assert_eq!(after.entries.iter().filter(|entry| entry.target == target).count(), 1);
     let back = after.edit(&[], &HashSet::from([target])).map(|edit| edit.text);

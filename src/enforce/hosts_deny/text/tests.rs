@@ -18,7 +18,7 @@ fn edited(text: impl AsRef<[u8]>, add: &[&str], remove: &[&str]) -> Vec<u8> {
     let text = text.as_ref();
     let add: Vec<Rule> = add.iter().map(|address| rule(address)).collect();
     let remove = remove.iter().map(|address| target(address)).collect();
-    Reading::parse(text).edit(&add, &remove).map_or_else(|| text.to_vec(), |edit| edit.text)
+    ParsedFile::parse(text).edit(&add, &remove).map_or_else(|| text.to_vec(), |edit| edit.text)
 }
 
 fn edit(text: &str, add: &[&str], remove: &[&str]) -> String {
@@ -26,7 +26,7 @@ fn edit(text: &str, add: &[&str], remove: &[&str]) -> String {
 }
 
 fn held(text: impl AsRef<[u8]>) -> Vec<String> {
-    Reading::parse(text.as_ref()).entries.iter().map(|entry| entry.target.to_string()).collect()
+    ParsedFile::parse(text.as_ref()).entries.iter().map(|entry| entry.target.to_string()).collect()
 }
 
 const ENTRY: &str = "# portsentry: 192.0.2.7 until never\nALL: 192.0.2.7\n";
@@ -77,7 +77,7 @@ fn new_end_replaces_comment_in_place() {
     let text = format!("a: b\n{ENTRY}c: d\n");
     let mut longer = rule("192.0.2.7");
     longer.until = "2026-01-01T01:00:00Z".to_owned();
-    let edit = Reading::parse(text.as_bytes()).edit(&[longer], &HashSet::new()).unwrap();
+    let edit = ParsedFile::parse(text.as_bytes()).edit(&[longer], &HashSet::new()).unwrap();
     let expected = "a: b\n# portsentry: 192.0.2.7 until 2026-01-01T01:00:00Z\nALL: 192.0.2.7\nc: d\n";
     assert_eq!(String::from_utf8(edit.text).unwrap(), expected);
 }

@@ -1,11 +1,11 @@
-//! Decodes notification datagrams to [`Change`]s by other programs to the daemon's table. Never fails: unreadable
+//! Decodes notification datagrams to [`TableChange`]s by other programs to the daemon's table. Never fails: unreadable
 //! messages are skipped.
 
 use std::mem;
 
 use rustables::sys;
 
-use super::super::element::{Bound, Remaining, bounds_of, networks};
+use super::super::element::{Remaining, SetElement, elements_of, networks};
 use super::super::message::field;
 use super::super::set::Set;
 use super::super::table::TABLE;
@@ -14,7 +14,7 @@ use crate::types::BanTarget;
 
 /// A change by another program to `table inet portsentry`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Change {
+pub enum TableChange {
     /// The table was deleted with all its contents: `nft flush ruleset`, `nft delete table`. Later changes in the same
     /// batch belong to a table created in its place.
     TableGone,
@@ -41,7 +41,7 @@ pub enum Change {
 
 /// The process that made a change, as reported by the kernel.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Author {
+pub struct Committer {
     /// Process id; the thread id if the process has several threads.
     pub process: u32,
     /// Name, at most 15 bytes, chosen by the process itself; other characters than printable ASCII are replaced with
@@ -52,8 +52,8 @@ pub struct Author {
 /// Changes that were decoded but not returned yet. Kept in the monitor, so that dropping the future loses none.
 #[derive(Debug, Default)]
 pub(super) struct Decoder {
-    pub(super) changes: Vec<Change>,
-    pub(super) author: Option<Author>,
+    pub(super) changes: Vec<TableChange>,
+    pub(super) author: Option<Committer>,
     /// True while the end of a transaction with changes is outstanding.
     pub(super) open: bool,
     /// True if the transaction created a table, set, chain or rule. Its elements then come from a saved or hand-written
@@ -64,7 +64,7 @@ pub(super) struct Decoder {
     /// True if notifications were lost and older ones may still be queued.
     pub(super) lost: bool,
     /// Interval bounds in the network sets, with the message kind. They are paired at the end of the transaction.
-    bounds: Vec<(Set, u32, Bound)>,
+    bounds: Vec<(Set, u32, SetElement)>,
 }
 
 impl Decoder {
@@ -105,23 +105,23 @@ impl Decoder {
                 self.changes.clear();
                 self.before = 0;
                 self.bounds.clear();
-                self.add(Change::TableGone);
+                self.add(TableChange::TableGone);
             }
-            sys::NFT_MSG_DELSET => self.add(set().map_or(Change::RulesetChanged, Change::SetGone)),
+            sys::NFT_MSG_DELSET => self.add(set().map_or(TableChange::RulesetChanged, TableChange::SetGone)),
             sys::NFT_MSG_NEWTABLE | sys::NFT_MSG_NEWCHAIN | sys::NFT_MSG_NEWRULE | sys::NFT_MSG_NEWSET => {
-                self.add(Change::RulesetChanged);
+                self.add(TableChange::RulesetChanged);
                 self.loads = true;
             }
-            sys::NFT_MSG_DELCHAIN | sys::NFT_MSG_DELRULE => self.add(Change::RulesetChanged),
+            sys::NFT_MSG_DELCHAIN | sys::NFT_MSG_DELRULE => self.add(TableChange::RulesetChanged),
             // Destroyed elements (deleted if present) are notified as deleted.
             sys::NFT_MSG_NEWSETELEM | sys::NFT_MSG_DELSETELEM => match set() {
-                Some(Set::Allowed | Set::Allowed6) => self.add(Change::AllowedChanged),
+                Some(Set::Allowed | Set::Allowed6) => self.add(TableChange::AllowedChanged),
                 Some(Set::Blocked | Set::Blocked6 | Set::BlockedLink) => {
-                    bounds_of(list).for_each(|bound| self.add(element_change(kind, bound.target(), bound.remaining)));
+                    elements_of(list).for_each(|bound| self.add(element_change(kind, bound.target(), bound.remaining)));
                 }
                 Some(set @ (Set::BlockedNets | Set::BlockedNets6)) => {
                     self.begin();
-                    self.bounds.extend(bounds_of(list).map(|bound| (set, kind, bound)));
+                    self.bounds.extend(elements_of(list).map(|bound| (set, kind, bound)));
                     if self.bounds.len() > MAX_BOUNDS {
                         self.lose();
                     }
@@ -134,7 +134,7 @@ impl Decoder {
                     | Set::CeilingReached
                     | Set::TrapInterfaces
                     | Set::Guarded,
-                ) => self.add(Change::TrapChanged),
+                ) => self.add(TableChange::TrapChanged),
                 // Counts of the trap are irrelevant.
                 _ => {}
             },
@@ -161,8 +161,8 @@ impl Decoder {
     fn convert(&mut self) {
         let loaded = self.changes.iter_mut().skip(self.before).filter(|_| self.loads);
         for change in loaded {
-            if let Change::ElementAdded(target, _) = *change {
-                *change = Change::ElementLoaded(target);
+            if let TableChange::ElementAdded(target, _) = *change {
+                *change = TableChange::ElementLoaded(target);
             }
         }
     }
@@ -175,7 +175,7 @@ impl Decoder {
         }
     }
 
-    fn add(&mut self, change: Change) {
+    fn add(&mut self, change: TableChange) {
         self.begin();
         if self.changes.last() != Some(&change) {
             self.changes.push(change);
@@ -191,23 +191,23 @@ impl Decoder {
         self.author = None;
         self.bounds.clear();
         self.changes.clear();
-        self.changes.push(Change::Overrun);
+        self.changes.push(TableChange::Overrun);
     }
 
     /// Records that changes may have happened during a pause.
     pub(super) fn miss(&mut self) {
-        if !self.lost && self.changes.last() != Some(&Change::Unheard) {
-            self.changes.push(Change::Unheard);
+        if !self.lost && self.changes.last() != Some(&TableChange::Unheard) {
+            self.changes.push(TableChange::Unheard);
         }
     }
 
-    pub(super) fn drain(&mut self) -> Vec<Change> {
+    pub(super) fn drain(&mut self) -> Vec<TableChange> {
         // In a transaction that arrives in parts, elements after a part that created rules come from the same ruleset.
         if self.open {
             self.convert();
         }
         self.before = 0;
-        let next = if self.lost { vec![Change::Overrun] } else { Vec::new() };
+        let next = if self.lost { vec![TableChange::Overrun] } else { Vec::new() };
         mem::replace(&mut self.changes, next)
     }
 }
@@ -217,20 +217,20 @@ fn port_id(bytes: &[u8]) -> Option<u32> {
     bytes.get(12..)?.first_chunk().copied().map(u32::from_ne_bytes)
 }
 
-fn element_change(kind: u32, target: BanTarget, remaining: Remaining) -> Change {
+fn element_change(kind: u32, target: BanTarget, remaining: Remaining) -> TableChange {
     match kind {
-        sys::NFT_MSG_NEWSETELEM => Change::ElementAdded(target, remaining),
-        _ => Change::ElementRemoved(target),
+        sys::NFT_MSG_NEWSETELEM => TableChange::ElementAdded(target, remaining),
+        _ => TableChange::ElementRemoved(target),
     }
 }
 
 /// The process named in the attributes at the end of a transaction.
-fn author(list: &[u8]) -> Option<Author> {
+fn author(list: &[u8]) -> Option<Committer> {
     let name = field(list, sys::NFTA_GEN_PROC_NAME).unwrap_or_default();
     let name = name.strip_suffix(&[0]).unwrap_or(name);
     let printable = |byte: &u8| if byte.is_ascii_graphic() || *byte == b' ' { char::from(*byte) } else { '?' };
     let process = field(list, sys::NFTA_GEN_PROC_PID).and_then(be_u32)?;
-    Some(Author { process, name: name.iter().take(15).map(printable).collect() })
+    Some(Committer { process, name: name.iter().take(15).map(printable).collect() })
 }
 
 /// Maximum number of interval bounds per transaction; far more than both sets hold when they are flushed and filled
@@ -272,8 +272,8 @@ mod tests {
         bytes
     }
 
-    fn removed(last: u8) -> Change {
-        Change::ElementRemoved(BanTarget::V4([192, 0, 2, last].into()))
+    fn removed(last: u8) -> TableChange {
+        TableChange::ElementRemoved(BanTarget::V4([192, 0, 2, last].into()))
     }
 
     #[test]
@@ -293,7 +293,7 @@ mod tests {
         assert!(decoder.open);
         decoder.absorb(&end(OTHER, b"a\x1b[2J\n\xff and far too long\0"), &[]);
         assert!(!decoder.open);
-        assert_eq!(decoder.author, Some(Author { process: 812, name: "a?[2J?? and far".to_owned() }));
+        assert_eq!(decoder.author, Some(Committer { process: 812, name: "a?[2J?? and far".to_owned() }));
         decoder.absorb(&element(14, OTHER, &[192, 0, 2, 2]), &[]);
         assert_eq!(decoder.author, None, "the author of the next transaction is not known yet");
     }
@@ -313,8 +313,8 @@ mod tests {
         decoder.absorb(&element(14, OTHER, &[192, 0, 2, 1]), &[]);
         decoder.lose();
         decoder.absorb(&element(14, OTHER, &[192, 0, 2, 2]), &[]);
-        assert_eq!(decoder.drain(), [Change::Overrun]);
-        assert_eq!(decoder.drain(), [Change::Overrun], "until the queue is empty");
+        assert_eq!(decoder.drain(), [TableChange::Overrun]);
+        assert_eq!(decoder.drain(), [TableChange::Overrun], "until the queue is empty");
         decoder.lost = false;
         decoder.drain();
         decoder.absorb(&element(14, OTHER, &[192, 0, 2, 3]), &[]);

@@ -24,7 +24,7 @@ use tokio::time::timeout;
 
 use crate::netlink::socket::{SocketError, enlarge_receive_buffer};
 use decoder::Decoder;
-pub use decoder::{Author, Change};
+pub use decoder::{Committer, TableChange};
 
 /// Listens to the nf_tables notifications of the network namespace in which it was opened.
 pub struct Monitor {
@@ -66,7 +66,12 @@ impl Monitor {
             _ => SocketError::Io(error),
         })?;
         Ok(Self {
-            line: Arc::new(Line::new(asynchronous)),
+            line: Arc::new(Line {
+                socket: asynchronous,
+                unheard: Notify::new(),
+                pauses: Mutex::default(),
+                deaf: OnceLock::new(),
+            }),
             datagram: Vec::with_capacity(DATAGRAM),
             own: Vec::new(),
             decoder: Decoder::default(),
@@ -110,7 +115,7 @@ impl Monitor {
     ///
     /// # Errors
     /// The socket failed: open another monitor, and read the table.
-    pub async fn next(&mut self) -> Result<Vec<Change>, SocketError> {
+    pub async fn next(&mut self) -> Result<Vec<TableChange>, SocketError> {
         let mut datagrams = 0;
         while self.decoder.changes.len() < MAX_CHANGES {
             let most = if self.decoder.lost { QUEUED_DATAGRAMS } else { MAX_DATAGRAMS };
@@ -144,7 +149,7 @@ impl Monitor {
     }
 
     /// The process that made the last change returned by [`Monitor::next`], if the kernel named it.
-    pub fn author(&self) -> Option<&Author> {
+    pub fn author(&self) -> Option<&Committer> {
         self.decoder.author.as_ref()
     }
 
@@ -200,10 +205,6 @@ struct Line {
 }
 
 impl Line {
-    fn new(socket: TokioSocket) -> Self {
-        Self { socket, unheard: Notify::new(), pauses: Mutex::new(0), deaf: OnceLock::new() }
-    }
-
     /// Waits until notifications may have been missed. Cancel safe.
     ///
     /// # Errors
@@ -215,18 +216,6 @@ impl Line {
 
     fn pauses(&self) -> MutexGuard<'_, u32> {
         self.pauses.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Ends one pause.
-    fn listen(&self) {
-        let mut pauses = self.pauses();
-        *pauses = pauses.saturating_sub(1);
-        if *pauses == 0
-            && let Err(error) = self.socket.socket_ref().add_membership(GROUP)
-        {
-            let _ = self.deaf.set(error.kind());
-            self.unheard.notify_one();
-        }
     }
 }
 
@@ -260,7 +249,7 @@ impl MonitorPause {
 }
 
 /// The monitor receives no notifications while a span exists. When the last one ends, notifications start again; if
-/// that fails, the monitor fails. Dropping a span instead of ending it makes the monitor report [`Change::Unheard`].
+/// that fails, the monitor fails. Dropping a span instead of ending it makes the monitor report [`TableChange::Unheard`].
 pub struct PausedSpan {
     line: Arc<Line>,
     silent: bool,
@@ -276,9 +265,18 @@ impl PausedSpan {
         self.missed
     }
 
+    /// Ends the pause, unless it has already ended.
     fn listen(&mut self) {
-        if std::mem::take(&mut self.silent) {
-            self.line.listen();
+        if !std::mem::take(&mut self.silent) {
+            return;
+        }
+        let mut pauses = self.line.pauses();
+        *pauses = pauses.saturating_sub(1);
+        if *pauses == 0
+            && let Err(error) = self.line.socket.socket_ref().add_membership(GROUP)
+        {
+            let _ = self.line.deaf.set(error.kind());
+            self.line.unheard.notify_one();
         }
     }
 }

@@ -1,0 +1,302 @@
+//! Installs the table, and blocks and lifts targets in its sets. Restores large numbers of bans while the monitor is
+//! paused: the notification of an element is half of its cost in the kernel, and the monitor is its only listener.
+
+use std::mem;
+use std::time::{Duration, Instant};
+
+use rustix::io::Errno;
+
+use super::set_writer::{Operation, SetWriter};
+use super::{AllowSet, BlockError, Failed, Installed, Remaining, Repaired, RulesetError, RulesetSpec, Table, networks};
+use crate::enforce::{BanBackend, BanContext, Gone, Refused};
+use crate::engine::ActiveBan;
+use crate::netlink::nft::{self, Batch, RestoredBan};
+use crate::netlink::socket::SocketError;
+use crate::types::{Backend, BanTarget, Expiry, Timestamp};
+
+/// The nftables backend: the table with its rules, its sets of bans and its allow-list.
+#[derive(Debug)]
+pub struct Nft {
+    pub table: Table,
+    /// The desired ruleset.
+    pub spec: RulesetSpec,
+    pub allowed: AllowSet,
+    writer: SetWriter,
+    /// Time at which a target was last found to be already blocked.
+    blocked_anew: Option<Instant>,
+    /// Bans that the trap has not made as required. The buffer is kept.
+    remaining: Vec<(BanTarget, Expiry)>,
+    /// The elements of one transaction. The buffer is kept, so that a ban does not allocate.
+    elements: Vec<(BanTarget, Expiry)>,
+}
+
+impl Nft {
+    /// Opens the table. A lack of permission shows with [`Nft::install`].
+    ///
+    /// # Errors
+    /// The kernel has no netfilter netlink.
+    pub fn open() -> Result<Self, SocketError> {
+        Table::open().map(Self::new)
+    }
+
+    fn new(table: Table) -> Self {
+        Self {
+            table,
+            spec: RulesetSpec::default(),
+            allowed: AllowSet::default(),
+            writer: SetWriter::default(),
+            blocked_anew: None,
+            remaining: Vec::new(),
+            elements: Vec::with_capacity(64),
+        }
+    }
+
+    /// Creates another handle of this backend, for another thread.
+    pub fn try_clone(&self) -> Result<Self, SocketError> {
+        Ok(Self { spec: self.spec, ..Self::new(self.table.try_clone()?) })
+    }
+
+    /// Creates the table, or adopts one that this program created, and repairs it if other programs altered it. For the
+    /// start: a table of another program is refused.
+    pub fn install(&mut self, spec: &RulesetSpec) -> Result<Installed, RulesetError> {
+        (self.allowed, self.spec) = (AllowSet::default(), *spec);
+        let installed = nft::install(&mut self.table.socket, spec)?;
+        // Queried now instead of on the packet path, because a kernel without the features answers slowly.
+        self.table.kernel();
+        Ok(installed)
+    }
+
+    /// Objects of other programs in the table, each as the end of the sentence "it has …".
+    pub fn foreign_objects(&mut self) -> Result<Vec<String>, RulesetError> {
+        nft::foreign_objects(&mut self.table.socket, &self.spec)
+    }
+
+    /// Deletes the table with all its bans; false if it did not exist.
+    pub fn remove(&mut self, spec: &RulesetSpec) -> Result<bool, RulesetError> {
+        self.allowed = AllowSet::default();
+        nft::remove(&mut self.table.socket, spec)
+    }
+
+    /// Repairs the table after any change since [`Nft::install`], or replaces its rules with those of `spec`. Its sets
+    /// keep their elements.
+    pub fn repair(&mut self, spec: &RulesetSpec) -> Result<Repaired, RulesetError> {
+        (self.allowed, self.spec) = (AllowSet::default(), *spec);
+        nft::repair(&mut self.table.socket, spec)
+    }
+
+    /// Replaces the rules of the table and keeps its sets.
+    ///
+    /// # Errors
+    /// See [`Nft::repair`].
+    pub fn replace_rules(&mut self, wanted: RulesetSpec) -> Result<(), RulesetError> {
+        let wide = self.spec.wide || wanted.wide;
+        // The decoy listener does not change with the configuration.
+        self.repair(&RulesetSpec { wide, decoys: self.spec.decoys, ..wanted }).map(|_| ())
+    }
+
+    /// Adds the sets for prefixes to the table if one of `targets` needs them.
+    fn ensure_prefix_sets(&mut self, mut targets: impl Iterator<Item = BanTarget>) -> Result<(), Gone> {
+        if self.spec.wide || !targets.any(|target| matches!(target, BanTarget::Prefix(_))) {
+            return Ok(());
+        }
+        // The bans run into the same error, and it is reported with them.
+        let repaired = self.repair(&RulesetSpec { wide: true, ..self.spec });
+        if matches!(repaired, Ok(Repaired::Created)) { Err(Gone) } else { Ok(()) }
+    }
+
+    /// Blocks all targets, each from now on for its expiry, even if it is already blocked.
+    ///
+    /// Overlapping networks cannot be in one set. A network inside the new one is replaced by it; a new network inside
+    /// one that lasts at least as long is already blocked; a new network inside one that ends sooner is refused.
+    ///
+    /// # Errors
+    /// [`BlockError::Gone`] if the table must be installed first; [`BlockError::Failed`] with the targets that are not
+    /// blocked, while the others are.
+    pub fn block(&mut self, bans: &[(BanTarget, Expiry)]) -> Result<(), BlockError> {
+        if bans.iter().any(|(target, _)| matches!(target, BanTarget::Prefix(_))) {
+            let whole = |(target, expiry): &(BanTarget, Expiry)| (*target, None, *expiry);
+            return self.restore(&bans.iter().map(whole).collect::<Vec<_>>());
+        }
+        if self.spec.trap.is_some() {
+            return self.block_beside_trap(bans);
+        }
+        self.block_all(bans)
+    }
+
+    /// Blocks targets that the packet path may already have blocked; a ban of the same length is kept. While an element
+    /// of a full set is replaced, the kernel counts it twice, and packets that add an element at that moment exceed the
+    /// size (seen on Linux 6.18).
+    fn block_beside_trap(&mut self, bans: &[(BanTarget, Expiry)]) -> Result<(), BlockError> {
+        let mut remaining = mem::take(&mut self.remaining);
+        remaining.clear();
+        let looked = bans.iter().try_for_each(|(target, expiry)| {
+            match self.table.holds(*target)? {
+                Some(left) if is_as_long(left, *expiry) => return Ok(()),
+                Some(_) => self.blocked_anew = Some(Instant::now()),
+                None => {}
+            }
+            remaining.push((*target, *expiry));
+            Ok(())
+        });
+        let done = looked.and_then(|()| self.block_all(&remaining)).map_err(|error| match error {
+            BlockError::Failed { failed, .. } => BlockError::Failed { asked: bans.len(), failed },
+            error => error,
+        });
+        self.remaining = remaining;
+        done
+    }
+
+    fn block_all(&mut self, bans: &[(BanTarget, Expiry)]) -> Result<(), BlockError> {
+        let fresh = self.blocked_anew.is_none_or(|seen| seen.elapsed() >= STILL_BLOCKED);
+        if bans.is_empty() || fresh && self.block_new(bans)? {
+            return Ok(());
+        }
+        let kernel = self.table.kernel();
+        let put = |batch: &mut Batch, bans: &[_]| nft::put_bans(batch, kernel, bans);
+        self.writer.change(&mut self.table, Operation::Block, bans, put, |(target, _)| *target)
+    }
+
+    /// Blocks the targets if none of them is blocked yet and there is room; returns whether they are blocked now. Takes
+    /// a third of the work of [`SetWriter::change`]. On the packet path.
+    fn block_new(&mut self, bans: &[(BanTarget, Expiry)]) -> Result<bool, BlockError> {
+        if bans.len() > nft::BANS_A_MESSAGE || !self.writer.has_room() {
+            return Ok(false);
+        }
+        match self.table.transact(|batch| nft::put_new_bans(batch, bans)) {
+            Ok(()) => return Ok(true),
+            // Other refusals occur again, and are explained, when each target is tried individually.
+            Err(error) if error.is(Errno::EXIST) => self.blocked_anew = Some(Instant::now()),
+            Err(error @ (SocketError::Refused { .. } | SocketError::Overrun(_))) => {
+                // A single ban is not tried again if its set is full.
+                if let ([(target, _)], true) = (bans, error.is(Errno::NFILE)) {
+                    let failed = self.writer.judge(&mut self.table, Operation::Block, *target, error)?;
+                    return Err(BlockError::Failed { asked: 1, failed: failed.into_iter().collect() });
+                }
+            }
+            Err(error) => return Err(error.into()),
+        }
+        Ok(false)
+    }
+
+    /// Restores bans with their target, total duration if known, and remaining time.
+    pub fn restore(&mut self, bans: &[RestoredBan]) -> Result<(), BlockError> {
+        let kernel = self.table.kernel();
+        self.restore_by(bans, |batch, bans| nft::put_restored(batch, kernel, bans))
+    }
+
+    /// Restores bans that the kernel has lost. A target that is still blocked stays blocked.
+    pub fn put_back(&mut self, bans: &[RestoredBan]) -> Result<(), BlockError> {
+        let pause = if bans.len() < MANY { None } else { self.table.pause_monitor() };
+        let done = self.restore_by(bans, nft::put_back);
+        // The monitor reports changes by other programs in the meantime.
+        if let Some((pause, mark)) = pause {
+            pause.end(|| !self.table.is_undisturbed_since(mark));
+        }
+        done
+    }
+
+    /// As [`Nft::put_back`], without notifications to this table's monitor. False if there are too few bans, if the
+    /// monitor cannot be paused, or if others changed something in the meantime: then some bans may not be blocked.
+    pub fn put_back_unheard(&mut self, bans: &[RestoredBan]) -> Result<bool, BlockError> {
+        if bans.len() < MANY {
+            return Ok(false);
+        }
+        let Some((pause, mark)) = self.table.pause_monitor() else { return Ok(false) };
+        self.restore_by(bans, nft::put_back)?;
+        Ok(!pause.end(|| !self.table.is_undisturbed_since(mark)))
+    }
+
+    fn restore_by(&mut self, bans: &[RestoredBan], put: impl Fn(&mut Batch, &[RestoredBan])) -> Result<(), BlockError> {
+        let (wide, narrow): (Vec<_>, Vec<_>) =
+            bans.iter().copied().partition(|(target, ..)| matches!(target, BanTarget::Prefix(_)));
+        let done = self.writer.change(&mut self.table, Operation::Block, &narrow, put, |(target, ..)| *target);
+        let failed = networks::block(&mut self.table, &wide)?;
+        combine(bans.len(), done, failed)
+    }
+
+    /// Lifts the ban of exactly `target`; false if there was none.
+    ///
+    /// # Errors
+    /// The sets cannot be read or changed.
+    pub fn remove_ban(&mut self, target: BanTarget) -> Result<bool, BlockError> {
+        let found = match self.table.has(target) {
+            Err(BlockError::Gone) => false,
+            found => found?,
+        };
+        if found {
+            self.lift(&[target])?;
+        }
+        Ok(found)
+    }
+
+    /// Lifts the bans of these targets; targets without a ban are skipped.
+    pub fn lift(&mut self, targets: &[BanTarget]) -> Result<(), BlockError> {
+        let kernel = self.table.kernel();
+        let put = |batch: &mut Batch, targets: &[BanTarget]| nft::put_lifts(batch, kernel, targets);
+        let (wide, narrow): (Vec<_>, Vec<_>) =
+            targets.iter().copied().partition(|target| matches!(target, BanTarget::Prefix(_)));
+        let done = self.writer.change(&mut self.table, Operation::Lift, &narrow, put, |target| *target);
+        let failed = networks::lift(&mut self.table, &wide)?;
+        combine(targets.len(), done, failed)
+    }
+}
+
+impl BanBackend for Nft {
+    fn block(&mut self, bans: &[BanContext], _now: Timestamp) -> Result<Vec<Refused>, Gone> {
+        self.ensure_prefix_sets(bans.iter().map(|ban| ban.target))?;
+        let mut elements = mem::take(&mut self.elements);
+        elements.clear();
+        elements.extend(bans.iter().map(|ban| (ban.target, ban.expiry)));
+        let blocked = Self::block(self, &elements);
+        self.elements = elements;
+        BlockError::refusals(blocked, Backend::Nft, bans.iter().map(|ban| ban.target))
+    }
+
+    fn lift(&mut self, targets: &[BanTarget]) -> Result<(), String> {
+        match Self::lift(self, targets) {
+            Ok(()) | Err(BlockError::Gone) => Ok(()),
+            Err(error) => Err(error.to_string()),
+        }
+    }
+
+    fn put_back(&mut self, bans: &[ActiveBan], _now: Timestamp) -> Result<Vec<Refused>, Gone> {
+        self.ensure_prefix_sets(bans.iter().map(|ban| ban.target))?;
+        let elements: Vec<_> = bans.iter().map(|ban| (ban.target, ban.length, ban.left)).collect();
+        let targets = bans.iter().map(|ban| ban.target);
+        BlockError::refusals(Self::put_back(self, &elements), Backend::Nft, targets)
+    }
+
+    fn missing(&mut self, targets: &[BanTarget]) -> Vec<BanTarget> {
+        self.table.missing(targets).unwrap_or_default()
+    }
+}
+
+/// Combines the results for single targets and networks.
+fn combine(asked: usize, done: Result<(), BlockError>, networks: Vec<Failed>) -> Result<(), BlockError> {
+    let mut failed = match done {
+        Ok(()) => Vec::new(),
+        Err(BlockError::Failed { failed, .. }) => failed,
+        Err(error) => return Err(error),
+    };
+    failed.extend(networks);
+    BlockError::check(asked, failed)
+}
+
+/// True if the remaining time matches a ban that has just begun with this expiry.
+fn is_as_long(left: Remaining, expiry: Expiry) -> bool {
+    match (left, expiry) {
+        (Some(left), Expiry::After(whole)) => whole.abs_diff(left) <= JUST_NOW,
+        (None, Expiry::Never) => true,
+        _ => false,
+    }
+}
+
+/// Number of bans from which they are restored without notifications.
+const MANY: usize = nft::BANS_A_MESSAGE;
+
+/// Maximum time between the trap's ban and the sensor's verdict on the same packet, under normal conditions.
+const JUST_NOW: Duration = Duration::from_millis(100);
+
+/// Time for which new bans are sent in the form that permits existing ones, after the kernel refused one because of an
+/// existing ban by an operator or an earlier run. A refusal takes the kernel about 12 ms.
+const STILL_BLOCKED: Duration = Duration::from_secs(60);
