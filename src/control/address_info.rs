@@ -112,7 +112,8 @@ pub struct Ended {
 impl AddressInfo {
     /// Builds the answer for `address` at `now`; `history` contains the ledger's entries, oldest first.
     pub fn new(address: ScopedNetwork, known: &Explanation, history: Option<&[Entry]>, now: SystemTime) -> Self {
-        let remaining = |expiry| Remaining::new(expiry, now);
+        let remaining =
+            |end: Expiry| Remaining { expires: expires(end, now), left_s: end.seconds(), ..Remaining::default() };
         Self {
             address: address.to_string(),
             target: known.target.to_string(),
@@ -143,12 +144,6 @@ impl HoldInfo {
             at_most: MAX_HOLDS,
             window_s: window.as_secs(),
         }
-    }
-}
-
-impl Remaining {
-    fn new(expiry: Expiry, now: SystemTime) -> Self {
-        Self { expires: expires(expiry, now), left_s: expiry.seconds(), ..Self::default() }
     }
 }
 

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use super::optional::or_never;
-use super::reverse_dns::ReverseDns;
+use super::reverse_dns::{ReverseDns, look_up};
 use crate::clock::boot_time;
 use crate::config::{BlockPolicy, Config, Mode};
 use crate::enforce::file_helper::FileHelper;
@@ -74,7 +74,7 @@ impl LogWriter {
         }
         self.after_stop = after_stop(config);
         match (&mut self.naming, report.resolve_host) {
-            (None, true) => self.naming = Some(Naming::new(ReverseDns::new())),
+            (None, true) => self.naming = Some(Naming::new(ReverseDns::new(look_up))),
             (Some(naming), false) => {
                 naming.write_all();
                 self.naming = None;
