@@ -11,9 +11,8 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 
-use super::authors::{Authors, BACKLOG_HOURS, Phase, take_backlog};
+use super::authors::{Authors, HourCount, Phase};
 use super::lifts::Lifts;
-use super::pace::HourCount;
 use super::verdict::{MIN_PROVEN_PORTS, Refusal, Step, Verdict, target};
 use crate::config::{FleetAccept, parse_fleet_name};
 use crate::control::fleet_protocol::{FleetReport, MAX_REMAINING};
@@ -69,7 +68,6 @@ pub(super) struct Acceptance {
     targets: BTreeMap<BanTarget, Entry>,
     pub(super) lifts: Lifts,
     all: HourCount,
-    backlog: u32,
     phase: Phase,
     /// Number of blocked targets for IPv4 and IPv6.
     blocked: [usize; 2],
@@ -78,13 +76,12 @@ pub(super) struct Acceptance {
 impl Acceptance {
     pub(super) fn new(rules: FleetAccept, own: String) -> Self {
         Self {
-            backlog: rules.max_bans_per_hour.saturating_mul(BACKLOG_HOURS),
+            all: HourCount::new(rules.max_bans_per_hour),
             rules,
             own,
             authors: Authors::default(),
             targets: BTreeMap::new(),
             lifts: Lifts::default(),
-            all: HourCount::default(),
             phase: Phase::Starting,
             blocked: [0; 2],
         }
@@ -197,7 +194,7 @@ impl Acceptance {
         if *blocked >= max_blocked {
             return Err(Refusal::SetFull);
         }
-        if !self.all.admit(now, self.rules.max_bans_per_hour) && !take_backlog(self.phase, &mut self.backlog) {
+        if !self.all.admit(now, self.rules.max_bans_per_hour, self.phase) {
             return Err(Refusal::Ceiling);
         }
         if entry.until.replace(until).is_none() {
