@@ -14,7 +14,7 @@ pub use crate::check::CheckOptions;
 pub use crate::config::DEFAULT_CONFIG;
 pub use crate::config::flags::RunOptions;
 pub use crate::control::DEFAULT_SOCKET;
-pub use crate::control::commands::{Connection, ControlCommand};
+pub use crate::control::commands::{ConnectionOptions, ControlCommand};
 pub use crate::control::list::{ListOptions, SortOrder};
 pub use crate::control::live_view::WatchOptions;
 pub use crate::fleet::options::FleetOptions;

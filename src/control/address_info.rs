@@ -31,7 +31,7 @@ pub struct AddressInfo {
     pub hold: Option<HoldInfo>,
     /// Number of bans of this target that make the next one longer.
     pub strikes: u32,
-    pub suspected: Vec<Suspicion>,
+    pub suspected: Vec<SuspicionInfo>,
     /// Reports of other hosts in the fleet; `None` if there are none.
     pub fleet: Option<FleetBan>,
     /// Closed ports that are not evidence, because they belong to services of this host.
@@ -74,7 +74,7 @@ pub struct HoldInfo {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Suspicion {
+pub struct SuspicionInfo {
     pub blocks: bool,
     pub distinct_ports: u8,
     pub forgiven: u8,
@@ -125,7 +125,7 @@ impl AddressInfo {
             }),
             logged: known.logged.map(remaining),
             strikes: known.strikes,
-            suspected: known.suspicions.iter().flatten().map(Suspicion::from).collect(),
+            suspected: known.suspicions.iter().flatten().map(SuspicionInfo::from).collect(),
             connected: known.connected,
             bans: history.map(<[_]>::len),
             history: history.map(|bans| bans.iter().rev().take(MAX_HISTORY).map(PastBan::from).collect()),
@@ -147,7 +147,7 @@ impl HoldInfo {
     }
 }
 
-impl From<&engine::Suspicion> for Suspicion {
+impl From<&engine::Suspicion> for SuspicionInfo {
     fn from(known: &engine::Suspicion) -> Self {
         Self {
             blocks: known.blocks,
@@ -272,7 +272,7 @@ impl fmt::Display for HoldInfo {
     }
 }
 
-impl fmt::Display for Suspicion {
+impl fmt::Display for SuspicionInfo {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let ports: Vec<String> = self
             .ports

@@ -10,7 +10,7 @@ use tokio::sync::{Mutex, oneshot};
 use tokio::time::sleep;
 
 use super::fleet_protocol::{FleetReply, FleetRequest, LineMessage as _, MAX_FLEET_LINE_LEN, OwnBanEvent};
-use super::listening_socket::{Connection, ListeningSocket};
+use super::listening_socket::{ClientConnection, ListeningSocket};
 use super::socket_file::{BoundSocket, ControlError};
 use crate::clock::boot_time;
 use crate::types::TokenBucket;
@@ -61,7 +61,7 @@ impl FleetServer {
 
 /// Answers one client until it disconnects, is too slow, or ends its subscription. `rate` limits the requests of all
 /// clients.
-async fn serve(mut client: Connection<IncomingFleetRequest>, rate: Arc<Mutex<TokenBucket>>) {
+async fn serve(mut client: ClientConnection<IncomingFleetRequest>, rate: Arc<Mutex<TokenBucket>>) {
     while let Some(line) = client.next_line(MAX_FLEET_LINE_LEN).await {
         let request = line.and_then(FleetRequest::parse);
         while !rate.lock().await.try_take(boot_time()) {
@@ -89,7 +89,7 @@ async fn serve(mut client: Connection<IncomingFleetRequest>, rate: Arc<Mutex<Tok
 }
 
 /// Sends the own bans in force, and every change from then on, until the client disconnects or cannot keep up.
-async fn stream_events(mut client: Connection<IncomingFleetRequest>) -> Option<()> {
+async fn stream_events(mut client: ClientConnection<IncomingFleetRequest>) -> Option<()> {
     // Before the bans in force are read, so that no change is missed.
     let events = client.events.subscribe();
     let bans = client.forward(|reply| IncomingFleetRequest::OwnBans { reply }).await.ok()?;

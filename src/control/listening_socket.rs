@@ -37,7 +37,7 @@ impl<R: Send + 'static> ListeningSocket<R> {
         (max_clients, max_pending): (usize, usize),
         full: String,
         admit: impl Fn(&UCred) -> Result<(), String> + Send + 'static,
-        serve: impl Fn(Connection<R>) -> F + Send + 'static,
+        serve: impl Fn(ClientConnection<R>) -> F + Send + 'static,
     ) -> Result<Self, ControlError> {
         let (file, listener) = bound.listen()?;
         let (sender, requests) = mpsc::channel(max_pending);
@@ -51,7 +51,7 @@ impl<R: Send + 'static> ListeningSocket<R> {
                 match admit(&peer).and_then(|()| place()) {
                     Ok(place) => {
                         let (reader, writer) = stream.into_split();
-                        tokio::spawn(serve(Connection {
+                        tokio::spawn(serve(ClientConnection {
                             peer,
                             reader: BufReader::new(reader),
                             writer,
@@ -103,7 +103,7 @@ async fn accept(listener: &UnixListener) -> (UnixStream, UCred) {
 }
 
 /// A client's connection.
-pub(super) struct Connection<R> {
+pub(super) struct ClientConnection<R> {
     pub(super) peer: UCred,
     pub(super) requests: mpsc::Sender<R>,
     pub(super) events: broadcast::Sender<Arc<str>>,
@@ -114,7 +114,7 @@ pub(super) struct Connection<R> {
     _place: OwnedSemaphorePermit,
 }
 
-impl<R> Connection<R> {
+impl<R> ClientConnection<R> {
     /// The next line of at most `max_len` bytes, or its error; `None` if the client has disconnected or is too slow.
     pub(super) async fn next_line(&mut self, max_len: usize) -> Option<Result<&[u8], String>> {
         self.line.clear();

@@ -4,7 +4,7 @@ use tokio::net::unix::UCred;
 use tokio::sync::oneshot;
 
 use super::format::to_line;
-use super::listening_socket::{Connection, ListeningSocket};
+use super::listening_socket::{ClientConnection, ListeningSocket};
 use super::protocol::{Answer, ErrorKind, Failure, LineMessage as _, MAX_LINE_LEN, Reply, Request, reply_to_line};
 pub use super::socket_file::{Access, BoundSocket, ControlError};
 use crate::events::json::EventRecord;
@@ -46,7 +46,7 @@ fn failure(kind: ErrorKind, error: impl ToString) -> Reply {
 }
 
 /// Answers one client until it disconnects, is too slow, or ends its subscription.
-async fn serve(mut client: Connection<IncomingRequest>) {
+async fn serve(mut client: ClientConnection<IncomingRequest>) {
     let peer = client.peer;
     let is_privileged = [0, rustix::process::geteuid().as_raw()].contains(&peer.uid());
     while let Some(line) = client.next_line(MAX_LINE_LEN).await {

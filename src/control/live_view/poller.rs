@@ -168,7 +168,6 @@ fn events(socket: &Path, out: &SyncSender<Message>) {
 
 /// Reads the bans periodically, because events do not include bans that began earlier.
 fn bans(socket: &Path, directories: &Receiver<PathBuf>, out: &SyncSender<Message>) {
-    let mut last_note = None;
     while let Ok(mut directory) = directories.recv() {
         while let Ok(newer) = directories.try_recv() {
             directory = newer;
@@ -187,13 +186,10 @@ fn bans(socket: &Path, directories: &Receiver<PathBuf>, out: &SyncSender<Message
             }
             Err(error) => Some(format!("earlier bans cannot be listed: {error}")),
         };
-        if note != last_note {
-            last_note.clone_from(&note);
-            if let Some(note) = note
-                && out.send(Message::Note(note)).is_err()
-            {
-                return;
-            }
+        if let Some(note) = note
+            && out.send(Message::Note(note)).is_err()
+        {
+            return;
         }
         thread::sleep(BANS_INTERVAL.max(begin.elapsed().saturating_mul(SHARE)));
     }

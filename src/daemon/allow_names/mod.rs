@@ -22,7 +22,7 @@ const MAX_CONCURRENT: usize = 8;
 /// Names are looked up in this file before DNS.
 const HOSTS: &str = "/etc/hosts";
 
-type Answer = io::Result<Vec<SocketAddr>>;
+type Resolved = io::Result<Vec<SocketAddr>>;
 
 struct Name {
     text: String,
@@ -32,15 +32,15 @@ struct Name {
 
 pub(super) struct AllowNames {
     names: Vec<Name>,
-    lookup: fn(&str) -> Answer,
-    lookups: LookupPool<String, Answer>,
+    lookup: fn(&str) -> Resolved,
+    lookups: LookupPool<String, Resolved>,
     hosts: FileWatch<PathBuf>,
 }
 
 impl AllowNames {
     /// Creates the list with these names, which `lookup` resolves. They have no addresses before the first
     /// [`AllowNames::tick`].
-    pub(super) fn new(names: &[String], now: Instant, lookup: fn(&str) -> Answer) -> Self {
+    pub(super) fn new(names: &[String], now: Instant, lookup: fn(&str) -> Resolved) -> Self {
         let mut texts = names.to_vec();
         texts.sort_unstable();
         texts.dedup();
@@ -98,7 +98,7 @@ impl AllowNames {
         }
     }
 
-    fn absorb(&mut self, now: Instant, text: &str, answer: Option<Answer>, messages: &mut Vec<EventKind>) -> bool {
+    fn absorb(&mut self, now: Instant, text: &str, answer: Option<Resolved>, messages: &mut Vec<EventKind>) -> bool {
         let Some(name) = self.names.iter_mut().find(|name| name.text == text) else { return false };
         match answer.unwrap_or_else(|| Err(io::Error::other("the look-up was aborted"))) {
             Ok(answer) => {

@@ -162,12 +162,6 @@ impl StartupReconcile {
         }
     }
 
-    fn release(&self, targets: Vec<BanTarget>) {
-        if !targets.is_empty() {
-            self.send(Task::Release { targets });
-        }
-    }
-
     /// Sends `task` to the slow backends, if there are any. Blocks only this thread if the queue is full.
     fn send(&self, mut task: Task) {
         let Some(tasks) = &self.tasks else { return };
@@ -264,7 +258,9 @@ impl StartupReconcile {
             }
             self.record(change);
         }
-        self.release(gone.iter().copied().collect());
+        if !gone.is_empty() {
+            self.send(Task::Release { targets: gone.iter().copied().collect() });
+        }
         if bans > 0 {
             self.events.emit(EventKind::Adopted { bans });
         }

@@ -50,7 +50,7 @@ impl Report {
 
 /// State of one target.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Entry {
+pub(super) struct ReportedTarget {
     /// At most one report per author.
     pub(super) reports: Vec<Report>,
     /// End of the ban, if the target is blocked.
@@ -65,7 +65,7 @@ pub(super) struct Acceptance {
     /// Name of this host.
     own: String,
     pub(super) authors: Authors,
-    targets: BTreeMap<BanTarget, Entry>,
+    targets: BTreeMap<BanTarget, ReportedTarget>,
     pub(super) lifts: Lifts,
     all: HourCount,
     phase: Phase,
@@ -277,18 +277,18 @@ impl Acceptance {
     }
 
     /// The entries after `last`, in order of their targets.
-    pub(super) fn entries(&self, last: Option<BanTarget>) -> impl Iterator<Item = (BanTarget, &Entry)> {
+    pub(super) fn entries(&self, last: Option<BanTarget>) -> impl Iterator<Item = (BanTarget, &ReportedTarget)> {
         use std::ops::Bound;
         let start = last.map_or(Bound::Unbounded, Bound::Excluded);
         self.targets.range((start, Bound::Unbounded)).map(|(target, entry)| (*target, entry))
     }
 
-    pub(super) fn entry(&self, target: BanTarget) -> Option<&Entry> {
+    pub(super) fn entry(&self, target: BanTarget) -> Option<&ReportedTarget> {
         self.targets.get(&target)
     }
 
     /// Number of authors that are still needed for `entry`; 0 if it is blocked.
-    pub(super) fn lacking(&self, now: Timestamp, entry: &Entry) -> usize {
+    pub(super) fn lacking(&self, now: Timestamp, entry: &ReportedTarget) -> usize {
         if entry.until.is_some_and(|until| until > now) {
             return 0;
         }
@@ -304,7 +304,11 @@ impl Acceptance {
 
 /// The times until which proven reports, and reports of any kind, support a ban of `entry`, and the number of authors
 /// that are missing for a ban.
-fn support(rules: &FleetAccept, now: Timestamp, entry: &Entry) -> (Option<Timestamp>, Option<Timestamp>, usize) {
+fn support(
+    rules: &FleetAccept,
+    now: Timestamp,
+    entry: &ReportedTarget,
+) -> (Option<Timestamp>, Option<Timestamp>, usize) {
     let (by_proof, lacking) = supported_until(now, entry, if rules.single { 1 } else { 2 }, Report::is_proven);
     if rules.forgeable_authors == 0 {
         return (by_proof, None, lacking);
@@ -317,7 +321,7 @@ fn support(rules: &FleetAccept, now: Timestamp, entry: &Entry) -> (Option<Timest
 /// Time until which `wanted` reports support a ban, and the number of reports that are missing.
 fn supported_until(
     now: Timestamp,
-    entry: &Entry,
+    entry: &ReportedTarget,
     wanted: usize,
     counts: impl Fn(&Report) -> bool,
 ) -> (Option<Timestamp>, usize) {
