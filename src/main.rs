@@ -76,7 +76,7 @@ fn run(config: Config, options: RunOptions) -> ExitCode {
             Err(error) => fail(&format_args!("cannot start in the background: {error}"), cli::EXIT_FAILED),
         };
     }
-    let by_mode = options.tcp_mode.is_some() || options.udp_mode.is_some();
+    let by_mode = options.tcp_mode().is_some() || options.udp_mode().is_some();
     // systemd sets the variable, which the scripts of a service inherit.
     let is_service = std::env::var_os("INVOCATION_ID").is_some() && std::os::unix::process::parent_id() == 1;
     if by_mode && !in_background && !is_service {

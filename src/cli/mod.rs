@@ -8,13 +8,13 @@ use std::ffi::OsString;
 
 use clap::{Parser, Subcommand};
 
-use crate::config::flags::{RunFlags, with_long_modes};
+use crate::config::flags::with_long_modes;
 
 pub use crate::check::CheckOptions;
 pub use crate::config::DEFAULT_CONFIG;
 pub use crate::config::flags::RunOptions;
 pub use crate::control::DEFAULT_SOCKET;
-pub use crate::control::commands::{Connection, ControlCommand};
+pub use crate::control::commands::{ConnectionOptions, ControlCommand};
 pub use crate::control::list::{ListOptions, SortOrder};
 pub use crate::control::live_view::WatchOptions;
 pub use crate::fleet::options::FleetOptions;
@@ -50,7 +50,7 @@ const USAGE: &str = "portsentry [OPTIONS]
 #[command(args_conflicts_with_subcommands = true)]
 struct CommandLine {
     #[command(flatten)]
-    run: RunFlags,
+    run: RunOptions,
     #[command(subcommand)]
     command: Option<Command>,
 }
@@ -101,7 +101,7 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command, clap::
     let modes = args.iter().skip(1).position(is_command).map_or(args.len(), |before| before + 1);
     let words = with_long_modes(args.iter().take(modes).cloned()).chain(args.iter().skip(modes).cloned());
     let line = CommandLine::try_parse_from(words).map_err(|error| classic::with_remedy(error, &args))?;
-    Ok(line.command.unwrap_or_else(|| Command::Run(line.run.into())))
+    Ok(line.command.unwrap_or(Command::Run(line.run)))
 }
 
 /// The grammar of the command line, from which help, completions and the tests of the manual are generated.

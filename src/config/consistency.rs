@@ -8,10 +8,8 @@ use crate::types::Backend;
 /// of this host's network.
 const MAX_NAMES: usize = 64;
 
-/// The dotted key to correct, and a sentence that says how.
-pub(super) type Contradiction = (String, String);
-
-pub(super) fn contradictions(config: &Config) -> Vec<Contradiction> {
+/// The dotted keys to correct, each with a sentence that says how.
+pub(super) fn contradictions(config: &Config) -> Vec<(String, String)> {
     let mut found = Vec::new();
     let mut refuse = |key: &str, message: &str| found.push((key.to_owned(), message.to_owned()));
     for (name, protocol) in [("tcp", &config.tcp), ("udp", &config.udp)] {

@@ -4,7 +4,7 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::{Args, Parser};
+use clap::Parser;
 
 use super::{BlockPolicy, Config, ConfigErrors, Mode, ProtocolConfig, parse_expiry, parse_span, parse_watched};
 use crate::types::Expiry;
@@ -12,8 +12,8 @@ use crate::types::Expiry;
 /// The classic modes as arguments. clap has no long flags with one dash, so these six become hidden flags with two.
 pub(crate) const CLASSIC_MODES: [&str; 6] = ["-tcp", "-udp", "-stcp", "-sudp", "-atcp", "-audp"];
 
-/// Options of the daemon. A value that is `None`, empty or false keeps the setting of the file.
-#[derive(Args, Clone, Debug, Default, PartialEq, Eq)]
+/// Options of the daemon, and the classic modes as clap reads them. A value that is `None`, empty or false keeps the setting of the file.
+#[derive(Parser, Clone, Debug, Default, PartialEq, Eq)]
 #[allow(rustdoc::broken_intra_doc_links, reason = "the brackets are part of the help")]
 pub struct RunOptions {
     /// Duration of a ban: 90m, 24h, 7d or never [24h]
@@ -46,46 +46,23 @@ pub struct RunOptions {
     /// Run in the background once monitoring begins
     #[arg(long)]
     pub daemon: bool,
-    /// Mode of TCP, from a classic option.
-    #[arg(skip)]
-    pub tcp_mode: Option<Mode>,
-    /// Mode of UDP, from a classic option.
-    #[arg(skip)]
-    pub udp_mode: Option<Mode>,
-}
-
-/// The options, and the classic modes as clap reads them.
-#[derive(Parser)]
-pub(crate) struct RunFlags {
-    #[command(flatten)]
-    options: RunOptions,
     #[arg(long, hide = true, group = "tcp_mode")]
-    tcp: bool,
+    pub tcp: bool,
     #[arg(long, hide = true, group = "tcp_mode")]
-    stcp: bool,
+    pub stcp: bool,
     #[arg(long, hide = true, group = "tcp_mode")]
-    atcp: bool,
+    pub atcp: bool,
     #[arg(long, hide = true, group = "udp_mode")]
-    udp: bool,
+    pub udp: bool,
     #[arg(long, hide = true, group = "udp_mode")]
-    sudp: bool,
+    pub sudp: bool,
     #[arg(long, hide = true, group = "udp_mode")]
-    audp: bool,
+    pub audp: bool,
 }
 
 fn parse_trigger(text: &str) -> Result<u8, String> {
     let number = text.parse().ok().filter(|number| *number <= 15);
     number.ok_or_else(|| "write a number from 0 to 15".to_owned())
-}
-
-impl From<RunFlags> for RunOptions {
-    fn from(flags: RunFlags) -> Self {
-        Self {
-            tcp_mode: mode(flags.tcp, flags.stcp, flags.atcp),
-            udp_mode: mode(flags.udp, flags.sudp, flags.audp),
-            ..flags.options
-        }
-    }
 }
 
 /// Returns `words` with the classic modes in the form that clap accepts: two dashes instead of one. Stops at `--`.
@@ -109,7 +86,17 @@ impl RunOptions {
     /// Parses the command line of a daemon, program name first. Returns `None` if it is not a valid command line of a
     /// daemon.
     pub fn parse(words: impl IntoIterator<Item = OsString>) -> Option<Self> {
-        RunFlags::try_parse_from(with_long_modes(words)).ok().map(Self::from)
+        Self::try_parse_from(with_long_modes(words)).ok()
+    }
+
+    /// Mode of TCP, from a classic option.
+    pub fn tcp_mode(&self) -> Option<Mode> {
+        mode(self.tcp, self.stcp, self.atcp)
+    }
+
+    /// Mode of UDP, from a classic option.
+    pub fn udp_mode(&self) -> Option<Mode> {
+        mode(self.udp, self.sudp, self.audp)
     }
 
     /// Reads the configuration file, or takes the built-in configuration, and applies the flags.
@@ -123,8 +110,8 @@ impl RunOptions {
         if !self.interfaces.is_empty() {
             config.interfaces.clone_from(&self.interfaces);
         }
-        self.set_mode(&mut config.tcp, self.tcp_mode);
-        self.set_mode(&mut config.udp, self.udp_mode);
+        self.set_mode(&mut config.tcp, self.tcp_mode());
+        self.set_mode(&mut config.udp, self.udp_mode());
         config.consistent("command line")
     }
 

@@ -2,7 +2,7 @@
 //! this host accepts from others. The fleet process uses the connection settings, the daemon uses the rest; both read
 //! the same file.
 
-use super::parse::{self, any, like, quoted, text, values, whole_path, within};
+use super::parse::{self, any, like, optional, quoted, text, values, whole_path, within};
 use super::table::table;
 use serde::Deserialize;
 use serde::de::{Deserializer, Error};
@@ -70,7 +70,7 @@ values! {
     }
     ca_file(value) -> Option<PathBuf> {
         let expected = "an absolute path; write for example \"/etc/portsentry/fleet-ca.pem\", or \"\" for none";
-        like(value, expected, |text| if text.is_empty() { Some(None) } else { whole_path(text).map(Some) })
+        optional(value, expected, whole_path)
     }
     socket(value) -> PathBuf {
         let expected = "an absolute path; write for example \"/run/portsentry/fleet.sock\"";

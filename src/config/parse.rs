@@ -194,6 +194,15 @@ pub(super) fn like<T>(value: &Value, expected: &str, parse: impl FnOnce(&str) ->
     text(value, expected, |text| parse(text).ok_or_else(|| format!("is not {expected}")))
 }
 
+/// As [`like`]; an empty string stands for none.
+pub(super) fn optional<T>(
+    value: &Value,
+    expected: &str,
+    parse: impl FnOnce(&str) -> Option<T>,
+) -> Result<Option<T>, String> {
+    like(value, expected, |text| if text.is_empty() { Some(None) } else { parse(text).map(Some) })
+}
+
 /// Parses the name of one of the variants of `T`.
 fn choice<T: DeserializeOwned>(value: &Value, what: &str) -> Result<T, String> {
     T::deserialize(StrDeserializer::<PlainError>::new(value.as_str().unwrap_or_default())).map_err(|error| {
@@ -330,17 +339,11 @@ values! {
     }
     deny_file(value) -> PathBuf { like(value, &format!("{FILE} \"/etc/hosts.deny\""), whole_path) }
     json_file(value) -> Option<PathBuf> {
-        like(value, &format!("{FILE} \"/var/log/portsentry/events.json\", or \"\" for none"), |text| match text {
-            "" => Some(None),
-            path => whole_path(path).map(Some),
-        })
+        optional(value, &format!("{FILE} \"/var/log/portsentry/events.json\", or \"\" for none"), whole_path)
     }
     listen(value) -> Option<SocketAddr> {
         let example = "\"127.0.0.1:9777\" or \"[::1]:9777\", or \"\" for none";
-        like(value, &format!("an address with a port; write for example {example}"), |text| match text {
-            "" => Some(None),
-            address => address.parse().ok().map(Some),
-        })
+        optional(value, &format!("an address with a port; write for example {example}"), |text| text.parse().ok())
     }
     ports(value) -> PortSet { port_set(value, None) }
     tcp_ports(value) -> PortSet { port_set(value, Some(&port_lists::TCP)) }

@@ -31,7 +31,7 @@ pub struct AddressInfo {
     pub hold: Option<HoldInfo>,
     /// Number of bans of this target that make the next one longer.
     pub strikes: u32,
-    pub suspected: Vec<Suspicion>,
+    pub suspected: Vec<SuspicionInfo>,
     /// Reports of other hosts in the fleet; `None` if there are none.
     pub fleet: Option<FleetBan>,
     /// Closed ports that are not evidence, because they belong to services of this host.
@@ -74,7 +74,7 @@ pub struct HoldInfo {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Suspicion {
+pub struct SuspicionInfo {
     pub blocks: bool,
     pub distinct_ports: u8,
     pub forgiven: u8,
@@ -112,7 +112,8 @@ pub struct Ended {
 impl AddressInfo {
     /// Builds the answer for `address` at `now`; `history` contains the ledger's entries, oldest first.
     pub fn new(address: ScopedNetwork, known: &Explanation, history: Option<&[Entry]>, now: SystemTime) -> Self {
-        let remaining = |expiry| Remaining::new(expiry, now);
+        let remaining =
+            |end: Expiry| Remaining { expires: expires(end, now), left_s: end.seconds(), ..Remaining::default() };
         Self {
             address: address.to_string(),
             target: known.target.to_string(),
@@ -124,7 +125,7 @@ impl AddressInfo {
             }),
             logged: known.logged.map(remaining),
             strikes: known.strikes,
-            suspected: known.suspicions.iter().flatten().map(Suspicion::from).collect(),
+            suspected: known.suspicions.iter().flatten().map(SuspicionInfo::from).collect(),
             connected: known.connected,
             bans: history.map(<[_]>::len),
             history: history.map(|bans| bans.iter().rev().take(MAX_HISTORY).map(PastBan::from).collect()),
@@ -146,13 +147,7 @@ impl HoldInfo {
     }
 }
 
-impl Remaining {
-    fn new(expiry: Expiry, now: SystemTime) -> Self {
-        Self { expires: expires(expiry, now), left_s: expiry.seconds(), ..Self::default() }
-    }
-}
-
-impl From<&engine::Suspicion> for Suspicion {
+impl From<&engine::Suspicion> for SuspicionInfo {
     fn from(known: &engine::Suspicion) -> Self {
         Self {
             blocks: known.blocks,
@@ -277,7 +272,7 @@ impl fmt::Display for HoldInfo {
     }
 }
 
-impl fmt::Display for Suspicion {
+impl fmt::Display for SuspicionInfo {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let ports: Vec<String> = self
             .ports

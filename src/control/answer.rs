@@ -2,7 +2,6 @@
 
 use std::fmt;
 
-use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 use super::address_info::AddressInfo;
@@ -90,21 +89,9 @@ pub struct AllowedEntry {
     pub until: Option<String>,
 }
 
-impl AllowedEntry {
-    /// A network allowed by a key of the configuration.
-    pub fn configured(network: IpNet, key: &str) -> Self {
-        Self { network: plain(network), by: key.to_owned(), since: None, until: None }
-    }
-}
-
-impl From<&Allowance> for AllowedEntry {
-    fn from(allowance: &Allowance) -> Self {
-        Self {
-            network: plain(allowance.network),
-            by: allowance.by.clone(),
-            since: Some(rfc3339(allowance.since)),
-            until: allowance.until.map(rfc3339),
-        }
+impl From<Allowance> for AllowedEntry {
+    fn from(Allowance { network, since, until, by }: Allowance) -> Self {
+        Self { network: plain(network), by, since: Some(rfc3339(since)), until: until.map(rfc3339) }
     }
 }
 

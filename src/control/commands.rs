@@ -16,12 +16,12 @@ use super::protocol::Request;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ControlCommand {
     pub request: Request,
-    pub connection: Connection,
+    pub connection: ConnectionOptions,
 }
 
 // The socket of the daemon, and the output format. A doc comment would replace the help of each command.
 #[derive(Args, Clone, Debug, PartialEq, Eq)]
-pub struct Connection {
+pub struct ConnectionOptions {
     /// Control socket of the daemon
     #[arg(long, value_name = "FILE", default_value = super::DEFAULT_SOCKET)]
     pub socket: PathBuf,
@@ -34,7 +34,7 @@ pub struct Connection {
 impl Subcommand for ControlCommand {
     fn augment_subcommands(program: Command) -> Command {
         let requests = Request::augment_subcommands(Command::default());
-        program.subcommands(requests.get_subcommands().cloned().map(Connection::augment_args))
+        program.subcommands(requests.get_subcommands().cloned().map(ConnectionOptions::augment_args))
     }
 
     fn augment_subcommands_for_update(program: Command) -> Command {
@@ -49,7 +49,7 @@ impl Subcommand for ControlCommand {
 impl FromArgMatches for ControlCommand {
     fn from_arg_matches(matches: &ArgMatches) -> Result<Self, Error> {
         let (_, options) = matches.subcommand().ok_or_else(|| Error::new(ErrorKind::MissingSubcommand))?;
-        let connection = Connection::from_arg_matches(options)?;
+        let connection = ConnectionOptions::from_arg_matches(options)?;
         Ok(Self { request: Request::from_arg_matches(matches)?, connection })
     }
 
@@ -86,7 +86,7 @@ pub fn run(ControlCommand { request, connection }: &ControlCommand, out: &mut im
 }
 
 /// Writes events until the daemon ends or standard output is closed.
-fn events(connection: &Connection, out: &mut impl Write) -> Result<(), ClientError> {
+fn events(connection: &ConnectionOptions, out: &mut impl Write) -> Result<(), ClientError> {
     for event in Client::connect(&connection.socket)?.subscribe()? {
         let event = event?;
         match writeln!(out, "{}", event.to_json()).and_then(|()| out.flush()) {

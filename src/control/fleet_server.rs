@@ -5,16 +5,19 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::net::unix::UCred;
 use tokio::sync::{Mutex, oneshot};
-use tokio::time::{Instant, sleep};
+use tokio::time::sleep;
 
 use super::fleet_protocol::{FleetReply, FleetRequest, LineMessage as _, MAX_FLEET_LINE_LEN, OwnBanEvent};
-use super::listening_socket::{Connection, Limits, ListeningSocket};
-use super::socket_file::{Bound, ControlError};
-use crate::types::{Timestamp, TokenBucket};
+use super::listening_socket::{ClientConnection, ListeningSocket};
+use super::socket_file::{BoundSocket, ControlError};
+use crate::clock::boot_time;
+use crate::types::TokenBucket;
 
 /// One client for reports and one for events, and the same for a process that replaces another.
-const LIMITS: Limits = Limits { clients: 4, pending: 4 };
+const MAX_CLIENTS: usize = 4;
+const MAX_PENDING: usize = 4;
 /// Maximum number of requests per second of all clients; further ones wait. 25,600 reports take the daemon less than a
 /// tenth of a core.
 const MAX_REQUESTS_PER_SECOND: u32 = 200;
@@ -40,17 +43,14 @@ impl FleetServer {
     ///
     /// # Errors
     /// The runtime cannot poll the socket.
-    pub fn serve(bound: Bound, users: &[u32]) -> Result<Self, ControlError> {
+    pub fn serve(bound: BoundSocket, users: &[u32]) -> Result<Self, ControlError> {
         let refusal = |reason: &str| FleetReply::Refused { reason: format!("refused: {reason}") }.to_line();
-        let full = refusal(&format!("{} clients are already connected", LIMITS.clients));
+        let full = refusal(&format!("{MAX_CLIENTS} clients are already connected"));
         let unknown = refusal("only root, the daemon's own user and the user portsentry-fleet may connect");
         let users = users.to_vec();
-        let admit = move |uid| if users.contains(&uid) { Ok(()) } else { Err(unknown.clone()) };
-        let pace = Arc::new(Pace {
-            rate: Mutex::new(TokenBucket::new(MAX_REQUESTS_PER_SECOND, Duration::from_secs(1))),
-            start: Instant::now(),
-        });
-        Self::listen(bound, &LIMITS, full, move |peer| admit(peer.uid()), move |client| serve(client, pace.clone()))
+        let admit = move |peer: &UCred| if users.contains(&peer.uid()) { Ok(()) } else { Err(unknown.clone()) };
+        let rate = Arc::new(Mutex::new(TokenBucket::new(MAX_REQUESTS_PER_SECOND, Duration::from_secs(1))));
+        Self::listen(bound, (MAX_CLIENTS, MAX_PENDING), full, admit, move |client| serve(client, rate.clone()))
     }
 
     /// Sends an event to the watching clients.
@@ -59,26 +59,14 @@ impl FleetServer {
     }
 }
 
-/// The rate of requests of all clients.
-struct Pace {
-    rate: Mutex<TokenBucket>,
-    start: Instant,
-}
-
-impl Pace {
-    /// Waits until a request is permitted.
-    async fn await_turn(&self) {
-        while !self.rate.lock().await.try_take(Timestamp::at(self.start.elapsed())) {
-            sleep(RETRY_DELAY).await;
-        }
-    }
-}
-
-/// Answers one client until it disconnects, is too slow, or ends its subscription.
-async fn serve(mut client: Connection<IncomingFleetRequest>, pace: Arc<Pace>) {
+/// Answers one client until it disconnects, is too slow, or ends its subscription. `rate` limits the requests of all
+/// clients.
+async fn serve(mut client: ClientConnection<IncomingFleetRequest>, rate: Arc<Mutex<TokenBucket>>) {
     while let Some(line) = client.next_line(MAX_FLEET_LINE_LEN).await {
         let request = line.and_then(FleetRequest::parse);
-        pace.await_turn().await;
+        while !rate.lock().await.try_take(boot_time()) {
+            sleep(RETRY_DELAY).await;
+        }
         let reply = match request {
             Err(reason) => {
                 // If the queue is full, other refused requests already wait to be logged.
@@ -101,9 +89,9 @@ async fn serve(mut client: Connection<IncomingFleetRequest>, pace: Arc<Pace>) {
 }
 
 /// Sends the own bans in force, and every change from then on, until the client disconnects or cannot keep up.
-async fn stream_events(mut client: Connection<IncomingFleetRequest>) -> Option<()> {
+async fn stream_events(mut client: ClientConnection<IncomingFleetRequest>) -> Option<()> {
     // Before the bans in force are read, so that no change is missed.
-    let events = client.subscribe();
+    let events = client.events.subscribe();
     let bans = client.forward(|reply| IncomingFleetRequest::OwnBans { reply }).await.ok()?;
     client.write(&FleetReply::Watching.to_line()).await?;
     for ban in &bans {

@@ -12,7 +12,7 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, broadcast, mpsc, oneshot};
 use tokio::time::{sleep, timeout};
 
-use super::socket_file::{Bound, ControlError, SocketFile};
+use super::socket_file::{BoundSocket, ControlError, SocketFile};
 
 /// Maximum number of events that a subscriber may lag behind.
 const MAX_BEHIND: usize = 1_024;
@@ -28,26 +28,21 @@ pub struct ListeningSocket<R> {
     events: broadcast::Sender<Arc<str>>,
 }
 
-/// Maximum numbers of clients, and of requests that wait for the daemon.
-pub(super) struct Limits {
-    pub(super) clients: usize,
-    pub(super) pending: usize,
-}
-
 impl<R: Send + 'static> ListeningSocket<R> {
-    /// Answers each client with `serve`. A client that `admit` refuses receives only its error, and a client above the
-    /// limit receives only `full`. Must be called within a tokio runtime.
+    /// Answers each client with `serve`. A client that `admit` refuses receives only its error, and a client above
+    /// `max_clients` receives only `full`. At most `max_pending` requests wait for the daemon. Must be called within a
+    /// tokio runtime.
     pub(super) fn listen<F: Future<Output = ()> + Send + 'static>(
-        bound: Bound,
-        limits: &Limits,
+        bound: BoundSocket,
+        (max_clients, max_pending): (usize, usize),
         full: String,
         admit: impl Fn(&UCred) -> Result<(), String> + Send + 'static,
-        serve: impl Fn(Connection<R>) -> F + Send + 'static,
+        serve: impl Fn(ClientConnection<R>) -> F + Send + 'static,
     ) -> Result<Self, ControlError> {
         let (file, listener) = bound.listen()?;
-        let (sender, requests) = mpsc::channel(limits.pending);
+        let (sender, requests) = mpsc::channel(max_pending);
         let (events, _) = broadcast::channel(MAX_BEHIND);
-        let places = Arc::new(Semaphore::new(limits.clients));
+        let places = Arc::new(Semaphore::new(max_clients));
         let subscriptions = events.clone();
         tokio::spawn(async move {
             loop {
@@ -56,7 +51,7 @@ impl<R: Send + 'static> ListeningSocket<R> {
                 match admit(&peer).and_then(|()| place()) {
                     Ok(place) => {
                         let (reader, writer) = stream.into_split();
-                        tokio::spawn(serve(Connection {
+                        tokio::spawn(serve(ClientConnection {
                             peer,
                             reader: BufReader::new(reader),
                             writer,
@@ -108,10 +103,10 @@ async fn accept(listener: &UnixListener) -> (UnixStream, UCred) {
 }
 
 /// A client's connection.
-pub(super) struct Connection<R> {
+pub(super) struct ClientConnection<R> {
     pub(super) peer: UCred,
     pub(super) requests: mpsc::Sender<R>,
-    events: broadcast::Sender<Arc<str>>,
+    pub(super) events: broadcast::Sender<Arc<str>>,
     reader: BufReader<OwnedReadHalf>,
     writer: OwnedWriteHalf,
     /// The last line that was read.
@@ -119,7 +114,7 @@ pub(super) struct Connection<R> {
     _place: OwnedSemaphorePermit,
 }
 
-impl<R> Connection<R> {
+impl<R> ClientConnection<R> {
     /// The next line of at most `max_len` bytes, or its error; `None` if the client has disconnected or is too slow.
     pub(super) async fn next_line(&mut self, max_len: usize) -> Option<Result<&[u8], String>> {
         self.line.clear();
@@ -158,11 +153,6 @@ impl<R> Connection<R> {
             Ok(None) => Err("the daemon is shutting down"),
             Err(_) => Err("the daemon did not answer in time; see its log"),
         }
-    }
-
-    /// The events from now on, for [`Self::stream`].
-    pub(super) fn subscribe(&self) -> broadcast::Receiver<Arc<str>> {
-        self.events.subscribe()
     }
 
     /// Sends events until the client disconnects or cannot keep up; `lost` is the line about a number of lost events.

@@ -4,12 +4,13 @@ use tokio::net::unix::UCred;
 use tokio::sync::oneshot;
 
 use super::format::to_line;
-use super::listening_socket::{Connection, Limits, ListeningSocket};
+use super::listening_socket::{ClientConnection, ListeningSocket};
 use super::protocol::{Answer, ErrorKind, Failure, LineMessage as _, MAX_LINE_LEN, Reply, Request, reply_to_line};
-pub use super::socket_file::{Access, Bound, ControlError};
+pub use super::socket_file::{Access, BoundSocket, ControlError};
 use crate::events::json::EventRecord;
 
-const LIMITS: Limits = Limits { clients: 32, pending: 64 };
+const MAX_CLIENTS: usize = 32;
+const MAX_PENDING: usize = 64;
 
 /// A request that waits for its reply.
 #[derive(Debug)]
@@ -28,10 +29,10 @@ impl Server {
     ///
     /// # Errors
     /// The runtime cannot poll the socket.
-    pub fn serve(bound: Bound) -> Result<Self, ControlError> {
-        let full = format!("refused: {} clients are already connected; try again later", LIMITS.clients);
+    pub fn serve(bound: BoundSocket) -> Result<Self, ControlError> {
+        let full = format!("refused: {MAX_CLIENTS} clients are already connected; try again later");
         let full = reply_to_line(&failure(ErrorKind::Refused, full));
-        Self::listen(bound, &LIMITS, full, |_| Ok(()), serve)
+        Self::listen(bound, (MAX_CLIENTS, MAX_PENDING), full, |_| Ok(()), serve)
     }
 
     /// Sends an event to all subscribers.
@@ -45,7 +46,7 @@ fn failure(kind: ErrorKind, error: impl ToString) -> Reply {
 }
 
 /// Answers one client until it disconnects, is too slow, or ends its subscription.
-async fn serve(mut client: Connection<IncomingRequest>) {
+async fn serve(mut client: ClientConnection<IncomingRequest>) {
     let peer = client.peer;
     let is_privileged = [0, rustix::process::geteuid().as_raw()].contains(&peer.uid());
     while let Some(line) = client.next_line(MAX_LINE_LEN).await {
@@ -56,7 +57,7 @@ async fn serve(mut client: Connection<IncomingRequest>) {
                 "refused: only root and the daemon's user may change anything; run this with sudo",
             ),
             Ok(Request::Subscribe) => {
-                let events = client.subscribe();
+                let events = client.events.subscribe();
                 if client.reply(&reply_to_line(&Ok(Answer::Subscribed {}))).await.is_some() {
                     client.stream(events, lost).await;
                 }

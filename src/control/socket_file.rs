@@ -65,13 +65,13 @@ impl Drop for SocketFile {
 }
 
 /// A listening socket that is not served yet.
-pub struct Bound {
+pub struct BoundSocket {
     listener: std::os::unix::net::UnixListener,
     file: SocketFile,
     access: Access,
 }
 
-impl Bound {
+impl BoundSocket {
     /// Listens on `path`. Creates its directory if it is missing, and replaces a socket that an earlier daemon left. A
     /// socket with a running daemon, for example in another network namespace, is kept.
     ///

@@ -12,6 +12,8 @@ use crate::config::{Allow, ConfigErrors};
 use crate::control::protocol::AllowedEntry;
 use crate::engine::{Host, Protection};
 use crate::events::event::EventKind;
+use crate::host::lookup::resolve;
+use crate::types::plain;
 
 pub(super) struct AllowSources {
     configured: Allow,
@@ -58,8 +60,10 @@ impl AllowSources {
 
     /// The allowed networks for display: by operators, by `allow.networks`, by `allow.files` and by `allow.names`.
     pub(super) fn entries(&self) -> Vec<AllowedEntry> {
-        let by_hand = self.by_hand.listed(now()).map(|one| AllowedEntry::from(&one));
-        let of = |source: &'static str| move |network: IpNet| AllowedEntry::configured(network, source);
+        let by_hand = self.by_hand.listed(now()).map(AllowedEntry::from);
+        let of = |key: &'static str| {
+            move |network| AllowedEntry { network: plain(network), by: key.to_owned(), since: None, until: None }
+        };
         let networks = self.configured.networks.iter().copied().map(of("allow.networks"));
         let names = self.names.addresses().map(IpNet::from).map(of("allow.names"));
         by_hand.chain(networks).chain(self.files.networks().map(of("allow.files"))).chain(names).collect()
@@ -68,10 +72,9 @@ impl AllowSources {
     /// Reads changed files, starts name look-ups and drops expired allowances; true if anything changed.
     pub(super) fn tick(&mut self, now: Instant, resolvers_changed: bool) -> bool {
         // All of them are polled, because each keeps its own state.
-        let names = self.names.tick(now, resolvers_changed);
         let (files, messages) = self.files.tick();
         self.messages.extend(messages);
-        self.messages.extend(self.names.take_messages());
+        let names = self.names.tick(now, resolvers_changed, &mut self.messages);
         let (over, expired) = self.by_hand.expire(now);
         let over = over.into_iter().map(|network| EventKind::Note(format!("the allowance of {network} has expired")));
         self.messages.extend(over);
@@ -80,9 +83,7 @@ impl AllowSources {
 
     /// Waits until a name has been looked up; true if its addresses changed. Cancel safe.
     pub(super) async fn name_answered(&mut self) -> bool {
-        let changed = self.names.answered().await;
-        self.messages.extend(self.names.take_messages());
-        changed
+        self.names.answered(&mut self.messages).await
     }
 
     pub(super) fn take_messages(&mut self) -> Vec<EventKind> {
@@ -100,7 +101,7 @@ pub(super) fn protected(host: &Host, target: IpNet) -> Option<(IpNet, Protection
 
 fn look_up(allow: &Allow) -> AllowNames {
     let now = Instant::now();
-    let mut names = AllowNames::new(&allow.names, now);
-    names.tick(now, false);
+    let mut names = AllowNames::new(&allow.names, now, resolve);
+    names.tick(now, false, &mut Vec::new());
     names
 }

@@ -127,12 +127,11 @@ pub(super) fn open(
     let command_first = has(Backend::Command) && config.block.run.first;
     (opened.blocker.tcp_mode, opened.blocker.udp_mode) = (Some(config.tcp.mode), Some(config.udp.mode));
     // Fallible checks come before the first change.
-    let mut routes = None;
     if route {
         let size = usize::try_from(config.block.nft.size).unwrap_or(usize::MAX);
         let mut open = Routes::open(config.block.route, size)?;
         opened.leftovers = open.leftovers()?;
-        routes = Some(open);
+        opened.blocker.routes = Some(open);
     }
     if nft {
         let mut nft = Nft::open()?;
@@ -155,7 +154,6 @@ pub(super) fn open(
         drop(trap_sets::arm(&mut table, Watched { udp: none, ..Watched::default() }));
         drop(trap_sets::arm(&mut table, Watched { services: none, ..Watched::default() }));
     }
-    opened.blocker.routes = routes;
     for store in &used.stores {
         if let Err(error) = store.check() {
             let place = store.backend().place();

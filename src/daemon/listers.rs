@@ -2,12 +2,14 @@
 //! A host on the link can make a list of routes take seconds by flooding router advertisements, and any local user a
 //! list of sockets by opening many on one port.
 
+use std::future::ready;
 use std::io;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc::{Receiver, Sender, channel};
 
+use super::optional::or_never;
 use crate::host::network::{HostError, HostReader, HostReading};
 use crate::host::resolv_conf::ResolverFiles;
 use crate::netlink::conntrack::Conntrack;
@@ -50,11 +52,8 @@ impl NetworkLister {
 
     /// Waits for the next reading. Cancel safe.
     pub(super) async fn next(&mut self) -> Result<HostReading, HostError> {
-        match self.readings.recv().await {
-            Some(reading) => reading,
-            // The thread ends only when this receiver is dropped.
-            None => std::future::pending().await,
-        }
+        // The thread ends only when this receiver is dropped.
+        or_never(self.readings.recv().await.map(ready)).await
     }
 }
 
@@ -112,11 +111,8 @@ impl SocketLister {
 
     /// Waits for the next list. Cancel safe.
     pub(super) async fn next(&mut self) -> Listed {
-        match self.0.recv().await {
-            Some(listed) => listed,
-            // The thread ends only when this receiver is dropped.
-            None => std::future::pending().await,
-        }
+        // The thread ends only when this receiver is dropped.
+        or_never(self.0.recv().await.map(ready)).await
     }
 }
 

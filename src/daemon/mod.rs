@@ -56,7 +56,7 @@ use crate::capture::live::{Live, Ring};
 use crate::clock::boot_time;
 use crate::config::{Config, ConfigErrors, LogTarget};
 use crate::control::fleet_server::FleetServer;
-use crate::control::server::{Access, Bound, ControlError, Server};
+use crate::control::server::{Access, BoundSocket, ControlError, Server};
 use crate::enforce::ExemptPrefixes;
 use crate::enforce::nft::{FleetSets, Table};
 use crate::enforce::route::Routes;
@@ -124,9 +124,9 @@ struct Privileged {
     sensor_thread: SensorThread,
     command_helper: Option<CommandHelper>,
     root_files: RootFiles,
-    control: Result<Bound, ControlError>,
+    control: Result<BoundSocket, ControlError>,
     /// The socket for the fleet process, whose user is `fleet_user`.
-    fleet: Option<Result<Bound, ControlError>>,
+    fleet: Option<Result<BoundSocket, ControlError>>,
     fleet_user: Option<u32>,
     used: UsedBackends,
     firewall_watch: FirewallWatch,
@@ -170,8 +170,8 @@ pub fn run(
     // Before a second thread exists. Only root may be able to create the socket in its directory.
     let fleet_user = config.fleet.is_joined().then(|| sandbox::user_id(FLEET_USER)).flatten();
     let bind = || {
-        let fleet = config.fleet.is_joined().then(|| Bound::open(&config.fleet.socket, Access::All));
-        (Bound::open(&places.socket, Access::Group), fleet)
+        let fleet = config.fleet.is_joined().then(|| BoundSocket::open(&config.fleet.socket, Access::All));
+        (BoundSocket::open(&places.socket, Access::Group), fleet)
     };
     let mut sockets = None;
     let mut sandbox = match sandboxed {

@@ -43,11 +43,7 @@ pub(super) struct ReverseDns {
 }
 
 impl ReverseDns {
-    pub(super) fn new() -> Self {
-        Self::with(look_up)
-    }
-
-    pub(super) fn with(lookup: Lookup) -> Self {
+    pub(super) fn new(lookup: Lookup) -> Self {
         Self {
             lookup,
             states: HashMap::new(),
@@ -115,7 +111,7 @@ impl ReverseDns {
 }
 
 /// Looks up the name of the address, and the addresses of that name.
-fn look_up(address: IpAddr) -> Option<String> {
+pub(super) fn look_up(address: IpAddr) -> Option<String> {
     confirmed(address, &name_of(&address)?, resolve)
 }
 
@@ -207,7 +203,7 @@ mod tests {
         };
         let now = Instant::now();
         let until = now + Duration::from_secs(60);
-        let mut hosts = ReverseDns::with(lookup);
+        let mut hosts = ReverseDns::new(lookup);
         (0..64).chain(0..64).for_each(|number| hosts.ask(address(number), now, until));
         assert_eq!(hosts.answer(address(1)), None);
         while hosts.states.values().any(|state| matches!(state, State::Asked)) {
@@ -234,7 +230,7 @@ mod tests {
             None
         };
         let now = Instant::now();
-        let mut hosts = ReverseDns::with(lookup);
+        let mut hosts = ReverseDns::new(lookup);
         (0..100_000).for_each(|number| hosts.ask(address(number), now, now + Duration::from_secs(2)));
         assert_eq!(hosts.states.len(), MAX_WAITING + MAX_CONCURRENT);
         FREE.store(1, Ordering::SeqCst);

@@ -55,8 +55,6 @@ struct Remembered {
     /// The last-served time in the ledger.
     recorded: SystemTime,
     is_served: bool,
-    /// True if the current observation has found it.
-    is_seen: bool,
 }
 
 /// A remembered service, for `status`.
@@ -99,7 +97,7 @@ impl ServiceTracker {
         self.recorder = recorder;
         for (service, served) in services.into_iter().take(MAX_SERVICES) {
             let served = served.min(wall);
-            self.remembered.insert(service, Remembered { served, recorded: served, is_served: false, is_seen: false });
+            self.remembered.insert(service, Remembered { served, recorded: served, is_served: false });
         }
         self.forget_old(wall);
     }
@@ -113,7 +111,6 @@ impl ServiceTracker {
         ranges: PortRanges<'_>,
     ) -> Observed {
         let mut observed = Observed::default();
-        self.remembered.values_mut().for_each(|known| known.is_seen = false);
         self.candidates.retain(|_, candidate| now.since(candidate.seen) <= MAX_GAP);
         let eligible = listeners.iter().filter(|listener| is_eligible(listener, ranges));
         let published: Vec<Service> =
@@ -121,7 +118,7 @@ impl ServiceTracker {
         for service in eligible.flat_map(services).chain(published) {
             if let Some(known) = self.remembered.get_mut(&service) {
                 observed.served_again |= !known.is_served;
-                (known.served, known.is_served, known.is_seen) = (wall, true, true);
+                (known.served, known.is_served) = (wall, true);
                 let step = wall.duration_since(known.recorded).unwrap_or(RECORD_INTERVAL);
                 if step >= RECORD_INTERVAL {
                     known.recorded = wall;
@@ -129,13 +126,14 @@ impl ServiceTracker {
                 }
             } else if self.has_lasted(service, now) && self.make_room() {
                 self.candidates.remove(&service);
-                let known = Remembered { served: wall, recorded: wall, is_served: true, is_seen: true };
-                self.remembered.insert(service, known);
+                self.remembered.insert(service, Remembered { served: wall, recorded: wall, is_served: true });
                 record(self.recorder.as_ref(), Change::Served(service, wall));
                 observed = Observed { changed: true, served_again: true };
             }
         }
-        for (service, known) in self.remembered.iter_mut().filter(|(_, known)| known.is_served && !known.is_seen) {
+        // Those that this observation has not found.
+        let gone = |known: &Remembered| known.is_served && known.served != wall;
+        for (service, known) in self.remembered.iter_mut().filter(|(_, known)| gone(known)) {
             (known.is_served, known.recorded) = (false, known.served);
             record(self.recorder.as_ref(), Change::Served(*service, known.served));
         }

@@ -31,7 +31,7 @@ pub(super) struct TableMonitor {
     /// Time until which further changes wait in the kernel for the ledger.
     ledger_wait: Option<Instant>,
     /// Rate limits for repairs of the rules, the allow-list and the trap.
-    paces: [Pace; 3],
+    paces: [RepairPace; 3],
     notes: LineLimiter,
 }
 
@@ -46,9 +46,9 @@ impl TableMonitor {
             table.monitor_pause = Some(monitor.pause());
         }
         let paces = [
-            Pace::new(repairs_table),
-            Pace::new(|command| matches!(command, SensorCommand::ProtectAddresses)),
-            Pace::new(|command| matches!(command, SensorCommand::ResetTrap)),
+            RepairPace::new(repairs_table),
+            RepairPace::new(|command| matches!(command, SensorCommand::ProtectAddresses)),
+            RepairPace::new(|command| matches!(command, SensorCommand::ResetTrap)),
         ];
         Ok(Self {
             monitor,
@@ -71,7 +71,7 @@ impl TableMonitor {
             self.ledger_wait = None;
         }
         loop {
-            let turn = self.paces.iter().filter_map(Pace::due).min();
+            let turn = self.paces.iter().filter_map(RepairPace::due).min();
             let (mut commands, mut events) = tokio::select! {
                 () = deadline_reached(turn.map(Instant::into_std)) => Default::default(),
                 changes = monitor.next() => respond(&changes?, &author(monitor)),
@@ -124,13 +124,13 @@ impl BulkChanges {
 }
 
 /// Delays commands of one kind that follow each other too quickly.
-struct Pace {
+struct RepairPace {
     about: fn(&SensorCommand) -> bool,
     last: Option<Instant>,
     held: Option<SensorCommand>,
 }
 
-impl Pace {
+impl RepairPace {
     fn new(about: fn(&SensorCommand) -> bool) -> Self {
         Self { about, last: None, held: None }
     }
@@ -312,7 +312,7 @@ mod tests {
         assert!(matches!(&commands[..], [SensorCommand::ReinstallTable(_)]), "this repairs the rules as well");
     }
 
-    fn held(pace: &mut Pace, changes: &[TableChange], now: Instant) -> Vec<SensorCommand> {
+    fn held(pace: &mut RepairPace, changes: &[TableChange], now: Instant) -> Vec<SensorCommand> {
         let (mut commands, _) = respond(changes, "nft");
         pace.hold(&mut commands, now);
         commands
@@ -320,7 +320,7 @@ mod tests {
 
     #[test]
     fn repeated_repairs_are_paced_without_loss() {
-        let (mut pace, start) = (Pace::new(repairs_table), Instant::now());
+        let (mut pace, start) = (RepairPace::new(repairs_table), Instant::now());
         let at = |round| start + Duration::from_millis(round);
         let ordered: Vec<u64> =
             (0..40).filter(|round| !held(&mut pace, &[TableChange::TableGone], at(*round)).is_empty()).collect();
@@ -332,7 +332,7 @@ mod tests {
 
     #[test]
     fn delayed_repair_delays_nothing_else() {
-        let (mut pace, now) = (Pace::new(repairs_table), Instant::now());
+        let (mut pace, now) = (RepairPace::new(repairs_table), Instant::now());
         let changes =
             [TableChange::RulesetChanged, TableChange::ElementRemoved(target(1)), TableChange::AllowedChanged];
         assert!(matches!(

@@ -55,13 +55,11 @@ fn flags_are_read() {
         interfaces: vec!["eth0".into(), "wg0".into()],
         scan_trigger: Some(0),
         log_only: true,
-        tcp_mode: None,
-        udp_mode: None,
         state_dir: Some(PathBuf::from("/srv/p")),
         socket: Some(PathBuf::from("/run/p.sock")),
         confirm: Some(Duration::from_secs(300)),
         no_sandbox: true,
-        daemon: false,
+        ..RunOptions::default()
     };
     assert_eq!(options, expected);
     assert!(run("--daemon -atcp").daemon);
@@ -80,7 +78,7 @@ fn classic_words_set_only_their_protocol() {
         ("-stcp --expire 1h -audp", Some(Mode::Stealth), Some(Mode::Advanced)),
     ] {
         let options = run(line);
-        assert_eq!((options.tcp_mode, options.udp_mode), (tcp, udp), "{line}");
+        assert_eq!((options.tcp_mode(), options.udp_mode()), (tcp, udp), "{line}");
     }
 }
 

@@ -17,6 +17,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use serde::Serialize;
+use serde_json::{Value, json};
 
 use bans::unreadable_note;
 pub use bans::{Bans, KernelState, ListError, Listed};
@@ -173,9 +174,8 @@ fn run_would_block(options: &ListOptions, now: SystemTime, out: &mut impl Write)
     });
     let notes = Vec::from_iter(unreadable_note(unreadable));
     let text = if options.json {
-        let would_block = items.iter().map(WouldBlock::from).collect();
-        let document = WouldBlockDocument { time: rfc3339(now), notes: &notes, would_block };
-        serde_json::to_string(&document).unwrap_or_default() + "\n"
+        let would_block = items.iter().map(would_block).collect::<Vec<_>>();
+        json!({"time": rfc3339(now), "notes": notes, "would_block": would_block}).to_string() + "\n"
     } else {
         in_locale(match items.is_empty() {
             true => format!("{} would have been blocked\n", options.no_source()),
@@ -213,42 +213,19 @@ struct Document<'a> {
     fleet: Option<Vec<FleetBan>>,
 }
 
-/// The list of `--would-block` as JSON.
-#[derive(Serialize)]
-struct WouldBlockDocument<'a> {
-    time: String,
-    notes: &'a [String],
-    would_block: Vec<WouldBlock<'a>>,
-}
-
-#[derive(Serialize)]
-struct WouldBlock<'a> {
-    #[serde(rename = "subject")]
-    target: String,
-    source: String,
-    class: &'static str,
-    reason: &'a str,
-    ports: Vec<PortRecord>,
-    probes: u32,
-    first: String,
-    last: String,
-    times: u32,
-}
-
-impl<'a> From<&'a Logged> for WouldBlock<'a> {
-    fn from(logged: &'a Logged) -> Self {
-        Self {
-            target: logged.target.to_string(),
-            source: logged.source.to_string(),
-            class: logged.class.key(),
-            reason: &logged.reason,
-            ports: logged.ports.iter().map(PortRecord::from).collect(),
-            probes: logged.probes,
-            first: rfc3339(logged.first),
-            last: rfc3339(logged.last),
-            times: logged.times,
-        }
-    }
+/// An entry of `--would-block` as JSON.
+fn would_block(logged: &Logged) -> Value {
+    json!({
+        "subject": logged.target.to_string(),
+        "source": logged.source,
+        "class": logged.class.key(),
+        "reason": logged.reason,
+        "ports": logged.ports.iter().map(PortRecord::from).collect::<Vec<_>>(),
+        "probes": logged.probes,
+        "first": rfc3339(logged.first),
+        "last": rfc3339(logged.last),
+        "times": logged.times,
+    })
 }
 
 /// The ban as JSON.

@@ -191,9 +191,7 @@ mod tests {
 
     use super::*;
     use crate::engine::Class;
-    use crate::types::Backend;
-    use crate::types::BanTarget;
-    use crate::types::Protocol;
+    use crate::types::{Backend, BanTarget, Protocol};
 
     fn now() -> SystemTime {
         UNIX_EPOCH + Duration::from_secs(1_795_242_733)

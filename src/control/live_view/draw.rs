@@ -11,7 +11,7 @@ use ratatui::widgets::{
     Block, Borders, Clear, HighlightSpacing, Padding, Paragraph, RenderDirection, Row, Sparkline, Table, TableState,
 };
 
-use super::ban::Ban;
+use super::poller::Ban;
 use super::top_counts::TopCounts;
 use super::view::{Mode, View, clock};
 use crate::control::list::shortened;
@@ -307,7 +307,7 @@ fn foot(frame: &mut Frame<'_>, area: Rect, view: &View) {
         (Mode::Filter, ..) => (format!("filter: {}_  Enter keeps it, Esc clears it", view.filter).into(), STRONG),
         (Mode::Help, ..) => ("any key closes".into(), FAINT),
         (Mode::Explained(..), ..) => ("j k scroll  any other key closes".into(), FAINT),
-        (Mode::Bans, Some((answer, done)), ..) => (answer.into(), if *done { GOOD } else { BAD }),
+        (Mode::Bans, Some((answer, done, _)), ..) => (answer.into(), if *done { GOOD } else { BAD }),
         (Mode::Bans, None, Some(lost), _) => (format!("reconnecting: {lost}").into(), BAD),
         (Mode::Bans, None, None, Some(note)) if view.events.is_empty() => (note.into(), FAINT),
         (Mode::Bans, ..) => {

@@ -2,7 +2,6 @@
 //! events, rates, and the most frequent ports and sources. Keys and messages change a [`view::View`], which [`draw`]
 //! draws; both are pure. The terminal is always restored at the end.
 
-mod ban;
 mod draw;
 mod poller;
 #[cfg(test)]

@@ -1,6 +1,7 @@
 //! Collects the data of the live view, with one thread each: the daemon's status and answers, its events, the bans of
 //! kernel and ledger, and signals. Reconnects when the daemon is restarted.
 
+use std::cmp::Ordering;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{self, Receiver, Sender, SyncSender};
@@ -9,12 +10,13 @@ use std::time::{Duration, Instant, SystemTime};
 
 use tokio::signal::unix::{SignalKind, signal};
 
-use super::ban::Ban;
 use crate::control::client::{Client, ClientError};
-use crate::control::list;
+use crate::control::format::compact_ports;
+use crate::control::list::{self, KernelState, Listed};
 use crate::control::protocol::{Answer, Request};
 use crate::control::status::Status;
 use crate::events::json::EventRecord;
+use crate::ledger::Author;
 
 /// Interval between two status requests, and between two connection attempts.
 const POLL_INTERVAL: Duration = Duration::from_secs(1);
@@ -29,6 +31,51 @@ const MAX_BANS: usize = 10_000;
 /// Maximum number of pending messages. A full queue blocks the thread; the daemon then drops events for this
 /// subscriber.
 const MAX_PENDING: usize = 4_096;
+
+/// A ban in the view.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Ban {
+    pub(super) target: String,
+    pub(super) class: String,
+    pub(super) ports: String,
+    pub(super) strikes: u32,
+    /// `None`: never.
+    pub(super) until: Option<SystemTime>,
+    /// True if it is in the ledger but not in the kernel.
+    pub(super) lacking: bool,
+}
+
+impl Ban {
+    pub(super) fn new(listed: &Listed, now: SystemTime) -> Self {
+        let entry = listed.remembered.as_ref();
+        let ban = entry.map(|entry| &entry.ban);
+        let class = match ban.map(|ban| (ban.class, ban.author)) {
+            None => "unknown",
+            Some((Some(class), _)) => class.key(),
+            Some((None, Author::Detector)) => "trap",
+            Some((None, Author::Operator | Author::Import)) => "by hand",
+        };
+        let ports = ban.iter().flat_map(|ban| &ban.ports);
+        Self {
+            target: listed.target.to_string(),
+            class: class.to_owned(),
+            ports: compact_ports(ports.map(|(protocol, port)| (protocol.key(), *port))),
+            strikes: entry.map_or(0, |entry| entry.strikes),
+            until: listed.left(now).span().and_then(|left| now.checked_add(left)),
+            lacking: listed.kernel == KernelState::Absent,
+        }
+    }
+
+    /// Orders by expiry, permanent ones last.
+    pub(super) fn order(&self, other: &Self) -> Ordering {
+        let end = |ban: &Self| (ban.until.is_none(), ban.until);
+        end(self).cmp(&end(other)).then_with(|| self.target.cmp(&other.target))
+    }
+
+    pub(super) fn left(&self, now: SystemTime) -> Option<Duration> {
+        self.until.map(|until| until.duration_since(now).unwrap_or_default())
+    }
+}
 
 /// An update of the view.
 #[derive(Debug)]
@@ -121,7 +168,6 @@ fn events(socket: &Path, out: &SyncSender<Message>) {
 
 /// Reads the bans periodically, because events do not include bans that began earlier.
 fn bans(socket: &Path, directories: &Receiver<PathBuf>, out: &SyncSender<Message>) {
-    let mut last_note = None;
     while let Ok(mut directory) = directories.recv() {
         while let Ok(newer) = directories.try_recv() {
             directory = newer;
@@ -140,13 +186,10 @@ fn bans(socket: &Path, directories: &Receiver<PathBuf>, out: &SyncSender<Message
             }
             Err(error) => Some(format!("earlier bans cannot be listed: {error}")),
         };
-        if note != last_note {
-            last_note.clone_from(&note);
-            if let Some(note) = note
-                && out.send(Message::Note(note)).is_err()
-            {
-                return;
-            }
+        if let Some(note) = note
+            && out.send(Message::Note(note)).is_err()
+        {
+            return;
         }
         thread::sleep(BANS_INTERVAL.max(begin.elapsed().saturating_mul(SHARE)));
     }

@@ -10,9 +10,8 @@ use ratatui::crossterm::event::{KeyCode as Key, KeyEvent, KeyModifiers};
 use ratatui::style::{Color, Modifier};
 use serde_json::{Value, json};
 
-use super::ban::Ban;
 use super::draw::{Look, draw};
-use super::poller::Message;
+use super::poller::{Ban, Message};
 use super::view::{Action, Mode, View};
 use crate::control::address_info::{AddressInfo, Ended, PastBan, Remaining};
 use crate::control::protocol::{Answer, Request};

@@ -7,8 +7,7 @@ use std::time::{Duration, SystemTime};
 
 use ratatui::crossterm::event::{KeyCode, KeyEvent, KeyModifiers};
 
-use super::ban::Ban;
-use super::poller::Message;
+use super::poller::{Ban, Message};
 use super::top_counts::TopCounts;
 use crate::clock::printable_time;
 use crate::control::format::compact_ports;
@@ -88,8 +87,8 @@ pub(super) struct View {
     pub(super) ports: TopCounts,
     pub(super) sources: TopCounts,
     pub(super) paused: bool,
-    /// The result of the last request, and whether it succeeded.
-    pub(super) answer: Option<(String, bool)>,
+    /// The result of the last request, whether it succeeded, and when it arrived.
+    pub(super) answer: Option<(String, bool, SystemTime)>,
     /// A note about the bans.
     pub(super) note: Option<String>,
     /// Total number of bans, of which the view may hold fewer.
@@ -102,7 +101,6 @@ pub(super) struct View {
     /// Number of messages dropped while the view was paused.
     skipped: usize,
     samples: VecDeque<Sample>,
-    answered_at: SystemTime,
     /// True if the view has changed since it was drawn.
     pub(super) changed: bool,
 }
@@ -128,7 +126,6 @@ impl View {
             held: VecDeque::new(),
             skipped: 0,
             samples: VecDeque::new(),
-            answered_at: now,
             changed: true,
         }
     }
@@ -136,7 +133,8 @@ impl View {
     /// Sets the time to `now`: drops an old answer and expired bans.
     pub(super) fn tick(&mut self, now: SystemTime) {
         self.now = now;
-        if self.answer.is_some() && now.duration_since(self.answered_at).is_ok_and(|age| age >= ANSWER_SPAN) {
+        let is_old = |at: SystemTime| now.duration_since(at).is_ok_and(|age| age >= ANSWER_SPAN);
+        if self.answer.as_ref().is_some_and(|(.., at)| is_old(*at)) {
             self.answer = None;
             self.changed = true;
         }
@@ -284,8 +282,7 @@ impl View {
     }
 
     fn show_answer(&mut self, text: &str, done: bool) {
-        self.answered_at = self.now;
-        self.answer = Some((plain(text), done));
+        self.answer = Some((plain(text), done, self.now));
     }
 
     /// Handles a key; returns the action for the program.

@@ -67,22 +67,23 @@ impl Known {
             State::Asked => "resolves to",
             State::Good | State::Empty => "now also resolves to",
         };
-        let mut text = match (before, fresh.is_empty()) {
-            (_, false) => format!("{name} on the allow-list {resolves} {}", list(&fresh)),
-            (State::Failed, true) => format!("{name} on the allow-list can be resolved again"),
-            (State::Asked | State::Good | State::Empty, true) => String::new(),
-        };
-        if !fresh.is_empty() && left_out > 0 {
-            text.push_str(&format!("; further addresses, which are ignored: {left_out}"));
-        }
-        if usable.is_empty() && before != State::Empty {
+        let effect = if usable.is_empty() && before != State::Empty {
             let so = match self.addresses.is_empty() {
                 true => "it exempts no address".to_owned(),
                 false => format!("its last addresses stay exempt for {}", humantime::format_duration(GRACE)),
             };
-            text = format!("{name} on the allow-list resolves to no usable address; {so}");
-        }
-        (!fresh.is_empty() || crowded, (!text.is_empty()).then_some(EventKind::Note(text)))
+            Some(format!("resolves to no usable address; {so}"))
+        } else if !fresh.is_empty() {
+            let ignored = match left_out {
+                0 => String::new(),
+                more => format!("; further addresses, which are ignored: {more}"),
+            };
+            Some(format!("{resolves} {}{ignored}", list(&fresh)))
+        } else {
+            (before == State::Failed).then(|| "can be resolved again".to_owned())
+        };
+        let event = effect.map(|effect| EventKind::Note(format!("{name} on the allow-list {effect}")));
+        (!fresh.is_empty() || crowded, event)
     }
 
     /// Records that a look-up failed with the error `why`; known addresses are kept. Returns the event to report,
@@ -150,6 +151,12 @@ mod tests {
         known.addresses().map(|address| address.to_string()).collect()
     }
 
+    /// Learns an answer; returns whether the addresses changed, and the text of the event.
+    fn learned(known: &mut Known, now: Instant, answer: &[SocketAddr]) -> (bool, String) {
+        let (changed, message) = known.learn(NAME, now, answer);
+        (changed, text(message))
+    }
+
     fn text(message: Option<EventKind>) -> String {
         match message {
             Some(EventKind::Note(text) | EventKind::Error(text)) => text,
@@ -160,16 +167,10 @@ mod tests {
     #[test]
     fn missing_address_stays_one_more_interval() {
         let (mut known, now) = (Known::default(), Instant::now());
-        let (changed, message) = known.learn(NAME, now, &answer(&["192.0.2.7", "2001:db8::7"]));
-        assert_eq!(
-            (changed, text(message)),
-            (true, format!("{NAME} on the allow-list resolves to 192.0.2.7, 2001:db8::7"))
-        );
-        let (changed, message) = known.learn(NAME, now + INTERVAL, &answer(&["192.0.2.9"]));
-        assert_eq!(
-            (changed, text(message)),
-            (true, format!("{NAME} on the allow-list now also resolves to 192.0.2.9"))
-        );
+        let resolves = format!("{NAME} on the allow-list resolves to 192.0.2.7, 2001:db8::7");
+        assert_eq!(learned(&mut known, now, &answer(&["192.0.2.7", "2001:db8::7"])), (true, resolves));
+        let resolves = format!("{NAME} on the allow-list now also resolves to 192.0.2.9");
+        assert_eq!(learned(&mut known, now + INTERVAL, &answer(&["192.0.2.9"])), (true, resolves));
         assert_eq!(held(&known), ["192.0.2.7", "192.0.2.9", "2001:db8::7"]);
         let (changed, message) = known.learn(NAME, now + 2 * INTERVAL, &answer(&["192.0.2.9"]));
         assert!(!changed && message.is_none() && known.forget(now + 2 * INTERVAL).is_empty());
@@ -203,8 +204,8 @@ mod tests {
         assert!(known.fail(NAME, "still down").is_none());
         assert!(known.forget(now + 100 * INTERVAL).is_empty());
         assert_eq!(held(&known), ["192.0.2.7"]);
-        let (changed, message) = known.learn(NAME, now + 100 * INTERVAL, &answer(&["192.0.2.7"]));
-        assert_eq!((changed, text(message)), (false, format!("{NAME} on the allow-list can be resolved again")));
+        let resolves = format!("{NAME} on the allow-list can be resolved again");
+        assert_eq!(learned(&mut known, now + 100 * INTERVAL, &answer(&["192.0.2.7"])), (false, resolves));
         assert!(!text(known.fail(NAME, "down")).is_empty(), "it is reported again");
     }
 
@@ -215,8 +216,8 @@ mod tests {
             "{NAME} on the allow-list cannot be resolved: down; until it can be resolved, it exempts no address"
         );
         assert_eq!(text(known.fail(NAME, "down")), expected);
-        let (_, message) = known.learn(NAME, Instant::now(), &answer(&["192.0.2.7"]));
-        assert_eq!(text(message), format!("{NAME} on the allow-list can be resolved again, to 192.0.2.7"));
+        let (_, text) = learned(&mut known, Instant::now(), &answer(&["192.0.2.7"]));
+        assert_eq!(text, format!("{NAME} on the allow-list can be resolved again, to 192.0.2.7"));
     }
 
     #[test]
@@ -240,9 +241,8 @@ mod tests {
             "::ffff:0.0.0.0",
             "::ffff:255.255.255.255",
         ]);
-        let (changed, message) = known.learn(NAME, now, &hostile);
         let expected = format!("{NAME} on the allow-list resolves to no usable address; it exempts no address");
-        assert_eq!((changed, text(message)), (false, expected));
+        assert_eq!(learned(&mut known, now, &hostile), (false, expected));
         assert!(known.learn(NAME, now, &hostile).1.is_none(), "said once");
         assert!(held(&known).is_empty());
         let scoped = SocketAddr::V6(std::net::SocketAddrV6::new("fe80::1".parse().unwrap(), 0, 0, 2));
@@ -254,8 +254,8 @@ mod tests {
     fn invalid_answer_replaces_older_answer() {
         let (mut known, now) = (Known::default(), Instant::now());
         let _ = known.learn(NAME, now, &answer(&["192.0.2.7"]));
-        let (_, message) = known.learn(NAME, now, &answer(&["0.0.0.0"]));
-        assert!(text(message).ends_with("its last addresses stay exempt for 5m 30s"));
+        let (_, text) = learned(&mut known, now, &answer(&["0.0.0.0"]));
+        assert!(text.ends_with("its last addresses stay exempt for 5m 30s"));
         assert_eq!(known.forget(now + GRACE).len(), 1);
         assert!(held(&known).is_empty());
     }
@@ -268,8 +268,7 @@ mod tests {
                 .map(|n| SocketAddr::new(IpAddr::from((0x0b00_0000 + block * 0x1_0000 + n).to_be_bytes()), 0))
                 .collect()
         };
-        let (_, message) = known.learn(NAME, now, &many(0));
-        let line = text(message);
+        let (_, line) = learned(&mut known, now, &many(0));
         assert!(
             line.ends_with("and 56 more; further addresses, which are ignored: 3936") && line.len() < 300,
             "{line}"

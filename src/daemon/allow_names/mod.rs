@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use crate::events::event::EventKind;
 use crate::host::file_watch::FileWatch;
-use crate::host::lookup::{LookupPool, resolve};
+use crate::host::lookup::LookupPool;
 use known::{INTERVAL, Known, LIMIT};
 
 /// Interval between look-ups of a name that has no address yet: during a boot the network is often not available.
@@ -22,7 +22,7 @@ const MAX_CONCURRENT: usize = 8;
 /// Names are looked up in this file before DNS.
 const HOSTS: &str = "/etc/hosts";
 
-type Answer = io::Result<Vec<SocketAddr>>;
+type Resolved = io::Result<Vec<SocketAddr>>;
 
 struct Name {
     text: String,
@@ -32,64 +32,57 @@ struct Name {
 
 pub(super) struct AllowNames {
     names: Vec<Name>,
-    lookup: fn(&str) -> Answer,
-    lookups: LookupPool<String, Answer>,
+    lookup: fn(&str) -> Resolved,
+    lookups: LookupPool<String, Resolved>,
     hosts: FileWatch<PathBuf>,
-    messages: Vec<EventKind>,
 }
 
 impl AllowNames {
-    /// Creates the list with these names. They have no addresses before the first [`AllowNames::tick`].
-    pub(super) fn new(names: &[String], now: Instant) -> Self {
-        Self::with(names, now, resolve)
-    }
-
-    fn with(names: &[String], now: Instant, lookup: fn(&str) -> Answer) -> Self {
+    /// Creates the list with these names, which `lookup` resolves. They have no addresses before the first
+    /// [`AllowNames::tick`].
+    pub(super) fn new(names: &[String], now: Instant, lookup: fn(&str) -> Resolved) -> Self {
         let mut texts = names.to_vec();
         texts.sort_unstable();
         texts.dedup();
         let names = texts.into_iter().map(|text| Name { text, known: Known::default(), due: now }).collect();
         let lookups = LookupPool::new(MAX_CONCURRENT);
-        Self { names, lookup, lookups, hosts: FileWatch::new(HOSTS.into()), messages: Vec::new() }
+        Self { names, lookup, lookups, hosts: FileWatch::new(HOSTS.into()) }
     }
 
     pub(super) fn addresses(&self) -> impl Iterator<Item = IpAddr> + '_ {
         self.names.iter().flat_map(|name| name.known.addresses())
     }
 
-    pub(super) fn take_messages(&mut self) -> Vec<EventKind> {
-        std::mem::take(&mut self.messages)
-    }
-
     /// Starts the look-ups that are due, or all of them if `resolvers_changed` or /etc/hosts changed, and drops expired
-    /// addresses. Does not block. True if the addresses changed.
-    pub(super) fn tick(&mut self, now: Instant, resolvers_changed: bool) -> bool {
+    /// addresses. Does not block. Adds the events to report to `messages`. True if the addresses changed.
+    pub(super) fn tick(&mut self, now: Instant, resolvers_changed: bool, messages: &mut Vec<EventKind>) -> bool {
         if self.hosts.poll() || resolvers_changed {
             self.names.iter_mut().for_each(|name| name.due = now);
         }
         let mut changed = false;
         while let Some((text, answer)) = self.lookups.try_next() {
-            changed |= self.absorb(now, &text, answer);
+            changed |= self.absorb(now, &text, answer, messages);
         }
         let overdue = self.lookups.overdue(now, LIMIT);
         for name in &mut self.names {
             if overdue.contains(&name.text) {
                 let late = format!("no answer within {} s", LIMIT.as_secs());
-                self.messages.extend(name.known.fail(&name.text, &late));
+                messages.extend(name.known.fail(&name.text, &late));
             }
             let gone = name.known.forget(now);
             changed |= !gone.is_empty();
-            self.messages.extend(known::farewell(&name.text, &gone));
+            messages.extend(known::farewell(&name.text, &gone));
         }
         self.begin(now);
         changed
     }
 
-    /// Waits until a look-up ends; true if the addresses changed. Cancel safe.
-    pub(super) async fn answered(&mut self) -> bool {
+    /// Waits until a look-up ends, and adds the events to report to `messages`; true if the addresses changed. Cancel
+    /// safe.
+    pub(super) async fn answered(&mut self, messages: &mut Vec<EventKind>) -> bool {
         let (text, answer) = self.lookups.next().await;
         let now = Instant::now();
-        let changed = self.absorb(now, &text, answer);
+        let changed = self.absorb(now, &text, answer, messages);
         self.begin(now);
         changed
     }
@@ -105,19 +98,19 @@ impl AllowNames {
         }
     }
 
-    fn absorb(&mut self, now: Instant, text: &str, answer: Option<Answer>) -> bool {
+    fn absorb(&mut self, now: Instant, text: &str, answer: Option<Resolved>, messages: &mut Vec<EventKind>) -> bool {
         let Some(name) = self.names.iter_mut().find(|name| name.text == text) else { return false };
         match answer.unwrap_or_else(|| Err(io::Error::other("the look-up was aborted"))) {
             Ok(answer) => {
                 let (changed, message) = name.known.learn(&name.text, now, &answer);
-                self.messages.extend(message);
+                messages.extend(message);
                 changed
             }
             Err(error) => {
                 if name.known.addresses().next().is_none() {
                     name.due = name.due.min(now + RETRY);
                 }
-                self.messages.extend(name.known.fail(&name.text, &error.to_string()));
+                messages.extend(name.known.fail(&name.text, &error.to_string()));
                 false
             }
         }
@@ -160,18 +153,19 @@ mod tests {
             Ok(vec!["192.0.2.7:0".parse().unwrap()])
         };
         let now = Instant::now();
-        let mut names = AllowNames::with(&["a.example".to_owned(), "a.example".to_owned()], now, lookup);
-        assert!(!names.tick(now, false), "nothing is known yet, and no lookup has ended");
-        assert!(names.answered().await);
+        let (mut names, messages) =
+            (AllowNames::new(&["a.example", "a.example"].map(str::to_owned), now, lookup), &mut vec![]);
+        assert!(!names.tick(now, false, messages), "nothing is known yet, and no lookup has ended");
+        assert!(names.answered(messages).await);
         assert_eq!(names.addresses().collect::<Vec<_>>(), ["192.0.2.7".parse::<IpAddr>().unwrap()]);
         for seconds in 1..300 {
-            assert!(!names.tick(now + Duration::from_secs(seconds), false));
+            assert!(!names.tick(now + Duration::from_secs(seconds), false, messages));
         }
         assert_eq!(ASKED.load(Ordering::Relaxed), 1);
-        names.tick(now + INTERVAL, false);
-        assert!(!names.answered().await, "the same answer is no change");
-        names.tick(now + INTERVAL + Duration::from_secs(1), true);
-        assert!(!names.answered().await, "other name servers are queried at once");
+        names.tick(now + INTERVAL, false, messages);
+        assert!(!names.answered(messages).await, "the same answer is no change");
+        names.tick(now + INTERVAL + Duration::from_secs(1), true, messages);
+        assert!(!names.answered(messages).await, "other name servers are queried at once");
         assert_eq!(ASKED.load(Ordering::Relaxed), 3);
     }
 
@@ -187,21 +181,19 @@ mod tests {
             Ok(vec!["192.0.2.7:0".parse().unwrap()])
         };
         let now = Instant::now();
-        let mut names = AllowNames::with(&names(1), now, lookup);
-        let mut messages = Vec::new();
+        let (mut names, messages) = (AllowNames::new(&names(1), now, lookup), &mut vec![]);
         for seconds in 0..1_000 {
-            names.tick(now + Duration::from_secs(seconds), true);
-            messages.extend(names.take_messages());
+            names.tick(now + Duration::from_secs(seconds), true, messages);
         }
         while HANGING.load(Ordering::Relaxed) == 0 {
             tokio::task::yield_now().await;
         }
         assert_eq!(HANGING.load(Ordering::Relaxed), 1);
         assert_eq!(messages.len(), 1, "{messages:?}");
-        assert!(texts(&messages)[0].contains("no answer within 30 s"));
+        assert!(texts(messages)[0].contains("no answer within 30 s"));
         FREE.store(1, Ordering::Relaxed);
-        assert!(names.answered().await, "a late answer is still used");
-        assert!(texts(&names.take_messages())[0].contains("192.0.2.7"));
+        assert!(names.answered(messages).await, "a late answer is still used");
+        assert!(texts(messages)[1].contains("192.0.2.7"));
     }
 
     #[tokio::test]
@@ -215,14 +207,14 @@ mod tests {
             Err(io::Error::other("no name server"))
         };
         let now = Instant::now();
-        let mut names = AllowNames::with(&names(64), now, lookup);
-        names.tick(now, false);
+        let (mut names, messages) = (AllowNames::new(&names(64), now, lookup), &mut vec![]);
+        names.tick(now, false, messages);
         for _ in 0..64 {
-            names.answered().await;
+            names.answered(messages).await;
         }
-        assert_eq!(names.take_messages().len(), 64);
+        assert_eq!(messages.len(), 64);
         assert!((2..=MAX_CONCURRENT).contains(&HIGHEST.load(Ordering::SeqCst)));
-        let nothing = tokio::time::timeout(Duration::from_millis(20), names.answered()).await;
+        let nothing = tokio::time::timeout(Duration::from_millis(20), names.answered(messages)).await;
         assert!(nothing.is_err(), "nothing is due");
     }
 
@@ -235,18 +227,18 @@ mod tests {
         };
         let now = Instant::now();
         let after = |seconds| now + Duration::from_secs(seconds);
-        let mut names = AllowNames::with(&names(1), now, lookup);
-        names.tick(now, false);
-        while names.messages.is_empty() {
+        let (mut names, messages) = (AllowNames::new(&names(1), now, lookup), &mut vec![]);
+        names.tick(now, false, messages);
+        while messages.is_empty() {
             std::thread::sleep(Duration::from_millis(1));
-            names.tick(after(1), false);
+            names.tick(after(1), false, messages);
         }
         (2..31).for_each(|seconds| {
-            names.tick(after(seconds), false);
+            names.tick(after(seconds), false, messages);
         });
         assert_eq!((names.lookups.is_empty(), ASKED.load(Ordering::Relaxed)), (true, 1));
-        names.tick(after(31), false);
-        names.answered().await;
-        assert_eq!((names.take_messages().len(), ASKED.load(Ordering::Relaxed)), (1, 2));
+        names.tick(after(31), false, messages);
+        names.answered(messages).await;
+        assert_eq!((messages.len(), ASKED.load(Ordering::Relaxed)), (1, 2), "the second failure is not reported");
     }
 }

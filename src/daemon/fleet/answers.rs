@@ -1,7 +1,7 @@
 //! Formats the state of the fleet for operators and the log.
 
 use super::Fleet;
-use super::acceptance::Entry;
+use super::acceptance::ReportedTarget;
 use crate::clock::boot_time;
 use crate::control::fleet_info::{
     FleetBan, FleetBanState, FleetBans, FleetReportInfo, FleetStatus, MAX_FLEET_BANS, MAX_FLEET_REPORTS,
@@ -62,7 +62,7 @@ impl Fleet {
         FleetBans { joined: true, bans, more: entries.next().is_some() }
     }
 
-    pub(super) fn describe(&self, now: Timestamp, target: BanTarget, entry: &Entry) -> FleetBan {
+    pub(super) fn describe(&self, now: Timestamp, target: BanTarget, entry: &ReportedTarget) -> FleetBan {
         let left = entry.until.filter(|until| *until > now).map(|until| until.since(now).as_secs());
         let reports = entry.reports.iter().take(MAX_FLEET_REPORTS).map(|report| FleetReportInfo {
             author: report.author.to_string(),

@@ -1,12 +1,11 @@
 //! Tracks the authors of reports: the number of targets that each has reported, and which authors are ignored for
 //! exceeding their limit.
 
-use std::collections::HashMap;
 use std::collections::hash_map::Entry;
+use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::pace::HourCount;
 use super::verdict::Refusal;
 use crate::types::Timestamp;
 
@@ -17,7 +16,7 @@ const IGNORED_TIME: Duration = Duration::from_secs(3_600);
 const MAX_AUTHORS: usize = 16_384;
 
 /// Additional hourly quotas that are accepted at the start, because reports are valid for four hours.
-pub(super) const BACKLOG_HOURS: u32 = 3;
+const BACKLOG_HOURS: u32 = 3;
 
 /// State of the connection, which determines how far an author may exceed its hourly quota.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,10 +29,55 @@ pub(super) enum Phase {
     Steady,
 }
 
+/// Counts units taken within the last hour, with a resolution of a minute.
+#[derive(Clone, Debug, Default)]
+pub(super) struct HourCount {
+    /// The minutes of the last hour in which units were taken, oldest first, each with their number.
+    minutes: VecDeque<(u64, u32)>,
+    /// Units that may be taken in addition in the first phase.
+    backlog: u32,
+}
+
+impl HourCount {
+    /// A counter with a backlog for `limit` units per hour.
+    pub(super) fn new(limit: u32) -> Self {
+        Self { minutes: VecDeque::new(), backlog: limit.saturating_mul(BACKLOG_HOURS) }
+    }
+
+    /// Takes one unit, unless `limit` units were taken within the last hour and no backlog is left.
+    pub(super) fn admit(&mut self, now: Timestamp, limit: u32, phase: Phase) -> bool {
+        let minute = self.turn(now);
+        if self.minutes.iter().map(|(_, count)| u64::from(*count)).sum::<u64>() >= u64::from(limit) {
+            let is_backlog = phase == Phase::Starting && self.backlog > 0;
+            self.backlog -= u32::from(is_backlog);
+            return is_backlog;
+        }
+        match self.minutes.back_mut() {
+            Some((last, count)) if *last == minute => *count += 1,
+            _ => self.minutes.push_back((minute, 1)),
+        }
+        true
+    }
+
+    /// True if no unit was taken within the last hour.
+    pub(super) fn is_empty(&mut self, now: Timestamp) -> bool {
+        self.turn(now);
+        self.minutes.is_empty()
+    }
+
+    /// Drops the minutes that have been over for an hour; returns the current one.
+    fn turn(&mut self, now: Timestamp) -> u64 {
+        let minute = now.since_origin().as_secs() / 60;
+        while self.minutes.front().is_some_and(|(first, _)| first + 60 < minute) {
+            self.minutes.pop_front();
+        }
+        minute
+    }
+}
+
 #[derive(Default)]
 struct Author {
     hour: HourCount,
-    backlog: u32,
     ignored_until: Timestamp,
     /// Time at which the author was last above its limit.
     above_limit: Option<Timestamp>,
@@ -85,14 +129,12 @@ impl Authors {
         let found = match entry {
             Entry::Occupied(known) => known.into_mut(),
             Entry::Vacant(_) if is_full => return Err(Refusal::TableFull),
-            Entry::Vacant(new) => {
-                new.insert(Author { backlog: limit.saturating_mul(BACKLOG_HOURS), ..Author::default() })
-            }
+            Entry::Vacant(new) => new.insert(Author { hour: HourCount::new(limit), ..Author::default() }),
         };
         if found.ignored_until > now {
             return Err(found.refuse(now, Refusal::AuthorIgnored));
         }
-        if found.hour.admit(now, limit) || take_backlog(phase, &mut found.backlog) {
+        if found.hour.admit(now, limit, phase) {
             return Ok(name);
         }
         if phase != Phase::Steady {
@@ -137,11 +179,34 @@ impl Authors {
     }
 }
 
-/// Takes one unit of the backlog quota.
-pub(super) fn take_backlog(phase: Phase, backlog: &mut u32) -> bool {
-    if phase != Phase::Starting || *backlog == 0 {
-        return false;
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::types::at;
+
+    #[test]
+    fn hourly_limit_renews_after_an_hour() {
+        let mut count = HourCount::new(0);
+        assert_eq!((0..100).filter(|_| count.admit(at(100), 30, Phase::Steady)).count(), 30);
+        assert!(!count.admit(at(3_699), 30, Phase::Steady), "an hour has not passed");
+        assert_eq!((0..100).filter(|_| count.admit(at(3_780), 30, Phase::Steady)).count(), 30);
+        assert!(!count.is_empty(at(3_780)) && count.is_empty(at(1_000_000)));
     }
-    *backlog -= 1;
-    true
+
+    proptest! {
+        #[test]
+        fn no_hour_exceeds_its_limit(steps in prop::collection::vec((0_u64..900, 0_usize..12), 1..80)) {
+            let (mut count, mut now, mut taken) = (HourCount::new(0), 0, Vec::new());
+            for (wait, attempts) in steps {
+                now += wait;
+                (0..attempts).filter(|_| count.admit(at(now), 10, Phase::Steady)).for_each(|_| taken.push(now));
+            }
+            for end in &taken {
+                let within = taken.iter().filter(|one| **one <= *end && end - **one < 3_600).count();
+                prop_assert!(within <= 10, "{within} within an hour of {end}");
+            }
+        }
+    }
 }

@@ -8,7 +8,6 @@ mod faulty;
 mod lifts;
 mod link;
 mod own_bans;
-mod pace;
 mod verdict;
 
 use std::collections::{BTreeMap, BTreeSet};

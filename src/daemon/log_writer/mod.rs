@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use super::optional::or_never;
-use super::reverse_dns::ReverseDns;
+use super::reverse_dns::{ReverseDns, look_up};
 use crate::clock::boot_time;
 use crate::config::{BlockPolicy, Config, Mode};
 use crate::enforce::file_helper::FileHelper;
@@ -34,7 +34,8 @@ pub(super) struct LogWriter {
     lost: (u64, LineLimiter),
     /// `None` if lines have no names.
     naming: Option<Naming>,
-    modes: Modes,
+    /// The modes of TCP and UDP, which decide the wording of their lines.
+    modes: [Mode; 2],
     /// Counts single probes if they are not logged one by one.
     daily: Option<DailyCount>,
     /// Text about the bans while the program does not run.
@@ -53,9 +54,9 @@ impl LogWriter {
             file_limit: LogLimiter::default(),
             lost: (0, LineLimiter::new(1, MINUTE)),
             naming: None,
-            modes: Modes::from_config(config),
+            modes: [Mode::Off; 2],
             daily: None,
-            after_stop: after_stop(config),
+            after_stop: None,
             file: None,
             opened_by,
             events,
@@ -67,14 +68,14 @@ impl LogWriter {
     /// Applies a new `config`; the file is reopened in any case. `report.log` needs a restart.
     pub(super) fn reconfigure(&mut self, config: &Config) {
         let report = &config.report;
-        self.modes = Modes::from_config(config);
+        self.modes = [config.tcp.mode, config.udp.mode];
         match report.single_probes {
             true => self.daily = None,
             false => drop(self.daily.get_or_insert_with(|| DailyCount::from(boot_time()))),
         }
         self.after_stop = after_stop(config);
         match (&mut self.naming, report.resolve_host) {
-            (None, true) => self.naming = Some(Naming::new(ReverseDns::new())),
+            (None, true) => self.naming = Some(Naming::new(ReverseDns::new(look_up))),
             (Some(naming), false) => {
                 naming.write_all();
                 self.naming = None;
@@ -179,7 +180,7 @@ impl LogWriter {
     }
 
     fn write_log(&mut self, event: &Event) {
-        let wording = self.modes.wording(&event.what);
+        let wording = wording(self.modes, &event.what);
         match &mut self.naming {
             Some(naming) => naming.send(event, Instant::now(), wording),
             None => log::write(event, None, wording),
@@ -187,27 +188,15 @@ impl LogWriter {
     }
 }
 
-/// The mode of each protocol, which decides the wording of its lines.
-struct Modes {
-    tcp: Mode,
-    udp: Mode,
-}
-
-impl Modes {
-    fn from_config(config: &Config) -> Self {
-        Self { tcp: config.tcp.mode, udp: config.udp.mode }
-    }
-
-    fn wording(&self, what: &EventKind) -> Wording {
-        let EventKind::Repeated { protocol, .. } = what else { return Wording::default() };
-        let (own, other) = match protocol {
-            Some(Protocol::Udp | Protocol::Icmp) => (self.udp, self.tcp),
-            Some(Protocol::Tcp | Protocol::Sctp) | None => (self.tcp, self.udp),
-        };
-        // A ban applies to all protocols, also to one that is not monitored.
-        let mode = if own == Mode::Off { other } else { own };
-        if mode == Mode::Connect { Wording::Connect } else { Wording::Stealth }
-    }
+fn wording([tcp, udp]: [Mode; 2], what: &EventKind) -> Wording {
+    let EventKind::Repeated { protocol, .. } = what else { return Wording::default() };
+    let (own, other) = match protocol {
+        Some(Protocol::Udp | Protocol::Icmp) => (udp, tcp),
+        Some(Protocol::Tcp | Protocol::Sctp) | None => (tcp, udp),
+    };
+    // A ban applies to all protocols, also to one that is not monitored.
+    let mode = if own == Mode::Off { other } else { own };
+    if mode == Mode::Connect { Wording::Connect } else { Wording::Stealth }
 }
 
 /// Describes the bans of each backend while the program does not run.
@@ -299,21 +288,19 @@ mod tests {
         let target: BanTarget = "192.0.2.7".parse().unwrap();
         let (connect, stealth) = (Wording::Connect, Wording::Stealth);
         for (tcp, udp, protocol, expected) in [
-            ("connect", "connect", Some(Tcp), connect),
-            ("connect", "stealth", Some(Tcp), connect),
-            ("connect", "stealth", Some(Udp), stealth),
-            ("connect", "stealth", None, connect),
-            ("advanced", "connect", Some(Tcp), stealth),
-            ("advanced", "connect", Some(Sctp), stealth),
-            ("advanced", "connect", Some(Udp), connect),
-            ("advanced", "connect", Some(Icmp), connect),
-            ("connect", "off", Some(Udp), connect),
-            ("off", "stealth", Some(Tcp), stealth),
+            (Mode::Connect, Mode::Connect, Some(Tcp), connect),
+            (Mode::Connect, Mode::Stealth, Some(Tcp), connect),
+            (Mode::Connect, Mode::Stealth, Some(Udp), stealth),
+            (Mode::Connect, Mode::Stealth, None, connect),
+            (Mode::Advanced, Mode::Connect, Some(Tcp), stealth),
+            (Mode::Advanced, Mode::Connect, Some(Sctp), stealth),
+            (Mode::Advanced, Mode::Connect, Some(Udp), connect),
+            (Mode::Advanced, Mode::Connect, Some(Icmp), connect),
+            (Mode::Connect, Mode::Off, Some(Udp), connect),
+            (Mode::Off, Mode::Stealth, Some(Tcp), stealth),
         ] {
-            let text = format!("[tcp]\nmode = \"{tcp}\"\n[udp]\nmode = \"{udp}\"\n");
-            let modes = Modes::from_config(&Config::parse("test", &text).unwrap());
             let repeated = EventKind::Repeated { target, standing: Standing::Blocked, protocol, packets: 1 };
-            assert_eq!(modes.wording(&repeated), expected, "{protocol:?} packet with TCP {tcp} and UDP {udp}");
+            assert_eq!(wording([tcp, udp], &repeated), expected, "{protocol:?} packet with TCP {tcp} and UDP {udp}");
         }
     }
 

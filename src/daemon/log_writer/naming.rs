@@ -104,7 +104,7 @@ mod tests {
             let part = |line: &str| line.split_whitespace().find(|word| word.contains('/')).map(str::to_owned);
             WRITTEN.with_borrow_mut(|written| written.push(part(&line).unwrap_or(line)));
         };
-        Naming { write, ..Naming::new(ReverseDns::with(lookup)) }
+        Naming { write, ..Naming::new(ReverseDns::new(lookup)) }
     }
 
     fn written() -> Vec<String> {

@@ -3,7 +3,8 @@
 
 use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;
-use std::time::SystemTime;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
 
 use tokio::sync::oneshot;
 
@@ -12,20 +13,19 @@ use super::ban_recorder::{PastBans, Remembered};
 use super::error::DaemonError;
 use super::sensor_thread::SensorHandle;
 use crate::config::Config;
-use crate::enforce::ExemptPrefixes;
 use crate::enforce::nft::{BlockError, Generation, Nft};
-use crate::enforce::slow_backends::TaskSender;
+use crate::enforce::slow_backends::{Adopted, Task, TaskSender};
+use crate::enforce::{BanContext, ExemptPrefixes};
 use crate::engine::{ActiveBan, Grade};
 use crate::events::channel;
 use crate::events::event::EventKind;
-use crate::ledger::{Author, BanRecord, Change, Recorder};
+use crate::ledger::{Author, BanRecord, BanSummary, Change, Recorder};
 use crate::panic_guard;
 use crate::sensor::{GuestBan, SensorCommand, SensorRequest};
-use crate::types::{Backend, BanTarget, Expiry};
+use crate::types::{Backend, Backends, BanTarget, Expiry};
 
 mod difference;
 mod elements;
-mod slow_handover;
 
 use difference::reconcile;
 use elements::Element;
@@ -115,7 +115,7 @@ impl StartupReconcile {
     /// Records which backends enforce the bans now, where `block.method` or the exempt prefixes have changed.
     fn record_methods(&self) {
         for ban in self.bans.remembered.iter().map(|remembered| &remembered.ban) {
-            let mut methods = slow_handover::continuing(&self.backends, ban);
+            let mut methods = continuing(&self.backends, ban);
             if self.exempt.check(ban.target).is_err() {
                 methods = methods.iter().filter(|backend| *backend == Backend::Nft).collect();
             }
@@ -131,6 +131,44 @@ impl StartupReconcile {
             |Remembered { ban, .. }: &Remembered| Some(GuestBan { target: ban.target, port: ban.guest_port? });
         let bans = self.bans.remembered.iter().filter_map(guest_ban).collect();
         self.sensor.send_blocking(SensorCommand::FollowGuests(bans));
+    }
+
+    /// Informs the slow backends about the bans that are still in force.
+    fn hand_over(&self) {
+        let PastBans { remembered, undo_due, .. } = &self.bans;
+        if !undo_due.is_empty() {
+            self.send(Task::Undo { bans: undo_due.iter().map(context).collect() });
+        }
+        let runs_commands = self.undoes_commands || self.backends.contains(&Backend::Command);
+        let is_slow = |backend: &Backend| backend.is_slow() && (*backend != Backend::Command || runs_commands);
+        if !self.backends.iter().any(is_slow) && !self.sweeps_entries && !self.undoes_commands {
+            return;
+        }
+        let adopted = |Remembered { ban, left }: &Remembered| {
+            // Entries of bans that are not held are removed.
+            let methods: Arc<[Backend]> = continuing(&self.backends, ban).iter().filter(is_slow).collect();
+            let methods = Some(methods).filter(|methods| !methods.is_empty())?;
+            Some(Adopted { case: context(ban), methods, has_run: has_run(ban), left: *left })
+        };
+        self.send(Task::Adopt { bans: remembered.iter().filter_map(adopted).collect() });
+    }
+
+    /// Adds the entries of a ban, such as its line in hosts.deny, that a crash has prevented.
+    fn add_entries(&self, target: BanTarget, left: Expiry) {
+        let keeps_entries = |backend: &Backend| backend.is_slow() && *backend != Backend::Command;
+        let methods: Arc<[Backend]> = self.backends.iter().copied().filter(keeps_entries).collect();
+        if !methods.is_empty() {
+            self.send(Task::BlockUnknown { case: BanContext::by_hand(target, left, SystemTime::now()), methods });
+        }
+    }
+
+    /// Sends `task` to the slow backends, if there are any. Blocks only this thread if the queue is full.
+    fn send(&self, mut task: Task) {
+        let Some(tasks) = &self.tasks else { return };
+        while let Err(back) = tasks.send(task) {
+            task = back;
+            std::thread::sleep(Duration::from_millis(5));
+        }
     }
 
     fn adopt(&mut self) {
@@ -220,7 +258,9 @@ impl StartupReconcile {
             }
             self.record(change);
         }
-        self.release(gone.iter().copied().collect());
+        if !gone.is_empty() {
+            self.send(Task::Release { targets: gone.iter().copied().collect() });
+        }
         if bans > 0 {
             self.events.emit(EventKind::Adopted { bans });
         }
@@ -310,4 +350,28 @@ impl StartupReconcile {
         let missing = nft.table.missing(&targets).unwrap_or_default();
         self.send_in_batches(&missing, ADOPTION_BATCH, |targets| SensorCommand::Repair(Backend::Nft, targets));
     }
+}
+
+/// Those of `backends` that enforce a ban of an earlier run from now on. The command runs for earlier bans only if
+/// nothing else blocks their sources; if it has run, it counts until it is undone.
+fn continuing(backends: &[Backend], ban: &BanSummary) -> Backends {
+    let runs = has_run(ban) || *backends == [Backend::Command];
+    let others = backends.iter().copied().filter(|backend| *backend != Backend::Command);
+    others.chain(runs.then_some(Backend::Command)).collect()
+}
+
+/// True if the command has run for `ban`, and has not been undone.
+fn has_run(ban: &BanSummary) -> bool {
+    ban.methods.contains(Backend::Command)
+}
+
+/// The data of a ban of an earlier run for the slow backends.
+fn context(ban: &BanSummary) -> BanContext {
+    let length = ban.until.and_then(|until| until.duration_since(ban.since).ok());
+    let mut context = BanContext::by_hand(ban.target, length.into(), ban.since);
+    (context.source, context.class) = (ban.source, ban.class);
+    if let Some((protocol, port)) = ban.port {
+        (context.protocol, context.port) = (protocol, port);
+    }
+    context
 }

@@ -11,9 +11,8 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 
-use super::authors::{Authors, BACKLOG_HOURS, Phase, take_backlog};
+use super::authors::{Authors, HourCount, Phase};
 use super::lifts::Lifts;
-use super::pace::HourCount;
 use super::verdict::{MIN_PROVEN_PORTS, Refusal, Step, Verdict, target};
 use crate::config::{FleetAccept, parse_fleet_name};
 use crate::control::fleet_protocol::{FleetReport, MAX_REMAINING};
@@ -51,7 +50,7 @@ impl Report {
 
 /// State of one target.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Entry {
+pub(super) struct ReportedTarget {
     /// At most one report per author.
     pub(super) reports: Vec<Report>,
     /// End of the ban, if the target is blocked.
@@ -66,10 +65,9 @@ pub(super) struct Acceptance {
     /// Name of this host.
     own: String,
     pub(super) authors: Authors,
-    targets: BTreeMap<BanTarget, Entry>,
+    targets: BTreeMap<BanTarget, ReportedTarget>,
     pub(super) lifts: Lifts,
     all: HourCount,
-    backlog: u32,
     phase: Phase,
     /// Number of blocked targets for IPv4 and IPv6.
     blocked: [usize; 2],
@@ -78,13 +76,12 @@ pub(super) struct Acceptance {
 impl Acceptance {
     pub(super) fn new(rules: FleetAccept, own: String) -> Self {
         Self {
-            backlog: rules.max_bans_per_hour.saturating_mul(BACKLOG_HOURS),
+            all: HourCount::new(rules.max_bans_per_hour),
             rules,
             own,
             authors: Authors::default(),
             targets: BTreeMap::new(),
             lifts: Lifts::default(),
-            all: HourCount::default(),
             phase: Phase::Starting,
             blocked: [0; 2],
         }
@@ -197,7 +194,7 @@ impl Acceptance {
         if *blocked >= max_blocked {
             return Err(Refusal::SetFull);
         }
-        if !self.all.admit(now, self.rules.max_bans_per_hour) && !take_backlog(self.phase, &mut self.backlog) {
+        if !self.all.admit(now, self.rules.max_bans_per_hour, self.phase) {
             return Err(Refusal::Ceiling);
         }
         if entry.until.replace(until).is_none() {
@@ -280,18 +277,18 @@ impl Acceptance {
     }
 
     /// The entries after `last`, in order of their targets.
-    pub(super) fn entries(&self, last: Option<BanTarget>) -> impl Iterator<Item = (BanTarget, &Entry)> {
+    pub(super) fn entries(&self, last: Option<BanTarget>) -> impl Iterator<Item = (BanTarget, &ReportedTarget)> {
         use std::ops::Bound;
         let start = last.map_or(Bound::Unbounded, Bound::Excluded);
         self.targets.range((start, Bound::Unbounded)).map(|(target, entry)| (*target, entry))
     }
 
-    pub(super) fn entry(&self, target: BanTarget) -> Option<&Entry> {
+    pub(super) fn entry(&self, target: BanTarget) -> Option<&ReportedTarget> {
         self.targets.get(&target)
     }
 
     /// Number of authors that are still needed for `entry`; 0 if it is blocked.
-    pub(super) fn lacking(&self, now: Timestamp, entry: &Entry) -> usize {
+    pub(super) fn lacking(&self, now: Timestamp, entry: &ReportedTarget) -> usize {
         if entry.until.is_some_and(|until| until > now) {
             return 0;
         }
@@ -307,7 +304,11 @@ impl Acceptance {
 
 /// The times until which proven reports, and reports of any kind, support a ban of `entry`, and the number of authors
 /// that are missing for a ban.
-fn support(rules: &FleetAccept, now: Timestamp, entry: &Entry) -> (Option<Timestamp>, Option<Timestamp>, usize) {
+fn support(
+    rules: &FleetAccept,
+    now: Timestamp,
+    entry: &ReportedTarget,
+) -> (Option<Timestamp>, Option<Timestamp>, usize) {
     let (by_proof, lacking) = supported_until(now, entry, if rules.single { 1 } else { 2 }, Report::is_proven);
     if rules.forgeable_authors == 0 {
         return (by_proof, None, lacking);
@@ -320,7 +321,7 @@ fn support(rules: &FleetAccept, now: Timestamp, entry: &Entry) -> (Option<Timest
 /// Time until which `wanted` reports support a ban, and the number of reports that are missing.
 fn supported_until(
     now: Timestamp,
-    entry: &Entry,
+    entry: &ReportedTarget,
     wanted: usize,
     counts: impl Fn(&Report) -> bool,
 ) -> (Option<Timestamp>, usize) {
