@@ -7,8 +7,8 @@ use portsentry::engine::{
     Response, Settings, Verdict, Watch,
 };
 use portsentry::ledger::{
-    Author, BanRecord, Change, Ended, Ending, Entry, FleetLift, KnownPeer, Ledger, LiftedBy, Logged, Opened, Reader,
-    Retention, SLACK,
+    BanAuthor, BanRecord, Ended, Ending, FleetLift, KnownPeer, Ledger, LedgerChange, LedgerEntry, LiftedBy,
+    LoadedState, Logged, Opened, Reader, Retention, SLACK, decisions, logged, services,
 };
 use portsentry::types::{Backend, BanTarget, Expiry, Protocol, Timestamp};
 
@@ -18,8 +18,8 @@ use super::support::{State, at, ban, intruder, source, strikes, target};
 
 const DAY: u64 = 86_400;
 
-fn entry(ban: BanRecord, strikes: u32, ended: Option<Ended>) -> Entry {
-    Entry { ban, strikes, ended }
+fn entry(ban: BanRecord, strikes: u32, ended: Option<Ended>) -> LedgerEntry {
+    LedgerEntry { ban, strikes, ended }
 }
 
 #[test]
@@ -29,8 +29,14 @@ fn ban_is_complete_after_restart() {
         ban(target("192.0.2.7"), at(0), DAY),
         ban(target("2001:db8:1:2:3::4"), at(1), DAY),
         ban(target("fe80::1"), at(2), DAY),
-        BanRecord::wanted_by(Author::Operator, target("198.51.100.9"), at(3), Expiry::Never, Backend::Nft),
-        BanRecord::wanted_by(Author::Import, target("203.0.113.1"), at(4), Expiry::After(Duration::MAX), Backend::Nft),
+        BanRecord::wanted_by(BanAuthor::Operator, target("198.51.100.9"), at(3), Expiry::Never, Backend::Nft),
+        BanRecord::wanted_by(
+            BanAuthor::Import,
+            target("203.0.113.1"),
+            at(4),
+            Expiry::After(Duration::MAX),
+            Backend::Nft,
+        ),
     ];
     {
         let (mut ledger, opened) = state.open();
@@ -39,7 +45,7 @@ fn ban_is_complete_after_restart() {
     }
     let (ledger, opened) = state.open();
     assert_eq!(opened, Opened::Existing);
-    let found = ledger.active(at(10)).unwrap();
+    let found = ledger.reader().active(at(10)).unwrap();
     assert_eq!(found.unreadable, 0);
     let [first, second, third, endless, beyond] = bans.map(|ban| entry(ban, 0, None));
     assert_eq!(beyond.ban.until, None, "an end beyond the range of the clock is permanent");
@@ -50,7 +56,7 @@ fn ban_is_complete_after_restart() {
 fn pages_contain_every_ban_once() {
     let state = State::new();
     let mut ledger = state.ledger();
-    let never = |number| BanRecord::wanted_by(Author::Operator, source(number), at(0), Expiry::Never, Backend::Nft);
+    let never = |number| BanRecord::wanted_by(BanAuthor::Operator, source(number), at(0), Expiry::Never, Backend::Nft);
     let mut bans: Vec<BanRecord> = (0..5).map(never).collect();
     // Most bans have the same end.
     bans.extend((5..20).map(|number| ban(source(number), at(0), DAY)));
@@ -61,20 +67,25 @@ fn pages_contain_every_ban_once() {
     let all = |ledger: &Ledger, most, now| {
         let (mut found, mut after) = (Vec::new(), None);
         loop {
-            let page = ledger.page(after, most, at(now)).unwrap();
+            let page = ledger.reader().page(after, most, at(now)).unwrap();
             assert!(page.len() <= most);
             let Some((last, _)) = page.last() else { return found };
             after = Some(last.to_string().parse().unwrap());
             found.extend(page.into_iter().map(|(_, entry)| entry.map(|entry| entry.ban.target)));
         }
     };
-    let expected: Vec<_> = ledger.active(at(10)).unwrap().items.iter().map(|entry| Some(entry.ban.target)).collect();
+    let expected: Vec<_> =
+        ledger.reader().active(at(10)).unwrap().items.iter().map(|entry| Some(entry.ban.target)).collect();
     assert_eq!(expected.len(), 24, "the two that have ended are left out");
     for most in [1, 2, 3, 5, 7, 24, 100] {
         assert_eq!(all(&ledger, most, 10), expected, "{most} in a page");
     }
-    let (last, _) = ledger.page(None, 10, at(10)).unwrap().pop().unwrap();
-    assert_eq!(ledger.page(Some(last), 10, at(9 * DAY)).unwrap(), [], "a ban that has ended since is left out");
+    let (last, _) = ledger.reader().page(None, 10, at(10)).unwrap().pop().unwrap();
+    assert_eq!(
+        ledger.reader().page(Some(last), 10, at(9 * DAY)).unwrap(),
+        [],
+        "a ban that has ended since is left out"
+    );
     intruder(&state.path()).execute("UPDATE ban SET ports = 'x' WHERE subject = '10.0.0.9'", []).unwrap();
     let found = all(&ledger, 3, 10);
     assert_eq!((found.len(), found.iter().filter(|target| target.is_none()).count()), (24, 1), "an invalid row");
@@ -85,16 +96,16 @@ fn fleet_lifts_are_replaced_as_whole() {
     let state = State::new();
     let lift = |number: u32, seconds, by| FleetLift { target: source(number), until: at(seconds), by };
     let first = [lift(1, 60, LiftedBy::Host), lift(2, 90, LiftedBy::Fleet)];
-    state.ledger().write(&[Change::FleetLifts(first.to_vec())]).unwrap();
+    state.ledger().write(&[LedgerChange::FleetLifts(first.to_vec())]).unwrap();
     let mut ledger = state.ledger();
-    assert_eq!(ledger.fleet_lifts(9).unwrap().items, [first[1], first[0]]);
-    assert_eq!(ledger.fleet_lifts(1).unwrap().items, [first[1]], "the one that ends last");
+    assert_eq!(decisions::fleet_lifts(ledger.reader(), 9).unwrap().items, [first[1], first[0]]);
+    assert_eq!(decisions::fleet_lifts(ledger.reader(), 1).unwrap().items, [first[1]], "the one that ends last");
     ledger.clock_was_set(1_000_000).unwrap();
-    assert_eq!(ledger.fleet_lifts(1).unwrap().items, [lift(2, 91, LiftedBy::Fleet)]);
-    ledger.write(&[Change::FleetLifts(vec![lift(3, 60, LiftedBy::Host)])]).unwrap();
-    assert_eq!(ledger.fleet_lifts(9).unwrap().items, [lift(3, 60, LiftedBy::Host)]);
+    assert_eq!(decisions::fleet_lifts(ledger.reader(), 1).unwrap().items, [lift(2, 91, LiftedBy::Fleet)]);
+    ledger.write(&[LedgerChange::FleetLifts(vec![lift(3, 60, LiftedBy::Host)])]).unwrap();
+    assert_eq!(decisions::fleet_lifts(ledger.reader(), 9).unwrap().items, [lift(3, 60, LiftedBy::Host)]);
     intruder(&state.path()).execute("UPDATE fleet_lift SET author = 'x'", []).unwrap();
-    let found = ledger.fleet_lifts(9).unwrap();
+    let found = decisions::fleet_lifts(ledger.reader(), 9).unwrap();
     assert_eq!((found.items.len(), found.unreadable), (0, 1));
 }
 
@@ -102,14 +113,18 @@ fn fleet_lifts_are_replaced_as_whole() {
 fn known_peers_are_replaced_as_whole() {
     let state = State::new();
     let peer = |number: u32, last| KnownPeer { target: source(number), since: at(1), last: at(last) };
-    state.ledger().write(&[Change::KnownPeers(vec![peer(1, 60), peer(2, 90)])]).unwrap();
+    state.ledger().write(&[LedgerChange::KnownPeers(vec![peer(1, 60), peer(2, 90)])]).unwrap();
     let mut ledger = state.ledger();
-    assert_eq!(ledger.known_peers(9).unwrap().items, [peer(2, 90), peer(1, 60)]);
-    assert_eq!(ledger.known_peers(1).unwrap().items, [peer(2, 90)], "the one with the latest connection");
-    ledger.write(&[Change::KnownPeers(vec![peer(3, 60)])]).unwrap();
-    assert_eq!(ledger.known_peers(9).unwrap().items, [peer(3, 60)]);
+    assert_eq!(services::known_peers(ledger.reader(), 9).unwrap().items, [peer(2, 90), peer(1, 60)]);
+    assert_eq!(
+        services::known_peers(ledger.reader(), 1).unwrap().items,
+        [peer(2, 90)],
+        "the one with the latest connection"
+    );
+    ledger.write(&[LedgerChange::KnownPeers(vec![peer(3, 60)])]).unwrap();
+    assert_eq!(services::known_peers(ledger.reader(), 9).unwrap().items, [peer(3, 60)]);
     intruder(&state.path()).execute("UPDATE known_peer SET target = '192.0.2.007'", []).unwrap();
-    let found = ledger.known_peers(9).unwrap();
+    let found = services::known_peers(ledger.reader(), 9).unwrap();
     assert_eq!((found.items.len(), found.unreadable), (0, 1));
 }
 
@@ -119,10 +134,12 @@ fn ledger_without_peers_is_migrated() {
     state.ledger().record(&[ban(source(1), at(0), 60)]).unwrap();
     downgrade_to_format_10(&state);
     let mut ledger = state.ledger();
-    assert_eq!(ledger.known_peers(9).unwrap().items, []);
-    assert_eq!(ledger.active(at(1)).unwrap().items.len(), 1, "its bans are kept");
-    ledger.write(&[Change::KnownPeers(vec![KnownPeer { target: source(1), since: at(1), last: at(2) }])]).unwrap();
-    assert_eq!(ledger.known_peers(9).unwrap().items.len(), 1);
+    assert_eq!(services::known_peers(ledger.reader(), 9).unwrap().items, []);
+    assert_eq!(ledger.reader().active(at(1)).unwrap().items.len(), 1, "its bans are kept");
+    ledger
+        .write(&[LedgerChange::KnownPeers(vec![KnownPeer { target: source(1), since: at(1), last: at(2) }])])
+        .unwrap();
+    assert_eq!(services::known_peers(ledger.reader(), 9).unwrap().items.len(), 1);
 }
 
 /// Converts the ledger to format 10.
@@ -139,13 +156,13 @@ fn commanded(number: u32, since: SystemTime, seconds: u64) -> BanRecord {
 
 /// The targets whose commands have to be undone.
 fn undo_due(ledger: &Ledger) -> Vec<BanTarget> {
-    let (found, others) = ledger.undo_due(99).unwrap();
+    let (found, others) = ledger.reader().undo_due(99).unwrap();
     assert_eq!((found.unreadable, others), (0, 0));
     found.items.iter().map(|ban| ban.target).collect()
 }
 
-fn undone(number: u32, since: SystemTime, at: SystemTime) -> Change {
-    Change::Undone { target: source(number), since, at }
+fn undone(number: u32, since: SystemTime, at: SystemTime) -> LedgerChange {
+    LedgerChange::Undone { target: source(number), since, at }
 }
 
 #[test]
@@ -156,7 +173,7 @@ fn ended_command_is_due_until_undone() {
     ledger.record(&bans).unwrap();
     assert_eq!(undo_due(&ledger), [], "the bans are in force");
     // The command has begun another one.
-    let moved = Change::Also(BanRecord { methods: Backend::Command.into(), ..ban(source(5), at(0), 60) });
+    let moved = LedgerChange::Also(BanRecord { methods: Backend::Command.into(), ..ban(source(5), at(0), 60) });
     ledger.write(&[ban(source(5), at(0), 60).into(), moved]).unwrap();
     let _ = ledger.expire(at(60)).unwrap();
     assert!(ledger.ended(source(3), Ending::Lifted { by: "root".to_owned() }, at(61)).unwrap());
@@ -167,7 +184,7 @@ fn ended_command_is_due_until_undone() {
     assert_eq!(undo_due(&state.ledger()), [source(5)], "a newer ban is in force");
     let _ = ledger.expire(at(122)).unwrap();
     assert_eq!(undo_due(&ledger), [source(2), source(5)]);
-    let (found, others) = ledger.undo_due(1).unwrap();
+    let (found, others) = ledger.reader().undo_due(1).unwrap();
     assert_eq!((found.items[0].target, found.items.len(), others), (source(2), 1, 1));
     assert!(Reader::read(&state.path(), Reader::has_to_undo).unwrap());
     ledger.write(&[undone(2, at(0), at(123)), undone(5, at(0), at(123))]).unwrap();
@@ -187,7 +204,7 @@ fn undone_ban_leaves_newer_one_due() {
     ledger.write(&changes).unwrap();
     let _ = ledger.expire(at(140)).unwrap();
     assert_eq!(undo_due(&ledger), [source(1)]);
-    let (found, _) = ledger.undo_due(99).unwrap();
+    let (found, _) = ledger.reader().undo_due(99).unwrap();
     assert_eq!(found.items[0].since, at(80), "the ban that has ended last");
     ledger.write(&[undone(1, at(80), at(141))]).unwrap();
     assert_eq!(undo_due(&ledger), []);
@@ -231,14 +248,14 @@ fn ban_expires_exactly_at_its_time() {
     let mut ledger = state.ledger();
     ledger.record(&[ban(source(1), at(0), 60)]).unwrap();
     let microsecond = Duration::from_micros(1);
-    assert_eq!(ledger.active(at(60) - microsecond).unwrap().items.len(), 1);
-    assert_eq!(ledger.active(at(60)).unwrap().items.len(), 0);
+    assert_eq!(ledger.reader().active(at(60) - microsecond).unwrap().items.len(), 1);
+    assert_eq!(ledger.reader().active(at(60)).unwrap().items.len(), 0);
     assert!(ledger.expire(at(60) - microsecond).unwrap().items.is_empty());
     assert_eq!(ledger.expire(at(90)).unwrap().items, [source(1)]);
     assert!(ledger.expire(at(90)).unwrap().items.is_empty(), "an expiry is reported once");
     let ended = Ended { how: Ending::Expired, at: at(60) };
     assert_eq!(
-        ledger.bans_of(source(1)).unwrap().items[0].ended,
+        ledger.reader().bans_of(source(1)).unwrap().items[0].ended,
         Some(ended),
         "the time of the expiry counts, not the time when it was noticed"
     );
@@ -253,9 +270,9 @@ fn lifted_ban_names_its_author() {
     assert!(ledger.ended(source(1), by(), at(5)).unwrap());
     assert!(!ledger.ended(source(1), by(), at(6)).unwrap(), "the ban had already ended");
     assert!(!ledger.ended(source(3), by(), at(6)).unwrap(), "there was no ban");
-    let active = ledger.active(at(7)).unwrap().items;
+    let active = ledger.reader().active(at(7)).unwrap().items;
     assert_eq!(active.iter().map(|entry| entry.ban.target).collect::<Vec<_>>(), [source(2)]);
-    assert_eq!(ledger.bans_of(source(1)).unwrap().items[0].ended, Some(Ended { how: by(), at: at(5) }));
+    assert_eq!(ledger.reader().bans_of(source(1)).unwrap().items[0].ended, Some(Ended { how: by(), at: at(5) }));
 }
 
 #[test]
@@ -265,15 +282,15 @@ fn new_ban_replaces_old_and_counts_strike() {
     let banned = target("2001:db8::1");
     ledger.record(&[ban(banned, at(0), 60)]).unwrap();
     ledger.record(&[ban(banned, at(30), 60), ban(banned, at(100), 60)]).unwrap();
-    let history = ledger.bans_of(target("2001:db8::ffff")).unwrap().items;
+    let history = ledger.reader().bans_of(target("2001:db8::ffff")).unwrap().items;
     let ended: Vec<_> = history.iter().map(|entry| (entry.strikes, entry.ended.clone())).collect();
     let end = |how, when| Some(Ended { how, at: at(when) });
     assert_eq!(ended, [(0, end(Ending::Replaced, 30)), (1, end(Ending::Expired, 90)), (2, None)]);
-    assert_eq!(ledger.active(at(101)).unwrap().items.len(), 1);
+    assert_eq!(ledger.reader().active(at(101)).unwrap().items.len(), 1);
     assert_eq!(state.counts(), (1, 3));
     assert!(ledger.ended(banned, Ending::Lifted { by: "root".to_owned() }, at(110)).unwrap());
     ledger.record(&[ban(banned, at(120), 60)]).unwrap();
-    let strikes: Vec<_> = ledger.bans_of(banned).unwrap().items.iter().map(|entry| entry.strikes).collect();
+    let strikes: Vec<_> = ledger.reader().bans_of(banned).unwrap().items.iter().map(|entry| entry.strikes).collect();
     assert_eq!(strikes, [0, 1, 2, 2], "the lifted ban is no strike");
 }
 
@@ -298,13 +315,14 @@ fn ban_counts_as_strike_until_forgotten() {
 fn only_standing_evidence_bans_are_strikes() {
     let state = State::new();
     let mut ledger = state.ledger();
-    let by_hand = |number| BanRecord::wanted_by(Author::Operator, source(number), at(0), Expiry::Never, Backend::Nft);
-    let imported = BanRecord::wanted_by(Author::Import, source(2), at(0), Expiry::Never, Backend::Nft);
+    let by_hand =
+        |number| BanRecord::wanted_by(BanAuthor::Operator, source(number), at(0), Expiry::Never, Backend::Nft);
+    let imported = BanRecord::wanted_by(BanAuthor::Import, source(2), at(0), Expiry::Never, Backend::Nft);
     let capped = BanRecord { capped: true, ..ban(source(3), at(0), 60) };
     ledger
         .record(&[by_hand(1), imported, capped.clone(), ban(source(4), at(0), 60), ban(source(5), at(0), 60)])
         .unwrap();
-    assert_eq!(ledger.bans_of(source(3)).unwrap().items[0].ban, capped);
+    assert_eq!(ledger.reader().bans_of(source(3)).unwrap().items[0].ban, capped);
     let lifted = Ending::Lifted { by: "alice".to_owned() };
     for number in 1..=4 {
         assert!(ledger.ended(source(number), lifted.clone(), at(5)).unwrap());
@@ -322,16 +340,16 @@ fn adopted_ban_has_one_ledger_row() {
     let evidence = |number| ban(source(number), at(10), 60);
     let found = |number| {
         let left = Expiry::After(Duration::from_secs(59));
-        BanRecord::wanted_by(Author::Import, source(number), at(11), left, Backend::Nft)
+        BanRecord::wanted_by(BanAuthor::Import, source(number), at(11), left, Backend::Nft)
     };
     ledger.record(&[evidence(1), found(1), found(2), evidence(2)]).unwrap();
     for number in [1, 2] {
-        let [only] = &ledger.bans_of(source(number)).unwrap().items[..] else { panic!("{number}") };
+        let [only] = &ledger.reader().bans_of(source(number)).unwrap().items[..] else { panic!("{number}") };
         assert_eq!((&only.ban, only.strikes, &only.ended), (&evidence(number), 0, &None));
     }
     // An adopted ban is listed like any other.
     ledger.record(&[found(3), ban(source(3), at(20), 60)]).unwrap();
-    assert_eq!(ledger.bans_of(source(3)).unwrap().items.len(), 2);
+    assert_eq!(ledger.reader().bans_of(source(3)).unwrap().items.len(), 2);
 }
 
 #[test]
@@ -341,7 +359,7 @@ fn recent_bans_count_towards_ceilings() {
     let short = |number, since| BanRecord { capped: true, ..ban(source(number), at(since), 300) };
     let proven = BanRecord { grade: Some(Grade::Proven), ..ban(source(5), at(100_050), 60) };
     let by_trap = |number, since| BanRecord { class: None, ..short(number, since) };
-    let wanted = BanRecord { author: Author::Operator, ..ban(source(8), at(100_050), 60) };
+    let wanted = BanRecord { author: BanAuthor::Operator, ..ban(source(8), at(100_050), 60) };
     let bans = [
         ban(source(1), at(99_000), 600),
         ban(source(2), at(100_050), 600),
@@ -357,7 +375,7 @@ fn recent_bans_count_towards_ceilings() {
     ledger.record(&bans).unwrap();
     assert!(ledger.ended(source(2), Ending::Lifted { by: "root".to_owned() }, at(100_070)).unwrap());
     let _ = ledger.expire(at(100_100)).unwrap();
-    let recent = ledger.recall(Duration::from_secs(60), at(100_100), 100).unwrap().recent;
+    let recent = LoadedState::read(ledger.reader(), Duration::from_secs(60), at(100_100), 100).unwrap().recent;
     assert_eq!(recent, RecentBans { forgeable: 2, proven: 1, short: 1, short_daily: 4 });
 }
 
@@ -381,7 +399,7 @@ fn strikes_come_newest_first() {
     let _ = ledger.expire(at(1_000)).unwrap();
     let seconds = Duration::from_secs;
     let all = |limit| {
-        let found = ledger.recall(seconds(950), at(1_000), limit).unwrap();
+        let found = LoadedState::read(ledger.reader(), seconds(950), at(1_000), limit).unwrap();
         assert_eq!(found.unreadable, 0);
         found.struck.into_iter().map(|struck| (struck.target, struck.strikes, struck.last)).collect::<Vec<_>>()
     };
@@ -404,7 +422,7 @@ fn remaining_time_never_exceeds_whole() {
     assert_eq!(timed.left(at(160) - Duration::from_millis(3)), after(1), "an expiry is never shorter than its minimum");
     assert_eq!(timed.left(at(160)), None);
     assert_eq!(timed.left(at(0)), after(60), "the clock was set back");
-    let endless = BanRecord::wanted_by(Author::Operator, source(1), at(100), Expiry::Never, Backend::Nft);
+    let endless = BanRecord::wanted_by(BanAuthor::Operator, source(1), at(100), Expiry::Never, Backend::Nft);
     assert_eq!(endless.left(at(999_999)), Some(Expiry::Never));
 }
 
@@ -414,13 +432,14 @@ fn changes_are_written_in_order() {
     let mut ledger = state.ledger();
     let lifted = Ended { how: Ending::Lifted { by: "bob".to_owned() }, at: at(2) };
     let changes = [
-        Change::Banned(ban(source(1), at(0), DAY)),
-        Change::Ended { target: source(1), ended: lifted.clone() },
-        Change::Ended { target: source(2), ended: lifted },
-        Change::Banned(ban(source(2), at(3), DAY)),
+        LedgerChange::Banned(ban(source(1), at(0), DAY)),
+        LedgerChange::Ended { target: source(1), ended: lifted.clone() },
+        LedgerChange::Ended { target: source(2), ended: lifted },
+        LedgerChange::Banned(ban(source(2), at(3), DAY)),
     ];
     ledger.write(&changes).unwrap();
-    let active: Vec<BanTarget> = ledger.active(at(4)).unwrap().items.iter().map(|entry| entry.ban.target).collect();
+    let active: Vec<BanTarget> =
+        ledger.reader().active(at(4)).unwrap().items.iter().map(|entry| entry.ban.target).collect();
     assert_eq!(active, [source(2)]);
 }
 
@@ -436,7 +455,7 @@ fn history_is_bounded_and_keeps_open_bans() {
     ledger.record(early).unwrap();
     assert_eq!(ledger.expire(at(u64::from(many) + 1)).unwrap().items.len(), 500);
     ledger.record(late).unwrap();
-    assert!(ledger.bans_of(source(500)).unwrap().items.is_empty(), "the oldest ended ban is removed first");
+    assert!(ledger.reader().bans_of(source(500)).unwrap().items.is_empty(), "the oldest ended ban is removed first");
     let _ = ledger.expire(at(u64::from(many) + 1)).unwrap();
     ledger.record(&late[..usize::try_from(SLACK).unwrap()]).unwrap();
     let _ = ledger.expire(at(u64::from(many) + 1)).unwrap();
@@ -444,7 +463,7 @@ fn history_is_bounded_and_keeps_open_bans() {
 
     let _ = ledger.expire(at(u64::from(many) + 3 * DAY)).unwrap();
     assert_eq!(state.counts(), (1, 1), "only bans that ended more than a day ago are removed");
-    assert_eq!(ledger.active(at(10)).unwrap().items[0].ban, open);
+    assert_eq!(ledger.reader().active(at(10)).unwrap().items[0].ban, open);
 }
 
 #[test]
@@ -459,11 +478,11 @@ fn hundred_thousand_bans_read_back() {
     let start = Instant::now();
     ledger.record(&bans).unwrap();
     let (written, start) = (start.elapsed(), Instant::now());
-    let active = ledger.active(at(1)).unwrap();
+    let active = ledger.reader().active(at(1)).unwrap();
     let (read, start) = (start.elapsed(), Instant::now());
     assert_eq!(active.items.len(), many);
     let again = Instant::now();
-    let recalled = ledger.recall(Duration::from_secs(90 * DAY), at(1), many).unwrap();
+    let recalled = LoadedState::read(ledger.reader(), Duration::from_secs(90 * DAY), at(1), many).unwrap();
     let counted = again.elapsed();
     assert_eq!((recalled.active.len(), recalled.struck.len()), (many, many));
     assert_eq!(ledger.expire(at(DAY)).unwrap().items.len(), many);
@@ -531,7 +550,7 @@ fn ban_keeps_evidence_with_deciding_port_first() {
     let state = State::new();
     let mut ledger = state.ledger();
     ledger.record(std::slice::from_ref(&banned)).unwrap();
-    let stored = ledger.bans_of(target("2001:db8:1:2::")).unwrap().items.remove(0).ban;
+    let stored = ledger.reader().bans_of(target("2001:db8:1:2::")).unwrap().items.remove(0).ban;
     assert_eq!(stored, banned);
     assert_eq!((stored.source.to_string().as_str(), stored.probes), ("2001:db8:1:2:3::4", 4));
     assert_eq!((stored.class, stored.until), (Some(Class::Connect), Some(at(DAY))));
@@ -559,7 +578,7 @@ fn older_ledger_gets_grades_of_evidence() {
         grade: Some(grade),
         ..ban(source(n), at(0), 60)
     };
-    let by_hand = BanRecord::wanted_by(Author::Operator, source(4), at(0), Expiry::Never, Backend::Nft);
+    let by_hand = BanRecord::wanted_by(BanAuthor::Operator, source(4), at(0), Expiry::Never, Backend::Nft);
     let bans = [
         ban(source(1), at(0), 60),
         connect(2, &handshakes, Grade::Proven),
@@ -576,10 +595,10 @@ fn older_ledger_gets_grades_of_evidence() {
     });
     assert_eq!((each.unwrap(), &read), (0, &grades), "a reader changes nothing");
     let ledger = state.ledger();
-    let stored: Vec<_> = (1..5).map(|n| ledger.bans_of(source(n)).unwrap().items[0].ban.clone()).collect();
+    let stored: Vec<_> = (1..5).map(|n| ledger.reader().bans_of(source(n)).unwrap().items[0].ban.clone()).collect();
     let bans: Vec<_> = bans.into_iter().map(|ban| BanRecord { guest_port: None, ..ban }).collect();
     assert_eq!(stored, bans, "the daemon migrates the ledger");
-    let recalled = ledger.recall(Duration::from_secs(50), at(1), 9).unwrap();
+    let recalled = LoadedState::read(ledger.reader(), Duration::from_secs(50), at(1), 9).unwrap();
     assert_eq!(recalled.active.iter().filter(|ban| ban.grade == Some(Grade::Proven)).count(), 1);
 }
 
@@ -588,7 +607,7 @@ fn logged_sources_are_one_row_each() {
     let state = State::new();
     let scan = |number, seconds| {
         let scanned = ban(source(number), at(seconds), DAY);
-        Change::Logged(Logged {
+        LedgerChange::Logged(Logged {
             target: scanned.target,
             source: scanned.source,
             first: at(seconds),
@@ -602,10 +621,10 @@ fn logged_sources_are_one_row_each() {
     };
     let mut ledger = state.ledger();
     ledger.write(&[scan(1, 0), scan(2, 10), scan(1, 20)]).unwrap();
-    let read = || Reader::read(&state.path(), Reader::logged).unwrap().items;
+    let read = || Reader::read(&state.path(), logged::all).unwrap().items;
     let found: Vec<_> = read().iter().map(|one| (one.target, one.first, one.last, one.times)).collect();
     assert_eq!(found, [(source(1), at(0), at(20), 2), (source(2), at(10), at(10), 1)], "the newest first");
-    assert!(ledger.active(at(30)).unwrap().items.is_empty(), "logged sources are not bans");
+    assert!(ledger.reader().active(at(30)).unwrap().items.is_empty(), "logged sources are not bans");
     let _ = ledger.expire(at(10) + Duration::from_secs(90 * DAY + 1)).unwrap();
     assert_eq!(read().len(), 1, "records older than 90 days are removed");
 }

@@ -8,7 +8,8 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use portsentry::engine::{Class, Grade, LinkId};
 use portsentry::ledger::{
-    Author, BanRecord, BanSummary, Change, DATABASE, Ledger, LegacyFiles, Opened, Writer, WriterEvent,
+    BanAuthor, BanRecord, BanSummary, DATABASE, Ledger, LedgerChange, LegacyFiles, LoadedState, Opened, Writer,
+    WriterEvent,
 };
 use portsentry::types::{Backend, BanTarget, Expiry, Protocol};
 use rusqlite::Connection;
@@ -46,7 +47,7 @@ pub(crate) fn ban(target: BanTarget, since: SystemTime, seconds: u64) -> BanReco
             address => address,
         },
         ..BanRecord::wanted_by(
-            Author::Detector,
+            BanAuthor::Detector,
             target,
             since,
             Expiry::After(Duration::from_secs(seconds)),
@@ -129,7 +130,7 @@ impl State {
 
 /// The number of strikes of `target` that a start at `now` would load.
 pub(crate) fn strikes(ledger: &Ledger, target: BanTarget, forget: Duration, now: SystemTime) -> u32 {
-    let struck = ledger.recall(forget, now, usize::MAX).unwrap().struck;
+    let struck = LoadedState::read(ledger.reader(), forget, now, usize::MAX).unwrap().struck;
     struck.iter().find(|struck| struck.target == target).map_or(0, |struck| struck.strikes)
 }
 
@@ -149,8 +150,8 @@ pub(crate) fn writer(directory: &Path, texts: bool) -> (Writer, Receiver<WriterE
     (writer.unwrap(), events)
 }
 
-pub(crate) fn banned(number: u32, since: SystemTime, seconds: u64) -> Change {
-    Change::Banned(ban(source(number), since, seconds))
+pub(crate) fn banned(number: u32, since: SystemTime, seconds: u64) -> LedgerChange {
+    LedgerChange::Banned(ban(source(number), since, seconds))
 }
 
 /// The time limit for any operation of the writer, for a busy machine.

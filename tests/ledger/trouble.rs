@@ -73,7 +73,7 @@ fn full_disk_is_reported_once_without_loss() {
     assert_eq!((recorder.written(), recorder.dropped()), (3_000, 0));
     let (ledger, opened) = Ledger::open(&disk.path()).unwrap();
     assert_eq!(opened, Opened::Existing);
-    assert_eq!(ledger.active(now).unwrap().items.len(), 3_000);
+    assert_eq!(ledger.reader().active(now).unwrap().items.len(), 3_000);
     let history = fs::read_to_string(disk.path().join(HISTORY)).unwrap();
     assert_eq!(history.lines().count(), 3_000, "no line is missing, torn or duplicated");
     assert!(history.lines().all(|line| line.ends_with(" Blocked")));
@@ -160,7 +160,7 @@ fn locked_database_is_reported_and_written_later() {
     await_event(&events, "the recovery", |event| matches!(event, WriterEvent::Recovered { .. }));
     assert!(locker.wait().unwrap().success());
     assert_eq!(writer.stop(time_limit()), Stopped::Whole);
-    assert_eq!(state.ledger().active(now).unwrap().items.len(), 1);
+    assert_eq!(state.ledger().reader().active(now).unwrap().items.len(), 1);
 }
 
 #[test]
@@ -195,7 +195,7 @@ fn killed_process_loses_no_transaction() {
         }
         let (ledger, opened) = state.open();
         assert_eq!(opened, Opened::Existing);
-        let found = ledger.active(SystemTime::now()).unwrap();
+        let found = ledger.reader().active(SystemTime::now()).unwrap();
         assert_eq!(found.unreadable, 0);
         assert!(found.items.len() >= last, "{} of {last}", found.items.len());
         let numbers = (0..).map(source);
@@ -253,7 +253,7 @@ fn runtime_damage_starts_new_ledger() {
     assert_eq!(writer.stop(time_limit()), Stopped::Whole);
     let (ledger, opened) = state.open();
     assert_eq!(opened, Opened::Existing);
-    let active: Vec<_> = ledger.active(now).unwrap().items.iter().map(|entry| entry.ban.target).collect();
+    let active: Vec<_> = ledger.reader().active(now).unwrap().items.iter().map(|entry| entry.ban.target).collect();
     assert!(active.ends_with(&[source(50_000), source(50_001)]), "{active:?}");
 }
 
@@ -272,5 +272,5 @@ fn removed_database_is_recreated_with_bans() {
     assert!(matches!(event, WriterEvent::Rebuilt { aside: None, carried: 10, .. }), "{event}");
     recorder.send(banned(10, now, 3600));
     assert_eq!(writer.stop(time_limit()), Stopped::Whole);
-    assert_eq!(state.ledger().active(now).unwrap().items.len(), 11);
+    assert_eq!(state.ledger().reader().active(now).unwrap().items.len(), 11);
 }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
-use portsentry::ledger::{BLOCKED, Change, Ended, Ending, HISTORY, Recorder, Stopped, WriterEvent};
+use portsentry::ledger::{BLOCKED, Ended, Ending, HISTORY, LedgerChange, Recorder, Stopped, WriterEvent};
 
 use super::support::{State, await_event, banned, eventually, source, time_limit, writer};
 use netns_lab::slowness;
@@ -18,7 +18,7 @@ fn queued_writes_are_done_at_stop() {
     let taken = (0..5_000).filter(|number| recorder.send(banned(*number, now, 3600))).count();
     assert_eq!(taken, 5_000);
     assert_eq!(writer.stop(time_limit()), Stopped::Whole);
-    assert_eq!(state.ledger().active(now).unwrap().items.len(), 5_000);
+    assert_eq!(state.ledger().reader().active(now).unwrap().items.len(), 5_000);
     assert_eq!(state.read(HISTORY).lines().count(), 5_000);
     assert_eq!(state.read(BLOCKED).lines().count(), 5_000);
     assert_eq!((recorder.written(), recorder.dropped()), (5_000, 0));
@@ -57,7 +57,7 @@ fn listed_bans_follow_changes() {
     recorder.send(banned(3, now, 8 * u64::from(slowness())));
     eventually("three bans in the list", || has(1) && has(2) && has(3));
     let how = Ending::Lifted { by: "alice".to_owned() };
-    recorder.send(Change::Ended { target: source(1), ended: Ended { how, at: SystemTime::now() } });
+    recorder.send(LedgerChange::Ended { target: source(1), ended: Ended { how, at: SystemTime::now() } });
     let expired = await_event(&events, "the end of the short ban", |event| matches!(event, WriterEvent::Expired(_)));
     assert!(matches!(&expired, WriterEvent::Expired(targets) if *targets == [source(3)]), "{expired}");
     eventually("one ban in the list", || !has(1) && has(2) && !has(3));

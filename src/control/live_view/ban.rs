@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime};
 
 use crate::control::format::compact_ports;
 use crate::control::list::{KernelState, Listed};
-use crate::ledger::Author;
+use crate::ledger::BanAuthor;
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Ban {
@@ -26,8 +26,8 @@ impl Ban {
         let class = match ban.map(|ban| (ban.class, ban.author)) {
             None => "unknown",
             Some((Some(class), _)) => class.key(),
-            Some((None, Author::Detector)) => "trap",
-            Some((None, Author::Operator | Author::Import)) => "by hand",
+            Some((None, BanAuthor::Detector)) => "trap",
+            Some((None, BanAuthor::Operator | BanAuthor::Import)) => "by hand",
         };
         let ports = ban.iter().flat_map(|ban| &ban.ports);
         Self {

@@ -12,7 +12,7 @@ use crate::control::scoped_network::parse_address;
 use crate::daemon::service_tracker::ServiceState;
 use crate::enforce::nft::Nft;
 use crate::engine::Explanation;
-use crate::ledger::{Entry, Position, Recorder};
+use crate::ledger::{LedgerEntry, Position, Recorder};
 use crate::sensor::SensorRequest;
 use crate::types::BanTarget;
 
@@ -66,7 +66,7 @@ impl ControlHandler {
 }
 
 /// The bans of an address, and of the network that blocks it, oldest first.
-async fn past(recorder: &Recorder, known: &Explanation) -> Option<Vec<Entry>> {
+async fn past(recorder: &Recorder, known: &Explanation) -> Option<Vec<LedgerEntry>> {
     let mut past = history(recorder, known.target).await?;
     if let Some(network) = known.network {
         past.extend(history(recorder, network).await?);
@@ -76,6 +76,6 @@ async fn past(recorder: &Recorder, known: &Explanation) -> Option<Vec<Entry>> {
 }
 
 /// The ledger's entries for `target`; `None` if they cannot be read.
-async fn history(recorder: &Recorder, target: BanTarget) -> Option<Vec<Entry>> {
+async fn history(recorder: &Recorder, target: BanTarget) -> Option<Vec<LedgerEntry>> {
     Some(recorder.ask(move |ledger| ledger.bans_of(target)).await.ok()?.ok()?.items)
 }

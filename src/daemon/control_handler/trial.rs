@@ -14,7 +14,7 @@ use crate::enforce::nft::RulesetSpec;
 use crate::engine::Settings;
 use crate::events::event::EventKind;
 use crate::events::json::rfc3339;
-use crate::ledger::Change;
+use crate::ledger::LedgerChange;
 use crate::sensor::SensorCommand;
 
 /// Maximum duration of a log-only trial: a forgotten trial must not leave a host unprotected permanently.
@@ -136,7 +136,7 @@ impl ControlHandler {
         self.trial = Trial::log_only(span);
         self.sensor.send_waiting(SensorCommand::StartTrial).await;
         let until = SystemTime::now() + span;
-        self.sink.ban_recorder.write(Change::Trial { until: Some(until) });
+        self.sink.ban_recorder.write(LedgerChange::Trial { until: Some(until) });
         self.sink.emit(EventKind::Note(format!(
             "{by} has started a trial: until {} scans are only logged. Bans in force stay; `portsentry trial \
              --end` resumes blocking",
@@ -153,7 +153,7 @@ impl ControlHandler {
         if std::mem::take(&mut self.on_trial) && self.hold().is_some() {
             self.sensor.send(SensorCommand::Ruleset(Box::new(self.ruleset())));
         }
-        self.sink.ban_recorder.write(Change::Trial { until: None });
+        self.sink.ban_recorder.write(LedgerChange::Trial { until: None });
         self.sink.emit(EventKind::Note(format!("the trial has ended ({by}): scans are blocked again")));
     }
 

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use portsentry::ledger::{Author, BanRecord};
+use portsentry::ledger::{BanAuthor, BanRecord};
 use portsentry::report::{ReportStats, html};
 use portsentry::types::{Backend, Expiry, Protocol};
 use regex::Regex;
@@ -62,7 +62,8 @@ fn markup_is_balanced_and_escaped() {
 
 #[test]
 fn class_shares_exclude_manual_bans() {
-    let by_hand = |number| BanRecord::wanted_by(Author::Operator, source(number), ago(60), Expiry::Never, Backend::Nft);
+    let by_hand =
+        |number| BanRecord::wanted_by(BanAuthor::Operator, source(number), ago(60), Expiry::Never, Backend::Nft);
     let bans = [ban(source(1), ago(60), DAY), by_hand(2), by_hand(3)];
     let page = html(&ReportStats::read(&State::with(&bans).path(), Duration::from_secs(DAY), now()).unwrap(), None);
     for section in ["classes", "evidence"] {

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant, SystemTime};
 
 use portsentry::engine::Class;
-use portsentry::ledger::{Author, BanRecord, Ending, LedgerError};
+use portsentry::ledger::{BanAuthor, BanRecord, Ending, LedgerError};
 use portsentry::report::{Ends, Network, Offender, RecentBan, ReportStats, html, json};
 use portsentry::types::{Backend, Expiry, Protocol};
 use serde_json::json;
@@ -32,8 +32,8 @@ fn scene() -> State {
     assert!(ledger.ended(lifted, Ending::Lifted { by: "alice".to_owned() }, ago(DAY)).unwrap());
     ledger.record(&[ban(v6, ago(3_600), DAY)]).unwrap();
     let expiry = Expiry::After(Duration::from_secs(DAY));
-    let by_hand = BanRecord::wanted_by(Author::Operator, neighbour, ago(1_800), Expiry::Never, Backend::Nft);
-    let imported = BanRecord::wanted_by(Author::Import, source(1), ago(900), expiry, Backend::Nft);
+    let by_hand = BanRecord::wanted_by(BanAuthor::Operator, neighbour, ago(1_800), Expiry::Never, Backend::Nft);
+    let imported = BanRecord::wanted_by(BanAuthor::Import, source(1), ago(900), expiry, Backend::Nft);
     ledger.record(&[by_hand, imported]).unwrap();
     drop(ledger);
     state
@@ -137,7 +137,7 @@ fn empty_ledger_differs_from_quiet_period() {
     let page = |state: &State| html(&stats(state, MONTH), None);
     let empty = page(&State::with(&[]));
     assert!(empty.contains("<h2>No source has been blocked yet</h2>") && !empty.contains("<table"), "{empty}");
-    let endless = BanRecord::wanted_by(Author::Operator, source(1), ago(90 * DAY), Expiry::Never, Backend::Nft);
+    let endless = BanRecord::wanted_by(BanAuthor::Operator, source(1), ago(90 * DAY), Expiry::Never, Backend::Nft);
     let quiet = page(&State::with(&[endless]));
     assert!(quiet.contains("<h2>All quiet</h2>"), "{quiet}");
     assert!(quiet.contains("<dt>In force now</dt><dd>1</dd>"), "{quiet}");
