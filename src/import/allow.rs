@@ -4,7 +4,7 @@
 use super::diagnostics::{Printable, shown};
 use super::document::Value;
 use super::options::Options;
-use super::output::{Entry, Output};
+use super::output::{OptionLine, Output};
 use super::{MAX_LEN, ReadFile, Source};
 use crate::config::ignore_file;
 use crate::types::plain;
@@ -55,7 +55,7 @@ pub(super) fn translate(options: &Options, ignore: &[Source], read: &ReadFile, o
 }
 
 /// Writes the entries of `ignore`, which comes from the option `named_by` or from the operator.
-fn write_networks(ignore: &[Source], named_by: Option<&Entry>, output: &mut Output) {
+fn write_networks(ignore: &[Source], named_by: Option<&OptionLine>, output: &mut Output) {
     let networks: BTreeSet<IpNet> =
         ignore.iter().flat_map(|source| networks(source, named_by.is_some(), output)).collect();
     let names: Vec<&str> = ignore.iter().map(|source| source.name.as_str()).collect();
