@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use super::format::nullable;
 use crate::engine::{Class, Grade};
 use crate::events::json::{NEVER, PortRecord, expires, rfc3339};
-use crate::ledger::{BanAuthor, BanRecord, LedgerEntry};
+use crate::ledger::{BanRecord, LedgerEntry};
 use crate::types::{BanTarget, Expiry, Protocol};
 
 /// Maximum number of bans in one answer.
@@ -126,7 +126,7 @@ impl BanInfo {
             interface: None,
             guest_port: None,
             methods: self.method.as_ref()?.parse().ok()?,
-            author: BanAuthor::from_key(self.author.as_ref()?)?,
+            author: self.author.as_ref()?.parse().ok()?,
             note: self.note.clone(),
             capped: self.capped?,
         };

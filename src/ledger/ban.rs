@@ -14,7 +14,8 @@ use crate::engine::{Ban, Class, Grade, LinkId, Service};
 use crate::types::{Backend, Backends, BanTarget, Expiry, Protocol};
 
 /// The origin of a ban.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, strum::EnumString, strum::IntoStaticStr)]
+#[strum(serialize_all = "lowercase")]
 pub enum BanAuthor {
     /// The engine, on evidence.
     Detector,
@@ -24,18 +25,9 @@ pub enum BanAuthor {
 }
 
 impl BanAuthor {
-    /// The name in the ledger and in JSON.
+    /// The name in the ledger and in JSON, which also parses.
     pub fn key(self) -> &'static str {
-        match self {
-            Self::Detector => "detector",
-            Self::Operator => "operator",
-            Self::Import => "import",
-        }
-    }
-
-    /// The author with this name.
-    pub fn from_key(key: &str) -> Option<Self> {
-        [Self::Detector, Self::Operator, Self::Import].into_iter().find(|author| author.key() == key)
+        self.into()
     }
 }
 

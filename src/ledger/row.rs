@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use rusqlite::Row;
 
-use super::ban::{BanAuthor, BanRecord, BanSummary, Ended, Ending, LedgerEntry};
+use super::ban::{BanRecord, BanSummary, Ended, Ending, LedgerEntry};
 use crate::engine::{Class, Grade, LinkId};
 use crate::types::{BanTarget, Protocol};
 
@@ -37,7 +37,7 @@ pub(super) fn entry(row: &Row<'_>) -> Option<LedgerEntry> {
         interface: row.get(7).ok()?,
         guest_port: optional(row, 17, guest_port)?,
         methods: text(row, 9)?.parse().ok()?,
-        author: BanAuthor::from_key(text(row, 10)?)?,
+        author: text(row, 10)?.parse().ok()?,
         capped: row.get(14).ok()?,
         note: row.get(15).ok()?,
         grade: optional(row, 16, Grade::from_key)?,
