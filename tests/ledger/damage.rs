@@ -13,8 +13,7 @@ use super::support::{State, at, ban, intruder, source, target};
 /// A closed ledger of 300 bans, a third of them expired.
 fn filled() -> State {
     static CONTENT: LazyLock<Vec<u8>> = LazyLock::new(|| {
-        let state = State::new();
-        let mut ledger = state.ledger();
+        let (state, mut ledger) = State::open_new();
         let bans: Vec<_> =
             (0..300).map(|number| ban(source(number * 7919), at(0), 10 + u64::from(number % 3) * 3600)).collect();
         ledger.record(&bans).unwrap();
@@ -29,8 +28,7 @@ fn filled() -> State {
 
 #[test]
 fn non_database_is_quarantined() {
-    let state = State::new();
-    drop(state.ledger());
+    let state = State::with(&[]);
     fs::write(state.file(DATABASE), "192.0.2.7\n".repeat(500)).unwrap();
     let (mut ledger, opened) = state.open();
     let Opened::Rebuilt { aside, damage } = opened else { panic!("{opened:?}") };
@@ -45,8 +43,7 @@ fn non_database_is_quarantined() {
 #[test]
 fn foreign_database_is_quarantined_unchanged() {
     for sql in ["CREATE TABLE ban (name TEXT)", "CREATE TABLE users (name TEXT); PRAGMA user_version = 1"] {
-        let state = State::new();
-        drop(state.ledger());
+        let state = State::with(&[]);
         fs::remove_file(state.file(DATABASE)).unwrap();
         drop(OpenOptions::new().write(true).create_new(true).open(state.file(DATABASE)).unwrap());
         fs::set_permissions(state.file(DATABASE), std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
@@ -81,8 +78,7 @@ fn quarantined_ledgers_are_limited() {
 
 #[test]
 fn invalid_row_is_skipped_and_counted() {
-    let state = State::new();
-    let mut ledger = state.ledger();
+    let (state, mut ledger) = State::open_new();
     let bans: Vec<_> = (0..20).map(|number| ban(source(number), at(0), 3600)).collect();
     ledger.record(&bans).unwrap();
     let spoiled = [
@@ -123,8 +119,7 @@ fn invalid_row_is_skipped_and_counted() {
 
 #[test]
 fn foreign_trigger_or_view_has_no_effect() {
-    let state = State::new();
-    drop(state.ledger());
+    let state = State::with(&[]);
     let sql = "CREATE TRIGGER free AFTER INSERT ON ban BEGIN DELETE FROM ban; END";
     intruder(&state.path()).execute_batch(sql).unwrap();
     let mut ledger = state.ledger();
@@ -181,8 +176,7 @@ proptest! {
 
 #[test]
 fn torn_log_loses_only_last_writes() {
-    let state = State::new();
-    let mut ledger = state.ledger();
+    let (state, mut ledger) = State::open_new();
     for number in 0..20 {
         ledger.record(&[ban(source(number), at(0), 3600)]).unwrap();
     }

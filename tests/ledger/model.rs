@@ -3,10 +3,10 @@
 use std::time::{Duration, SystemTime};
 
 use portsentry::ledger::{BanAuthor, BanRecord, Ended, Ending, Ledger, LedgerEntry, LoadedState};
-use portsentry::types::{Backend, BanTarget, Expiry};
+use portsentry::types::BanTarget;
 use proptest::prelude::*;
 
-use super::support::{State, at, ban, source, summary};
+use super::support::{State, at, ban, by_hand, lifted, source, summary};
 
 #[derive(Clone, Debug)]
 enum Step {
@@ -109,22 +109,21 @@ proptest! {
     fn ledger_agrees_with_model(
         steps in prop::collection::vec(step(), 1..40)
     ) {
-        let state = State::new();
-        let mut ledger = state.ledger();
+        let (state, mut ledger) = State::open_new();
         let mut model = Model::default();
         for step in steps {
             let now = match step {
                 Step::Ban(number, when, span, capped) => {
                     let new = match span {
                         Some(span) => BanRecord { capped, ..ban(source(number), at(when), span) },
-                        None => BanRecord::wanted_by(BanAuthor::Operator, source(number), at(when), Expiry::Never, Backend::Nft),
+                        None => by_hand(source(number), at(when)),
                     };
                     ledger.record(std::slice::from_ref(&new)).unwrap();
                     model.record(new);
                     at(when)
                 }
                 Step::Lift(number, when) => {
-                    let how = Ending::Lifted { by: "alice".to_owned() };
+                    let how = lifted("alice");
                     let ended = ledger.ended(source(number), how.clone(), at(when)).unwrap();
                     prop_assert_eq!(ended, model.end(source(number), how, at(when)));
                     at(when)

@@ -2,9 +2,10 @@
 
 use std::time::{Duration, Instant, SystemTime};
 
+use portsentry::config::Config;
 use portsentry::engine::{
-    Class, Engine, Escalation, Grade, HashKey, Host, LastBan, Local, MaxPrefix, NoLookup, Observation, RecentBans,
-    Response, Settings, Verdict, Watch,
+    Class, Engine, Grade, HashKey, Host, LastBan, Local, NoLookup, Observation, RecentBans, Response, Settings,
+    Verdict, Watch,
 };
 use portsentry::ledger::{
     BanAuthor, BanRecord, Ended, Ending, FleetLift, KnownPeer, Ledger, LedgerChange, LedgerEntry, LiftedBy,
@@ -14,7 +15,7 @@ use portsentry::types::{Backend, BanTarget, Expiry, Protocol, Timestamp};
 
 use netns_lab::slowness;
 
-use super::support::{State, at, ban, intruder, source, strikes, target};
+use super::support::{State, at, ban, by_hand, intruder, lifted, source, strikes, target};
 
 const DAY: u64 = 86_400;
 
@@ -29,7 +30,7 @@ fn ban_is_complete_after_restart() {
         ban(target("192.0.2.7"), at(0), DAY),
         ban(target("2001:db8:1:2:3::4"), at(1), DAY),
         ban(target("fe80::1"), at(2), DAY),
-        BanRecord::wanted_by(BanAuthor::Operator, target("198.51.100.9"), at(3), Expiry::Never, Backend::Nft),
+        by_hand(target("198.51.100.9"), at(3)),
         BanRecord::wanted_by(
             BanAuthor::Import,
             target("203.0.113.1"),
@@ -54,9 +55,8 @@ fn ban_is_complete_after_restart() {
 
 #[test]
 fn pages_contain_every_ban_once() {
-    let state = State::new();
-    let mut ledger = state.ledger();
-    let never = |number| BanRecord::wanted_by(BanAuthor::Operator, source(number), at(0), Expiry::Never, Backend::Nft);
+    let (state, mut ledger) = State::open_new();
+    let never = |number| by_hand(source(number), at(0));
     let mut bans: Vec<BanRecord> = (0..5).map(never).collect();
     // Most bans have the same end.
     bans.extend((5..20).map(|number| ban(source(number), at(0), DAY)));
@@ -167,8 +167,8 @@ fn undone(number: u32, since: SystemTime, at: SystemTime) -> LedgerChange {
 
 #[test]
 fn ended_command_is_due_until_undone() {
-    let state = State::new();
-    let mut ledger = state.ledger().undoing_commands(true);
+    let (state, ledger) = State::open_new();
+    let mut ledger = ledger.undoing_commands(true);
     let bans = [commanded(1, at(0), 60), commanded(2, at(0), 60), commanded(3, at(0), 600), ban(source(4), at(0), 60)];
     ledger.record(&bans).unwrap();
     assert_eq!(undo_due(&ledger), [], "the bans are in force");
@@ -176,7 +176,7 @@ fn ended_command_is_due_until_undone() {
     let moved = LedgerChange::Also(BanRecord { methods: Backend::Command.into(), ..ban(source(5), at(0), 60) });
     ledger.write(&[ban(source(5), at(0), 60).into(), moved]).unwrap();
     let _ = ledger.expire(at(60)).unwrap();
-    assert!(ledger.ended(source(3), Ending::Lifted { by: "root".to_owned() }, at(61)).unwrap());
+    assert!(ledger.ended(source(3), lifted("root"), at(61)).unwrap());
     assert_eq!(undo_due(&ledger), [source(1), source(2), source(3), source(5)]);
     ledger.write(&[undone(1, at(0), at(61)), undone(3, at(0), at(62))]).unwrap();
     // Banned again, without the command.
@@ -194,8 +194,8 @@ fn ended_command_is_due_until_undone() {
 
 #[test]
 fn undone_ban_leaves_newer_one_due() {
-    let state = State::new();
-    let mut ledger = state.ledger().undoing_commands(true);
+    let (_state, ledger) = State::open_new();
+    let mut ledger = ledger.undoing_commands(true);
     // The command of the first ban is undone before its end is recorded, that of the second one after a third ban began.
     ledger.write(&[commanded(1, at(0), 60).into(), undone(1, at(0), at(59))]).unwrap();
     let _ = ledger.expire(at(60)).unwrap();
@@ -212,8 +212,7 @@ fn undone_ban_leaves_newer_one_due() {
 
 #[test]
 fn ledger_without_expiry_command_records_no_undo() {
-    let state = State::new();
-    let mut ledger = state.ledger();
+    let (state, mut ledger) = State::open_new();
     ledger.record(&[commanded(1, at(0), 60), commanded(2, at(0), 600)]).unwrap();
     ledger.begin(at(1)).unwrap();
     let _ = ledger.expire(at(60)).unwrap();
@@ -227,8 +226,8 @@ fn ledger_without_expiry_command_records_no_undo() {
 
 #[test]
 fn older_ledger_undoes_only_open_bans() {
-    let state = State::new();
-    let mut ledger = state.ledger().undoing_commands(true);
+    let (state, ledger) = State::open_new();
+    let mut ledger = ledger.undoing_commands(true);
     ledger.record(&[commanded(1, at(0), 60), commanded(2, at(0), 600), ban(source(3), at(0), 600)]).unwrap();
     let _ = ledger.expire(at(60)).unwrap();
     drop(ledger);
@@ -244,8 +243,7 @@ fn older_ledger_undoes_only_open_bans() {
 
 #[test]
 fn ban_expires_exactly_at_its_time() {
-    let state = State::new();
-    let mut ledger = state.ledger();
+    let (_state, mut ledger) = State::open_new();
     ledger.record(&[ban(source(1), at(0), 60)]).unwrap();
     let microsecond = Duration::from_micros(1);
     assert_eq!(ledger.reader().active(at(60) - microsecond).unwrap().items.len(), 1);
@@ -263,9 +261,8 @@ fn ban_expires_exactly_at_its_time() {
 
 #[test]
 fn lifted_ban_names_its_author() {
-    let state = State::new();
-    let mut ledger = state.ledger();
-    let by = || Ending::Lifted { by: "alice'; DROP TABLE ban; --".to_owned() };
+    let (_state, mut ledger) = State::open_new();
+    let by = || lifted("alice'; DROP TABLE ban; --");
     ledger.record(&[ban(source(1), at(0), DAY), ban(source(2), at(0), DAY)]).unwrap();
     assert!(ledger.ended(source(1), by(), at(5)).unwrap());
     assert!(!ledger.ended(source(1), by(), at(6)).unwrap(), "the ban had already ended");
@@ -277,8 +274,7 @@ fn lifted_ban_names_its_author() {
 
 #[test]
 fn new_ban_replaces_old_and_counts_strike() {
-    let state = State::new();
-    let mut ledger = state.ledger();
+    let (state, mut ledger) = State::open_new();
     let banned = target("2001:db8::1");
     ledger.record(&[ban(banned, at(0), 60)]).unwrap();
     ledger.record(&[ban(banned, at(30), 60), ban(banned, at(100), 60)]).unwrap();
@@ -288,7 +284,7 @@ fn new_ban_replaces_old_and_counts_strike() {
     assert_eq!(ended, [(0, end(Ending::Replaced, 30)), (1, end(Ending::Expired, 90)), (2, None)]);
     assert_eq!(ledger.reader().active(at(101)).unwrap().items.len(), 1);
     assert_eq!(state.counts(), (1, 3));
-    assert!(ledger.ended(banned, Ending::Lifted { by: "root".to_owned() }, at(110)).unwrap());
+    assert!(ledger.ended(banned, lifted("root"), at(110)).unwrap());
     ledger.record(&[ban(banned, at(120), 60)]).unwrap();
     let strikes: Vec<_> = ledger.reader().bans_of(banned).unwrap().items.iter().map(|entry| entry.strikes).collect();
     assert_eq!(strikes, [0, 1, 2, 2], "the lifted ban is no strike");
@@ -296,8 +292,7 @@ fn new_ban_replaces_old_and_counts_strike() {
 
 #[test]
 fn ban_counts_as_strike_until_forgotten() {
-    let state = State::new();
-    let mut ledger = state.ledger();
+    let (_state, mut ledger) = State::open_new();
     let recent = |ledger: &Ledger, now| strikes(ledger, source(1), Duration::from_secs(100), at(now));
     ledger.record(&[ban(source(1), at(0), 1000)]).unwrap();
     assert_eq!(recent(&ledger, 999), 1, "a ban in force counts even if it is longer than strikes are remembered");
@@ -313,17 +308,15 @@ fn ban_counts_as_strike_until_forgotten() {
 
 #[test]
 fn only_standing_evidence_bans_are_strikes() {
-    let state = State::new();
-    let mut ledger = state.ledger();
-    let by_hand =
-        |number| BanRecord::wanted_by(BanAuthor::Operator, source(number), at(0), Expiry::Never, Backend::Nft);
+    let (_state, mut ledger) = State::open_new();
+    let by_hand = |number| by_hand(source(number), at(0));
     let imported = BanRecord::wanted_by(BanAuthor::Import, source(2), at(0), Expiry::Never, Backend::Nft);
     let capped = BanRecord { capped: true, ..ban(source(3), at(0), 60) };
     ledger
         .record(&[by_hand(1), imported, capped.clone(), ban(source(4), at(0), 60), ban(source(5), at(0), 60)])
         .unwrap();
     assert_eq!(ledger.reader().bans_of(source(3)).unwrap().items[0].ban, capped);
-    let lifted = Ending::Lifted { by: "alice".to_owned() };
+    let lifted = lifted("alice");
     for number in 1..=4 {
         assert!(ledger.ended(source(number), lifted.clone(), at(5)).unwrap());
     }
@@ -335,8 +328,7 @@ fn only_standing_evidence_bans_are_strikes() {
 
 #[test]
 fn adopted_ban_has_one_ledger_row() {
-    let state = State::new();
-    let mut ledger = state.ledger();
+    let (_state, mut ledger) = State::open_new();
     let evidence = |number| ban(source(number), at(10), 60);
     let found = |number| {
         let left = Expiry::After(Duration::from_secs(59));
@@ -354,8 +346,7 @@ fn adopted_ban_has_one_ledger_row() {
 
 #[test]
 fn recent_bans_count_towards_ceilings() {
-    let state = State::new();
-    let mut ledger = state.ledger();
+    let (_state, mut ledger) = State::open_new();
     let short = |number, since| BanRecord { capped: true, ..ban(source(number), at(since), 300) };
     let proven = BanRecord { grade: Some(Grade::Proven), ..ban(source(5), at(100_050), 60) };
     let by_trap = |number, since| BanRecord { class: None, ..short(number, since) };
@@ -373,7 +364,7 @@ fn recent_bans_count_towards_ceilings() {
         ban(source(9), at(200_000), 60),
     ];
     ledger.record(&bans).unwrap();
-    assert!(ledger.ended(source(2), Ending::Lifted { by: "root".to_owned() }, at(100_070)).unwrap());
+    assert!(ledger.ended(source(2), lifted("root"), at(100_070)).unwrap());
     let _ = ledger.expire(at(100_100)).unwrap();
     let recent = LoadedState::read(ledger.reader(), Duration::from_secs(60), at(100_100), 100).unwrap().recent;
     assert_eq!(recent, RecentBans { forgeable: 2, proven: 1, short: 1, short_daily: 4 });
@@ -381,8 +372,7 @@ fn recent_bans_count_towards_ceilings() {
 
 #[test]
 fn strikes_come_newest_first() {
-    let state = State::new();
-    let mut ledger = state.ledger();
+    let (_state, mut ledger) = State::open_new();
     let endless = BanRecord { until: None, ..ban(source(5), at(100), 0) };
     let short = BanRecord { capped: true, ..ban(source(1), at(900), 300) };
     ledger
@@ -422,15 +412,14 @@ fn remaining_time_never_exceeds_whole() {
     assert_eq!(timed.left(at(160) - Duration::from_millis(3)), after(1), "an expiry is never shorter than its minimum");
     assert_eq!(timed.left(at(160)), None);
     assert_eq!(timed.left(at(0)), after(60), "the clock was set back");
-    let endless = BanRecord::wanted_by(BanAuthor::Operator, source(1), at(100), Expiry::Never, Backend::Nft);
+    let endless = by_hand(source(1), at(100));
     assert_eq!(endless.left(at(999_999)), Some(Expiry::Never));
 }
 
 #[test]
 fn changes_are_written_in_order() {
-    let state = State::new();
-    let mut ledger = state.ledger();
-    let lifted = Ended { how: Ending::Lifted { by: "bob".to_owned() }, at: at(2) };
+    let (_state, mut ledger) = State::open_new();
+    let lifted = Ended { how: lifted("bob"), at: at(2) };
     let changes = [
         LedgerChange::Banned(ban(source(1), at(0), DAY)),
         LedgerChange::Ended { target: source(1), ended: lifted.clone() },
@@ -468,8 +457,7 @@ fn history_is_bounded_and_keeps_open_bans() {
 
 #[test]
 fn hundred_thousand_bans_read_back() {
-    let state = State::new();
-    let mut ledger = state.ledger();
+    let (state, mut ledger) = State::open_new();
     // In the order of a hash, because sources arrive in no order.
     let many = 100_000 / slowness();
     let sources = (0..many).map(|number| source(number.wrapping_mul(0x9e37_79b1) & 0x00ff_ffff));
@@ -503,26 +491,8 @@ fn hundred_thousand_bans_read_back() {
 #[test]
 fn ban_keeps_evidence_with_deciding_port_first() {
     let watch = Watch { ports: "1-65535".parse().unwrap(), response: Response::Block };
-    let mut engine = Engine::new(
-        Settings {
-            tcp: watch.clone(),
-            udp: watch,
-            decoys: portsentry::types::PortSet::new(),
-            sctp: false,
-            icmp: false,
-            ack_bans: false,
-            scan_trigger: 2,
-            window: Duration::from_secs(1800),
-            expiry: Expiry::After(Duration::from_secs(DAY)),
-            escalate: Escalation::default(),
-            widest: MaxPrefix::default(),
-            max_sources: 1024,
-            max_judged: 1024,
-            max_new_bans_per_minute: 600,
-            max_forgeable_bans: 4_096,
-        },
-        HashKey(1, 2),
-    );
+    let builtin = Settings::from_config(&Config::parse("", "").unwrap());
+    let mut engine = Engine::new(Settings { tcp: watch.clone(), udp: watch, ..builtin }, HashKey(1, 2));
     let host = Host::new(Local::own(["2001:db8::80".parse().unwrap()]));
     let mut touch = |port| {
         let observation = Observation {
@@ -547,8 +517,7 @@ fn ban_keeps_evidence_with_deciding_port_first() {
     let mut ports: Vec<u16> = banned.ports.iter().map(|(_, port)| *port).collect();
     ports.sort_unstable();
     assert_eq!(ports, [23, 2323, 8080]);
-    let state = State::new();
-    let mut ledger = state.ledger();
+    let (_state, mut ledger) = State::open_new();
     ledger.record(std::slice::from_ref(&banned)).unwrap();
     let stored = ledger.reader().bans_of(target("2001:db8:1:2::")).unwrap().items.remove(0).ban;
     assert_eq!(stored, banned);
@@ -578,7 +547,7 @@ fn older_ledger_gets_grades_of_evidence() {
         grade: Some(grade),
         ..ban(source(n), at(0), 60)
     };
-    let by_hand = BanRecord::wanted_by(BanAuthor::Operator, source(4), at(0), Expiry::Never, Backend::Nft);
+    let by_hand = by_hand(source(4), at(0));
     let bans = [
         ban(source(1), at(0), 60),
         connect(2, &handshakes, Grade::Proven),

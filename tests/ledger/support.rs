@@ -8,8 +8,8 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use portsentry::engine::{Class, Grade, LinkId};
 use portsentry::ledger::{
-    BanAuthor, BanRecord, BanSummary, DATABASE, Ledger, LedgerChange, LegacyFiles, LoadedState, Opened, Writer,
-    WriterEvent,
+    BanAuthor, BanRecord, BanSummary, DATABASE, Ending, Ledger, LedgerChange, LegacyFiles, LoadedState, Opened,
+    Recorder, Writer, WriterEvent,
 };
 use portsentry::types::{Backend, BanTarget, Expiry, Protocol};
 use rusqlite::Connection;
@@ -56,12 +56,28 @@ pub(crate) fn ban(target: BanTarget, since: SystemTime, seconds: u64) -> BanReco
     }
 }
 
+/// A permanent ban of `target` by an operator.
+pub(crate) fn by_hand(target: BanTarget, since: SystemTime) -> BanRecord {
+    BanRecord::wanted_by(BanAuthor::Operator, target, since, Expiry::Never, Backend::Nft)
+}
+
+pub(crate) fn lifted(by: &str) -> Ending {
+    Ending::Lifted { by: by.to_owned() }
+}
+
 /// A state directory that is removed at the end.
 pub(crate) struct State(TempDir);
 
 impl State {
     pub(crate) fn new() -> Self {
         Self(tempfile::tempdir().unwrap())
+    }
+
+    /// A state directory with an empty ledger, which is open.
+    pub(crate) fn open_new() -> (Self, Ledger) {
+        let state = Self::new();
+        let ledger = state.ledger();
+        (state, ledger)
     }
 
     /// A state directory with `bans` in its ledger, which is closed.
@@ -139,15 +155,14 @@ pub(crate) fn intruder(directory: &Path) -> Connection {
     Connection::open(directory.join(DATABASE)).unwrap()
 }
 
-/// A writer and the channel with its events.
-pub(crate) fn writer(directory: &Path, texts: bool) -> (Writer, Receiver<WriterEvent>) {
+/// A writer, a sender of changes for it, and the channel with its events.
+pub(crate) fn writer(directory: &Path, texts: bool) -> (Writer, Recorder, Receiver<WriterEvent>) {
     let (ledger, _) = Ledger::open(directory).unwrap();
     let classic = texts.then(|| LegacyFiles::open(directory).unwrap());
     let (sender, events) = channel();
-    let writer = Writer::start(ledger, classic, move |event| {
-        let _ = sender.send(event);
-    });
-    (writer.unwrap(), events)
+    let writer = Writer::start(ledger, classic, move |event| drop(sender.send(event))).unwrap();
+    let recorder = writer.recorder();
+    (writer, recorder, events)
 }
 
 pub(crate) fn banned(number: u32, since: SystemTime, seconds: u64) -> LedgerChange {

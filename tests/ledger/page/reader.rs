@@ -115,8 +115,7 @@ fn missing_log_index_is_reported() {
 /// The daemon writes two bans per transaction and is restarted sometimes, while readers come and go.
 #[test]
 fn reader_sees_consistent_snapshot() {
-    let state = State::new();
-    drop(state.ledger());
+    let state = State::with(&[]);
     let is_over = AtomicBool::new(false);
     std::thread::scope(|scope| {
         scope.spawn(|| {
