@@ -13,7 +13,7 @@ use serde_with::SerializeDisplay;
 use super::port_inference::{HostPort, Sign};
 use crate::engine::{Ban, Class, Exempt, IgnoreReason, Probe, Protection, Settings, Standing, Verdict};
 use crate::events::json::{reason, rfc3339};
-use crate::types::{BanTarget, Expiry, Protocol, Timestamp};
+use crate::types::{BanTarget, Expiry, Protocol, Timestamp, plain};
 use crate::wire::Undecoded;
 
 /// Maximum number of sources of each kind that are listed one by one. A capture of a flood has millions.
@@ -238,11 +238,7 @@ fn values<K, V: Serialize, S: Serializer>(map: &BTreeMap<K, V>, serializer: S) -
 
 impl Summary {
     pub(super) fn new(settings: &Settings, configuration: String, local: &[IpNet]) -> Self {
-        let shown = |prefix: &IpNet| match prefix.prefix_len() == prefix.max_prefix_len() {
-            true => prefix.addr().to_string(),
-            false => prefix.to_string(),
-        };
-        let local = local.iter().map(shown).collect();
+        let local = local.iter().copied().map(plain).collect();
         let settings = Deciding {
             scan_trigger: settings.scan_trigger,
             window_s: settings.window.as_secs(),
