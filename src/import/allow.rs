@@ -1,7 +1,7 @@
 //! Translates ignore files to `[allow]`. Their entries are copied, because the package of the classic program removes
 //! its files when it is purged.
 
-use super::diagnostics::{Printable, shown};
+use super::diagnostics::{printable, shown};
 use super::document::Value;
 use super::options::Options;
 use super::output::{OptionLine, Output};
@@ -39,7 +39,7 @@ pub(super) fn translate(options: &Options, ignore: &[Source], read: &ReadFile, o
     };
     match result {
         Ok(bytes) => {
-            let name = path.chars().map(|c| Printable(c).to_string()).collect();
+            let name = path.chars().map(printable).collect();
             write_networks(&[Source { name, bytes }], Some(entry), output);
         }
         Err(error) => {
