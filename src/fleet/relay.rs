@@ -7,7 +7,6 @@ use std::time::{Duration, Instant};
 use super::authors::{KnownAuthors, NoticeOrder};
 use super::daemon::Daemon;
 use super::key::{FleetAuthor, Key};
-use super::report::BanReport;
 use super::scan::{Pass, Progress, Scan, Schedule};
 use super::server::{FleetServer, Incoming, KeyContents, ServerError};
 use crate::clock::boot_time;
@@ -198,8 +197,19 @@ impl Relay {
                 KeyContents::Lift(left) => self.lift(key.target, left, now, daemon).await,
                 KeyContents::Report(report, left) => {
                     let is_lifted = self.lifts.get(&key.target).is_some_and(|until| *until > now);
-                    if !is_lifted && left.as_secs() > 0 {
-                        reports.extend(to_daemon(key, &report, left));
+                    if let FleetAuthor::Host(host) = &key.author
+                        && !is_lifted
+                        && left.as_secs() > 0
+                    {
+                        reports.push(FleetReport {
+                            author: host.as_str().to_owned(),
+                            target: key.target.to_string(),
+                            remaining_s: left.as_secs(),
+                            grade: report.grade,
+                            distinct_ports: report.ports,
+                            class: report.class.key().to_owned(),
+                            sequence: report.sequence,
+                        });
                     }
                 }
             }
@@ -244,19 +254,6 @@ impl Relay {
             );
         }
     }
-}
-
-fn to_daemon(key: &Key, report: &BanReport, left: Duration) -> Option<FleetReport> {
-    let FleetAuthor::Host(host) = &key.author else { return None };
-    Some(FleetReport {
-        author: host.as_str().to_owned(),
-        target: key.target.to_string(),
-        remaining_s: left.as_secs(),
-        grade: report.grade,
-        distinct_ports: report.ports,
-        class: report.class.key().to_owned(),
-        sequence: report.sequence,
-    })
 }
 
 #[cfg(test)]
