@@ -283,7 +283,8 @@ pub struct Allowance {
 }
 
 /// The operator that lifted a ban of the fleet: of this host, or of the whole fleet.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, strum::EnumString, strum::IntoStaticStr)]
+#[strum(serialize_all = "lowercase")]
 pub enum LiftedBy {
     Host,
     Fleet,

@@ -5,7 +5,7 @@ use std::time::SystemTime;
 use ipnet::IpNet;
 use rusqlite::{Connection, Error, OptionalExtension, Row, named_params};
 
-use super::ban::{Allowance, FleetLift, LedgerChange, LiftedBy};
+use super::ban::{Allowance, FleetLift, LedgerChange};
 use super::row::{self, micros, time};
 use super::{Found, LedgerError, Reader, replace};
 
@@ -54,24 +54,13 @@ pub(super) fn allow(connection: &Connection, allowance: &Allowance) -> Result<()
 
 /// Replaces the lifts of the fleet's bans.
 pub(super) fn put_lifts(connection: &Connection, lifts: &[FleetLift]) -> Result<(), Error> {
-    let rows = lifts.iter().map(|FleetLift { target, until, by }| {
-        let author = match by {
-            LiftedBy::Host => "host",
-            LiftedBy::Fleet => "fleet",
-        };
-        (target.to_string(), micros(*until), author)
-    });
-    replace(connection, REPLACE_LIFTS, rows)
+    let row = |lift: &FleetLift| (lift.target.to_string(), micros(lift.until), <&str>::from(lift.by));
+    replace(connection, REPLACE_LIFTS, lifts.iter().map(row))
 }
 
 fn lift(row: &Row<'_>) -> Option<FleetLift> {
     let target = row::target(row::text(row, 0)?)?;
-    let by = match row::text(row, 2)? {
-        "host" => LiftedBy::Host,
-        "fleet" => LiftedBy::Fleet,
-        _ => return None,
-    };
-    Some(FleetLift { target, until: time(row.get(1).ok()?), by })
+    Some(FleetLift { target, until: time(row.get(1).ok()?), by: row::text(row, 2)?.parse().ok()? })
 }
 
 fn allowance(row: &Row<'_>) -> Option<Allowance> {
