@@ -20,7 +20,7 @@ use std::time::{Duration, Instant, SystemTime};
 use netns_lab::Lab;
 use netns_lab::daemon::{Daemon, binary};
 use portsentry::enforce::nft::Table;
-use portsentry::ledger::{Author, BanRecord, Ledger};
+use portsentry::ledger::{BanAuthor, BanRecord, Ledger, LoadedState};
 use portsentry::types::{Backend, BanTarget, Expiry};
 
 const BANS: [u32; 3] = [100, 10_000, 100_000];
@@ -78,14 +78,14 @@ fn source(number: u32) -> BanTarget {
 /// Fills a ledger with bans in force; returns how long it takes to read the data for a start.
 fn fill_ledger(lab: &Lab, bans: u32) -> Duration {
     let now = SystemTime::now();
-    let ban = |number| BanRecord::wanted_by(Author::Detector, source(number), now, Expiry::After(DAY), Backend::Nft);
+    let ban = |number| BanRecord::wanted_by(BanAuthor::Detector, source(number), now, Expiry::After(DAY), Backend::Nft);
     let (mut ledger, _) = Ledger::open(&lab.path("state")).unwrap();
     let all: Vec<u32> = (0..bans).collect();
     for part in all.chunks(50_000) {
         ledger.record(&part.iter().copied().map(ban).collect::<Vec<_>>()).unwrap();
     }
     let begin = Instant::now();
-    let recalled = ledger.recall(90 * DAY, now, usize::MAX).unwrap();
+    let recalled = LoadedState::read(ledger.reader(), 90 * DAY, now, usize::MAX).unwrap();
     assert_eq!(recalled.struck.len(), all.len());
     begin.elapsed()
 }

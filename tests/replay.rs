@@ -21,6 +21,19 @@ fn replay(file: &Path, arguments: &[&str]) -> Output {
     command.arg("replay").arg(file).args(["--config", "/dev/null"]).args(arguments).output().unwrap()
 }
 
+/// As [`replay`], with this configuration.
+fn configured(config: &str, file: &Path, arguments: &[&str]) -> Output {
+    let path = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(&path, config).unwrap();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_portsentry"));
+    command.arg("replay").arg(file).arg("--config").arg(path.path()).args(arguments).output().unwrap()
+}
+
+/// The last JSON object of an output.
+fn last(output: &Output) -> Value {
+    serde_json::from_slice(output.stdout.trim_ascii_end().rsplit(|byte| *byte == b'\n').next().unwrap()).unwrap()
+}
+
 /// All JSON objects that a replay prints; the last one is the summary.
 fn objects(file: &Path, arguments: &[&str]) -> Vec<Value> {
     let output = replay(file, &[&["--json"], arguments].concat());
@@ -74,17 +87,11 @@ fn scan_kinds_are_found_in_captures() {
 
 #[test]
 fn ack_scans_are_logged_or_banned() {
-    let config = tempfile::NamedTempFile::new().unwrap();
-    std::fs::write(&config, "[detect]\nack = \"ban\"\n").unwrap();
     for (name, class) in [("nmap-sM", "maimon"), ("nmap-sA", "ack"), ("nmap-sW", "ack"), ("nmap-sA-data", "ack")] {
         let reported = summary(&capture(name), &[]);
         assert!(reported["blocked"].as_array().unwrap().is_empty(), "{name}");
         assert_eq!(reported["logged"][0]["subject"], "10.77.1.2", "{name}");
-        let program = env!("CARGO_BIN_EXE_portsentry");
-        let arguments = ["replay", "--json", "--config"];
-        let output = Command::new(program).args(arguments).arg(config.path()).arg(capture(name)).output().unwrap();
-        let text = String::from_utf8(output.stdout).unwrap();
-        let last: Value = serde_json::from_str(text.lines().last().unwrap()).unwrap();
+        let last = last(&configured("[detect]\nack = \"ban\"\n", &capture(name), &["--json"]));
         assert_eq!(last["blocked"][0]["subject"], "10.77.1.2", "{name}");
         assert!(last["blocked"][0]["ports"].as_array().unwrap().iter().all(|port| port["class"] == class), "{name}");
     }
@@ -116,13 +123,7 @@ fn udp_scan_blocks_only_if_configured() {
         (0, &json!("10.77.1.2"))
     );
     assert!(logged["logged"][0].get("expires").is_none());
-    let config = tempfile::NamedTempFile::new().unwrap();
-    std::fs::write(&config, "expire = \"7d\"\n[udp]\nblock = true\n").unwrap();
-    let program = env!("CARGO_BIN_EXE_portsentry");
-    let arguments = ["replay", "--json", "--config"];
-    let output = Command::new(program).args(arguments).arg(config.path()).arg(capture("nmap-sU")).output().unwrap();
-    let text = String::from_utf8(output.stdout).unwrap();
-    let last: Value = serde_json::from_str(text.lines().last().unwrap()).unwrap();
+    let last = last(&configured("expire = \"7d\"\n[udp]\nblock = true\n", &capture("nmap-sU"), &["--json"]));
     assert_eq!(last["blocked"][0]["subject"], "10.77.1.2");
     let day = |key: &str| humantime::parse_rfc3339(last["blocked"][0][key].as_str().unwrap()).unwrap();
     assert_eq!(day("expires").duration_since(day("time")).unwrap().as_secs(), 7 * 86_400);
@@ -140,10 +141,7 @@ fn visit_and_damaged_probes_are_not_banned() {
 
 #[test]
 fn source_below_threshold_is_named() {
-    let config = tempfile::NamedTempFile::new().unwrap();
-    std::fs::write(&config, "[detect]\nscan_trigger = 15\n").unwrap();
-    let mut command = Command::new(env!("CARGO_BIN_EXE_portsentry"));
-    let output = command.args(["replay", "--config"]).arg(config.path()).arg(capture("nmap-sS")).output().unwrap();
+    let output = configured("[detect]\nscan_trigger = 15\n", &capture("nmap-sS"), &[]);
     let text = String::from_utf8(output.stdout).unwrap();
     assert!(text.contains("\n0 would be banned\n"), "{text}");
     assert!(
@@ -154,13 +152,9 @@ fn source_below_threshold_is_named() {
 
 #[test]
 fn protected_sources_are_named_and_never_blocked() {
-    let config = tempfile::NamedTempFile::new().unwrap();
-    std::fs::write(&config, "[allow]\nnetworks = [\"10.77.1.2\"]\n").unwrap();
-    let mut command = Command::new(env!("CARGO_BIN_EXE_portsentry"));
-    let output =
-        command.args(["replay", "--json", "--config"]).arg(config.path()).arg(capture("nmap-sX")).output().unwrap();
+    let output = configured("[allow]\nnetworks = [\"10.77.1.2\"]\n", &capture("nmap-sX"), &["--json"]);
+    let last = last(&output);
     let text = String::from_utf8(output.stdout).unwrap();
-    let last: Value = serde_json::from_str(text.lines().last().unwrap()).unwrap();
     assert_eq!((&last["blocked"], &last["spared"][0]["reason"]), (&json!([]), &json!("on the allow-list")));
     assert!(!text.contains("\"block\""), "{text}");
 }
@@ -238,8 +232,7 @@ fn packets_before_damage_are_judged() {
     std::fs::write(file.path(), &bytes[..bytes.len() - 5]).unwrap();
     let output = replay(file.path(), &["--json"]);
     assert_eq!(output.status.code(), Some(1));
-    let text = String::from_utf8(output.stdout).unwrap();
-    let last: Value = serde_json::from_str(text.lines().last().unwrap()).unwrap();
+    let last = last(&output);
     assert_eq!((&last["event"], &last["blocked"][0]["subject"]), (&json!("summary"), &json!("10.77.1.2")));
     let error = String::from_utf8(output.stderr).unwrap();
     let position = format!("the file is truncated: it ends at byte {}", bytes.len() - 5);
@@ -337,13 +330,16 @@ fn frame(from: End, to: End, content: Content) -> Vec<u8> {
     frame
 }
 
+fn little_endian(words: &[u32]) -> Vec<u8> {
+    words.iter().flat_map(|word| word.to_le_bytes()).collect()
+}
+
 /// A capture of Ethernet frames, ten per second.
 fn written(frames: &[Vec<u8>]) -> tempfile::NamedTempFile {
-    let words = |words: &[u32]| words.iter().flat_map(|word| word.to_le_bytes()).collect::<Vec<u8>>();
-    let mut bytes = words(&[0xa1b2_c3d4, 0x0004_0002, 0, 0, 65_535, 1]);
+    let mut bytes = little_endian(&[0xa1b2_c3d4, 0x0004_0002, 0, 0, 65_535, 1]);
     for (number, frame) in (0_u32..).zip(frames) {
         let length = u32::try_from(frame.len()).unwrap();
-        bytes.extend(words(&[1_700_000_000 + number / 10, number % 10 * 100_000, length, length]));
+        bytes.extend(little_endian(&[1_700_000_000 + number / 10, number % 10 * 100_000, length, length]));
         bytes.extend(frame);
     }
     let file = tempfile::NamedTempFile::new().unwrap();
@@ -423,13 +419,9 @@ fn gateway_is_inferred_from_link_addresses() {
 fn pings_of_few_servers_are_not_scan() {
     let ping = |server| frame((2, "192.168.43.9", 0), (1, server, 0), Content::Ping);
     let file = written(&["8.8.8.8", "8.8.4.4", "4.2.2.2", "174.137.42.65"].map(ping));
-    let config = tempfile::NamedTempFile::new().unwrap();
-    std::fs::write(&config, "[detect]\nicmp = true\n").unwrap();
     let logged = |arguments: &[&str]| {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_portsentry"));
-        let command = command.args(["replay", "--json", "--config"]).arg(config.path()).arg(file.path());
-        let text = String::from_utf8(command.args(arguments).output().unwrap().stdout).unwrap();
-        let last: Value = serde_json::from_str(text.lines().last().unwrap()).unwrap();
+        let arguments = [&["--json"], arguments].concat();
+        let last = last(&configured("[detect]\nicmp = true\n", file.path(), &arguments));
         last["logged"].as_array().unwrap().len()
     };
     assert_eq!(logged(&[]), 0);
@@ -448,16 +440,13 @@ fn scan_is_found_in_scanners_own_capture() {
             let from_scanner = frame[26..30] == [10, 77, 1, 2];
             let kind = if from_scanner { 4 } else { 0 };
             let length = u32::try_from(frame.len() + 2).unwrap();
-            file.extend([seconds, micros, length, length].iter().flat_map(|word| word.to_le_bytes()));
+            file.extend(little_endian(&[seconds, micros, length, length]));
             file.extend([0, kind, 0, 1, 0, 6]);
             file.extend(&frame[6..12]);
             file.extend([0, 0]);
             file.extend(&frame[12..]);
         },
-        &[0xa1b2_c3d4_u32, 0x0004_0002, 0, 0, 65_535, 113]
-            .iter()
-            .flat_map(|word| word.to_le_bytes())
-            .collect::<Vec<_>>(),
+        &little_endian(&[0xa1b2_c3d4, 0x0004_0002, 0, 0, 65_535, 113]),
     );
     for arguments in [&[][..], &["--local", "10.77.1.1"], &["--local", "10.77.1.0/24"]] {
         assert_eq!(blocked(cooked.path(), arguments)[0].0, "10.77.1.2", "{arguments:?}");

@@ -17,7 +17,7 @@ pub use crate::control::DEFAULT_SOCKET;
 pub use crate::control::commands::{ConnectionOptions, ControlCommand};
 pub use crate::control::list::{ListOptions, SortOrder};
 pub use crate::control::live_view::WatchOptions;
-pub use crate::fleet::options::FleetOptions;
+pub use crate::fleet::FleetOptions;
 pub use crate::import::ImportOptions;
 pub use crate::ledger::DEFAULT_STATE_DIR;
 pub use crate::replay::ReplayOptions;

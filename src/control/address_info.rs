@@ -11,7 +11,7 @@ use super::scoped_network::ScopedNetwork;
 use crate::enforce::nft::{Hold, MAX_HOLDS};
 use crate::engine::{self, Explanation, Grade};
 use crate::events::json::{NEVER, PortRecord, expires, rfc3339};
-use crate::ledger::{Author, Ending, Entry, author_key};
+use crate::ledger::{BanAuthor, Ending, LedgerEntry};
 use crate::types::{Expiry, counted};
 
 /// Maximum number of listed bans of an address, the latest ones.
@@ -111,7 +111,7 @@ pub struct Ended {
 
 impl AddressInfo {
     /// Builds the answer for `address` at `now`; `history` contains the ledger's entries, oldest first.
-    pub fn new(address: ScopedNetwork, known: &Explanation, history: Option<&[Entry]>, now: SystemTime) -> Self {
+    pub fn new(address: ScopedNetwork, known: &Explanation, history: Option<&[LedgerEntry]>, now: SystemTime) -> Self {
         let remaining =
             |end: Expiry| Remaining { expires: expires(end, now), left_s: end.seconds(), ..Remaining::default() };
         Self {
@@ -160,8 +160,8 @@ impl From<&engine::Suspicion> for SuspicionInfo {
     }
 }
 
-impl From<&Entry> for PastBan {
-    fn from(Entry { ban, strikes, ended }: &Entry) -> Self {
+impl From<&LedgerEntry> for PastBan {
+    fn from(LedgerEntry { ban, strikes, ended }: &LedgerEntry) -> Self {
         let ended = ended.as_ref().map(|ended| Ended {
             at: rfc3339(ended.at),
             how: match &ended.how {
@@ -179,7 +179,7 @@ impl From<&Entry> for PastBan {
             ports: ban.ports.iter().map(PortRecord::from).collect(),
             probes: ban.probes,
             method: ban.methods.to_string(),
-            author: author_key(ban.author).to_owned(),
+            author: ban.author.key().to_owned(),
             note: ban.note.clone(),
             strikes: strikes.saturating_add(1),
             ended,
@@ -236,7 +236,7 @@ impl fmt::Display for AddressInfo {
             details.extend(ban.note.as_ref().map(|note| format!("{note:?}")));
             let class = match &ban.class {
                 Some(class) => class,
-                None if ban.author == author_key(Author::Detector) => "trap",
+                None if ban.author == BanAuthor::Detector.key() => "trap",
                 None => "by hand",
             };
             writeln!(f, "  {}  {class:<10} {}", to_seconds(&ban.since), details.join("  "))?;

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use super::format::nullable;
 use crate::engine::{Class, Grade};
 use crate::events::json::{NEVER, PortRecord, expires, rfc3339};
-use crate::ledger::{BanRecord, Entry, author_from_key, author_key};
+use crate::ledger::{BanRecord, LedgerEntry};
 use crate::types::{BanTarget, Expiry, Protocol};
 
 /// Maximum number of bans in one answer.
@@ -30,7 +30,7 @@ pub struct BanPage {
 
 impl BanPage {
     /// Builds the answer from `found`, which a query for at most [`MAX_BANS`] has returned.
-    pub fn new<P: ToString>(found: Vec<(P, Option<Entry>)>, now: SystemTime) -> Self {
+    pub fn new<P: ToString>(found: Vec<(P, Option<LedgerEntry>)>, now: SystemTime) -> Self {
         let mut page = Self::default();
         let (mut left, all) = (MAX_PAGE_LEN, found.len());
         for (place, (position, entry)) in found.into_iter().enumerate() {
@@ -92,7 +92,7 @@ impl BanInfo {
     }
 
     /// A ban of the ledger, of which `left` remains at `now`.
-    pub fn from_entry(Entry { ban, strikes, .. }: &Entry, left: Expiry, now: SystemTime) -> Self {
+    pub fn from_entry(LedgerEntry { ban, strikes, .. }: &LedgerEntry, left: Expiry, now: SystemTime) -> Self {
         Self {
             source: Some(ban.source.to_string()),
             class: ban.class.map(|class| class.key().to_owned()),
@@ -101,7 +101,7 @@ impl BanInfo {
             probes: Some(ban.probes),
             since: Some(rfc3339(ban.since)),
             strikes: Some(strikes.saturating_add(1)),
-            author: Some(author_key(ban.author).to_owned()),
+            author: Some(ban.author.key().to_owned()),
             note: ban.note.clone(),
             method: Some(ban.methods.to_string()),
             capped: Some(ban.capped),
@@ -111,7 +111,7 @@ impl BanInfo {
     }
 
     /// The ban of the ledger; `None` if a field is missing or unknown to this version.
-    pub fn to_entry(&self) -> Option<Entry> {
+    pub fn to_entry(&self) -> Option<LedgerEntry> {
         let time = |text: &str| humantime::parse_rfc3339(text).ok();
         let port = |port: &PortRecord| Some((Protocol::from_key(&port.proto)?, port.port));
         let ban = BanRecord {
@@ -126,11 +126,11 @@ impl BanInfo {
             interface: None,
             guest_port: None,
             methods: self.method.as_ref()?.parse().ok()?,
-            author: author_from_key(self.author.as_ref()?)?,
+            author: self.author.as_ref()?.parse().ok()?,
             note: self.note.clone(),
             capped: self.capped?,
         };
-        Some(Entry { ban, strikes: self.strikes?.checked_sub(1)?, ended: None })
+        Some(LedgerEntry { ban, strikes: self.strikes?.checked_sub(1)?, ended: None })
     }
 }
 
@@ -139,26 +139,26 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::ledger::Author;
+    use crate::ledger::BanAuthor;
     use crate::types::Backend;
 
     fn now() -> SystemTime {
         SystemTime::UNIX_EPOCH + Duration::from_secs(1_700_000_000)
     }
 
-    fn entry(number: u32) -> Entry {
+    fn entry(number: u32) -> LedgerEntry {
         let hour = Expiry::After(Duration::from_secs(3_600));
         let since = now() - Duration::from_micros(1_234_567);
-        let ban = BanRecord::wanted_by(Author::Detector, BanTarget::V4(number.into()), since, hour, Backend::Nft);
+        let ban = BanRecord::wanted_by(BanAuthor::Detector, BanTarget::V4(number.into()), since, hour, Backend::Nft);
         let ports = vec![(Protocol::Tcp, 23), (Protocol::Udp, 53)];
-        Entry {
+        LedgerEntry {
             ban: BanRecord { ports, probes: 3, class: Some(Class::Syn), grade: Some(Grade::Forgeable), ..ban },
             strikes: 2,
             ended: None,
         }
     }
 
-    fn page(entries: impl IntoIterator<Item = Entry>) -> BanPage {
+    fn page(entries: impl IntoIterator<Item = LedgerEntry>) -> BanPage {
         BanPage::new(entries.into_iter().enumerate().map(|(place, entry)| (place, Some(entry))).collect(), now())
     }
 
@@ -166,7 +166,7 @@ mod tests {
     fn ban_reads_back_as_written() {
         let mut never = entry(1);
         (never.ban.until, never.ban.class, never.ban.grade) = (None, None, None);
-        (never.ban.author, never.ban.note) = (Author::Operator, Some("a \"word\"".to_owned()));
+        (never.ban.author, never.ban.note) = (BanAuthor::Operator, Some("a \"word\"".to_owned()));
         for entry in [entry(2), never] {
             let text = serde_json::to_string(&page([entry.clone()])).unwrap();
             let read: BanPage = serde_json::from_str(&text).unwrap();

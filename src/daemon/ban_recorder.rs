@@ -18,8 +18,8 @@ use crate::events::channel::Sender;
 use crate::events::event::{Event, EventKind};
 use crate::events::json::{WITHOUT_VERDICT, reason};
 use crate::ledger::{
-    Allowance, Author, BanRecord, BanSummary, Change, Ended, Ending, FleetLift, Found, KnownPeer, Ledger, LedgerError,
-    LegacyFiles, LoadedState, Logged, Opened, Recorder, Stopped, Writer, WriterEvent,
+    Allowance, BanAuthor, BanRecord, BanSummary, Ended, Ending, FleetLift, Found, KnownPeer, Ledger, LedgerChange,
+    LedgerError, LegacyFiles, LoadedState, Logged, Opened, Recorder, Stopped, Writer, WriterEvent, decisions, services,
 };
 use crate::types::{Backend, Backends, BanTarget, Expiry};
 
@@ -94,11 +94,12 @@ fn read(directory: &Path, config: &Config) -> Result<Read, LedgerError> {
     ledger.begin(now)?;
     // Expired bans are marked before the bans are read: a ban that ended while the program was down is not restored.
     let _ = ledger.expire(now)?;
+    let reader = ledger.reader();
     let LoadedState { active, struck, recent, mut unreadable } =
-        ledger.recall(config.escalate.forget, now, max_strikes)?;
+        LoadedState::read(reader, config.escalate.forget, now, max_strikes)?;
     let left = |ban: BanSummary| ban.left(now).map(|left| Remembered { ban, left });
     let (undo_due, postponed) = match undoes_commands {
-        true => ledger.undo_due(MAX_UNDO)?,
+        true => reader.undo_due(MAX_UNDO)?,
         false => (Found { items: Vec::new(), unreadable: 0 }, 0),
     };
     let mut memory = Memory {
@@ -109,13 +110,13 @@ fn read(directory: &Path, config: &Config) -> Result<Read, LedgerError> {
         },
         strikes: struck,
         recent,
-        services: items(ledger.services(MAX_SERVICES)?, &mut unreadable),
-        listeners: items(ledger.listeners(MAX_LISTENERS)?, &mut unreadable),
-        peers: items(ledger.known_peers(MAX_PEERS)?, &mut unreadable),
-        trial: ledger.trial()?,
-        allowances: items(ledger.allowances()?, &mut unreadable),
-        fleet_lifts: items(ledger.fleet_lifts(MAX_FLEET_LIFTS)?, &mut unreadable),
-        table: ledger.table()?,
+        services: items(services::remembered(reader, MAX_SERVICES)?, &mut unreadable),
+        listeners: items(services::listeners(reader, MAX_LISTENERS)?, &mut unreadable),
+        peers: items(services::known_peers(reader, MAX_PEERS)?, &mut unreadable),
+        trial: decisions::trial(reader)?,
+        allowances: items(decisions::allowances(reader)?, &mut unreadable),
+        fleet_lifts: items(decisions::fleet_lifts(reader, MAX_FLEET_LIFTS)?, &mut unreadable),
+        table: services::kernel_table(reader)?,
         booted: false,
     };
     let boot = settling::boot_id();
@@ -198,7 +199,7 @@ impl BanRecorder {
     }
 
     /// Records a change, such as the decision of an operator.
-    pub(super) fn write(&self, change: Change) {
+    pub(super) fn write(&self, change: LedgerChange) {
         if let Some(writer) = &self.writer {
             // Changes that do not fit into the queue are counted and reported by the writer.
             let _ = writer.recorder().send(change);
@@ -227,26 +228,28 @@ impl BanRecorder {
         let link = host.and_then(|host| host.links.iter().find(|link| link.id.index == observation.interface));
         let mut row = BanRecord::from_ban(ban, event.time, link.map(|link| link.id.name()), backend);
         row.guest_port = host.and_then(|host| host.guest_port(target, observation.source, observation.bridge_port));
-        self.write(if begins { row.into() } else { Change::Also(row) });
+        self.write(if begins { row.into() } else { LedgerChange::Also(row) });
         begins
     }
 
     /// Returns the change for an event about a ban that does not begin on evidence.
-    fn other(&self, kind: &EventKind, at: SystemTime) -> Option<Change> {
+    fn other(&self, kind: &EventKind, at: SystemTime) -> Option<LedgerChange> {
         Some(match kind {
             EventKind::ByHand { target, expiry, note, backend, .. } => {
                 let methods: Backends = match backend {
                     Some(backend) => (*backend).into(),
                     None => self.backends.iter().copied().collect(),
                 };
-                let ban = BanRecord::wanted_by(Author::Operator, *target, at, *expiry, methods);
+                let ban = BanRecord::wanted_by(BanAuthor::Operator, *target, at, *expiry, methods);
                 BanRecord { note: note.clone(), ..ban }.into()
             }
             EventKind::Shortened { target, expiry, ports } => {
                 BanRecord::by_trap(*target, at, *expiry, ports.clone(), WITHOUT_VERDICT).into()
             }
-            EventKind::Ran { target, undone: Some(since), .. } => Change::Undone { target: *target, since: *since, at },
-            EventKind::Scan(ban) => Change::Logged(Logged::from_ban(ban, at, reason(ban))),
+            EventKind::Ran { target, undone: Some(since), .. } => {
+                LedgerChange::Undone { target: *target, since: *since, at }
+            }
+            EventKind::Scan(ban) => LedgerChange::Logged(Logged::from_ban(ban, at, reason(ban))),
             EventKind::Unblocked { target, by } => lifted(*target, by, at),
             EventKind::Lifted { target } => lifted(*target, "another program", at),
             _ => return None,
@@ -290,7 +293,7 @@ fn start_writer(
     let read = thread.join().unwrap_or_else(|_| Err(LedgerError::system("read", directory)(gone())))?;
     let (ledger, mut memory, mut messages) = read;
     for target in leftovers {
-        if ledger.bans_of(*target)?.items.is_empty() {
+        if ledger.reader().bans_of(*target)?.items.is_empty() {
             memory.bans.unheard.push(*target);
         }
     }
@@ -310,6 +313,6 @@ fn start_writer(
     Ok((writer, memory, messages))
 }
 
-pub(super) fn lifted(target: BanTarget, by: &str, at: SystemTime) -> Change {
-    Change::Ended { target, ended: Ended { how: Ending::Lifted { by: by.to_owned() }, at } }
+pub(super) fn lifted(target: BanTarget, by: &str, at: SystemTime) -> LedgerChange {
+    LedgerChange::Ended { target, ended: Ended { how: Ending::Lifted { by: by.to_owned() }, at } }
 }

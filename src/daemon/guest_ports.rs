@@ -10,7 +10,7 @@ use tokio::sync::oneshot::{self, Receiver};
 use super::optional::take_answer;
 use crate::engine::Host;
 use crate::events::event::{Event, EventKind};
-use crate::ledger::{Change, Recorder};
+use crate::ledger::{LedgerChange, Recorder};
 use crate::netlink::routes::RouteSocket;
 use crate::sensor::GuestBan;
 use crate::types::BanTarget;
@@ -93,7 +93,7 @@ impl GuestPorts {
             };
             let Sought { target, since, .. } = sought;
             if let Some(recorder) = recorder {
-                let _ = recorder.send(Change::GuestPort { target, since, port: link.id });
+                let _ = recorder.send(LedgerChange::GuestPort { target, since, port: link.id });
             }
             found.push(GuestBan { target, port: link.id });
         }

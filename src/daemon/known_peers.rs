@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use std::time::{Duration, SystemTime};
 
 use crate::engine::Host;
-use crate::ledger::{Change, KnownPeer, Recorder};
+use crate::ledger::{KnownPeer, LedgerChange, Recorder};
 use crate::netlink::sock_diag::Connection;
 use crate::types::{BanTarget, Timestamp};
 
@@ -91,7 +91,7 @@ impl KnownPeers {
     /// Writes pending changes.
     pub(super) fn write(&mut self, now: Timestamp, wall: SystemTime, recorder: Option<&Recorder>) {
         if let Some(recorder) = recorder.filter(|_| self.unwritten) {
-            self.unwritten = !recorder.send(Change::KnownPeers(self.records(now, wall)));
+            self.unwritten = !recorder.send(LedgerChange::KnownPeers(self.records(now, wall)));
             self.next_write = now.after(WRITE_INTERVAL);
         }
     }

@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime};
 
 use super::service_tracker::{PortRanges, is_eligible, services};
 use crate::engine::{RECENT, Service};
-use crate::ledger::{Change, Recorder};
+use crate::ledger::{LedgerChange, Recorder};
 use crate::netlink::sock_diag::Listener;
 use crate::types::Timestamp;
 
@@ -89,7 +89,7 @@ impl RecentListeners {
     /// Writes pending changes.
     pub(super) fn write(&mut self, recorder: Option<&Recorder>) {
         if let Some(recorder) = recorder.filter(|_| self.unwritten) {
-            self.unwritten = !recorder.send(Change::Listeners(self.records()));
+            self.unwritten = !recorder.send(LedgerChange::Listeners(self.records()));
         }
     }
 }

@@ -6,7 +6,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::{Duration, SystemTime};
 
 use crate::engine::{MAX_PUBLISHED, Service, ServiceMemory};
-use crate::ledger::{Change, Recorder};
+use crate::ledger::{LedgerChange, Recorder};
 use crate::netlink::sock_diag::{Bound, Listener};
 use crate::types::{PortSet, Protocol, Timestamp};
 
@@ -122,12 +122,12 @@ impl ServiceTracker {
                 let step = wall.duration_since(known.recorded).unwrap_or(RECORD_INTERVAL);
                 if step >= RECORD_INTERVAL {
                     known.recorded = wall;
-                    record(self.recorder.as_ref(), Change::Served(service, wall));
+                    record(self.recorder.as_ref(), LedgerChange::Served(service, wall));
                 }
             } else if self.has_lasted(service, now) && self.make_room() {
                 self.candidates.remove(&service);
                 self.remembered.insert(service, Remembered { served: wall, recorded: wall, is_served: true });
-                record(self.recorder.as_ref(), Change::Served(service, wall));
+                record(self.recorder.as_ref(), LedgerChange::Served(service, wall));
                 observed = Observed { changed: true, served_again: true };
             }
         }
@@ -135,7 +135,7 @@ impl ServiceTracker {
         let gone = |known: &Remembered| known.is_served && known.served != wall;
         for (service, known) in self.remembered.iter_mut().filter(|(_, known)| gone(known)) {
             (known.is_served, known.recorded) = (false, known.served);
-            record(self.recorder.as_ref(), Change::Served(*service, known.served));
+            record(self.recorder.as_ref(), LedgerChange::Served(*service, known.served));
         }
         observed.changed |= self.forget_old(wall);
         observed
@@ -198,7 +198,7 @@ impl ServiceTracker {
 
     fn remove(&mut self, service: Service) {
         self.remembered.remove(&service);
-        record(self.recorder.as_ref(), Change::ServiceForgotten(service));
+        record(self.recorder.as_ref(), LedgerChange::ServiceForgotten(service));
     }
 
     /// The remembered services for the engine.
@@ -219,7 +219,7 @@ impl ServiceTracker {
     }
 }
 
-fn record(recorder: Option<&Recorder>, change: Change) {
+fn record(recorder: Option<&Recorder>, change: LedgerChange) {
     if let Some(recorder) = recorder {
         // A change that does not fit into the queue is counted by the writer, and written at the next interval.
         let _ = recorder.send(change);

@@ -2,7 +2,7 @@
 //! its elements, and a loaded file contains outdated bans. The ledger knows the number that the kernel gave the table.
 //! Without a ledger, the table itself shows whether nft created it.
 
-use crate::ledger::{Change, Recorder};
+use crate::ledger::{LedgerChange, Recorder};
 use crate::netlink::nft::table_handle;
 use crate::netlink::socket::Socket;
 
@@ -25,7 +25,7 @@ impl TableIdentity {
         let Some(handle) = self.socket.as_mut().and_then(|socket| table_handle(socket).ok().flatten()) else { return };
         let id = identity(self.boot.as_deref(), handle);
         if self.recorded.as_ref() != Some(&id)
-            && recorder.is_some_and(|recorder| recorder.send(Change::Table(id.clone())))
+            && recorder.is_some_and(|recorder| recorder.send(LedgerChange::Table(id.clone())))
         {
             self.recorded = Some(id);
         }

@@ -15,7 +15,7 @@ use crate::enforce::nft::RulesetSpec;
 use crate::engine::Settings;
 use crate::events::event::EventKind;
 use crate::events::json::rfc3339;
-use crate::ledger::Change;
+use crate::ledger::LedgerChange;
 use crate::sensor::SensorCommand;
 
 /// Maximum duration of a log-only trial: a forgotten trial must not leave a host unprotected permanently.
@@ -193,7 +193,7 @@ impl Trial {
         self.phase = Phase::log_only(span);
         self.sensor.send_waiting(SensorCommand::StartTrial).await;
         let until = SystemTime::now() + span;
-        sink.ban_recorder.write(Change::Trial { until: Some(until) });
+        sink.ban_recorder.write(LedgerChange::Trial { until: Some(until) });
         sink.emit(EventKind::Note(format!(
             "{by} has started a trial: until {} scans are only logged. Bans in force stay; `portsentry trial \
              --end` resumes blocking",
@@ -208,7 +208,7 @@ impl Trial {
         self.sensor.send_waiting(SensorCommand::EndTrial(Box::new(settings))).await;
         // A pending `--confirm` no longer has a meaning.
         self.update_ruleset(config);
-        sink.ban_recorder.write(Change::Trial { until: None });
+        sink.ban_recorder.write(LedgerChange::Trial { until: None });
         sink.emit(EventKind::Note(format!("the trial has ended ({by}): scans are blocked again")));
     }
 

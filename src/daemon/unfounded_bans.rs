@@ -7,7 +7,7 @@ use tokio::sync::oneshot::Receiver;
 
 use super::optional::take_answer;
 use crate::engine::{Class, ServiceMemory};
-use crate::ledger::{Author, BanRecord, Recorder};
+use crate::ledger::{BanAuthor, BanRecord, Recorder};
 use crate::types::{BanTarget, Protocol, Timestamp};
 
 /// Maximum age of a ban that a newly served port can refute if its service is not remembered: a boot or an upgrade
@@ -77,7 +77,7 @@ fn is_unfounded(ban: &BanRecord, served: &Served, forgiven: u8, now: SystemTime)
         has_port(&served.remembered) || is_young && has_port(&served.listening)
     };
     let left = ban.ports.iter().filter(|port| !is_service(port)).count();
-    ban.author == Author::Detector && counts && single && left < ban.ports.len() && left <= usize::from(forgiven)
+    ban.author == BanAuthor::Detector && counts && single && left < ban.ports.len() && left <= usize::from(forgiven)
 }
 
 #[cfg(test)]
@@ -110,7 +110,7 @@ mod tests {
         assert!(!is_unfounded(&ban(Class::Syn, &[23])), "banned with another threshold");
         assert!(!is_unfounded(&ban(Class::Xmas, &[80])));
         assert!(!is_unfounded(&ban(Class::Connect, &[80, 443, 23])));
-        let operator = BanRecord { author: Author::Operator, ..ban(Class::Syn, &[80, 443, 23]) };
+        let operator = BanRecord { author: BanAuthor::Operator, ..ban(Class::Syn, &[80, 443, 23]) };
         assert!(!is_unfounded(&operator), "an operator's ban stays");
     }
 

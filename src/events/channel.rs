@@ -87,7 +87,6 @@ impl Receiver {
 mod tests {
     use super::*;
     use crate::engine::Standing;
-    use crate::events::event::EventKind;
 
     #[test]
     fn full_queue_drops_and_counts() {

@@ -14,6 +14,7 @@ pub struct Event {
 }
 
 #[derive(Clone, Debug)]
+#[cfg_attr(test, derive(strum::EnumCount))]
 pub enum EventKind {
     /// Capture and ruleset are ready.
     Started,

@@ -13,82 +13,55 @@ use crate::types::{Backend, BanTarget, Expiry, Protocol};
 
 /// The serialised form of an event. Fields that do not apply are omitted. Both sides of the control socket use this
 /// type: a reader accepts unknown kinds, classes and methods.
+#[serde_with::skip_serializing_none]
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct EventRecord {
     /// `start`, `probe`, `scan`, `block`, `run`, `refused`, `repeat`, `unblock`, `expire`, `heal`, `error`, `stop`,
     /// `note`; on the control socket also `lost`.
     pub event: Cow<'static, str>,
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub time: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub source: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub destination: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub class: Option<Cow<'static, str>>,
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub proto: Option<Cow<'static, str>>,
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub port: Option<u16>,
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub fragmented: Option<bool>,
-    #[serde(skip_serializing_if = "Option::is_none")]
     #[serde(rename = "subject")]
     pub target: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub ports: Option<Vec<PortRecord>>,
     /// Grade of the evidence of a ban: `forgeable` or `proven`.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub evidence: Option<Cow<'static, str>>,
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub probes: Option<u32>,
     /// Bans of the target that count, including this one.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub strikes: Option<u32>,
     /// The ban is short and does not count as a strike: it is above the ceilings of new bans, or the kernel's trap made
     /// it without a verdict of the sensor.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub capped: Option<bool>,
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub command: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub reason: Option<Cow<'static, str>>,
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub note: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub sources: Option<u32>,
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub distinct_ports: Option<u32>,
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub expires: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub method: Option<Cow<'static, str>>,
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub reaction_us: Option<u64>,
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub hosts_deny: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub well: Option<bool>,
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub connections: Option<u64>,
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub packets: Option<u64>,
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub bans: Option<u64>,
     /// Sources that were not banned because a ceiling was reached.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub withheld: Option<u64>,
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub events: Option<u64>,
 }
 
 /// A port with the class of its probe.
+#[serde_with::skip_serializing_none]
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PortRecord {
     pub proto: Cow<'static, str>,
     pub port: u16,
     /// Omitted if unknown.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub class: Option<Cow<'static, str>>,
 }
 

@@ -122,7 +122,8 @@ impl Writer {
                 && let Some(command) = self.inbox.pop()
             {
                 match command {
-                    Command::Line(line) => self.take(&line),
+                    Command::Line(line) if self.waiting.len() + line.len() >= MAX_WAITING => self.dropped += 1,
+                    Command::Line(line) => self.waiting.push_str(&(line + "\n")),
                     Command::Reopen => reopen = true,
                 }
             }
@@ -139,15 +140,6 @@ impl Writer {
                 (false, _) => {}
             }
         }
-    }
-
-    fn take(&mut self, line: &str) {
-        if self.waiting.len() + line.len() >= MAX_WAITING {
-            self.dropped += 1;
-            return;
-        }
-        self.waiting.push_str(line);
-        self.waiting.push('\n');
     }
 
     fn write(&mut self) {

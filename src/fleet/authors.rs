@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
-use super::key::Author;
+use super::key::FleetAuthor;
 use crate::control::fleet_protocol::{IgnoredAuthor, MAX_IGNORED};
 use crate::types::{HOUR, LineLimiter, Timestamp, TokenBucket};
 
@@ -56,21 +56,21 @@ pub(super) enum NoticeOrder {
     TooMany,
 }
 
-pub(super) struct Authors {
-    known: HashMap<Author, Known>,
+pub(super) struct KnownAuthors {
+    known: HashMap<FleetAuthor, Known>,
     /// Limits the lines about invalid data on the server.
     pub(super) lines: LineLimiter,
 }
 
-impl Default for Authors {
+impl Default for KnownAuthors {
     fn default() -> Self {
         Self { known: HashMap::new(), lines: LineLimiter::new(MAX_LINES_PER_HOUR, HOUR) }
     }
 }
 
-impl Authors {
+impl KnownAuthors {
     /// Records a notice with this sequence number; returns how to handle it.
-    pub(super) fn record_notice(&mut self, author: &Author, sequence: u64, now: Timestamp) -> NoticeOrder {
+    pub(super) fn record_notice(&mut self, author: &FleetAuthor, sequence: u64, now: Timestamp) -> NoticeOrder {
         let Some(known) = entry(&mut self.known, author) else { return NoticeOrder::Next };
         if !known.notices.try_take(now) {
             return NoticeOrder::TooMany;
@@ -91,7 +91,7 @@ impl Authors {
     }
 
     /// False if the current scan has found too many keys of this author.
-    pub(super) fn admit_scanned(&mut self, author: &Author) -> bool {
+    pub(super) fn admit_scanned(&mut self, author: &FleetAuthor) -> bool {
         let Some(known) = entry(&mut self.known, author) else { return true };
         known.scanned = known.scanned.saturating_add(1);
         known.scanned <= MAX_KEYS_PER_SCAN
@@ -99,7 +99,7 @@ impl Authors {
 
     /// Records that data of this author is ignored. Returns true if this should be logged: once an hour for each
     /// reason, and a limited number of times for all authors.
-    pub(super) fn blame(&mut self, author: &Author, reason: &str, now: Timestamp) -> bool {
+    pub(super) fn blame(&mut self, author: &FleetAuthor, reason: &str, now: Timestamp) -> bool {
         let Some(Known { blames, .. }) = entry(&mut self.known, author) else { return false };
         if !blames.iter().any(|blame| blame.reason == reason) {
             blames.retain(|blame| now.since(blame.last) < HOUR);
@@ -126,7 +126,7 @@ impl Authors {
             .known
             .iter()
             .filter_map(|(author, known)| {
-                let Author::Host(host) = author else { return None };
+                let FleetAuthor::Host(host) = author else { return None };
                 let recent = known.blames.iter().filter(|blame| now.since(blame.last) < HOUR);
                 let reasons: Vec<_> = recent.map(|blame| format!("{} ({}×)", blame.reason, blame.times)).collect();
                 let author = host.as_str().to_owned();
@@ -144,7 +144,7 @@ impl Authors {
 }
 
 /// The entry of `author`, a new one if there is room.
-fn entry<'a>(known: &'a mut HashMap<Author, Known>, author: &Author) -> Option<&'a mut Known> {
+fn entry<'a>(known: &'a mut HashMap<FleetAuthor, Known>, author: &FleetAuthor) -> Option<&'a mut Known> {
     if !known.contains_key(author) && known.len() >= MAX_AUTHORS {
         return None;
     }
@@ -163,13 +163,13 @@ mod tests {
     use super::*;
     use crate::types::at;
 
-    fn host(name: &str) -> Author {
-        Author::Host(HostName::parse(name).unwrap())
+    fn host(name: &str) -> FleetAuthor {
+        FleetAuthor::Host(HostName::parse(name).unwrap())
     }
 
     #[test]
     fn sequence_gaps_cause_bounded_scans() {
-        let mut authors = Authors::default();
+        let mut authors = KnownAuthors::default();
         let a = host("a");
         assert_eq!(
             authors.record_notice(&a, 100, at(1)),
@@ -191,7 +191,7 @@ mod tests {
 
     #[test]
     fn flood_of_one_author_is_limited() {
-        let mut authors = Authors::default();
+        let mut authors = KnownAuthors::default();
         let read =
             (0..100_000).filter(|n| authors.record_notice(&host("a"), *n, at(1)) != NoticeOrder::TooMany).count();
         assert_eq!(read, 600);
@@ -202,7 +202,7 @@ mod tests {
 
     #[test]
     fn authors_above_limit_are_not_kept() {
-        let mut authors = Authors::default();
+        let mut authors = KnownAuthors::default();
         for number in 0..20_000 {
             authors.record_notice(&host(&format!("h{number}")), 1, at(1));
         }
@@ -211,8 +211,8 @@ mod tests {
 
     #[test]
     fn invented_authors_share_hourly_lines() {
-        let mut authors = Authors::default();
-        let lines = |authors: &mut Authors, from: u32, second| {
+        let mut authors = KnownAuthors::default();
+        let lines = |authors: &mut KnownAuthors, from: u32, second| {
             let blamed = |n: &u32| authors.blame(&host(&format!("h{n}")), "a notice is unreadable", at(second));
             (from..from + 10_000).filter(blamed).count()
         };
@@ -225,7 +225,7 @@ mod tests {
 
     #[test]
     fn author_is_named_once_an_hour() {
-        let mut authors = Authors::default();
+        let mut authors = KnownAuthors::default();
         let named = (0..7_200).filter(|second| authors.blame(&host("a"), "a key has no end", at(*second))).count();
         assert_eq!(named, 2);
         let ignored = authors.ignored(at(7_200));

@@ -47,12 +47,12 @@ impl fmt::Display for HostName {
 
 /// The author of a key or of a notice.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub enum Author {
+pub enum FleetAuthor {
     Host(HostName),
     Operator,
 }
 
-impl fmt::Display for Author {
+impl fmt::Display for FleetAuthor {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Host(host) => write!(f, "host {host}"),
@@ -64,7 +64,7 @@ impl fmt::Display for Author {
 /// A well-formed key.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Key {
-    pub author: Author,
+    pub author: FleetAuthor,
     /// One IPv4 address, an IPv6 /64, or one address of a shared /64; never a network.
     pub target: BanTarget,
 }
@@ -72,7 +72,7 @@ pub struct Key {
 /// A key that is refused, with its author if the key names one.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BadKey {
-    pub author: Option<Author>,
+    pub author: Option<FleetAuthor>,
     pub reason: &'static str,
 }
 
@@ -93,16 +93,16 @@ impl Keyspace {
     pub fn key(&self, key: &Key) -> String {
         let Key { author, target } = key;
         match author {
-            Author::Host(host) => format!("{}ban:{host}:{target}", self.prefix),
-            Author::Operator => format!("{}lift:{target}", self.prefix),
+            FleetAuthor::Host(host) => format!("{}ban:{host}:{target}", self.prefix),
+            FleetAuthor::Operator => format!("{}lift:{target}", self.prefix),
         }
     }
 
     /// The channel on which `author` publishes its notices.
-    pub fn channel(&self, author: &Author) -> String {
+    pub fn channel(&self, author: &FleetAuthor) -> String {
         match author {
-            Author::Host(host) => format!("{}news:{host}", self.prefix),
-            Author::Operator => format!("{}news:{OPERATOR}", self.prefix),
+            FleetAuthor::Host(host) => format!("{}news:{host}", self.prefix),
+            FleetAuthor::Operator => format!("{}news:{OPERATOR}", self.prefix),
         }
     }
 
@@ -127,14 +127,14 @@ impl Keyspace {
     ///
     /// Publishing and subscribing have separate selectors: a single selector that permits subscribing to all channels
     /// would also permit publishing on all of them.
-    pub fn acl_line(&self, author: &Author, user: &str, password: &str) -> String {
+    pub fn acl_line(&self, author: &FleetAuthor, user: &str, password: &str) -> String {
         let (reports, lifts, channel) = (self.reports(), self.lifts(), self.channel(author));
         let own = match author {
-            Author::Host(host) => {
+            FleetAuthor::Host(host) => {
                 let (mine, channels) = (format!("{}ban:{host}:*", self.prefix), self.channels());
                 format!("%R~{lifts} %W~{mine} (+publish &{channel}) (+psubscribe &{channels})")
             }
-            Author::Operator => format!("%RW~{lifts} (+publish &{channel})"),
+            FleetAuthor::Operator => format!("%RW~{lifts} (+publish &{channel})"),
         };
         format!(
             "user {user} reset on >{password} resetchannels -@all +ping +scan +getrange +pttl +set +del %R~{reports} \
@@ -152,12 +152,12 @@ impl Keyspace {
         let text = String::from_utf8_lossy(key);
         let rest = text.strip_prefix(&self.prefix).ok_or(bad(None, "it belongs to another fleet"))?;
         let (author, target) = match rest.strip_prefix("lift:") {
-            Some(target) => (Author::Operator, target),
+            Some(target) => (FleetAuthor::Operator, target),
             None => {
                 let rest = rest.strip_prefix("ban:").ok_or(bad(None, "it is neither a report nor a lift"))?;
                 let (host, target) = rest.split_once(':').ok_or(bad(None, "it has no target"))?;
                 let host = HostName::parse(host).map_err(|_| bad(None, "it has no valid host name"))?;
-                (Author::Host(host), target)
+                (FleetAuthor::Host(host), target)
             }
         };
         if key.len() > MAX_KEY_LEN {
@@ -173,11 +173,11 @@ impl Keyspace {
     }
 
     /// The author of the notices on a channel.
-    pub fn parse_channel(&self, channel: &[u8]) -> Option<Author> {
+    pub fn parse_channel(&self, channel: &[u8]) -> Option<FleetAuthor> {
         let channel = std::str::from_utf8(channel).ok()?;
         match channel.strip_prefix(&self.prefix)?.strip_prefix("news:")? {
-            OPERATOR => Some(Author::Operator),
-            host => HostName::parse(host).ok().map(Author::Host),
+            OPERATOR => Some(FleetAuthor::Operator),
+            host => HostName::parse(host).ok().map(FleetAuthor::Host),
         }
     }
 }
@@ -186,14 +186,14 @@ impl Keyspace {
 mod tests {
     use super::*;
 
-    fn host(name: &str) -> Author {
-        Author::Host(HostName::parse(name).unwrap())
+    fn host(name: &str) -> FleetAuthor {
+        FleetAuthor::Host(HostName::parse(name).unwrap())
     }
 
     #[test]
     fn key_reads_back_as_written() {
         let keys = Keyspace::new("lab");
-        for author in [host("web-1"), Author::Operator] {
+        for author in [host("web-1"), FleetAuthor::Operator] {
             for target in ["203.0.113.7", "2001:db8:1:2::/64", "64:ff9b::cb00:7109/128"] {
                 let key = Key { author: author.clone(), target: target.parse().unwrap() };
                 assert_eq!(keys.parse(keys.key(&key).as_bytes()), Ok(key));
@@ -259,7 +259,7 @@ mod tests {
              %R~portsentry:lab:ban:* %R~portsentry:lab:lift:* %W~portsentry:lab:ban:web-1:* \
              (+publish &portsentry:lab:news:web-1) (+psubscribe &portsentry:lab:news:*)"
         );
-        let line = keys.acl_line(&Author::Operator, "operator", "secret");
+        let line = keys.acl_line(&FleetAuthor::Operator, "operator", "secret");
         assert!(line.contains("%RW~portsentry:lab:lift:* (+publish &portsentry:lab:news:@operator)"), "{line}");
     }
 }

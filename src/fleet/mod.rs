@@ -2,12 +2,10 @@
 //! packet path does not depend on it, and the daemon judges every report.
 
 mod authors;
-mod byte_limit;
 mod connect;
 mod daemon;
 pub mod key;
 mod member;
-pub mod options;
 mod own;
 mod relay;
 pub mod report;
@@ -15,19 +13,92 @@ mod scan;
 mod server;
 
 use std::io::{self, Write};
+use std::path::PathBuf;
+use std::time::Duration;
 
-use crate::config::{Config, ConfigErrors, Fleet};
+use clap::{Args, Subcommand};
+
+use crate::config::{Config, ConfigErrors, Fleet, parse_fleet_name, parse_span};
+use crate::control::fleet_protocol::MAX_REMAINING;
 use crate::events::log;
+use crate::types::BanTarget;
 
 use connect::Endpoint;
 pub use connect::SetupError;
 use daemon::Daemon;
-use key::{Author, HostName, Key, Keyspace};
+use key::{FleetAuthor, HostName, Key, Keyspace};
 use member::Member;
-use options::{AclOptions, FleetCommand, FleetOptions, LiftOptions};
 use own::OwnReports;
-use server::Server;
+use server::FleetServer;
 pub use server::ServerError;
+
+/// Options of `fleet`.
+#[derive(Args, Clone, Debug, PartialEq, Eq)]
+#[command(subcommand_precedence_over_arg = true)]
+pub struct FleetOptions {
+    /// Configuration file [default: /etc/portsentry/portsentry.toml]
+    #[arg(long, value_name = "FILE", global = true)]
+    pub config: Option<PathBuf>,
+    #[command(subcommand)]
+    pub command: Option<FleetCommand>,
+}
+
+/// The subcommands of `fleet`.
+#[derive(Subcommand, Clone, Debug, PartialEq, Eq)]
+pub enum FleetCommand {
+    /// Print a line for the server's ACL file: a user with a password
+    Acl(AclOptions),
+    /// Lift the fleet's bans of an address on all hosts
+    Lift(LiftOptions),
+}
+
+/// Options of `fleet acl`.
+#[derive(Args, Clone, Debug, PartialEq, Eq)]
+#[command(override_usage = "portsentry fleet acl [OPTIONS] <HOST>\n       portsentry fleet acl [OPTIONS] --operator")]
+pub struct AclOptions {
+    /// Host, as named by fleet.host in its configuration
+    #[arg(value_name = "HOST", value_parser = HostName::parse, required_unless_present = "operator")]
+    pub host: Option<HostName>,
+    /// Print the user that can lift bans, instead of a host's user
+    #[arg(long, conflicts_with = "host")]
+    pub operator: bool,
+    /// Name of the user [default: HOST, or operator]
+    #[arg(long, value_name = "NAME", value_parser = parse_fleet_name)]
+    pub user: Option<String>,
+    /// Read the password from this file [default: a new random password]
+    #[arg(long, value_name = "FILE")]
+    pub credentials: Option<PathBuf>,
+}
+
+/// Options of `fleet lift`.
+#[derive(Args, Clone, Debug, PartialEq, Eq)]
+pub struct LiftOptions {
+    /// Address or IPv6 /64, as shown by `portsentry list`
+    #[arg(value_name = "ADDRESS", value_parser = parse_target)]
+    pub target: BanTarget,
+    /// Duration for which reports of the address are ignored, at most 4h
+    #[arg(long = "for", value_name = "SPAN", default_value = "4h", value_parser = parse_lift_span, allow_hyphen_values = true)]
+    pub span: Duration,
+    /// User on the server
+    #[arg(long, value_name = "NAME", default_value = "operator", value_parser = parse_fleet_name)]
+    pub user: String,
+    /// File with the password of the user
+    #[arg(long, value_name = "FILE", default_value = "/etc/portsentry/fleet-operator.password")]
+    pub credentials: PathBuf,
+}
+
+fn parse_target(text: &str) -> Result<BanTarget, String> {
+    let address = text.parse().map(BanTarget::containing).ok();
+    let target = address.or_else(|| text.parse().ok()).filter(|target| !matches!(target, BanTarget::Prefix(_)));
+    target.ok_or_else(|| "write an address or an IPv6 /64; hosts report no wider networks".to_owned())
+}
+
+fn parse_lift_span(text: &str) -> Result<Duration, String> {
+    match parse_span(text)? {
+        span if span <= MAX_REMAINING && !span.is_zero() => Ok(span),
+        _ => Err("write 4h or less; a report also lasts at most 4h".to_owned()),
+    }
+}
 
 /// Why `portsentry fleet` fails.
 #[derive(Debug, thiserror::Error)]
@@ -73,7 +144,7 @@ pub fn run(options: &FleetOptions, out: &mut impl Write) -> Result<(), FleetErro
 pub fn probe(fleet: &Fleet) -> Result<(), FleetError> {
     let endpoint = Endpoint::open(fleet)?;
     on_runtime(async {
-        let connected = async { Server::join(&endpoint, Keyspace::new(&fleet.name)).await?.ping().await };
+        let connected = async { FleetServer::join(&endpoint, Keyspace::new(&fleet.name)).await?.ping().await };
         connected.await.map_err(|error| FleetError::Server { url: endpoint.url.to_string(), error })
     })?
 }
@@ -105,7 +176,7 @@ fn print_acl(fleet: &Fleet, options: &AclOptions, out: &mut impl Write) -> Resul
     };
     let host = options.host.as_ref();
     let user = options.user.as_deref().or(host.map(HostName::as_str)).unwrap_or("operator");
-    let author = host.cloned().map_or(Author::Operator, Author::Host);
+    let author = host.cloned().map_or(FleetAuthor::Operator, FleetAuthor::Host);
     let line = Keyspace::new(&fleet.name).acl_line(&author, user, &password);
     writeln!(out, "{line}").map_err(FleetError::system("write to standard output"))
 }
@@ -122,10 +193,10 @@ fn chance() -> Result<f64, FleetError> {
 fn lift_bans(fleet: &Fleet, options: &LiftOptions, out: &mut impl Write) -> Result<(), FleetError> {
     let fleet = Fleet { user: options.user.clone(), credentials: options.credentials.clone(), ..fleet.clone() };
     let endpoint = Endpoint::open(&fleet)?;
-    let key = Key { author: Author::Operator, target: options.target };
+    let key = Key { author: FleetAuthor::Operator, target: options.target };
     let sequence = random()?.into();
     let lifted = on_runtime(async {
-        let mut server = Server::connect(&endpoint, Keyspace::new(&fleet.name)).await?;
+        let mut server = FleetServer::connect(&endpoint, Keyspace::new(&fleet.name)).await?;
         server.lift(&key, sequence, options.span).await
     })?;
     lifted.map_err(|error| FleetError::Server { url: endpoint.url.to_string(), error })?;
@@ -150,8 +221,8 @@ pub(crate) fn fuzz(bytes: &[u8]) {
     if let Some(author) = keys.parse_channel(bytes) {
         assert_eq!(keys.channel(&author).as_bytes(), bytes);
     }
-    if let Ok(report) = report::Report::parse(bytes) {
-        assert_eq!(report::Report::parse(report.to_json().as_bytes()), Ok(report));
+    if let Ok(report) = report::BanReport::parse(bytes) {
+        assert_eq!(report::BanReport::parse(report.to_json().as_bytes()), Ok(report));
     }
     if let Ok(notice) = report::Notice::parse(bytes) {
         assert_eq!(report::Notice::parse(notice.to_json().as_bytes()), Ok(notice));

@@ -3,8 +3,8 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
-use super::key::{Author, HostName, Key};
-use super::report::Report;
+use super::key::{FleetAuthor, HostName, Key};
+use super::report::BanReport;
 use crate::control::fleet_protocol::{MAX_REMAINING, OwnBanEvent};
 use crate::engine::{Class, Grade};
 use crate::types::{BanTarget, HOUR, Timestamp};
@@ -19,7 +19,7 @@ const MAX_BATCH: usize = 64;
 const CONFIRM_TIME: Duration = Duration::from_secs(30);
 
 struct OwnReport {
-    report: Report,
+    report: BanReport,
     /// When the ban ends.
     ends: Timestamp,
     /// When the key has to be written again; `None` until it is written for the first time.
@@ -30,7 +30,7 @@ struct OwnReport {
 
 /// All reports of this host.
 pub(super) struct OwnReports {
-    pub(super) author: Author,
+    pub(super) author: FleetAuthor,
     reports: BTreeMap<BanTarget, OwnReport>,
     /// Targets whose first report is not written yet.
     pending: VecDeque<BanTarget>,
@@ -49,7 +49,7 @@ impl OwnReports {
     /// Starts without reports. The sequence number of the first notice is one above `sequence`.
     pub(super) fn new(host: HostName, limit: u32, sequence: u64) -> Self {
         Self {
-            author: Author::Host(host),
+            author: FleetAuthor::Host(host),
             reports: BTreeMap::new(),
             pending: VecDeque::new(),
             withdrawn: Vec::new(),
@@ -91,13 +91,13 @@ impl OwnReports {
             (known.ends, known.named) = (ends, now);
             // Better evidence is reported again; the same evidence is not.
             if (known.report.grade, grade) == (Grade::Forgeable, Grade::Proven) {
-                known.report = Report { class, ports, grade, sequence };
+                known.report = BanReport { class, ports, grade, sequence };
                 self.pending.push_back(target);
             }
             return;
         }
         if self.reports.len() < MAX_OWN {
-            let report = Report { class, ports, grade, sequence };
+            let report = BanReport { class, ports, grade, sequence };
             self.reports.insert(target, OwnReport { report, ends, renew: None, named: now });
             self.pending.push_back(target);
         }
@@ -111,7 +111,7 @@ impl OwnReports {
 
     /// Returns the reports that are due to be written, with new sequence numbers. Each counts against the hourly limit.
     /// Call [`OwnReports::written`] once the server has stored them, otherwise [`OwnReports::put_back`].
-    pub(super) fn take_pending(&mut self, now: Timestamp) -> Vec<(Key, Report, Duration)> {
+    pub(super) fn take_pending(&mut self, now: Timestamp) -> Vec<(Key, BanReport, Duration)> {
         self.made.retain(|at| now.since(*at) < HOUR);
         let mut batch = Vec::new();
         while batch.len() < MAX_BATCH && self.made.len() < self.limit {
@@ -132,7 +132,7 @@ impl OwnReports {
     }
 
     /// Records that the server has stored these reports.
-    pub(super) fn written(&mut self, batch: &[(Key, Report, Duration)], now: Timestamp) {
+    pub(super) fn written(&mut self, batch: &[(Key, BanReport, Duration)], now: Timestamp) {
         for (key, _, left) in batch {
             if let Some(known) = self.reports.get_mut(&key.target) {
                 known.renew = Some(now.after(*left / 2));
@@ -141,7 +141,7 @@ impl OwnReports {
     }
 
     /// Queues these reports again after the server did not store them.
-    pub(super) fn put_back(&mut self, batch: &[(Key, Report, Duration)]) {
+    pub(super) fn put_back(&mut self, batch: &[(Key, BanReport, Duration)]) {
         for (key, ..) in batch.iter().rev() {
             self.pending.push_front(key.target);
         }
@@ -165,7 +165,7 @@ impl OwnReports {
     }
 
     /// The reports that are due to be written again: half of their time is over, or the server has lost them.
-    pub(super) fn renewals(&self, now: Timestamp) -> Vec<(Key, Report, Duration)> {
+    pub(super) fn renewals(&self, now: Timestamp) -> Vec<(Key, BanReport, Duration)> {
         let due = self.reports.iter().filter(|(_, known)| known.renew.is_some_and(|at| at <= now) && known.ends > now);
         let report = |(target, known): (&BanTarget, &OwnReport)| {
             (Key { author: self.author.clone(), target: *target }, known.report, left(known.ends, now))
@@ -230,7 +230,7 @@ mod tests {
         OwnReports::new(HostName::parse("a").unwrap(), limit, 7)
     }
 
-    fn targets(batch: &[(Key, Report, Duration)]) -> Vec<String> {
+    fn targets(batch: &[(Key, BanReport, Duration)]) -> Vec<String> {
         batch.iter().map(|(key, ..)| key.target.to_string()).collect()
     }
 

@@ -4,12 +4,11 @@
 use std::collections::{HashMap, HashSet};
 use std::time::{Duration, Instant};
 
-use super::authors::{Authors, NoticeOrder};
+use super::authors::{KnownAuthors, NoticeOrder};
 use super::daemon::Daemon;
-use super::key::{Author, Key};
-use super::report::Report;
+use super::key::{FleetAuthor, Key};
 use super::scan::{Pass, Progress, Scan, Schedule};
-use super::server::{Entry, Incoming, Server, ServerError};
+use super::server::{FleetServer, Incoming, KeyContents, ServerError};
 use crate::clock::boot_time;
 use crate::control::fleet_protocol::{FleetReport, FleetRequest, MAX_REPORTS};
 use crate::types::{BanTarget, Timestamp};
@@ -25,8 +24,8 @@ const MAX_LIFTS: usize = 65_536;
 const READS_PER_SECOND: u32 = 20_000;
 
 pub(super) struct Relay {
-    own: Author,
-    pub(super) authors: Authors,
+    own: FleetAuthor,
+    pub(super) authors: KnownAuthors,
     /// Targets whose reports are not passed on, each with the end of its lift.
     lifts: HashMap<BanTarget, Timestamp>,
     /// True once the lifts on the server are known. Before that no report is passed on.
@@ -37,10 +36,10 @@ pub(super) struct Relay {
 }
 
 impl Relay {
-    pub(super) fn new(own: Author) -> Self {
+    pub(super) fn new(own: FleetAuthor) -> Self {
         Self {
             own,
-            authors: Authors::default(),
+            authors: KnownAuthors::default(),
             lifts: HashMap::new(),
             knows_lifts: false,
             waiting: Vec::new(),
@@ -101,7 +100,7 @@ impl Relay {
     }
 
     /// Reads the keys that notices have named, and passes their reports on to the daemon.
-    pub(super) async fn deliver(&mut self, server: &mut Server, daemon: &mut Daemon) -> Result<(), ServerError> {
+    pub(super) async fn deliver(&mut self, server: &mut FleetServer, daemon: &mut Daemon) -> Result<(), ServerError> {
         let batch: Vec<Key> = self.waiting.drain(..self.waiting.len().min(MAX_REPORTS)).collect();
         for key in &batch {
             self.named.remove(key);
@@ -112,7 +111,7 @@ impl Relay {
     /// Reads the next page of the scan.
     pub(super) async fn scan_page(
         &mut self,
-        server: &mut Server,
+        server: &mut FleetServer,
         daemon: &mut Daemon,
         schedule: &mut Schedule,
         spread: (u32, f64),
@@ -158,13 +157,13 @@ impl Relay {
     }
 
     /// The keys of a page that have to be read.
-    fn readable(&mut self, names: &[Vec<u8>], scan: &Scan, server: &Server) -> Vec<Key> {
+    fn readable(&mut self, names: &[Vec<u8>], scan: &Scan, server: &FleetServer) -> Vec<Key> {
         let now = boot_time();
         let mut keys = Vec::with_capacity(names.len());
         for name in names {
             match server.keys.parse(name) {
                 Ok(key) if key.author == self.own => {}
-                Ok(key) if (scan.pass == Pass::Lifts) != (key.author == Author::Operator) => {}
+                Ok(key) if (scan.pass == Pass::Lifts) != (key.author == FleetAuthor::Operator) => {}
                 Ok(key) if !self.authors.admit_scanned(&key.author) => {
                     self.blame(&key.author, "more than 10000 keys", now);
                 }
@@ -180,19 +179,37 @@ impl Relay {
     }
 
     /// Reads at most [`MAX_REPORTS`] keys and passes the well-formed reports on to the daemon.
-    async fn hand_on(&mut self, keys: &[Key], server: &mut Server, daemon: &mut Daemon) -> Result<(), ServerError> {
+    async fn hand_on(
+        &mut self,
+        keys: &[Key],
+        server: &mut FleetServer,
+        daemon: &mut Daemon,
+    ) -> Result<(), ServerError> {
         let entries = server.read(keys).await?;
         let now = boot_time();
         let mut reports = Vec::with_capacity(keys.len());
         for (key, entry) in keys.iter().zip(entries) {
             match entry {
-                Entry::Gone => {}
-                Entry::Bad(error) => self.blame(&key.author, &format!("the value of a key is invalid ({error})"), now),
-                Entry::Lift(left) => self.lift(key.target, left, now, daemon).await,
-                Entry::Report(report, left) => {
+                KeyContents::Gone => {}
+                KeyContents::Bad(error) => {
+                    self.blame(&key.author, &format!("the value of a key is invalid ({error})"), now)
+                }
+                KeyContents::Lift(left) => self.lift(key.target, left, now, daemon).await,
+                KeyContents::Report(report, left) => {
                     let is_lifted = self.lifts.get(&key.target).is_some_and(|until| *until > now);
-                    if !is_lifted && left.as_secs() > 0 {
-                        reports.extend(to_daemon(key, &report, left));
+                    if let FleetAuthor::Host(host) = &key.author
+                        && !is_lifted
+                        && left.as_secs() > 0
+                    {
+                        reports.push(FleetReport {
+                            author: host.as_str().to_owned(),
+                            target: key.target.to_string(),
+                            remaining_s: left.as_secs(),
+                            grade: report.grade,
+                            distinct_ports: report.ports,
+                            class: report.class.key().to_owned(),
+                            sequence: report.sequence,
+                        });
                     }
                 }
             }
@@ -219,7 +236,7 @@ impl Relay {
         self.lifts.insert(target, now.after(left));
     }
 
-    fn blame(&mut self, author: &Author, reason: &str, now: Timestamp) {
+    fn blame(&mut self, author: &FleetAuthor, reason: &str, now: Timestamp) {
         if self.authors.blame(author, reason, now) {
             tracing::warn!(
                 "adminalert: fleet: some data of {author} on the server is ignored: {reason}; check portsentry on that \
@@ -239,19 +256,6 @@ impl Relay {
     }
 }
 
-fn to_daemon(key: &Key, report: &Report, left: Duration) -> Option<FleetReport> {
-    let Author::Host(host) = &key.author else { return None };
-    Some(FleetReport {
-        author: host.as_str().to_owned(),
-        target: key.target.to_string(),
-        remaining_s: left.as_secs(),
-        grade: report.grade,
-        distinct_ports: report.ports,
-        class: report.class.key().to_owned(),
-        sequence: report.sequence,
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use super::super::key::HostName;
@@ -260,7 +264,7 @@ mod tests {
 
     #[test]
     fn reports_wait_for_lifts_of_first_scan() {
-        let host = |name: &str| Author::Host(HostName::parse(name).unwrap());
+        let host = |name: &str| FleetAuthor::Host(HostName::parse(name).unwrap());
         let mut relay = Relay::new(host("own"));
         let notice = Notice { sequence: 1, target: "203.0.113.7".parse().unwrap() };
         let now = Timestamp::at(Duration::from_secs(1));

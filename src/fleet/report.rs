@@ -17,7 +17,7 @@ const VERSION: u32 = 1;
 
 /// A host's report about a source: the value of a report's key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Report {
+pub struct BanReport {
     /// Class of the last probe.
     pub class: Class,
     /// Number of distinct closed ports that count towards the grade.
@@ -44,7 +44,7 @@ struct Version {
     v: u32,
 }
 
-impl Report {
+impl BanReport {
     pub fn to_json(&self) -> String {
         let (class, grade) = (self.class.key().into(), self.grade.key().into());
         json(&ReportWire { v: VERSION, class, ports: self.ports, grade, seq: self.sequence })
@@ -54,7 +54,7 @@ impl Report {
     ///
     /// # Errors
     /// The reason as a sentence: the value is too long, has another version, or differs in form from the output of
-    /// [`Report::to_json`].
+    /// [`BanReport::to_json`].
     pub fn parse(value: &[u8]) -> Result<Self, &'static str> {
         let ReportWire { class, ports, grade, seq, .. } = parse(value)?;
         let class = Class::from_key(&class).ok_or("its class is unknown")?;
@@ -88,7 +88,7 @@ impl Notice {
     /// Parses the text of a notice.
     ///
     /// # Errors
-    /// As for [`Report::parse`].
+    /// As for [`BanReport::parse`].
     pub fn parse(text: &[u8]) -> Result<Self, &'static str> {
         let NoticeWire { seq, target, .. } = parse(text)?;
         match target.parse() {
@@ -112,7 +112,7 @@ struct LiftWire {
 /// Checks the value of a lift's key.
 ///
 /// # Errors
-/// As for [`Report::parse`].
+/// As for [`BanReport::parse`].
 pub fn parse_lift(value: &[u8]) -> Result<(), &'static str> {
     parse::<LiftWire>(value).map(drop)
 }
@@ -155,12 +155,12 @@ mod tests {
 
     #[test]
     fn report_reads_back_as_written() {
-        let report = Report { class: Class::Connect, ports: 7, grade: Grade::Proven, sequence: 42 };
+        let report = BanReport { class: Class::Connect, ports: 7, grade: Grade::Proven, sequence: 42 };
         assert_eq!(report.to_json(), TEXT);
         for class in Class::ALL.iter().copied() {
             for grade in Grade::ALL {
-                let report = Report { class, ports: u32::MAX, grade, sequence: u64::MAX };
-                assert_eq!(Report::parse(report.to_json().as_bytes()), Ok(report));
+                let report = BanReport { class, ports: u32::MAX, grade, sequence: u64::MAX };
+                assert_eq!(BanReport::parse(report.to_json().as_bytes()), Ok(report));
                 assert!(report.to_json().len() <= MAX_VALUE_LEN);
             }
         }
@@ -173,7 +173,7 @@ mod tests {
     #[test]
     fn malformed_report_is_refused_at_every_length() {
         for end in 0..TEXT.len() {
-            assert!(Report::parse(&TEXT.as_bytes()[..end]).is_err(), "{}", &TEXT[..end]);
+            assert!(BanReport::parse(&TEXT.as_bytes()[..end]).is_err(), "{}", &TEXT[..end]);
         }
         for (from, to) in [
             ("\"v\":1", "\"v\":2"),
@@ -189,10 +189,10 @@ mod tests {
             ("}", "}{"),
             ("}", "}]"),
         ] {
-            assert!(Report::parse(TEXT.replacen(from, to, 1).as_bytes()).is_err(), "{from} -> {to}");
+            assert!(BanReport::parse(TEXT.replacen(from, to, 1).as_bytes()).is_err(), "{from} -> {to}");
         }
         let long = format!("{TEXT}{}", " ".repeat(MAX_VALUE_LEN));
-        assert_eq!(Report::parse(long.as_bytes()), Err("it is too long"));
+        assert_eq!(BanReport::parse(long.as_bytes()), Err("it is too long"));
         assert!(Notice::parse(br#"{"v":1,"seq":1,"target":"0.0.0.0/0"}"#).is_err());
         assert!(parse_lift(b"1").is_err());
     }

@@ -1,9 +1,13 @@
-//! Manages the connection to the fleet's server: sends typed commands and receives the notices of other hosts. Data
-//! from the server uses a limited amount of memory.
+//! Manages the connection to the fleet's server: sends typed commands and receives the notices of other hosts.
+//!
+//! Data from the server uses a limited amount of memory. The client crate collects a whole reply before it returns it;
+//! so the stream closes the connection if more bytes arrive than the last request allows.
 
 use std::io;
+use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use redis::aio::MultiplexedConnection;
@@ -11,14 +15,14 @@ use redis::{
     AsyncConnectionConfig, ErrorKind, Pipeline, ProtocolVersion, PushInfo, PushKind, RedisConnectionInfo, RedisError,
     RedisResult, ServerErrorKind, Value, cmd, pipe,
 };
+use tokio::io::{AsyncRead, AsyncWrite, Join, ReadBuf, ReadHalf, WriteHalf, join, split};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
-use super::byte_limit::{ByteLimit, bounded};
 use super::connect::{Endpoint, SERVER_TIMEOUT};
-use super::key::{Author, Key, Keyspace};
-use super::report::{MAX_VALUE_LEN, Notice, Report, lift_json, parse_lift, remaining};
+use super::key::{FleetAuthor, Key, Keyspace};
+use super::report::{BanReport, MAX_VALUE_LEN, Notice, lift_json, parse_lift, remaining};
 use crate::types::printable::quotable;
 
 /// Maximum number of queued notices; further ones count as missed.
@@ -26,6 +30,9 @@ pub(super) const MAX_NOTICES: usize = 4096;
 
 /// Maximum length in bytes of a quoted error message from the server.
 const MAX_DETAIL_LEN: usize = 200;
+
+/// Maximum number of bytes that may arrive for one request or one notice.
+const MAX_REPLY_LEN: usize = 4 << 20;
 
 /// Why a command to the server failed.
 #[derive(Debug, thiserror::Error)]
@@ -49,12 +56,12 @@ pub enum ServerError {
 }
 
 /// A message on one of the fleet's channels: its author, and the notice or why it is refused.
-pub(super) type Incoming = (Author, Result<Notice, &'static str>);
+pub(super) type Incoming = (FleetAuthor, Result<Notice, &'static str>);
 
 /// The contents of a key.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Entry {
-    Report(Report, Duration),
+pub(super) enum KeyContents {
+    Report(BanReport, Duration),
     Lift(Duration),
     Gone,
     /// The contents are refused, with the reason.
@@ -62,7 +69,7 @@ pub(super) enum Entry {
 }
 
 /// A connection to the server, which also receives the notices of the fleet.
-pub(super) struct Server {
+pub(super) struct FleetServer {
     connection: MultiplexedConnection,
     pub(super) keys: Keyspace,
     limit: ByteLimit,
@@ -72,7 +79,7 @@ pub(super) struct Server {
     driver: JoinHandle<()>,
 }
 
-impl Server {
+impl FleetServer {
     /// Connects and logs in, without a subscription.
     pub(super) async fn connect(endpoint: &Endpoint, keys: Keyspace) -> Result<Self, ServerError> {
         // A certificate error may quote text that the server chose.
@@ -112,7 +119,7 @@ impl Server {
 
     /// Writes the reports, each with its remaining time, and publishes a notice of each. Returns the highest number of
     /// hosts that received one of the notices.
-    pub(super) async fn publish(&mut self, reports: &[(Key, Report, Duration)]) -> Result<u64, ServerError> {
+    pub(super) async fn publish(&mut self, reports: &[(Key, BanReport, Duration)]) -> Result<u64, ServerError> {
         let mut commands = pipe();
         for (key, report, left) in reports {
             self.put_set(&mut commands, key, &report.to_json(), *left);
@@ -126,7 +133,7 @@ impl Server {
     }
 
     /// Writes the reports again without publishing notices.
-    pub(super) async fn renew(&mut self, reports: &[(Key, Report, Duration)]) -> Result<(), ServerError> {
+    pub(super) async fn renew(&mut self, reports: &[(Key, BanReport, Duration)]) -> Result<(), ServerError> {
         let mut commands = pipe();
         for (key, report, left) in reports {
             self.put_set(&mut commands, key, &report.to_json(), *left);
@@ -152,7 +159,7 @@ impl Server {
     }
 
     /// Reads the contents of these keys. Of a longer value only the first bytes are fetched.
-    pub(super) async fn read(&mut self, keys: &[Key]) -> Result<Vec<Entry>, ServerError> {
+    pub(super) async fn read(&mut self, keys: &[Key]) -> Result<Vec<KeyContents>, ServerError> {
         let mut commands = pipe();
         for key in keys {
             let name = self.keys.key(key);
@@ -163,7 +170,7 @@ impl Server {
         let entry = |(key, replies): (&Key, &[RedisResult<Value>])| match replies {
             [Ok(Value::BulkString(value)), Ok(Value::Int(pttl))] => Ok(read_entry(key, value, *pttl)),
             [Err(error), _] | [_, Err(error)] if error.code() != Some("WRONGTYPE") => Err(explain(error, &self.limit)),
-            _ => Ok(Entry::Bad("it is not a string")),
+            _ => Ok(KeyContents::Bad("it is not a string")),
         };
         keys.iter().zip(replies.chunks_exact(2)).map(entry).collect()
     }
@@ -229,21 +236,21 @@ impl Server {
     }
 }
 
-impl Drop for Server {
+impl Drop for FleetServer {
     fn drop(&mut self) {
         self.driver.abort();
     }
 }
 
-fn read_entry(key: &Key, value: &[u8], pttl: i64) -> Entry {
+fn read_entry(key: &Key, value: &[u8], pttl: i64) -> KeyContents {
     if pttl == -2 {
-        return Entry::Gone;
+        return KeyContents::Gone;
     }
     let read = remaining(pttl).and_then(|left| match key.author {
-        Author::Host(_) => Report::parse(value).map(|report| Entry::Report(report, left)),
-        Author::Operator => parse_lift(value).map(|()| Entry::Lift(left)),
+        FleetAuthor::Host(_) => BanReport::parse(value).map(|report| KeyContents::Report(report, left)),
+        FleetAuthor::Operator => parse_lift(value).map(|()| KeyContents::Lift(left)),
     });
-    read.unwrap_or_else(Entry::Bad)
+    read.unwrap_or_else(KeyContents::Bad)
 }
 
 /// Handles messages that the server pushes. Runs in the task that reads the connection, so it only parses and queues
@@ -284,5 +291,60 @@ fn explain(error: &RedisError, limit: &ByteLimit) -> ServerError {
         (ErrorKind::Server(ServerErrorKind::NoPerm), _) => ServerError::Denied(detail),
         (ErrorKind::Io, _) => ServerError::Other("the server has closed the connection".to_owned()),
         _ => ServerError::Other(detail),
+    }
+}
+
+/// Number of bytes that may still arrive. Each request and each notice resets it.
+#[derive(Clone, Default)]
+struct ByteLimit(Arc<LimitState>);
+
+#[derive(Default)]
+struct LimitState {
+    left: AtomicUsize,
+    is_exceeded: AtomicBool,
+}
+
+impl ByteLimit {
+    /// Resets the number of bytes, after a notice was handled or before a request is sent.
+    fn renew(&self) {
+        self.0.left.store(MAX_REPLY_LEN, Ordering::Relaxed);
+    }
+
+    fn is_exceeded(&self) -> bool {
+        self.0.is_exceeded.load(Ordering::Relaxed)
+    }
+}
+
+/// The reading side of a stream. It fails when its limit is used up.
+struct Bounded<S> {
+    stream: ReadHalf<S>,
+    limit: ByteLimit,
+}
+
+/// Limits the bytes that can be read from `stream`.
+fn bounded<S: AsyncRead + AsyncWrite>(stream: S, limit: ByteLimit) -> Join<Bounded<S>, WriteHalf<S>> {
+    limit.renew();
+    let (stream, writer) = split(stream);
+    join(Bounded { stream, limit }, writer)
+}
+
+impl<S: AsyncRead> AsyncRead for Bounded<S> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let left = self.limit.0.left.load(Ordering::Relaxed);
+        if left == 0 {
+            self.limit.0.is_exceeded.store(true, Ordering::Relaxed);
+            let error = format!("the reply is longer than {MAX_REPLY_LEN} bytes");
+            return Poll::Ready(Err(io::Error::other(error)));
+        }
+        let before = buffer.filled().len();
+        ready!(Pin::new(&mut self.stream).poll_read(context, buffer))?;
+        // One read may exceed the limit by at most the size of the buffer.
+        let read = buffer.filled().len().saturating_sub(before);
+        self.limit.0.left.store(left.saturating_sub(read), Ordering::Relaxed);
+        Poll::Ready(Ok(()))
     }
 }

@@ -1,10 +1,10 @@
 //! Translates ignore files to `[allow]`. Their entries are copied, because the package of the classic program removes
 //! its files when it is purged.
 
-use super::diagnostics::{Printable, shown};
+use super::diagnostics::{printable, shown};
 use super::document::Value;
 use super::options::Options;
-use super::output::{Entry, Output};
+use super::output::{OptionLine, Output};
 use super::{MAX_LEN, ReadFile, Source};
 use crate::config::ignore_file;
 use crate::types::plain;
@@ -39,7 +39,7 @@ pub(super) fn translate(options: &Options, ignore: &[Source], read: &ReadFile, o
     };
     match result {
         Ok(bytes) => {
-            let name = path.chars().map(|c| Printable(c).to_string()).collect();
+            let name = path.chars().map(printable).collect();
             write_networks(&[Source { name, bytes }], Some(entry), output);
         }
         Err(error) => {
@@ -55,7 +55,7 @@ pub(super) fn translate(options: &Options, ignore: &[Source], read: &ReadFile, o
 }
 
 /// Writes the entries of `ignore`, which comes from the option `named_by` or from the operator.
-fn write_networks(ignore: &[Source], named_by: Option<&Entry>, output: &mut Output) {
+fn write_networks(ignore: &[Source], named_by: Option<&OptionLine>, output: &mut Output) {
     let networks: BTreeSet<IpNet> =
         ignore.iter().flat_map(|source| networks(source, named_by.is_some(), output)).collect();
     let names: Vec<&str> = ignore.iter().map(|source| source.name.as_str()).collect();

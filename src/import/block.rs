@@ -7,7 +7,7 @@ use super::command::{Block, ParsedCommand, TARGET};
 use super::diagnostics::{quoted, shown};
 use super::document::Value;
 use super::options::Options;
-use super::output::{Entry, Output};
+use super::output::{OptionLine, Output};
 use crate::config::{BlockPolicy, is_command_word, is_deny_line};
 use crate::types::RouteKind;
 
@@ -15,24 +15,24 @@ use crate::types::RouteKind;
 #[derive(Default)]
 struct Plan<'o> {
     /// Lines that block in a packet filter; true if the filter answers the packets.
-    nft: Vec<(&'o Entry<'o>, bool)>,
-    log: Option<(&'o Entry<'o>, String)>,
-    route: Option<(&'o Entry<'o>, RouteKind)>,
-    hosts_deny: Option<(&'o Entry<'o>, String)>,
+    nft: Vec<(&'o OptionLine<'o>, bool)>,
+    log: Option<(&'o OptionLine<'o>, String)>,
+    route: Option<(&'o OptionLine<'o>, RouteKind)>,
+    hosts_deny: Option<(&'o OptionLine<'o>, String)>,
     run: Option<Run<'o>>,
-    expire: Option<(&'o Entry<'o>, String)>,
-    may_end: Option<(&'o Entry<'o>, &'static str)>,
+    expire: Option<(&'o OptionLine<'o>, String)>,
+    may_end: Option<(&'o OptionLine<'o>, &'static str)>,
     /// True if KILL_RUN_CMD itself blocks.
     run_blocks: bool,
     /// A KILL_ROUTE that blocks, but is left out.
-    lost_route: Option<&'o Entry<'o>>,
+    lost_route: Option<&'o OptionLine<'o>>,
     /// A KILL_RUN_CMD that is left out in part or as a whole, and the reason. It may block.
-    lost_run: Option<(&'o Entry<'o>, String)>,
+    lost_run: Option<(&'o OptionLine<'o>, String)>,
 }
 
 /// The command to run.
 struct Run<'o> {
-    entry: &'o Entry<'o>,
+    entry: &'o OptionLine<'o>,
     words: Vec<String>,
     /// The command that reverts it, if one is known.
     undo: Vec<String>,
@@ -79,7 +79,7 @@ pub(super) fn translate(options: &Options, output: &mut Output) {
     plan.write_run(options, output);
 }
 
-fn policy<'o>(entry: &'o Entry<'o>, output: &mut Output) -> Option<(BlockPolicy, &'o Entry<'o>)> {
+fn policy<'o>(entry: &'o OptionLine<'o>, output: &mut Output) -> Option<(BlockPolicy, &'o OptionLine<'o>)> {
     let policy = match entry.value.trim() {
         "0" => BlockPolicy::No,
         "1" => BlockPolicy::Yes,
@@ -95,7 +95,7 @@ fn policy<'o>(entry: &'o Entry<'o>, output: &mut Output) -> Option<(BlockPolicy,
 
 impl<'o> Plan<'o> {
     /// Adds the effects of `command`. If `may_run` is true, an unrecognised command may become the command to run.
-    fn add(&mut self, entry: &'o Entry<'o>, command: ParsedCommand, may_run: bool, output: &mut Output) {
+    fn add(&mut self, entry: &'o OptionLine<'o>, command: ParsedCommand, may_run: bool, output: &mut Output) {
         let blocks = !command.blocks.is_empty();
         let is_recognised = blocks || command.undo.is_empty() && command.expire.is_some();
         for block in command.blocks {
@@ -166,7 +166,7 @@ impl<'o> Plan<'o> {
         }
     }
 
-    fn write_policy(&self, table: &str, policy: Option<(BlockPolicy, &Entry)>, output: &mut Output) {
+    fn write_policy(&self, table: &str, policy: Option<(BlockPolicy, &OptionLine)>, output: &mut Output) {
         let Some((policy, entry)) = policy else {
             let remark = format!("BLOCK_{} is not set: classic PortSentry then only logs.", table.to_uppercase());
             return output.document.set(table, "block", &Value::Switch(false), &remark);
@@ -239,7 +239,7 @@ impl<'o> Plan<'o> {
             }
             return;
         }
-        let replaced = |entry: &Entry| {
+        let replaced = |entry: &OptionLine| {
             format!("{}: replaced by one nftables set instead of a rule for each source.\n", entry.origin())
         };
         let mut remark: String = self.nft.iter().map(|(entry, _)| replaced(entry)).collect();

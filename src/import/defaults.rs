@@ -2,7 +2,7 @@
 
 use super::diagnostics::shown;
 use super::options::{Options, lines, name};
-use super::output::{Entry, Output};
+use super::output::{OptionLine, Output};
 use super::words::Line;
 use super::{MAX_LEN, Source};
 
@@ -31,7 +31,7 @@ pub(super) fn parse<'s>(source: &'s Source, output: &mut Output) -> Options<'s> 
             }
         };
         if let Some(value) = word(value) {
-            modes.replace(Entry { file, line, key: key.to_owned(), value });
+            modes.replace(OptionLine { file, line, key: key.to_owned(), value });
         } else {
             let message = format!("{} is not a plain word; write {key}=\"{example}\"", shown(value));
             output.errors.add(file, Some(line), Some(key), message);

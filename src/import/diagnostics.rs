@@ -106,7 +106,7 @@ impl Diagnostics {
 /// Formats `text` for a terminal or a comment: unprintable characters are escaped, and a long text is cut.
 pub(super) fn shown(text: &str) -> String {
     const MAX_SHOWN: usize = 80;
-    let mut shown: String = text.chars().take(MAX_SHOWN).map(|c| Printable(c).to_string()).collect();
+    let mut shown: String = text.chars().take(MAX_SHOWN).map(printable).collect();
     if text.chars().nth(MAX_SHOWN).is_some() {
         shown.push('…');
     }
@@ -120,15 +120,11 @@ pub(super) fn quoted(text: &str) -> String {
 
 /// Formats a character so that it cannot affect its surroundings: control characters, direction marks and the like
 /// are escaped as `\u{202e}`.
-pub(super) struct Printable(pub(super) char);
-
-impl fmt::Display for Printable {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.0 {
-            '"' | '\'' | '\\' => write!(f, "{}", self.0),
-            c if is_hidden(c) || c.is_whitespace() && c != ' ' => write!(f, "{}", c.escape_unicode()),
-            c => write!(f, "{}", c.escape_debug()),
-        }
+pub(super) fn printable(c: char) -> String {
+    match c {
+        '"' | '\'' | '\\' => c.to_string(),
+        c if is_hidden(c) || c.is_whitespace() && c != ' ' => c.escape_unicode().to_string(),
+        c => c.escape_debug().to_string(),
     }
 }
 

@@ -3,7 +3,7 @@
 
 use std::fmt;
 
-use super::diagnostics::Printable;
+use super::diagnostics::printable;
 
 /// A value of a key.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -45,7 +45,7 @@ fn escape(c: char) -> String {
         '\n' => "\\n".to_owned(),
         '\r' => "\\r".to_owned(),
         '\t' => "\\t".to_owned(),
-        c if Printable(c).to_string().starts_with('\\') => format!("\\U{:08x}", u32::from(c)),
+        c if printable(c).starts_with('\\') => format!("\\U{:08x}", u32::from(c)),
         c => c.to_string(),
     }
 }
@@ -123,7 +123,7 @@ fn comment(text: &mut String, remark: &str) {
     for paragraph in remark.lines() {
         let mut column = 0;
         for word in paragraph.split(' ').filter(|word| !word.is_empty()) {
-            let word: String = word.chars().map(|c| Printable(c).to_string()).collect();
+            let word: String = word.chars().map(printable).collect();
             let length = word.chars().count();
             let (glue, start) = match column {
                 0 => ("# ", 2),

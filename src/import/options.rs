@@ -6,7 +6,7 @@
 //! quote after its opening quote.
 
 use super::diagnostics::quoted;
-use super::output::{Entry, Output};
+use super::output::{OptionLine, Output};
 use super::{MAX_LEN, Source};
 
 /// Every option of 1.2, 2.0b1 and 2.0.x.
@@ -27,9 +27,9 @@ const COMMANDS: [&str; 3] = ["KILL_ROUTE", "KILL_HOSTS_DENY", "KILL_RUN_CMD"];
 #[derive(Debug, Default)]
 pub(super) struct Options<'s> {
     pub(super) file: &'s str,
-    known: Vec<Entry<'s>>,
+    known: Vec<OptionLine<'s>>,
     /// Options that no version of PortSentry has.
-    pub(super) unknown: Vec<Entry<'s>>,
+    pub(super) unknown: Vec<OptionLine<'s>>,
 }
 
 impl<'s> Options<'s> {
@@ -38,13 +38,13 @@ impl<'s> Options<'s> {
     }
 
     /// Adds a known option; if it has several lines, the last one counts.
-    pub(super) fn replace(&mut self, entry: Entry<'s>) {
+    pub(super) fn replace(&mut self, entry: OptionLine<'s>) {
         self.known.retain(|known| known.key != entry.key);
         self.known.push(entry);
     }
 
     /// The option; `None` if it is absent, or empty, which classic treats as absent.
-    pub(super) fn get(&self, key: &str) -> Option<&Entry<'s>> {
+    pub(super) fn get(&self, key: &str) -> Option<&OptionLine<'s>> {
         self.known.iter().find(|entry| entry.key == key).filter(|entry| !entry.value.trim().is_empty())
     }
 
@@ -87,7 +87,7 @@ impl<'s> Options<'s> {
         Some(options)
     }
 
-    fn insert(&mut self, entry: Entry<'s>, is_1_2: bool, output: &mut Output) {
+    fn insert(&mut self, entry: OptionLine<'s>, is_1_2: bool, output: &mut Output) {
         let before = self.known.iter().find(|known| known.key == entry.key);
         if let Some(before) = before.filter(|before| before.value != entry.value) {
             let taken = if is_1_2 {
@@ -129,7 +129,7 @@ fn entry<'s>(
     line: usize,
     text: &'s [u8],
     output: &mut Output,
-) -> Result<Entry<'s>, (Option<&'s str>, String)> {
+) -> Result<OptionLine<'s>, (Option<&'s str>, String)> {
     let Ok(text) = std::str::from_utf8(text) else {
         return Err((None, "invalid UTF-8; save the file as UTF-8".to_owned()));
     };
@@ -143,7 +143,7 @@ fn entry<'s>(
         ));
     };
     let rest = rest.trim_start();
-    let entry = |value: &str| Entry { file, line, key: key.to_owned(), value: value.to_owned() };
+    let entry = |value: &str| OptionLine { file, line, key: key.to_owned(), value: value.to_owned() };
     let Some(quote) = rest.chars().next().filter(|c| matches!(c, '"' | '\'')) else {
         let entry = entry(rest.split(" #").next().unwrap_or("").trim_end());
         output.add_note(&entry, "the value has no quotes, so classic PortSentry skips the line; the value is used");

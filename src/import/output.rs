@@ -7,14 +7,14 @@ use super::{Import, ImportError, Sources};
 
 /// One option as written in its file, the unit of translation.
 #[derive(Clone, Debug)]
-pub(super) struct Entry<'s> {
+pub(super) struct OptionLine<'s> {
     pub(super) file: &'s str,
     pub(super) line: usize,
     pub(super) key: String,
     pub(super) value: String,
 }
 
-impl Entry<'_> {
+impl OptionLine<'_> {
     /// The origin of this option, for a comment.
     pub(super) fn origin(&self) -> String {
         format!("{}={} (line {})", self.key, quoted(&self.value), self.line)
@@ -52,28 +52,28 @@ impl<'s> Output<'s> {
     }
 
     /// Adds a note about the line of `entry`.
-    pub(super) fn add_note(&mut self, entry: &Entry, message: &str) {
+    pub(super) fn add_note(&mut self, entry: &OptionLine, message: &str) {
         self.notes.add(entry.file, Some(entry.line), Some(&entry.key), message);
     }
 
     /// Refuses the line of `entry`.
-    pub(super) fn refuse(&mut self, entry: &Entry, message: impl Into<String>) {
+    pub(super) fn refuse(&mut self, entry: &OptionLine, message: impl Into<String>) {
         self.errors.add(entry.file, Some(entry.line), Some(&entry.key), message);
     }
 
     /// Leaves a comment in `table` instead of a key, and adds a note.
-    pub(super) fn left_out(&mut self, table: &str, entry: &Entry, why: &str) {
+    pub(super) fn left_out(&mut self, table: &str, entry: &OptionLine, why: &str) {
         self.document.remark(table, &format!("{}\nLeft out: {why}", entry.origin()));
         self.add_note(entry, &format!("left out: {why}"));
     }
 
     /// Writes `key = value` to `table`, with its origin.
-    pub(super) fn set(&mut self, table: &str, key: &str, value: &Value, entry: &Entry) {
+    pub(super) fn set(&mut self, table: &str, key: &str, value: &Value, entry: &OptionLine) {
         self.document.set(table, key, value, &entry.origin());
     }
 
     /// The value of an option that must be 0 or 1.
-    pub(super) fn switch(&mut self, entry: &Entry) -> Option<bool> {
+    pub(super) fn switch(&mut self, entry: &OptionLine) -> Option<bool> {
         match entry.value.trim() {
             "0" => Some(false),
             "1" => Some(true),

@@ -3,7 +3,7 @@
 use super::diagnostics::quoted;
 use super::document::Value;
 use super::options::{MODES, Options};
-use super::output::{Entry, Output};
+use super::output::{OptionLine, Output};
 use crate::config::{Config, parse_interface};
 use crate::types::{PortSet, PortSetError};
 use std::net::IpAddr;
@@ -16,7 +16,7 @@ const FIRST_EPHEMERAL: u16 = 32_768;
 
 pub(super) fn translate(options: &Options, modes: Option<&Options>, output: &mut Output) {
     let modes = modes.filter(|modes| MODES.iter().any(|key| modes.get(key).is_some()));
-    let misplaced: Vec<&Entry> = MODES.iter().filter_map(|key| options.get(key)).collect();
+    let misplaced: Vec<&OptionLine> = MODES.iter().filter_map(|key| options.get(key)).collect();
     for entry in &misplaced {
         let fate = if modes.is_some() {
             "left out, because that file sets the modes"
@@ -112,7 +112,7 @@ fn protocol(
 }
 
 /// The mode in the line `entry`; `None` if it is refused.
-fn named_mode(table: &str, entry: &Entry, output: &mut Output) -> Option<&'static str> {
+fn named_mode(table: &str, entry: &OptionLine, output: &mut Output) -> Option<&'static str> {
     let mode = match entry.value.trim().trim_start_matches('-').strip_suffix(table) {
         Some("") => "connect",
         Some("s") => "stealth",
@@ -133,7 +133,7 @@ fn port_set<'o>(
     is_limit: bool,
     options: &'o Options,
     output: &mut Output,
-) -> Option<(&'o Entry<'o>, PortSet)> {
+) -> Option<(&'o OptionLine<'o>, PortSet)> {
     let entry = options.get(key)?;
     let value = entry.value.trim();
     let is_limit = is_limit && value.bytes().all(|byte| byte.is_ascii_digit());

@@ -2,7 +2,10 @@
 //! a reboot. When the clock is set, the remaining time of a stored ban changes, while the kernel's timers continue; a
 //! ban that the kernel still holds is restored with the kernel's remaining time.
 
+use std::fmt;
 use std::net::IpAddr;
+use std::num::ParseIntError;
+use std::str::FromStr;
 use std::time::{Duration, SystemTime};
 
 use ipnet::IpNet;
@@ -11,13 +14,21 @@ use crate::engine::{Ban, Class, Grade, LinkId, Service};
 use crate::types::{Backend, Backends, BanTarget, Expiry, Protocol};
 
 /// The origin of a ban.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Author {
+#[derive(Clone, Copy, Debug, PartialEq, Eq, strum::EnumString, strum::IntoStaticStr)]
+#[strum(serialize_all = "lowercase")]
+pub enum BanAuthor {
     /// The engine, on evidence.
     Detector,
     Operator,
     /// An imported list.
     Import,
+}
+
+impl BanAuthor {
+    /// The name in the ledger and in JSON, which also parses.
+    pub fn key(self) -> &'static str {
+        self.into()
+    }
 }
 
 /// A ban as the ledger records it.
@@ -45,7 +56,7 @@ pub struct BanRecord {
     pub guest_port: Option<LinkId>,
     /// The backends that enforce it.
     pub methods: Backends,
-    pub author: Author,
+    pub author: BanAuthor,
     /// The author's note, if there is one; for a ban of the trap the reason.
     pub note: Option<String>,
     /// True if the ban is short and does not count as a strike: the ceiling was reached, or the kernel's trap made the
@@ -65,13 +76,13 @@ impl BanRecord {
             probes: ban.probe.probes,
             interface: interface.map(str::to_owned),
             capped: ban.capped,
-            ..Self::wanted_by(Author::Detector, ban.probe.target, at, ban.expiry, methods)
+            ..Self::wanted_by(BanAuthor::Detector, ban.probe.target, at, ban.expiry, methods)
         }
     }
 
     /// A ban without evidence that `author` requests from `at` on.
     pub fn wanted_by(
-        author: Author,
+        author: BanAuthor,
         target: BanTarget,
         at: SystemTime,
         expiry: Expiry,
@@ -105,7 +116,7 @@ impl BanRecord {
         ports: Vec<(Protocol, u16)>,
         reason: &str,
     ) -> Self {
-        let ban = Self::wanted_by(Author::Detector, target, at, expiry, Backend::Nft);
+        let ban = Self::wanted_by(BanAuthor::Detector, target, at, expiry, Backend::Nft);
         Self { grade: Some(Grade::Forgeable), capped: true, ports, note: Some(reason.to_owned()), ..ban }
     }
 
@@ -182,13 +193,44 @@ pub struct Ended {
 
 /// A stored ban.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Entry {
+pub struct LedgerEntry {
     pub ban: BanRecord,
     /// Number of strikes of its target when it began: earlier bans on evidence below the ceiling that were not lifted,
     /// of any age.
     pub strikes: u32,
     /// Its end; `None` while none is recorded, which does not mean that a ban with `until` is in force.
     pub ended: Option<Ended>,
+}
+
+/// A place in the order of the pages: permanent bans, then the others by their ends. Bans with the same end are in the
+/// order in which they were recorded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Position {
+    /// End of the ban in microseconds; `None`: permanent.
+    pub(super) until: Option<i64>,
+    pub(super) id: i64,
+}
+
+/// Bans in order, each with its position; `None` for an invalid row.
+pub type Page = Vec<(Position, Option<LedgerEntry>)>;
+
+impl fmt::Display for Position {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.until {
+            Some(until) => write!(f, "{until}.{}", self.id),
+            None => write!(f, "never.{}", self.id),
+        }
+    }
+}
+
+impl FromStr for Position {
+    type Err = ParseIntError;
+
+    fn from_str(text: &str) -> Result<Self, ParseIntError> {
+        let (until, id) = text.split_once('.').unwrap_or((text, ""));
+        let until = if until == "never" { None } else { Some(until.parse()?) };
+        Ok(Self { until, id: id.parse()? })
+    }
 }
 
 /// A source that would have been banned, with the evidence of the last time.
@@ -241,7 +283,8 @@ pub struct Allowance {
 }
 
 /// The operator that lifted a ban of the fleet: of this host, or of the whole fleet.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, strum::EnumString, strum::IntoStaticStr)]
+#[strum(serialize_all = "lowercase")]
 pub enum LiftedBy {
     Host,
     Fleet,
@@ -267,7 +310,7 @@ pub struct KnownPeer {
 
 /// A change to write.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Change {
+pub enum LedgerChange {
     /// All lifts of the fleet's bans. Replaces the stored ones.
     FleetLifts(Vec<FleetLift>),
     /// A ban has come into force. It replaces an earlier one of the same target.
@@ -307,8 +350,24 @@ pub enum Change {
     ServiceForgotten(Service),
 }
 
-impl From<BanRecord> for Change {
+impl From<BanRecord> for LedgerChange {
     fn from(ban: BanRecord) -> Self {
         Self::Banned(ban)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn position_reads_back_as_written() {
+        for (until, id) in [(None, 1), (Some(0), i64::MAX), (Some(1_795_242_733_123_456), 7), (Some(-1), -1)] {
+            let position = Position { until, id };
+            assert_eq!(position.to_string().parse(), Ok(position));
+        }
+        for wrong in ["", ".", "never", "never.", "1.", ".1", "1.2.3", "1.x", "192.0.2.7", "99999999999999999999.1"] {
+            assert!(wrong.parse::<Position>().is_err(), "{wrong:?}");
+        }
     }
 }

@@ -5,9 +5,9 @@ use std::time::SystemTime;
 use ipnet::IpNet;
 use rusqlite::{Connection, Error, OptionalExtension, Row, named_params};
 
-use super::ban::{Allowance, Change, FleetLift, LiftedBy};
+use super::ban::{Allowance, FleetLift, LedgerChange};
 use super::row::{self, micros, time};
-use super::{Found, Ledger, LedgerError, replace};
+use super::{Found, LedgerError, Reader, replace};
 
 /// Deletes the trial, and records the time at which another one ends.
 pub(super) const REPLACE_TRIAL: [&str; 2] = ["DELETE FROM trial", "INSERT INTO trial (until) VALUES (?)"];
@@ -54,24 +54,13 @@ pub(super) fn allow(connection: &Connection, allowance: &Allowance) -> Result<()
 
 /// Replaces the lifts of the fleet's bans.
 pub(super) fn put_lifts(connection: &Connection, lifts: &[FleetLift]) -> Result<(), Error> {
-    let rows = lifts.iter().map(|FleetLift { target, until, by }| {
-        let author = match by {
-            LiftedBy::Host => "host",
-            LiftedBy::Fleet => "fleet",
-        };
-        (target.to_string(), micros(*until), author)
-    });
-    replace(connection, REPLACE_LIFTS, rows)
+    let row = |lift: &FleetLift| (lift.target.to_string(), micros(lift.until), <&str>::from(lift.by));
+    replace(connection, REPLACE_LIFTS, lifts.iter().map(row))
 }
 
 fn lift(row: &Row<'_>) -> Option<FleetLift> {
     let target = row::target(row::text(row, 0)?)?;
-    let by = match row::text(row, 2)? {
-        "host" => LiftedBy::Host,
-        "fleet" => LiftedBy::Fleet,
-        _ => return None,
-    };
-    Some(FleetLift { target, until: time(row.get(1).ok()?), by })
+    Some(FleetLift { target, until: time(row.get(1).ok()?), by: row::text(row, 2)?.parse().ok()? })
 }
 
 fn allowance(row: &Row<'_>) -> Option<Allowance> {
@@ -83,28 +72,25 @@ fn allowance(row: &Row<'_>) -> Option<Allowance> {
     (network == network.trunc() && network.to_string() == text).then_some(allowance)
 }
 
-impl Ledger {
-    /// End of the log-only trial; `None` if there is none.
-    pub fn trial(&self) -> Result<Option<SystemTime>, LedgerError> {
-        let until = self.connection.query_row(TRIAL, [], |row| row.get(0).map(time)).optional();
-        until.map_err(LedgerError::database("read", &self.path()))
-    }
+/// End of the log-only trial; `None` if there is none.
+pub fn trial(ledger: &Reader) -> Result<Option<SystemTime>, LedgerError> {
+    ledger.run(|connection| connection.query_row(TRIAL, [], |row| row.get(0).map(time)).optional())
+}
 
-    /// The allowances of operators, oldest first.
-    pub fn allowances(&self) -> Result<Found<Allowance>, LedgerError> {
-        self.query(ALLOWANCES, &[], allowance)
-    }
+/// The allowances of operators, oldest first.
+pub fn allowances(ledger: &Reader) -> Result<Found<Allowance>, LedgerError> {
+    ledger.query(ALLOWANCES, &[], allowance)
+}
 
-    /// At most `most` lifts of the fleet's bans.
-    pub fn fleet_lifts(&self, most: usize) -> Result<Found<FleetLift>, LedgerError> {
-        self.first(LIFTS, most, lift)
-    }
+/// At most `most` lifts of the fleet's bans.
+pub fn fleet_lifts(ledger: &Reader, most: usize) -> Result<Found<FleetLift>, LedgerError> {
+    ledger.first(LIFTS, most, lift)
+}
 
-    /// All decisions, as changes for another ledger.
-    pub(super) fn decisions(&self) -> Result<Vec<Change>, LedgerError> {
-        let allowances = self.allowances()?.items.into_iter().map(Change::Allowed);
-        let trial = self.trial()?.map(|until| Change::Trial { until: Some(until) });
-        let lifts = Some(self.fleet_lifts(usize::MAX)?.items).filter(|lifts| !lifts.is_empty());
-        Ok(allowances.chain(trial).chain(lifts.map(Change::FleetLifts)).collect())
-    }
+/// All decisions, as changes for another ledger.
+pub(super) fn all(ledger: &Reader) -> Result<Vec<LedgerChange>, LedgerError> {
+    let allowances = allowances(ledger)?.items.into_iter().map(LedgerChange::Allowed);
+    let trial = trial(ledger)?.map(|until| LedgerChange::Trial { until: Some(until) });
+    let lifts = Some(fleet_lifts(ledger, usize::MAX)?.items).filter(|lifts| !lifts.is_empty());
+    Ok(allowances.chain(trial).chain(lifts.map(LedgerChange::FleetLifts)).collect())
 }

@@ -66,8 +66,7 @@ pub enum LedgerError {
 
 impl LedgerError {
     pub(crate) fn system(doing: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
-        let path = path.to_owned();
-        move |error| Self::System { doing, path, error }
+        move |error| Self::System { doing, path: path.to_owned(), error }
     }
 
     /// Names the remedy for a directory that was replaced after the start.
@@ -81,8 +80,7 @@ impl LedgerError {
     }
 
     pub(super) fn database(doing: &'static str, path: &Path) -> impl FnOnce(rusqlite::Error) -> Self {
-        let path = path.to_owned();
-        move |error| Self::Database { doing, path, error }
+        move |error| Self::Database { doing, path: path.to_owned(), error }
     }
 
     /// True if the file can no longer be trusted and must be replaced.

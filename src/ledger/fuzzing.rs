@@ -34,7 +34,7 @@ pub(crate) fn database(bytes: &[u8]) {
     // A row takes more than one byte for each of its columns.
     assert!(read <= bytes.len() / ROW);
     if let Ok((mut ledger, _)) = Ledger::open(place) {
-        let _ = ledger.active(UNIX_EPOCH);
+        let _ = ledger.reader().active(UNIX_EPOCH);
         let _ = ledger.begin(UNIX_EPOCH);
         let _ = ledger.expire(UNIX_EPOCH);
     }

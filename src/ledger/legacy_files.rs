@@ -16,7 +16,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use jiff::civil::date;
 
-use super::ban::{Author, BanRecord, BanSummary};
+use super::ban::{BanAuthor, BanRecord, BanSummary};
 use super::error::LedgerError;
 use super::state_dir::{StateDir, check_file};
 use crate::atomic_file::{AtomicFile, TemporaryName, append, end_last_line, is_at};
@@ -55,7 +55,7 @@ impl LegacyFiles {
 
     /// Queues `ban` for the history. Imported bans are excluded, because the source of the import already has them.
     pub fn add(&mut self, ban: &BanRecord) {
-        if ban.author == Author::Import {
+        if ban.author == BanAuthor::Import {
             return;
         }
         let mut line = String::with_capacity(96);

@@ -7,6 +7,8 @@ use rusqlite::{Error, Row, Statement, named_params};
 
 use super::ban::Logged;
 use super::row::{self, micros, time};
+use super::schema::WITH_LOGGED;
+use super::{Found, LedgerError, Reader};
 use crate::engine::Class;
 
 /// Maximum number of rows. Beyond it, those with the oldest last scan are deleted.
@@ -15,8 +17,7 @@ pub(super) const MAX_ROWS: u32 = 50_000;
 /// Time for which a row is kept after the last scan of its source.
 pub(super) const KEPT: Duration = Duration::from_secs(90 * 86_400);
 
-/// All rows, the newest first.
-pub(super) const ALL: &str = "
+const ALL: &str = "
     SELECT subject, source, first, last, times, class, ports, probes, reason
     FROM logged ORDER BY last DESC, subject";
 
@@ -49,8 +50,16 @@ pub(super) fn write(logged: &Logged, upsert: &mut Statement<'_>) -> Result<(), E
     upsert.execute(values).map(drop)
 }
 
+/// All sources that would have been banned, newest first. Empty for a ledger of an earlier format.
+pub fn all(ledger: &Reader) -> Result<Found<Logged>, LedgerError> {
+    if ledger.version < WITH_LOGGED {
+        return Ok(Found { items: Vec::new(), unreadable: 0 });
+    }
+    ledger.query(ALL, &[], read)
+}
+
 /// The row, if it is valid.
-pub(super) fn read(found: &Row<'_>) -> Option<Logged> {
+fn read(found: &Row<'_>) -> Option<Logged> {
     Some(Logged {
         target: row::target(row::text(found, 0)?)?,
         source: row::text(found, 1)?.parse().ok()?,

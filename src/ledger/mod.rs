@@ -2,22 +2,21 @@
 //! kernel's set enforces the bans, the ledger remembers them. Nothing here blocks a source, queries the kernel, or
 //! reads a clock to decide whether a ban has ended: `now` is an argument.
 //!
-//! [`Ledger`] is the database, one transaction per call; [`Writer`] is a thread around it, for callers that must
-//! not wait for a disk; [`Reader`] reads it from another process; [`LegacyFiles`] writes the two text files of
-//! classic PortSentry. `docs/ledger.md` describes the files for operators.
+//! [`Ledger`] owns the connection and writes, one transaction per call; [`Writer`] is a thread around it, for callers
+//! that must not wait for a disk; [`Reader`] reads the bans, in the daemon or in another process. Each other table has a
+//! module, which reads it through a [`Reader`]. [`LegacyFiles`] writes the two text files of classic PortSentry. `docs/ledger.md` describes the files for operators.
 
 mod ban;
-mod decisions;
+pub mod decisions;
 mod error;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod fuzzing;
 mod legacy_files;
-mod logged;
-mod pages;
+pub mod logged;
 mod reader;
 mod row;
 mod schema;
-mod services;
+pub mod services;
 mod state_dir;
 mod statements;
 mod strikes;
@@ -27,18 +26,17 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
-use rusqlite::{Connection, Params, Row, Statement, ToSql, TransactionBehavior, named_params};
+use rusqlite::{Connection, Params, TransactionBehavior, named_params};
 
 pub use crate::types::{Backend, Backends};
 pub use crate::worker::Stopped;
 pub use ban::{
-    Allowance, Author, BanRecord, BanSummary, Change, Ended, Ending, Entry, FleetLift, KnownPeer, LiftedBy, Logged,
+    Allowance, BanAuthor, BanRecord, BanSummary, Ended, Ending, FleetLift, KnownPeer, LedgerChange, LedgerEntry,
+    LiftedBy, Logged, Page, Position,
 };
 pub use error::LedgerError;
 pub use legacy_files::{BLOCKED, HISTORY, LegacyFiles};
-pub use pages::{Page, Position};
 pub use reader::Reader;
-pub use row::{author_from_key, author_key};
 pub use strikes::LoadedState;
 pub use writer::{Recorder, Writer, WriterEvent};
 
@@ -70,9 +68,12 @@ pub const OWN_FILES: [&str; 9] = [
     RESTORING,
 ];
 
+/// Times beyond this limit, about 70,000 years from 1970, are not changed, so that the sum does not overflow.
+const BOUND: i64 = 1 << 61;
+
 /// The bans, in a separate directory.
 pub struct Ledger {
-    connection: Connection,
+    reader: Reader,
     place: StateDir,
     /// Device and inode of the database.
     file: (u64, u64),
@@ -125,58 +126,6 @@ pub struct Found<T> {
     pub unreadable: u64,
 }
 
-const EXPIRE: &str = "
-    UPDATE ban SET ended = until, ending = 'expired'
-    WHERE ended IS NULL AND until IS NOT NULL AND until <= :now
-    RETURNING subject";
-
-/// Moves the ends of bans in force when the clock is set. Times at the limits of the range are not changed.
-const STEP: &str = "
-    UPDATE ban SET
-        since = CASE WHEN since BETWEEN -:bound AND :bound THEN since + :by ELSE since END,
-        until = CASE WHEN until BETWEEN -:bound AND :bound THEN until + :by ELSE until END
-    WHERE ended IS NULL";
-
-/// A ban that began in the future, by a clock that was ahead, begins now.
-const BEGIN: &str = "
-    UPDATE ban SET until = until - (since - :now), since = :now
-    WHERE ended IS NULL AND since > :now AND :now > 0";
-
-/// Times beyond this limit, about 70,000 years from 1970, are not changed, so that the sum does not overflow.
-const BOUND: i64 = 1 << 61;
-
-/// Bans in force whose command ran before there was an expiry command, or before the ledger recorded it.
-const OWE_UNDO: &str =
-    "UPDATE ban SET undo = 1 WHERE ended IS NULL AND undo = 0 AND ' ' || method || ' ' LIKE '% run %'";
-
-/// The bans whose commands have to be undone: they have ended, and their target has not been banned again.
-const UNDO_DUE: &str = "
-    FROM ban INDEXED BY ban_undo WHERE undo = 1 AND ended IS NOT NULL
-    AND NOT EXISTS (SELECT 1 FROM ban AS newer WHERE newer.subject = ban.subject AND newer.ended IS NULL)";
-
-const FORGET: &str = "DELETE FROM ban WHERE ended IS NOT NULL AND ended < :before";
-
-const PRUNE: &str = "
-    DELETE FROM ban WHERE id IN (
-        SELECT id FROM ban WHERE ended IS NOT NULL ORDER BY ended LIMIT max((SELECT count(*) FROM ban) - :rows, 0))";
-
-fn select(columns: &str, which: &str) -> String {
-    format!("SELECT {columns} FROM ban {which}")
-}
-
-/// The last such ban of each target.
-fn undo_due() -> String {
-    format!("SELECT {}, max(id) AS last {UNDO_DUE} GROUP BY subject ORDER BY last LIMIT :most", row::IN_FORCE)
-}
-
-fn count_undo_due() -> String {
-    format!("SELECT count(DISTINCT subject) {UNDO_DUE}")
-}
-
-/// Uses the index of open bans: there may be many times as many past ones.
-const ACTIVE: &str = "INDEXED BY ban_open WHERE ended IS NULL AND (until IS NULL OR until > :now) ORDER BY until, id";
-const OF: &str = "WHERE subject = :subject ORDER BY id";
-
 impl Ledger {
     /// Opens the ledger in `directory`, and creates missing parts: the directory with mode 0700, the database with
     /// 0600. A damaged database is moved aside and a new one created. Refuses a directory or file that is a symbolic
@@ -184,8 +133,8 @@ impl Ledger {
     pub fn open(directory: &Path) -> Result<(Self, Opened), LedgerError> {
         let place = StateDir::prepare(directory)?;
         let fresh = place.claim(DATABASE)?;
-        let (connection, opened) = match connect(&place) {
-            Ok(connection) => (connection, if fresh { Opened::Fresh } else { Opened::Existing }),
+        let (reader, opened) = match connect(&place) {
+            Ok(reader) => (reader, if fresh { Opened::Fresh } else { Opened::Existing }),
             Err(error) if error.is_damage() => {
                 let aside = place.quarantine(DATABASE)?;
                 place.claim(DATABASE)?;
@@ -193,12 +142,12 @@ impl Ledger {
             }
             Err(error) => return Err(error),
         };
-        let path = place.file(DATABASE);
-        let found = std::fs::symlink_metadata(&path).map_err(LedgerError::system("inspect", &path))?;
+        let path = &reader.path;
+        let found = std::fs::symlink_metadata(path).map_err(LedgerError::system("inspect", path))?;
         let file = (found.dev(), found.ino());
         // Old rows of the last process are counted with the first bans of this one.
         let retention = Retention::default();
-        Ok((Self { connection, place, file, retention, undoes_commands: false, uncounted: SLACK }, opened))
+        Ok((Self { reader, place, file, retention, undoes_commands: false, uncounted: SLACK }, opened))
     }
 
     /// Keeps more or less of the past than [`Retention::default`].
@@ -213,21 +162,21 @@ impl Ledger {
         self
     }
 
-    /// Path of the database.
-    pub fn path(&self) -> PathBuf {
-        self.place.file(DATABASE)
+    /// What is stored.
+    pub fn reader(&self) -> &Reader {
+        &self.reader
     }
 
     /// Moves a damaged database aside, and returns its new path. [`Ledger::open`] then creates a new one.
     pub fn quarantine(self) -> Result<PathBuf, LedgerError> {
         // Closed first, because closing removes the log by name, which must not be that of the next database.
-        drop(self.connection);
+        drop(self.reader);
         self.place.quarantine(DATABASE)
     }
 
     /// False if the database's file was removed or replaced: writes would be lost.
     pub fn is_in_place(&self) -> bool {
-        std::fs::symlink_metadata(self.path()).is_ok_and(|found| (found.dev(), found.ino()) == self.file)
+        std::fs::symlink_metadata(&self.reader.path).is_ok_and(|found| (found.dev(), found.ino()) == self.file)
     }
 
     /// Writes bans that have come into force, in one transaction. A ban replaces an earlier one of the same target.
@@ -241,135 +190,86 @@ impl Ledger {
     }
 
     /// Writes `changes` in order, in one transaction.
-    pub fn write<'a>(&mut self, changes: impl IntoIterator<Item = &'a Change>) -> Result<(), LedgerError> {
+    pub fn write<'a>(&mut self, changes: impl IntoIterator<Item = &'a LedgerChange>) -> Result<(), LedgerError> {
         self.transact(|statements| changes.into_iter().try_for_each(|change| statements.write(change)))
     }
 
     /// Marks the bans that have ended at `now`, returns their targets, and deletes bans beyond the retention time.
     pub fn expire(&mut self, now: SystemTime) -> Result<Found<BanTarget>, LedgerError> {
         let before = now.checked_sub(self.retention.age).map_or(i64::MIN, micros);
-        let found = (|| {
-            let transaction = self.connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
-            let found = collect(&mut transaction.prepare(EXPIRE)?, named_params! {":now": micros(now)}, |row| {
-                row::target(row::text(row, 0)?)
-            })?;
-            transaction.execute(FORGET, named_params! {":before": before})?;
+        self.change(|connection| {
+            let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+            let found = statements::expire(&transaction, now)?;
+            transaction.execute(statements::FORGET, named_params! {":before": before})?;
             let before = now.checked_sub(logged::KEPT).map_or(i64::MIN, micros);
             transaction.execute(logged::FORGET, named_params! {":before": before})?;
             transaction.commit()?;
             Ok(found)
-        })();
-        found.map_err(LedgerError::database("write to", &self.path()))
+        })
     }
 
     /// Applies a step of the clock in microseconds: bans in force keep their remaining time.
     pub fn clock_was_set(&mut self, by: i64) -> Result<(), LedgerError> {
         let values = named_params! {":by": by.clamp(-BOUND, BOUND), ":bound": BOUND};
-        let mut steps = std::iter::once(STEP).chain(decisions::STEPS);
-        let result = steps.try_for_each(|step| self.connection.execute(step, values).map(drop));
-        result.map_err(LedgerError::database("write to", &self.path()))
+        let mut steps = std::iter::once(statements::STEP).chain(decisions::STEPS);
+        self.change(|connection| steps.try_for_each(|step| connection.execute(step, values).map(drop)))
     }
 
     /// Moves begins of bans that are after `now` to `now`, because these bans would last longer than their duration.
     /// For a start, whose clock may be behind that of the last run. Call [`Ledger::undoing_commands`] before.
     pub fn begin(&mut self, now: SystemTime) -> Result<(), LedgerError> {
-        let values = named_params! {":now": micros(now)};
-        let result = self.connection.execute(BEGIN, values);
-        let result = result.and_then(|_| self.connection.execute(decisions::FORGET, values));
-        let result = match self.undoes_commands {
-            true => result.and_then(|_| self.connection.execute(OWE_UNDO, [])),
-            false => result,
-        };
-        result.map(drop).map_err(LedgerError::database("write to", &self.path()))
+        let (values, undoes_commands) = (named_params! {":now": micros(now)}, self.undoes_commands);
+        self.change(|connection| {
+            connection.execute(statements::BEGIN, values)?;
+            connection.execute(decisions::FORGET, values)?;
+            if undoes_commands {
+                connection.execute(statements::OWE_UNDO, [])?;
+            }
+            Ok(())
+        })
     }
 
-    /// The bans in force at `now`: permanent ones, then the others in order of their ends.
-    pub fn active(&self, now: SystemTime) -> Result<Found<Entry>, LedgerError> {
-        self.query(&select(row::COLUMNS, ACTIVE), named_params! {":now": micros(now)}, row::entry)
-    }
-
-    /// The same with only the data that a list needs: a third of the work.
-    pub fn in_force(&self, now: SystemTime) -> Result<Found<BanSummary>, LedgerError> {
-        self.query(&select(row::IN_FORCE, ACTIVE), named_params! {":now": micros(now)}, row::in_force)
-    }
-
-    /// All stored bans of `target`, oldest first. For an address pass [`BanTarget::containing`].
-    pub fn bans_of(&self, target: BanTarget) -> Result<Found<Entry>, LedgerError> {
-        self.query(&select(row::COLUMNS, OF), named_params! {":subject": target.to_string()}, row::entry)
-    }
-
-    /// The last ended ban of each target whose command has to be undone, at most `most`, and the number of the others.
-    pub fn undo_due(&self, most: usize) -> Result<(Found<BanSummary>, u64), LedgerError> {
-        let found = self.first(&undo_due(), most, row::in_force)?;
-        let read = found.items.len() as u64 + found.unreadable;
-        if read < most as u64 {
-            return Ok((found, 0));
-        }
-        let all = self.connection.query_row(&count_undo_due(), [], |row| row.get::<_, i64>(0));
-        let all = all.map_err(LedgerError::database("read", &self.path()))?;
-        Ok((found, u64::try_from(all).unwrap_or_default().saturating_sub(read)))
-    }
-
-    /// Runs a query that is limited by its parameter `:most`.
-    fn first<T>(&self, sql: &str, most: usize, parse: impl Fn(&Row<'_>) -> Option<T>) -> Result<Found<T>, LedgerError> {
-        self.query(sql, named_params! {":most": i64::try_from(most).unwrap_or(i64::MAX)}, parse)
-    }
-
-    fn query<T>(
-        &self,
-        sql: &str,
-        values: &[(&str, &dyn ToSql)],
-        parse: impl Fn(&Row<'_>) -> Option<T>,
-    ) -> Result<Found<T>, LedgerError> {
-        let statement = self.connection.prepare(sql);
-        let found = statement.and_then(|mut statement| collect(&mut statement, values, parse));
-        found.map_err(LedgerError::database("read", &self.path()))
+    /// Records `id` as the current boot, and returns the one in which the ledger was last opened; `None` for a new
+    /// ledger.
+    pub fn enter_boot(&mut self, id: &str) -> Result<Option<String>, LedgerError> {
+        self.change(|connection| services::enter_boot(connection, id))
     }
 
     /// Runs one transaction, which also deletes rows above the limit.
     fn transact<T>(&mut self, work: impl FnOnce(&mut Statements<'_>) -> rusqlite::Result<T>) -> Result<T, LedgerError> {
-        let result = (|| {
-            let transaction = self.connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
-            let mut statements = Statements::prepare(&transaction, self.undoes_commands)?;
+        let Self { undoes_commands, uncounted, retention, .. } = *self;
+        let (result, uncounted) = self.change(|connection| {
+            let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+            let mut statements = Statements::prepare(&transaction, undoes_commands)?;
             let result = work(&mut statements)?;
-            let uncounted = self.uncounted + statements.recorded;
+            let mut uncounted = uncounted + statements.recorded;
             drop(statements);
             if uncounted >= SLACK {
-                let rows = i64::try_from(self.retention.rows).unwrap_or(i64::MAX);
-                transaction.execute(PRUNE, named_params! {":rows": rows})?;
+                let rows = i64::try_from(retention.rows).unwrap_or(i64::MAX);
+                transaction.execute(statements::PRUNE, named_params! {":rows": rows})?;
                 transaction.execute(logged::PRUNE, named_params! {":kept": logged::MAX_ROWS})?;
+                uncounted = 0;
             }
             transaction.commit()?;
-            self.uncounted = if uncounted >= SLACK { 0 } else { uncounted };
-            Ok(result)
-        })();
-        result.map_err(LedgerError::database("write to", &self.path()))
+            Ok((result, uncounted))
+        })?;
+        self.uncounted = uncounted;
+        Ok(result)
+    }
+
+    /// Runs `work` on the connection; an error names the database.
+    fn change<T>(&mut self, work: impl FnOnce(&mut Connection) -> rusqlite::Result<T>) -> Result<T, LedgerError> {
+        work(&mut self.reader.connection).map_err(LedgerError::database("write to", &self.reader.path))
     }
 }
 
-fn connect(place: &StateDir) -> Result<Connection, LedgerError> {
-    let own = [EXPIRE, STEP, BEGIN, FORGET, PRUNE, OWE_UNDO];
-    let fixed = [&own[..], &statements::USED, &decisions::used(), &logged::USED, &services::used()].concat();
-    let entries = [ACTIVE, OF, pages::SAME, pages::LATER].map(|which| select(row::COLUMNS, which));
-    let others = [select(row::IN_FORCE, ACTIVE), strikes::of_all(), undo_due(), count_undo_due()];
-    let used: Vec<&str> = fixed.into_iter().chain(entries.iter().chain(&others).map(String::as_str)).collect();
-    schema::connect(&place.file(DATABASE), &used)
-}
-
-fn collect<T>(
-    statement: &mut Statement<'_>,
-    values: &[(&str, &dyn ToSql)],
-    parse: impl Fn(&Row<'_>) -> Option<T>,
-) -> rusqlite::Result<Found<T>> {
-    let mut found = Found { items: Vec::new(), unreadable: 0 };
-    let mut rows = statement.query(values)?;
-    while let Some(row) = rows.next()? {
-        match parse(row) {
-            Some(item) => found.items.push(item),
-            None => found.unreadable += 1,
-        }
-    }
-    Ok(found)
+fn connect(place: &StateDir) -> Result<Reader, LedgerError> {
+    let fixed = [&statements::USED[..], &decisions::used(), &logged::USED, &services::used()].concat();
+    let (reading, strikes) = (reader::used(), strikes::of_all());
+    let used = fixed.into_iter().chain(reading.iter().chain([&strikes]).map(String::as_str));
+    let path = place.file(DATABASE);
+    let connection = schema::connect(&path, used)?;
+    Ok(Reader { connection, path, version: schema::NEWEST })
 }
 
 /// Replaces the rows of a table with `rows`, using a statement that deletes all and one that inserts a row.

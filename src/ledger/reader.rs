@@ -1,13 +1,13 @@
-//! Reads the ledger from another process, whether or not the daemon runs. It creates, repairs and changes nothing, not
-//! even the index of the write-ahead log, so that read permission on the files suffices. It reports damage and does not
-//! repair it.
+//! Reads the bans in the ledger: in the daemon through the connection of a [`super::Ledger`], in another process with
+//! [`Reader::read`], whether or not the daemon runs. The latter creates, repairs and changes nothing, not even the index
+//! of the write-ahead log, so that read permission on the files suffices. It reports damage and does not repair it.
 //!
-//! There are two cases, because a database in WAL mode consists of several files
+//! Another process has two cases, because a database in WAL mode consists of several files
 //! (<https://sqlite.org/wal.html#read_only_databases>). If there is a log, its index is mapped read-only: SQLite uses
 //! the writer's index, or builds its own in memory. If there is none, the file is complete and is read as immutable;
 //! the reader checks whether it changed meanwhile, and if so reads it again.
 //!
-//! Must not be used in a process that has a [`super::Ledger`] open: SQLite keeps one index of a log per process, and an
+//! [`Reader::read`] must not be used in a process that has a [`super::Ledger`] open: SQLite keeps one index of a log per process, and an
 //! index mapped read-only would make the writer fail.
 
 use std::fmt::Write as _;
@@ -19,14 +19,14 @@ use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
-use rusqlite::{Connection, Error, OpenFlags, ToSql, ffi, named_params};
+use rusqlite::{Connection, Error, OpenFlags, Row, ToSql, ffi, named_params};
 
-use super::ban::Entry;
+use super::ban::{BanSummary, LedgerEntry, Page, Position};
 use super::error::LedgerError;
 use super::row::{self, micros};
 use super::schema::{self, classify, pragma};
 use super::state_dir::if_found;
-use super::{ACTIVE, DATABASE, Found, Logged, OF, collect, logged, select};
+use super::{DATABASE, Found};
 use crate::types::BanTarget;
 
 /// Time limit and delay for retries while the daemon starts, ends or empties its log.
@@ -37,20 +37,54 @@ const RETRY_DELAY: Duration = Duration::from_millis(100);
 const MAX_LOOKS: u32 = 10;
 const LOOK_DELAY: Duration = Duration::from_millis(20);
 
+/// Uses the index of open bans: there may be many times as many past ones.
+const ACTIVE: &str = "INDEXED BY ban_open WHERE ended IS NULL AND (until IS NULL OR until > :now) ORDER BY until, id";
+
+const OF: &str = "WHERE subject = :subject ORDER BY id";
+
 /// Groups the bans by target, in order, so that callers can summarise one target at a time.
 const EACH: &str = "INDEXED BY ban_subject ORDER BY subject, id";
+
+/// The further bans with the same end. Separate from [`LATER`], because SQLite compares `(until, id)` with a row value
+/// only by `until` in the index.
+const SAME: &str = "INDEXED BY ban_open WHERE ended IS NULL AND until IS :until AND id > :id ORDER BY id LIMIT :most";
+const LATER: &str = "INDEXED BY ban_open WHERE ended IS NULL AND until > :until ORDER BY until, id LIMIT :most";
+
+/// The bans whose commands have to be undone: they have ended, and their target has not been banned again.
+const UNDO_DUE: &str = "
+    FROM ban INDEXED BY ban_undo WHERE undo = 1 AND ended IS NOT NULL
+    AND NOT EXISTS (SELECT 1 FROM ban AS newer WHERE newer.subject = ban.subject AND newer.ended IS NULL)";
 
 /// Two queries, so that each uses an index.
 const HAS_TO_UNDO: &str = "
     SELECT EXISTS (SELECT 1 FROM ban WHERE undo = 1 AND ended IS NOT NULL)
     OR EXISTS (SELECT 1 FROM ban INDEXED BY ban_open WHERE undo = 1 AND ended IS NULL)";
 
-/// The ledger at one moment.
+fn select(columns: &str, which: &str) -> String {
+    format!("SELECT {columns} FROM ban {which}")
+}
+
+/// The last such ban of each target.
+fn undo_due() -> String {
+    format!("SELECT {}, max(id) AS last {UNDO_DUE} GROUP BY subject ORDER BY last LIMIT :most", row::IN_FORCE)
+}
+
+fn count_undo_due() -> String {
+    format!("SELECT count(DISTINCT subject) {UNDO_DUE}")
+}
+
+/// The statements that a ledger of the newest format needs for reading bans.
+pub(super) fn used() -> Vec<String> {
+    let entries = [ACTIVE, OF, SAME, LATER].map(|which| select(row::COLUMNS, which));
+    entries.into_iter().chain([select(row::IN_FORCE, ACTIVE), undo_due(), count_undo_due()]).collect()
+}
+
+/// A connection to the ledger for reading.
 pub struct Reader {
-    connection: Connection,
-    path: PathBuf,
+    pub(super) connection: Connection,
+    pub(super) path: PathBuf,
     /// The format of the ledger, which may be older if no daemon has opened it since an upgrade.
-    version: i64,
+    pub(super) version: i64,
 }
 
 impl Reader {
@@ -103,19 +137,62 @@ impl Reader {
         schema::refuse_newer(path, version)?;
         let reader = Self { connection, path: path.to_owned(), version };
         for which in [ACTIVE, OF, EACH] {
-            reader.connection.prepare(&reader.select(which)).map_err(refuse)?;
+            reader.connection.prepare(&reader.select(row::COLUMNS, which)).map_err(refuse)?;
         }
         Ok(reader)
     }
 
     /// The bans in force at `now`: permanent ones, then the others in order of their ends.
-    pub fn active(&self, now: SystemTime) -> Result<Found<Entry>, LedgerError> {
-        self.entries(ACTIVE, named_params! {":now": micros(now)})
+    pub fn active(&self, now: SystemTime) -> Result<Found<LedgerEntry>, LedgerError> {
+        self.query(&self.select(row::COLUMNS, ACTIVE), named_params! {":now": micros(now)}, row::entry)
+    }
+
+    /// The same with only the data that a list needs: a third of the work.
+    pub fn in_force(&self, now: SystemTime) -> Result<Found<BanSummary>, LedgerError> {
+        self.query(&self.select(row::IN_FORCE, ACTIVE), named_params! {":now": micros(now)}, row::in_force)
     }
 
     /// All stored bans of `target`, oldest first. For an address pass [`BanTarget::containing`].
-    pub fn bans_of(&self, target: BanTarget) -> Result<Found<Entry>, LedgerError> {
-        self.entries(OF, named_params! {":subject": target.to_string()})
+    pub fn bans_of(&self, target: BanTarget) -> Result<Found<LedgerEntry>, LedgerError> {
+        self.query(&self.select(row::COLUMNS, OF), named_params! {":subject": target.to_string()}, row::entry)
+    }
+
+    /// Passes every ban to `visit` without storing them: targets in no particular order, the bans of each together and
+    /// oldest first. Returns the number of invalid rows.
+    pub fn each(&self, visit: impl FnMut(LedgerEntry)) -> Result<u64, LedgerError> {
+        self.run(|connection| visit_rows(connection, &self.select(row::COLUMNS, EACH), &[], row::entry, visit))
+    }
+
+    /// At most `most` bans in force at `now`: the first ones, or those after the position of an earlier page. The cost
+    /// does not depend on the number of bans, or of rows.
+    pub fn page(&self, after: Option<Position>, most: usize, now: SystemTime) -> Result<Page, LedgerError> {
+        let Position { until, id } = after.unwrap_or(Position { until: None, id: i64::MIN });
+        let now = micros(now);
+        let limit = |bans: &Page| i64::try_from(most.saturating_sub(bans.len())).unwrap_or(i64::MAX);
+        let read = |found: &Row<'_>| {
+            let position = Position { until: found.get(3).ok()?, id: found.get(18).ok()? };
+            Some((position, row::entry(found)))
+        };
+        let mut bans = Page::new();
+        if until.is_none_or(|until| until > now) {
+            let values = named_params! {":until": until, ":id": id, ":most": limit(&bans)};
+            bans.extend(self.query(&self.select(row::COLUMNS, SAME), values, read)?.items);
+        }
+        let begin = until.map_or(now, |until| until.max(now));
+        let values = named_params! {":until": begin, ":most": limit(&bans)};
+        bans.extend(self.query(&self.select(row::COLUMNS, LATER), values, read)?.items);
+        Ok(bans)
+    }
+
+    /// The last ended ban of each target whose command has to be undone, at most `most`, and the number of the others.
+    pub fn undo_due(&self, most: usize) -> Result<(Found<BanSummary>, u64), LedgerError> {
+        let found = self.first(&undo_due(), most, row::in_force)?;
+        let read = found.items.len() as u64 + found.unreadable;
+        if read < most as u64 {
+            return Ok((found, 0));
+        }
+        let all = self.run(|connection| connection.query_row(&count_undo_due(), [], |row| row.get::<_, i64>(0)))?;
+        Ok((found, u64::try_from(all).unwrap_or_default().saturating_sub(read)))
     }
 
     /// True if commands have to be undone, now or when their bans end.
@@ -123,51 +200,69 @@ impl Reader {
         if self.version < schema::WITH_UNDO {
             return Ok(false);
         }
-        let found = self.connection.query_row(HAS_TO_UNDO, [], |row| row.get(0));
-        found.map_err(LedgerError::database("read", &self.path))
+        self.run(|connection| connection.query_row(HAS_TO_UNDO, [], |row| row.get(0)))
     }
 
-    /// The sources that would have been banned if their protocol were not only logged, newest first. Empty for a ledger
-    /// of an earlier format.
-    pub fn logged(&self) -> Result<Found<Logged>, LedgerError> {
-        let found = (|| {
-            let known = "SELECT count(*) FROM sqlite_schema WHERE name = 'logged'";
-            if self.connection.query_row(known, [], |row| row.get::<_, i64>(0))? == 0 {
-                return Ok(Found { items: Vec::new(), unreadable: 0 });
-            }
-            collect(&mut self.connection.prepare(logged::ALL)?, &[], logged::read)
-        })();
-        found.map_err(LedgerError::database("read", &self.path))
+    /// The query of `columns` for the format of this ledger.
+    fn select(&self, columns: &str, which: &str) -> String {
+        select(&schema::columns(columns, self.version), which)
     }
 
-    /// Passes every ban to `visit` without storing them: targets in no particular order, the bans of each together and
-    /// oldest first. Returns the number of invalid rows.
-    pub fn each(&self, mut visit: impl FnMut(&Entry)) -> Result<u64, LedgerError> {
-        let visited = (|| {
-            let mut unreadable = 0;
-            let mut statement = self.connection.prepare(&self.select(EACH))?;
-            let mut rows = statement.query([])?;
-            while let Some(row) = rows.next()? {
-                match row::entry(row) {
-                    Some(entry) => visit(&entry),
-                    None => unreadable += 1,
-                }
-            }
-            Ok(unreadable)
-        })();
-        visited.map_err(LedgerError::database("read", &self.path))
+    /// Runs a query that is limited by its parameter `:most`.
+    pub(super) fn first<T>(
+        &self,
+        sql: &str,
+        most: usize,
+        parse: impl Fn(&Row<'_>) -> Option<T>,
+    ) -> Result<Found<T>, LedgerError> {
+        self.query(sql, named_params! {":most": i64::try_from(most).unwrap_or(i64::MAX)}, parse)
     }
 
-    /// [`select`] for the format of this ledger.
-    fn select(&self, which: &str) -> String {
-        select(&schema::columns(row::COLUMNS, self.version), which)
+    pub(super) fn query<T>(
+        &self,
+        sql: &str,
+        values: &[(&str, &dyn ToSql)],
+        parse: impl Fn(&Row<'_>) -> Option<T>,
+    ) -> Result<Found<T>, LedgerError> {
+        self.run(|connection| collect(connection, sql, values, parse))
     }
 
-    fn entries(&self, which: &str, values: &[(&str, &dyn ToSql)]) -> Result<Found<Entry>, LedgerError> {
-        let statement = self.connection.prepare(&self.select(which));
-        let found = statement.and_then(|mut statement| collect(&mut statement, values, row::entry));
-        found.map_err(LedgerError::database("read", &self.path))
+    /// Runs `work` on the connection; an error names the database.
+    pub(super) fn run<T>(&self, work: impl FnOnce(&Connection) -> rusqlite::Result<T>) -> Result<T, LedgerError> {
+        work(&self.connection).map_err(LedgerError::database("read", &self.path))
     }
+}
+
+/// The rows of a query that `parse` accepts.
+pub(super) fn collect<T>(
+    connection: &Connection,
+    sql: &str,
+    values: &[(&str, &dyn ToSql)],
+    parse: impl Fn(&Row<'_>) -> Option<T>,
+) -> rusqlite::Result<Found<T>> {
+    let mut items = Vec::new();
+    let unreadable = visit_rows(connection, sql, values, parse, |item| items.push(item))?;
+    Ok(Found { items, unreadable })
+}
+
+/// Passes the rows of a query to `visit`; returns the number of those that `parse` refuses.
+fn visit_rows<T>(
+    connection: &Connection,
+    sql: &str,
+    values: &[(&str, &dyn ToSql)],
+    parse: impl Fn(&Row<'_>) -> Option<T>,
+    mut visit: impl FnMut(T),
+) -> rusqlite::Result<u64> {
+    let mut unreadable = 0;
+    let mut statement = connection.prepare(sql)?;
+    let mut rows = statement.query(values)?;
+    while let Some(row) = rows.next()? {
+        match parse(row) {
+            Some(item) => visit(item),
+            None => unreadable += 1,
+        }
+    }
+    Ok(unreadable)
 }
 
 /// How the database is read.

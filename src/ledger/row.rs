@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use rusqlite::Row;
 
-use super::ban::{Author, BanRecord, BanSummary, Ended, Ending, Entry};
+use super::ban::{BanRecord, BanSummary, Ended, Ending, LedgerEntry};
 use crate::engine::{Class, Grade, LinkId};
 use crate::types::{BanTarget, Protocol};
 
@@ -21,7 +21,7 @@ pub(super) const LIFTED: &str = "lifted";
 pub(super) const REPLACED: &str = "replaced";
 
 /// The entry in a row of [`COLUMNS`].
-pub(super) fn entry(row: &Row<'_>) -> Option<Entry> {
+pub(super) fn entry(row: &Row<'_>) -> Option<LedgerEntry> {
     let ended = match optional_time(row, 11).ok()? {
         None => None,
         Some(at) => Some(Ended { how: ending(row)?, at }),
@@ -37,12 +37,12 @@ pub(super) fn entry(row: &Row<'_>) -> Option<Entry> {
         interface: row.get(7).ok()?,
         guest_port: optional(row, 17, guest_port)?,
         methods: text(row, 9)?.parse().ok()?,
-        author: author_from_key(text(row, 10)?)?,
+        author: text(row, 10)?.parse().ok()?,
         capped: row.get(14).ok()?,
         note: row.get(15).ok()?,
         grade: optional(row, 16, Grade::from_key)?,
     };
-    Some(Entry { ban, strikes: row.get(8).ok()?, ended })
+    Some(LedgerEntry { ban, strikes: row.get(8).ok()?, ended })
 }
 
 pub(super) fn in_force(row: &Row<'_>) -> Option<BanSummary> {
@@ -117,20 +117,6 @@ pub(super) fn ports(text: &str) -> Option<Vec<(Protocol, u16)>> {
         Some((Protocol::from_key(key)?, port.parse().ok()?))
     });
     items.collect()
-}
-
-/// The name of `author` in the ledger and in JSON.
-pub fn author_key(author: Author) -> &'static str {
-    match author {
-        Author::Detector => "detector",
-        Author::Operator => "operator",
-        Author::Import => "import",
-    }
-}
-
-/// The author with this name.
-pub fn author_from_key(key: &str) -> Option<Author> {
-    [Author::Detector, Author::Operator, Author::Import].into_iter().find(|author| author_key(*author) == key)
 }
 
 /// Microseconds since 1970, clamped to 292,000 years before and after.

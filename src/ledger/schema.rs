@@ -33,6 +33,9 @@ macro_rules! evidence_before {
     };
 }
 
+/// The current format.
+pub(super) const NEWEST: i64 = 11;
+
 /// Step N converts format N to N + 1. A released step is never changed.
 const STEPS: [&str; 11] = [
     "
@@ -139,6 +142,9 @@ const STEPS: [&str; 11] = [
 /// First format with the grade of a ban.
 const WITH_EVIDENCE: i64 = 4;
 
+/// First format with the sources that would have been banned.
+pub(super) const WITH_LOGGED: i64 = 6;
+
 /// First format with the bridge port of a guest.
 const WITH_GUEST_PORT: i64 = 11;
 
@@ -158,7 +164,7 @@ pub(super) fn columns(wanted: &str, version: i64) -> String {
 }
 
 /// Opens the database at `path`, which exists and may be empty. Every statement of `used` must match its tables.
-pub(super) fn connect(path: &Path, used: &[&str]) -> Result<Connection, LedgerError> {
+pub(super) fn connect<'a>(path: &Path, used: impl IntoIterator<Item = &'a str>) -> Result<Connection, LedgerError> {
     let classify = |error| classify(path, error);
     let mut connection = open(path).map_err(classify)?;
     if let Some(damage) = inspect(&connection).map_err(classify)? {
@@ -168,15 +174,14 @@ pub(super) fn connect(path: &Path, used: &[&str]) -> Result<Connection, LedgerEr
     refuse_newer(path, found)?;
     bring_up(&mut connection, found).map_err(classify)?;
     // A table with the right name but other columns is detected now instead of at the first ban.
-    used.iter().try_for_each(|sql| connection.prepare(sql).map(drop)).map_err(classify)?;
+    used.into_iter().try_for_each(|sql| connection.prepare(sql).map(drop)).map_err(classify)?;
     let mode: String = pragma(&connection, "journal_mode").map_err(classify)?;
     if mode == "wal" { Ok(connection) } else { Err(LedgerError::FileSystem(path.to_owned())) }
 }
 
 /// Refuses format `found` if a later release has written it.
 pub(super) fn refuse_newer(path: &Path, found: i64) -> Result<(), LedgerError> {
-    let known = i64::try_from(STEPS.len()).unwrap_or(i64::MAX);
-    if found > known { Err(LedgerError::Newer { path: path.to_owned(), found, known }) } else { Ok(()) }
+    if found > NEWEST { Err(LedgerError::Newer { path: path.to_owned(), found, known: NEWEST }) } else { Ok(()) }
 }
 
 fn open(path: &Path) -> Result<Connection, Error> {

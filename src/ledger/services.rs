@@ -7,7 +7,7 @@ use rusqlite::{Connection, OptionalExtension, Row, named_params};
 
 use super::ban::KnownPeer;
 use super::row::{self, micros};
-use super::{Found, Ledger, LedgerError, replace};
+use super::{Found, LedgerError, Reader, replace};
 use crate::engine::Service;
 use crate::types::Protocol;
 
@@ -86,40 +86,33 @@ fn peer(row: &Row<'_>) -> Option<KnownPeer> {
     Some(KnownPeer { target, since: row::time(row.get(1).ok()?), last: row::time(row.get(2).ok()?) })
 }
 
-impl Ledger {
-    /// At most `most` remembered services with the times at which they were last served, the most recent first.
-    pub fn services(&self, most: usize) -> Result<Found<(Service, SystemTime)>, LedgerError> {
-        self.first(ALL, most, |found| Some((service(found)?, row::time(found.get(3).ok()?))))
-    }
+/// At most `most` remembered services with the times at which they were last served, the most recent first.
+pub fn remembered(ledger: &Reader, most: usize) -> Result<Found<(Service, SystemTime)>, LedgerError> {
+    ledger.first(ALL, most, |found| Some((service(found)?, row::time(found.get(3).ok()?))))
+}
 
-    /// At most `most` recently open ports with the times at which they closed; `None` if open at the time of writing.
-    pub fn listeners(&self, most: usize) -> Result<Found<(Service, Option<SystemTime>)>, LedgerError> {
-        self.first(LISTENERS, most, |found| Some((service(found)?, row::optional_time(found, 3).ok()?)))
-    }
+/// At most `most` recently open ports with the times at which they closed; `None` if open at the time of writing.
+pub fn listeners(ledger: &Reader, most: usize) -> Result<Found<(Service, Option<SystemTime>)>, LedgerError> {
+    ledger.first(LISTENERS, most, |found| Some((service(found)?, row::optional_time(found, 3).ok()?)))
+}
 
-    /// At most `most` known peers, those with the latest connections first.
-    pub fn known_peers(&self, most: usize) -> Result<Found<KnownPeer>, LedgerError> {
-        self.first(PEERS, most, peer)
-    }
+/// At most `most` known peers, those with the latest connections first.
+pub fn known_peers(ledger: &Reader, most: usize) -> Result<Found<KnownPeer>, LedgerError> {
+    ledger.first(PEERS, most, peer)
+}
 
-    /// Identity of the kernel's table when the daemon last ran.
-    pub fn table(&self) -> Result<Option<String>, LedgerError> {
-        let found = self.connection.query_row(TABLE, [], |row| row.get(0)).optional();
-        found.map_err(LedgerError::database("read", &self.path()))
-    }
+/// Identity of the kernel's table when the daemon last ran.
+pub fn kernel_table(ledger: &Reader) -> Result<Option<String>, LedgerError> {
+    ledger.run(|connection| connection.query_row(TABLE, [], |row| row.get(0)).optional())
+}
 
-    /// Records `id` as the current boot, and returns the one in which the ledger was last opened; `None` for a new
-    /// ledger.
-    pub fn enter_boot(&mut self, id: &str) -> Result<Option<String>, LedgerError> {
-        let entered = (|| {
-            let transaction = self.connection.transaction()?;
-            let last: Option<String> = transaction.query_row(LAST_BOOT, [], |row| row.get(0)).optional()?;
-            if last.as_deref() != Some(id) {
-                replace(&transaction, REPLACE_BOOT, [[id]])?;
-            }
-            transaction.commit()?;
-            Ok(last)
-        })();
-        entered.map_err(LedgerError::database("write to", &self.path()))
+/// Replaces the recorded boot with `id`, and returns the earlier one.
+pub(super) fn enter_boot(connection: &mut Connection, id: &str) -> rusqlite::Result<Option<String>> {
+    let transaction = connection.transaction()?;
+    let last: Option<String> = transaction.query_row(LAST_BOOT, [], |row| row.get(0)).optional()?;
+    if last.as_deref() != Some(id) {
+        replace(&transaction, REPLACE_BOOT, [[id]])?;
     }
+    transaction.commit()?;
+    Ok(last)
 }

@@ -1,13 +1,14 @@
-//! Writes changes within a transaction. When a ban begins or ends, this module determines which row it continues and
-//! which one it replaces.
+//! Writes changes within a transaction: bans itself, and others through the modules of their tables. When a ban begins
+//! or ends, this module determines which row it continues and which one it replaces.
 
 use std::time::SystemTime;
 
 use rusqlite::{Connection, OptionalExtension, Statement, named_params};
 
 use super::logged::{self, UPSERT};
+use super::reader::collect;
 use super::row::{self, micros};
-use super::{Author, BanRecord, Change, Ended, Ending, decisions, replace, services};
+use super::{BanAuthor, BanRecord, Ended, Ending, Found, LedgerChange, decisions, replace, services};
 use crate::types::{Backend, Backends, BanTarget};
 
 /// The newest ban of a target: the only one that may be open, because each new one ends the previous one.
@@ -45,7 +46,43 @@ const INSERT: &str = "
     VALUES (:subject, :source, :since, :until, :class, :ports, :probes, :interface, :strikes, :method, :author, :capped,
         :note, :evidence, :guest_port, :undo)";
 
-pub(super) const USED: [&str; 7] = [NEWEST, ALSO, GUEST_PORT, UNDONE, DROP, END, INSERT];
+/// Marks the bans that have ended.
+const EXPIRE: &str = "
+    UPDATE ban SET ended = until, ending = 'expired'
+    WHERE ended IS NULL AND until IS NOT NULL AND until <= :now
+    RETURNING subject";
+
+/// Moves the ends of bans in force when the clock is set. Times at the limits of the range are not changed.
+pub(super) const STEP: &str = "
+    UPDATE ban SET
+        since = CASE WHEN since BETWEEN -:bound AND :bound THEN since + :by ELSE since END,
+        until = CASE WHEN until BETWEEN -:bound AND :bound THEN until + :by ELSE until END
+    WHERE ended IS NULL";
+
+/// A ban that began in the future, by a clock that was ahead, begins now.
+pub(super) const BEGIN: &str = "
+    UPDATE ban SET until = until - (since - :now), since = :now
+    WHERE ended IS NULL AND since > :now AND :now > 0";
+
+/// Bans in force whose command ran before there was an expiry command, or before the ledger recorded it.
+pub(super) const OWE_UNDO: &str =
+    "UPDATE ban SET undo = 1 WHERE ended IS NULL AND undo = 0 AND ' ' || method || ' ' LIKE '% run %'";
+
+/// Bans that ended before the retention time.
+pub(super) const FORGET: &str = "DELETE FROM ban WHERE ended IS NOT NULL AND ended < :before";
+
+/// The surplus of past bans, those that ended first.
+pub(super) const PRUNE: &str = "
+    DELETE FROM ban WHERE id IN (
+        SELECT id FROM ban WHERE ended IS NOT NULL ORDER BY ended LIMIT max((SELECT count(*) FROM ban) - :rows, 0))";
+
+pub(super) const USED: [&str; 13] =
+    [NEWEST, ALSO, GUEST_PORT, UNDONE, DROP, END, INSERT, EXPIRE, STEP, BEGIN, OWE_UNDO, FORGET, PRUNE];
+
+/// Marks the bans that have ended at `now`, and returns their targets.
+pub(super) fn expire(connection: &Connection, now: SystemTime) -> rusqlite::Result<Found<BanTarget>> {
+    collect(connection, EXPIRE, named_params! {":now": micros(now)}, |row| row::target(row::text(row, 0)?))
+}
 
 /// The newest ban of a target.
 struct Newest {
@@ -88,46 +125,48 @@ impl<'a> Statements<'a> {
         })
     }
 
-    pub(super) fn write(&mut self, change: &Change) -> rusqlite::Result<()> {
+    pub(super) fn write(&mut self, change: &LedgerChange) -> rusqlite::Result<()> {
         let connection = self.connection;
         match change {
-            Change::Banned(ban) => self.record(ban),
-            Change::Also(ban) => match self.open_ban(ban.target, ban.since)? {
+            LedgerChange::Banned(ban) => self.record(ban),
+            LedgerChange::Also(ban) => match self.open_ban(ban.target, ban.since)? {
                 Some(Newest { id, methods, .. }) => {
                     self.put_methods(id, methods.parse().unwrap_or(Backends::default()).and(ban.methods))
                 }
                 None => self.record(ban),
             },
-            Change::Moved { target, since, methods } => match self.open_ban(*target, *since)? {
+            LedgerChange::Moved { target, since, methods } => match self.open_ban(*target, *since)? {
                 Some(Newest { id, .. }) => self.put_methods(id, *methods),
                 None => Ok(()),
             },
-            Change::GuestPort { target, since, port } => {
+            LedgerChange::GuestPort { target, since, port } => {
                 let (subject, port) = (target.to_string(), row::guest_port_text(*port));
                 let values = named_params! {":subject": subject, ":since": micros(*since), ":port": port};
                 connection.execute(GUEST_PORT, values).map(drop)
             }
-            Change::Logged(logged) => {
+            LedgerChange::Logged(logged) => {
                 self.recorded += 1;
                 logged::write(logged, &mut self.log)
             }
-            Change::Ended { target, ended } => self.end(*target, ended).map(drop),
-            Change::Undone { target, since, at } => {
+            LedgerChange::Ended { target, ended } => self.end(*target, ended).map(drop),
+            LedgerChange::Undone { target, since, at } => {
                 let values =
                     named_params! {":subject": target.to_string(), ":since": micros(*since), ":at": micros(*at)};
                 connection.execute(UNDONE, values).map(drop)
             }
-            Change::Trial { until } => {
+            LedgerChange::Trial { until } => {
                 replace(connection, decisions::REPLACE_TRIAL, until.map(|until| [micros(until)]))
             }
-            Change::FleetLifts(lifts) => decisions::put_lifts(connection, lifts),
-            Change::Allowed(allowance) => decisions::allow(connection, allowance),
-            Change::Disallowed { network } => connection.execute(decisions::DISALLOW, [network.to_string()]).map(drop),
-            Change::Served(service, at) => services::insert(connection, *service, *at),
-            Change::ServiceForgotten(service) => services::remove(connection, *service),
-            Change::Listeners(listeners) => services::put_listeners(connection, listeners),
-            Change::KnownPeers(peers) => services::put_peers(connection, peers),
-            Change::Table(table) => replace(connection, services::REPLACE_TABLE, [[table]]),
+            LedgerChange::FleetLifts(lifts) => decisions::put_lifts(connection, lifts),
+            LedgerChange::Allowed(allowance) => decisions::allow(connection, allowance),
+            LedgerChange::Disallowed { network } => {
+                connection.execute(decisions::DISALLOW, [network.to_string()]).map(drop)
+            }
+            LedgerChange::Served(service, at) => services::insert(connection, *service, *at),
+            LedgerChange::ServiceForgotten(service) => services::remove(connection, *service),
+            LedgerChange::Listeners(listeners) => services::put_listeners(connection, listeners),
+            LedgerChange::KnownPeers(peers) => services::put_peers(connection, peers),
+            LedgerChange::Table(table) => replace(connection, services::REPLACE_TABLE, [[table]]),
         }
     }
 
@@ -146,7 +185,7 @@ impl<'a> Statements<'a> {
         let strikes = match self.newest(&target)? {
             None => 0,
             // A ban of the first moments that the start has also found in the kernel: its own row has more information.
-            Some(Newest { open: true, .. }) if ban.author == Author::Import => return Ok(()),
+            Some(Newest { open: true, .. }) if ban.author == BanAuthor::Import => return Ok(()),
             Some(Newest { id, strikes, open: true, imported: true, since, .. }) if since >= micros(ban.since) => {
                 self.connection.execute(DROP, [id])?;
                 strikes.clamp(0, i64::from(u32::MAX))
@@ -170,7 +209,7 @@ impl<'a> Statements<'a> {
             ":interface": ban.interface,
             ":strikes": strikes,
             ":method": ban.methods.to_string(),
-            ":author": row::author_key(ban.author),
+            ":author": ban.author.key(),
             ":capped": ban.capped,
             ":note": ban.note,
             ":evidence": ban.grade.map(crate::engine::Grade::key),

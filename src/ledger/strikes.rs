@@ -8,7 +8,7 @@ use rusqlite::{Row, named_params};
 
 use super::ban::BanSummary;
 use super::row::{self, micros};
-use super::{Ledger, LedgerError};
+use super::{LedgerError, Reader};
 use crate::engine::{Grade, LastBan, RecentBans, StrikeHistory};
 use crate::types::{BanTarget, DAY, Expiry, MINUTE};
 
@@ -45,36 +45,6 @@ const IN_LAST_MINUTE: usize = 14;
 /// End of a permanent ban, after all others.
 const NEVER: i64 = i64::MAX;
 
-impl Ledger {
-    /// The data that a start needs: the bans in force at `now`, ordered as by [`Ledger::active`], and the strikes of at
-    /// most `limit` targets. Strikes are bans on evidence that are in force at `now` or ended less than `forget` ago,
-    /// except lifted bans and bans above a ceiling. Targets are ordered by the end of their last ban, the latest first.
-    pub fn recall(&self, forget: Duration, now: SystemTime, limit: usize) -> Result<LoadedState, LedgerError> {
-        let since = now.checked_sub(forget).map_or(i64::MIN, micros);
-        let [minute, day] = [MINUTE, DAY].map(|span| now.checked_sub(span).map_or(i64::MIN, micros));
-        let values = named_params! {":since": since, ":now": micros(now), ":minute": minute, ":day": day};
-        let recalled = (|| {
-            let (mut state, mut struck) = (LoadedState::default(), Struck::new());
-            let mut statement = self.connection.prepare(&of_all())?;
-            let mut rows = statement.query(values)?;
-            while let Some(row) = rows.next()? {
-                state.add_row(row, &mut struck)?;
-            }
-            state.active.sort_by_key(|ban| ban.until);
-            let mut struck: Vec<_> = struck.into_iter().collect();
-            struck.sort_unstable_by_key(|(_, (.., last))| std::cmp::Reverse(*last));
-            struck.truncate(limit);
-            let history = |(target, (strikes, proven, end))| {
-                let last = last_ban(end, now);
-                StrikeHistory { target, strikes, proven, last }
-            };
-            state.struck = struck.into_iter().map(history).collect();
-            Ok(state)
-        })();
-        recalled.map_err(LedgerError::database("read", &self.path()))
-    }
-}
-
 /// The data that a start needs.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct LoadedState {
@@ -92,6 +62,34 @@ pub struct LoadedState {
 type Struck = HashMap<BanTarget, (u32, u32, i64)>;
 
 impl LoadedState {
+    /// Reads the bans in force at `now`, ordered as by [`Reader::active`], and the strikes of at most `limit` targets.
+    /// Strikes are bans on evidence that are in force at `now` or ended less than `forget` ago, except lifted bans and
+    /// bans above a ceiling. Targets are ordered by the end of their last ban, the latest first.
+    pub fn read(ledger: &Reader, forget: Duration, now: SystemTime, limit: usize) -> Result<Self, LedgerError> {
+        let since = now.checked_sub(forget).map_or(i64::MIN, micros);
+        let [minute, day] = [MINUTE, DAY].map(|span| now.checked_sub(span).map_or(i64::MIN, micros));
+        let values = named_params! {":since": since, ":now": micros(now), ":minute": minute, ":day": day};
+        let (mut state, mut struck) = (Self::default(), Struck::new());
+        ledger.run(|connection| {
+            let mut statement = connection.prepare(&of_all())?;
+            let mut rows = statement.query(values)?;
+            while let Some(row) = rows.next()? {
+                state.add_row(row, &mut struck)?;
+            }
+            Ok(())
+        })?;
+        state.active.sort_by_key(|ban| ban.until);
+        let mut struck: Vec<_> = struck.into_iter().collect();
+        struck.sort_unstable_by_key(|(_, (.., last))| std::cmp::Reverse(*last));
+        struck.truncate(limit);
+        let history = |(target, (strikes, proven, end))| {
+            let last = last_ban(end, now);
+            StrikeHistory { target, strikes, proven, last }
+        };
+        state.struck = struck.into_iter().map(history).collect();
+        Ok(state)
+    }
+
     fn add_row(&mut self, row: &Row<'_>, struck: &mut Struck) -> rusqlite::Result<()> {
         let (mut readable, mut target) = (true, None);
         if row.get(ACTIVE)? {

@@ -8,12 +8,12 @@ mod clock;
 mod gateway_inference;
 mod packet;
 mod port_inference;
-mod progress;
 mod refusals;
 mod summary;
 mod text;
 
 use clap::Args;
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use ipnet::IpNet;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
@@ -31,7 +31,6 @@ use crate::wire::{self, Delivery, LinkType, Packet, Transport};
 use gateway_inference::GatewayInference;
 use packet::LinkAddresses;
 use port_inference::{PortInference, Used};
-use progress::Progress;
 use refusals::Refusals;
 use summary::{NoEvidence, Summary};
 
@@ -306,5 +305,52 @@ fn configuration(options: &ReplayOptions) -> String {
     match options.config.as_deref().or_else(|| default.exists().then_some(default)) {
         Some(path) => path.display().to_string(),
         None => "built-in values".to_owned(),
+    }
+}
+
+/// Number of bytes between two updates of the bar. An update costs more than a packet.
+const STEP: u64 = 1 << 20;
+
+/// Minimum size of a capture for which a bar is shown, in bytes. Smaller ones finish before the bar could be read.
+const WORTH_A_BAR: u64 = 32 << 20;
+
+/// One progress bar for both passes, on standard error if that is a terminal.
+struct Progress {
+    bar: ProgressBar,
+    /// Length of the capture in bytes.
+    size: u64,
+    next: u64,
+}
+
+impl Progress {
+    /// Creates a bar for reading the file `path` twice.
+    fn new(path: &Path) -> Self {
+        let size = std::fs::metadata(path).map_or(0, |about| about.len());
+        let target = if size < WORTH_A_BAR { ProgressDrawTarget::hidden() } else { ProgressDrawTarget::stderr() };
+        let bar = ProgressBar::with_draw_target(Some(size * 2), target);
+        // If the template is invalid, the default bar is shown.
+        if let Ok(style) = ProgressStyle::with_template("{msg} {wide_bar} {percent}% {eta}") {
+            bar.set_style(style);
+        }
+        Self { bar, size, next: 0 }
+    }
+
+    /// Updates the bar after `position` bytes of both passes.
+    #[inline]
+    fn update(&mut self, doing: &'static str, position: u64) {
+        if position >= self.next {
+            self.bar.set_message(doing);
+            self.bar.set_position(position);
+            self.next = position + STEP;
+        }
+    }
+
+    /// Hides the bar while `work` writes, because both may use the same terminal.
+    fn hide<T>(&self, work: impl FnOnce() -> T) -> T {
+        self.bar.suspend(work)
+    }
+
+    fn finish(&self) {
+        self.bar.finish_and_clear();
     }
 }

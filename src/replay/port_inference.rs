@@ -40,7 +40,7 @@ struct Flow {
 }
 
 impl Flow {
-    fn port(&self) -> Port {
+    fn port(&self) -> HostPort {
         (Protocol::Tcp, self.destination.0, self.destination.1)
     }
 }
@@ -66,7 +66,7 @@ pub(super) struct PortInference<'a> {
 }
 
 /// A port of a host.
-pub(super) type Port = (Protocol, IpAddr, u16);
+pub(super) type HostPort = (Protocol, IpAddr, u16);
 
 /// Why a port is considered in use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -81,13 +81,13 @@ pub(super) enum Sign {
 /// The ports in use.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Used {
-    pub(super) ports: HashMap<Port, Sign>,
+    pub(super) ports: HashMap<HostPort, Sign>,
     /// True if there were more than can be remembered. The others may look closed.
     pub(super) overflowed: bool,
 }
 
 impl Used {
-    fn insert(&mut self, port: Port, sign: Sign) {
+    fn insert(&mut self, port: HostPort, sign: Sign) {
         if self.ports.len() < PORTS {
             self.ports.entry(port).or_insert(sign);
         } else if !self.contains(port) {
@@ -95,7 +95,7 @@ impl Used {
         }
     }
 
-    pub(super) fn contains(&self, port: Port) -> bool {
+    pub(super) fn contains(&self, port: HostPort) -> bool {
         self.ports.contains_key(&port)
     }
 }

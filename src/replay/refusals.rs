@@ -6,7 +6,7 @@
 use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
 
-use super::port_inference::{ABORT, FLOWS, PORTS, Port, Used};
+use super::port_inference::{ABORT, FLOWS, HostPort, PORTS, Used};
 use crate::engine::{Class, Observation};
 use crate::types::Protocol;
 use crate::wire::{Packet, Quote, TcpFlags, Transport};
@@ -16,7 +16,7 @@ const TRIED: usize = 64;
 
 /// The refusals of a capture.
 pub(super) struct Refusals {
-    closed: HashSet<Port>,
+    closed: HashSet<HostPort>,
     /// The ports that a source has probed at a destination.
     tried: HashMap<(IpAddr, IpAddr), HashSet<(Protocol, u16)>>,
     /// Pairs of source and destination with enough unanswered ports.
@@ -96,7 +96,7 @@ fn says_refused(source: IpAddr, kind: u8, code: u8) -> bool {
     }
 }
 
-fn quoted_port(quote: Quote) -> Option<Port> {
+fn quoted_port(quote: Quote) -> Option<HostPort> {
     let (protocol, port) = match quote.protocol {
         6 => (Protocol::Tcp, quote.ports.1),
         17 => (Protocol::Udp, quote.ports.1),

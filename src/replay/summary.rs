@@ -8,11 +8,12 @@ use std::time::{Duration, SystemTime};
 
 use ipnet::IpNet;
 use serde::{Serialize, Serializer};
+use serde_with::SerializeDisplay;
 
-use super::port_inference::{self, Sign};
+use super::port_inference::{HostPort, Sign};
 use crate::engine::{Ban, Class, Exempt, IgnoreReason, Probe, Protection, Settings, Standing, Verdict};
 use crate::events::json::{reason, rfc3339};
-use crate::types::{BanTarget, Expiry, Protocol, Timestamp};
+use crate::types::{BanTarget, Expiry, Protocol, Timestamp, plain};
 use crate::wire::Undecoded;
 
 /// Maximum number of sources of each kind that are listed one by one. A capture of a flood has millions.
@@ -56,7 +57,7 @@ pub(super) struct Summary {
     pub(super) innocent: BTreeMap<NoEvidence, u64>,
     /// Ports that were considered open and received packets.
     #[serde(serialize_with = "values")]
-    pub(super) open: BTreeMap<port_inference::Port, Open>,
+    pub(super) open: BTreeMap<HostPort, Open>,
     /// Frames that could not be decoded.
     pub(super) undecoded: UndecodedFrames,
     /// Frames of unsupported link types, by the number of the type.
@@ -202,18 +203,12 @@ pub(super) struct UndecodedFrames {
 }
 
 /// A time of the capture, in UTC.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, SerializeDisplay)]
 pub(super) struct Time(pub SystemTime);
 
 impl fmt::Display for Time {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&rfc3339(self.0))
-    }
-}
-
-impl Serialize for Time {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_str(self)
     }
 }
 
@@ -243,11 +238,7 @@ fn values<K, V: Serialize, S: Serializer>(map: &BTreeMap<K, V>, serializer: S) -
 
 impl Summary {
     pub(super) fn new(settings: &Settings, configuration: String, local: &[IpNet]) -> Self {
-        let shown = |prefix: &IpNet| match prefix.prefix_len() == prefix.max_prefix_len() {
-            true => prefix.addr().to_string(),
-            false => prefix.to_string(),
-        };
-        let local = local.iter().map(shown).collect();
+        let local = local.iter().copied().map(plain).collect();
         let settings = Deciding {
             scan_trigger: settings.scan_trigger,
             window_s: settings.window.as_secs(),
@@ -275,7 +266,7 @@ impl Summary {
         (unread > 0 && unread == self.packets).then(|| links.join(", "))
     }
 
-    pub(super) fn add_open(&mut self, port: port_inference::Port, sign: Sign) {
+    pub(super) fn add_open(&mut self, port: HostPort, sign: Sign) {
         if self.open.len() < LISTED || self.open.contains_key(&port) {
             let (protocol, address, number) = port;
             let fresh = Open { address, port: Port { protocol, port: number, class: None }, reason: sign, packets: 0 };

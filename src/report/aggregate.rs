@@ -11,7 +11,7 @@ use ipnet::IpNet;
 use super::calendar::{Buckets, weekday_and_hour};
 use super::stats::{Ends, Network, Offender, OverTime, RecentBan, ReportStats, Source, Top, WouldBlock};
 use crate::engine::{Class, Grade};
-use crate::ledger::{Author, Ending, Entry, LedgerError, Logged, Reader, author_key};
+use crate::ledger::{BanAuthor, Ending, LedgerEntry, LedgerError, Logged, Reader, logged};
 use crate::types::{BanTarget, Protocol};
 
 /// Maximum numbers of items in the lists of the report.
@@ -39,8 +39,8 @@ impl ReportStats {
     pub fn read(directory: &Path, since: Duration, now: SystemTime) -> Result<Self, LedgerError> {
         Reader::read(directory, |reader| {
             let mut aggregate = Aggregate::new(since, now);
-            let unreadable = reader.each(|entry| aggregate.add(entry))?;
-            let logged = reader.logged()?;
+            let unreadable = reader.each(|entry| aggregate.add(&entry))?;
+            let logged = logged::all(reader)?;
             Ok(aggregate.finish(logged.items, unreadable + logged.unreadable))
         })
     }
@@ -89,7 +89,7 @@ impl Aggregate {
         Self { buckets, stats, ports: HashMap::new(), networks: HashMap::new(), current: None }
     }
 
-    fn add(&mut self, entry: &Entry) {
+    fn add(&mut self, entry: &LedgerEntry) {
         let ban = &entry.ban;
         self.stats.kept += 1;
         if self.stats.kept.is_multiple_of(SHORTEN_INTERVAL) {
@@ -105,11 +105,11 @@ impl Aggregate {
         self.group(entry, within);
         if within {
             let (since, target, class) = (ban.since, ban.target, ban.class);
-            let (author, note) = (author_key(ban.author), ban.note.clone());
+            let (author, note) = (ban.author.key(), ban.note.clone());
             let recent = RecentBan { since, target, class, author, note, in_force: open };
             match ban.author {
-                Author::Detector => self.stats.recent.push(recent),
-                Author::Operator | Author::Import => self.stats.by_hand.push(recent),
+                BanAuthor::Detector => self.stats.recent.push(recent),
+                BanAuthor::Operator | BanAuthor::Import => self.stats.by_hand.push(recent),
             }
             self.stats.bans += 1;
             self.stats.probes = self.stats.probes.saturating_add(u64::from(ban.probes));
@@ -142,7 +142,7 @@ impl Aggregate {
     }
 
     /// Adds a ban to the group of its target.
-    fn group(&mut self, entry: &Entry, within: bool) {
+    fn group(&mut self, entry: &LedgerEntry, within: bool) {
         let ban = &entry.ban;
         let (target, since) = (ban.target, ban.since);
         if self.current.as_ref().is_none_or(|(offender, _)| offender.target != target) {

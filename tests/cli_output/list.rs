@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime};
 
 use portsentry::enforce::nft::{Nft, RulesetSpec};
 use portsentry::engine::{Class, Grade};
-use portsentry::ledger::{Author, BanRecord, DATABASE, Ledger};
+use portsentry::ledger::{BanAuthor, BanRecord, DATABASE, Ledger};
 use portsentry::types::{Backend, BanTarget, Expiry, Protocol};
 use rusqlite::Connection;
 use serde_json::Value;
@@ -31,7 +31,7 @@ fn ban(text: &str, since: SystemTime, seconds: u64) -> BanRecord {
         ports: vec![(Protocol::Tcp, 23), (Protocol::Tcp, 8080)],
         probes: 7,
         ..BanRecord::wanted_by(
-            Author::Detector,
+            BanAuthor::Detector,
             target(text),
             since,
             Expiry::After(Duration::from_secs(seconds)),
@@ -172,7 +172,7 @@ fn list_order_and_period_are_selectable() {
         ban("192.0.2.3", ago(3 * HOUR), 4 * HOUR),
         ban("192.0.2.1", ago(2 * HOUR), 9 * HOUR),
         again,
-        BanRecord::wanted_by(Author::Operator, target("192.0.2.2"), ago(10), Expiry::Never, Backend::Nft),
+        BanRecord::wanted_by(BanAuthor::Operator, target("192.0.2.2"), ago(10), Expiry::Never, Backend::Nft),
     ]);
     host.block(&[("192.0.2.1", 7 * HOUR), ("192.0.2.3", HOUR)]);
     assert_eq!(targets(&host.json(&[])), ["192.0.2.3", "192.0.2.1", "192.0.2.2"]);
@@ -218,7 +218,8 @@ fn list_without_table_uses_ledger() {
             .starts_with("portsentry: listed from the ledger alone: the kernel has no table inet portsentry")
     );
     assert_eq!(host.json(&[])["bans"][0]["in_kernel"], Value::Null);
-    let by_hand = BanRecord::wanted_by(Author::Operator, target("192.0.2.2"), ago(10), Expiry::Never, Backend::Route);
+    let by_hand =
+        BanRecord::wanted_by(BanAuthor::Operator, target("192.0.2.2"), ago(10), Expiry::Never, Backend::Route);
     let routes = Host::with(&[by_hand]);
     assert_eq!(rows(&routes.text(&[])), [(' ', "192.0.2.2")], "routes need no table");
 
@@ -282,7 +283,8 @@ fn names_are_resolved_where_requested() {
 
 #[test]
 fn piped_table_is_whole_and_columns_counts() {
-    let mut by_hand = BanRecord::wanted_by(Author::Operator, target("192.0.2.2"), ago(10), Expiry::Never, Backend::Nft);
+    let mut by_hand =
+        BanRecord::wanted_by(BanAuthor::Operator, target("192.0.2.2"), ago(10), Expiry::Never, Backend::Nft);
     by_hand.note = Some("brute force on the mail server, see the abuse report of Monday".to_owned());
     let many = (1..=60).map(|port| (Protocol::Tcp, 1_000 + port)).collect();
     let host = Host::with(&[BanRecord { ports: many, ..ban("192.0.2.1", ago(90), HOUR) }, by_hand]);

@@ -131,7 +131,7 @@ fn assert_not_banned(lab: &Lab, host: &str, culprit: &str) {
 fn ending(lab: &Lab, address: IpAddr) -> Option<Ending> {
     let copy = netns_lab::copy_of_state(&lab.path("state"));
     let (ledger, _) = Ledger::open(copy.path()).expect("the ledger opens");
-    let entries = ledger.bans_of(BanTarget::containing(address)).expect("it can be read");
+    let entries = ledger.reader().bans_of(BanTarget::containing(address)).expect("it can be read");
     entries.items.into_iter().next_back().and_then(|entry| entry.ended).map(|ended| ended.how)
 }
 

@@ -4,7 +4,7 @@ use std::fs::{self, OpenOptions};
 use std::os::unix::fs::FileExt;
 use std::sync::LazyLock;
 
-use portsentry::ledger::{DATABASE, Ledger, LedgerError, Opened};
+use portsentry::ledger::{DATABASE, Ledger, LedgerError, LoadedState, Opened};
 use proptest::prelude::*;
 use rusqlite::Connection;
 
@@ -13,8 +13,7 @@ use super::support::{State, at, ban, intruder, source, target};
 /// A closed ledger of 300 bans, a third of them expired.
 fn filled() -> State {
     static CONTENT: LazyLock<Vec<u8>> = LazyLock::new(|| {
-        let state = State::new();
-        let mut ledger = state.ledger();
+        let (state, mut ledger) = State::open_new();
         let bans: Vec<_> =
             (0..300).map(|number| ban(source(number * 7919), at(0), 10 + u64::from(number % 3) * 3600)).collect();
         ledger.record(&bans).unwrap();
@@ -29,8 +28,7 @@ fn filled() -> State {
 
 #[test]
 fn non_database_is_quarantined() {
-    let state = State::new();
-    drop(state.ledger());
+    let state = State::with(&[]);
     fs::write(state.file(DATABASE), "192.0.2.7\n".repeat(500)).unwrap();
     let (mut ledger, opened) = state.open();
     let Opened::Rebuilt { aside, damage } = opened else { panic!("{opened:?}") };
@@ -45,8 +43,7 @@ fn non_database_is_quarantined() {
 #[test]
 fn foreign_database_is_quarantined_unchanged() {
     for sql in ["CREATE TABLE ban (name TEXT)", "CREATE TABLE users (name TEXT); PRAGMA user_version = 1"] {
-        let state = State::new();
-        drop(state.ledger());
+        let state = State::with(&[]);
         fs::remove_file(state.file(DATABASE)).unwrap();
         drop(OpenOptions::new().write(true).create_new(true).open(state.file(DATABASE)).unwrap());
         fs::set_permissions(state.file(DATABASE), std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
@@ -81,8 +78,7 @@ fn quarantined_ledgers_are_limited() {
 
 #[test]
 fn invalid_row_is_skipped_and_counted() {
-    let state = State::new();
-    let mut ledger = state.ledger();
+    let (state, mut ledger) = State::open_new();
     let bans: Vec<_> = (0..20).map(|number| ban(source(number), at(0), 3600)).collect();
     ledger.record(&bans).unwrap();
     let spoiled = [
@@ -109,34 +105,33 @@ fn invalid_row_is_skipped_and_counted() {
     }
     // Text that is not UTF-8.
     intruder.execute("UPDATE ban SET interface = CAST(x'ff2f' AS TEXT) WHERE id = 17", []).unwrap();
-    let active = ledger.active(at(1)).unwrap();
+    let active = ledger.reader().active(at(1)).unwrap();
     // The row with times far in the future or past is valid.
     assert_eq!((active.items.len(), active.unreadable), (5, 15));
-    let recalled = ledger.recall(std::time::Duration::MAX, at(1), 100).unwrap();
+    let recalled = LoadedState::read(ledger.reader(), std::time::Duration::MAX, at(1), 100).unwrap();
     // Columns that a start does not need may hold anything: the ban is restored nevertheless.
     assert_eq!((recalled.active.len(), recalled.struck.len(), recalled.unreadable), (11, 14, 9));
     let expired = ledger.expire(at(7200)).unwrap();
     assert_eq!((expired.items.len(), expired.unreadable), (15, 4), "only targets are read here");
-    assert_eq!(ledger.bans_of(source(5)).unwrap().unreadable, 1);
-    assert_eq!(ledger.bans_of(source(19)).unwrap().items.len(), 1);
+    assert_eq!(ledger.reader().bans_of(source(5)).unwrap().unreadable, 1);
+    assert_eq!(ledger.reader().bans_of(source(19)).unwrap().items.len(), 1);
 }
 
 #[test]
 fn foreign_trigger_or_view_has_no_effect() {
-    let state = State::new();
-    drop(state.ledger());
+    let state = State::with(&[]);
     let sql = "CREATE TRIGGER free AFTER INSERT ON ban BEGIN DELETE FROM ban; END";
     intruder(&state.path()).execute_batch(sql).unwrap();
     let mut ledger = state.ledger();
     ledger.record(&[ban(target("192.0.2.7"), at(0), 60)]).unwrap();
-    assert_eq!(ledger.active(at(1)).unwrap().items.len(), 1);
+    assert_eq!(ledger.reader().active(at(1)).unwrap().items.len(), 1);
 }
 
 /// Uses every function of a ledger until it reports damage.
 fn use_it(ledger: &mut Ledger) -> Result<(), LedgerError> {
-    let _ = ledger.active(at(1))?;
-    let _ = ledger.bans_of(source(0))?;
-    let _ = ledger.recall(std::time::Duration::from_secs(60), at(1), 10)?;
+    let _ = ledger.reader().active(at(1))?;
+    let _ = ledger.reader().bans_of(source(0))?;
+    let _ = LoadedState::read(ledger.reader(), std::time::Duration::from_secs(60), at(1), 10)?;
     ledger.record(&(0..50).map(|number| ban(source(number * 7919), at(20), 60)).collect::<Vec<_>>())?;
     ledger.ended(source(7919), portsentry::ledger::Ending::Expired, at(30))?;
     let _ = ledger.expire(at(3600 * 24))?;
@@ -181,8 +176,7 @@ proptest! {
 
 #[test]
 fn torn_log_loses_only_last_writes() {
-    let state = State::new();
-    let mut ledger = state.ledger();
+    let (state, mut ledger) = State::open_new();
     for number in 0..20 {
         ledger.record(&[ban(source(number), at(0), 3600)]).unwrap();
     }
@@ -197,7 +191,7 @@ fn torn_log_loses_only_last_writes() {
     log.set_len(log.metadata().unwrap().len() - 5000).unwrap();
     let (ledger, opened) = copy.open();
     assert_eq!(opened, Opened::Existing);
-    let active = ledger.active(at(1)).unwrap().items;
+    let active = ledger.reader().active(at(1)).unwrap().items;
     assert!((15..20).contains(&active.len()), "{}", active.len());
     assert!(active.iter().zip(0..).all(|(entry, number)| entry.ban.target == source(number)), "the first ones");
 }

@@ -2,11 +2,11 @@
 
 use std::time::{Duration, SystemTime};
 
-use portsentry::ledger::{Author, BanRecord, Ended, Ending, Entry, Ledger};
-use portsentry::types::{Backend, BanTarget, Expiry};
+use portsentry::ledger::{BanAuthor, BanRecord, Ended, Ending, Ledger, LedgerEntry, LoadedState};
+use portsentry::types::BanTarget;
 use proptest::prelude::*;
 
-use super::support::{State, at, ban, source, summary};
+use super::support::{State, at, ban, by_hand, lifted, source, summary};
 
 #[derive(Clone, Debug)]
 enum Step {
@@ -28,14 +28,14 @@ fn step() -> impl Strategy<Value = Step> {
 }
 
 /// A ban on evidence below the ceiling that was not lifted.
-fn is_strike(entry: &Entry) -> bool {
+fn is_strike(entry: &LedgerEntry) -> bool {
     let lifted = entry.ended.as_ref().is_some_and(|ended| matches!(ended.how, Ending::Lifted { .. }));
-    entry.ban.author == Author::Detector && !entry.ban.capped && !lifted
+    entry.ban.author == BanAuthor::Detector && !entry.ban.capped && !lifted
 }
 
 /// The ledger as a list.
 #[derive(Default)]
-struct Model(Vec<Entry>);
+struct Model(Vec<LedgerEntry>);
 
 impl Model {
     fn end(&mut self, target: BanTarget, how: Ending, when: SystemTime) -> bool {
@@ -51,24 +51,24 @@ impl Model {
     fn record(&mut self, ban: BanRecord) {
         self.end(ban.target, Ending::Replaced, ban.since);
         let strikes = self.0.iter().filter(|entry| entry.ban.target == ban.target && is_strike(entry)).count();
-        self.0.push(Entry { ban, strikes: strikes.try_into().unwrap(), ended: None });
+        self.0.push(LedgerEntry { ban, strikes: strikes.try_into().unwrap(), ended: None });
     }
 
     fn expire(&mut self, now: SystemTime) -> Vec<BanTarget> {
-        let is_over = |entry: &Entry| entry.ended.is_none() && entry.ban.until.is_some_and(|until| until <= now);
+        let is_over = |entry: &LedgerEntry| entry.ended.is_none() && entry.ban.until.is_some_and(|until| until <= now);
         let over: Vec<_> = self.0.iter().filter(|entry| is_over(entry)).map(|entry| entry.ban.target).collect();
         over.iter().for_each(|target| assert!(self.end(*target, Ending::Expired, now)));
         over
     }
 
-    fn active(&self, now: SystemTime) -> Vec<Entry> {
-        let lasts = |entry: &&Entry| entry.ended.is_none() && entry.ban.until.is_none_or(|until| until > now);
+    fn active(&self, now: SystemTime) -> Vec<LedgerEntry> {
+        let lasts = |entry: &&LedgerEntry| entry.ended.is_none() && entry.ban.until.is_none_or(|until| until > now);
         self.0.iter().filter(lasts).cloned().collect()
     }
 
     fn strikes(&self, target: BanTarget, forget: Duration, now: SystemTime) -> usize {
-        let end = |entry: &Entry| entry.ended.as_ref().map(|ended| ended.at).or(entry.ban.until);
-        let counts = |entry: &&Entry| {
+        let end = |entry: &LedgerEntry| entry.ended.as_ref().map(|ended| ended.at).or(entry.ban.until);
+        let counts = |entry: &&LedgerEntry| {
             let recent = end(entry).is_none_or(|end| end > now - forget);
             entry.ban.target == target && recent && is_strike(entry)
         };
@@ -82,19 +82,19 @@ fn sorted<T>(mut items: Vec<T>, key: impl Fn(&T) -> BanTarget) -> Vec<T> {
 }
 
 fn agree(state: &State, ledger: &Ledger, model: &Model, now: SystemTime) {
-    let active = ledger.active(now).unwrap();
+    let active = ledger.reader().active(now).unwrap();
     assert_eq!(active.unreadable, 0);
-    let key = |entry: &Entry| entry.ban.target;
-    let recalled = ledger.recall(Duration::from_secs(50), now, 4).unwrap().active;
-    let as_recalled = |entry: &Entry| summary(&entry.ban);
+    let key = |entry: &LedgerEntry| entry.ban.target;
+    let recalled = LoadedState::read(ledger.reader(), Duration::from_secs(50), now, 4).unwrap().active;
+    let as_recalled = |entry: &LedgerEntry| summary(&entry.ban);
     assert_eq!(recalled, active.items.iter().map(as_recalled).collect::<Vec<_>>());
     assert_eq!(sorted(active.items, key), sorted(model.active(now), key));
     for number in (0..4).map(source) {
         let history: Vec<_> = model.0.iter().filter(|entry| entry.ban.target == number).cloned().collect();
-        assert_eq!(ledger.bans_of(number).unwrap().items, history);
+        assert_eq!(ledger.reader().bans_of(number).unwrap().items, history);
         let forget = Duration::from_secs(50);
         let strikes = model.strikes(number, forget, now);
-        let all = ledger.recall(forget, now, 4).unwrap();
+        let all = LoadedState::read(ledger.reader(), forget, now, 4).unwrap();
         let struck = all.struck.iter().find(|struck| struck.target == number);
         assert_eq!((struck.map_or(0, |struck| struck.strikes) as usize, all.unreadable), (strikes, 0));
     }
@@ -109,22 +109,21 @@ proptest! {
     fn ledger_agrees_with_model(
         steps in prop::collection::vec(step(), 1..40)
     ) {
-        let state = State::new();
-        let mut ledger = state.ledger();
+        let (state, mut ledger) = State::open_new();
         let mut model = Model::default();
         for step in steps {
             let now = match step {
                 Step::Ban(number, when, span, capped) => {
                     let new = match span {
                         Some(span) => BanRecord { capped, ..ban(source(number), at(when), span) },
-                        None => BanRecord::wanted_by(Author::Operator, source(number), at(when), Expiry::Never, Backend::Nft),
+                        None => by_hand(source(number), at(when)),
                     };
                     ledger.record(std::slice::from_ref(&new)).unwrap();
                     model.record(new);
                     at(when)
                 }
                 Step::Lift(number, when) => {
-                    let how = Ending::Lifted { by: "alice".to_owned() };
+                    let how = lifted("alice");
                     let ended = ledger.ended(source(number), how.clone(), at(when)).unwrap();
                     prop_assert_eq!(ended, model.end(source(number), how, at(when)));
                     at(when)

@@ -21,8 +21,7 @@ fn set_mode(path: &Path, mode: u32) {
 
 #[test]
 fn new_files_are_for_owner_only() {
-    let state = State::new();
-    let mut ledger = state.ledger();
+    let (state, mut ledger) = State::open_new();
     ledger.record(&[super::support::ban(super::support::source(1), super::support::at(0), 60)]).unwrap();
     let mode = |path: &Path| fs::metadata(path).unwrap().mode() & 0o7777;
     assert_eq!(mode(&state.path()), 0o700);
@@ -33,8 +32,7 @@ fn new_files_are_for_owner_only() {
 
 #[test]
 fn writable_directory_is_refused_with_remedy() {
-    let state = State::new();
-    drop(state.ledger());
+    let state = State::with(&[]);
     for mode in [0o777, 0o770, 0o702, 0o1777] {
         set_mode(&state.path(), mode);
         let (error, text) = refusal(&state.path());
@@ -47,8 +45,7 @@ fn writable_directory_is_refused_with_remedy() {
 
 #[test]
 fn accessible_database_is_refused() {
-    let state = State::new();
-    drop(state.ledger());
+    let state = State::with(&[]);
     for mode in [0o644, 0o660, 0o602, 0o400] {
         set_mode(&state.file(DATABASE), mode);
         let (error, text) = refusal(&state.path());
@@ -59,8 +56,7 @@ fn accessible_database_is_refused() {
 
 #[test]
 fn symbolic_link_is_refused_as_state() {
-    let state = State::new();
-    drop(state.ledger());
+    let state = State::with(&[]);
     let link = State::new();
     symlink(state.path(), link.path()).unwrap();
     assert!(matches!(refusal(&link.path()).0, LedgerError::Link(_)));
@@ -87,8 +83,7 @@ fn symbolic_link_on_path_is_accepted() {
 
 #[test]
 fn file_of_another_user_is_refused() {
-    let state = State::new();
-    drop(state.ledger());
+    let state = State::with(&[]);
     for path in [state.file(DATABASE), state.path()] {
         if let Err(error) = chown(&path, Some(1), None) {
             // In a user namespace with a single user files cannot be given away, but files of the system belong to
@@ -119,8 +114,7 @@ fn wrong_file_type_is_refused() {
 /// SQLite would wait for ever for the writer of a FIFO in place of a rollback journal.
 #[test]
 fn special_file_beside_database_is_refused() {
-    let state = State::new();
-    drop(state.ledger());
+    let state = State::with(&[]);
     for suffix in ["-wal", "-shm", "-journal"] {
         let path = state.file(&format!("{DATABASE}{suffix}"));
         let _ = fs::remove_file(&path);
@@ -138,8 +132,7 @@ fn special_file_beside_database_is_refused() {
 
 #[test]
 fn ledger_of_later_release_is_untouched() {
-    let state = State::new();
-    drop(state.ledger());
+    let state = State::with(&[]);
     intruder(&state.path()).pragma_update(None, "user_version", 99).unwrap();
     let (error, text) = refusal(&state.path());
     assert!(matches!(error, LedgerError::Newer { found: 99, .. }), "{error:?}");

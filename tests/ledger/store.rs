@@ -2,24 +2,25 @@
 
 use std::time::{Duration, Instant, SystemTime};
 
+use portsentry::config::Config;
 use portsentry::engine::{
-    Class, Engine, Escalation, Grade, HashKey, Host, LastBan, Local, MaxPrefix, NoLookup, Observation, RecentBans,
-    Response, Settings, Verdict, Watch,
+    Class, Engine, Grade, HashKey, Host, LastBan, Local, NoLookup, Observation, RecentBans, Response, Settings,
+    Verdict, Watch,
 };
 use portsentry::ledger::{
-    Author, BanRecord, Change, Ended, Ending, Entry, FleetLift, KnownPeer, Ledger, LiftedBy, Logged, Opened, Reader,
-    Retention, SLACK,
+    BanAuthor, BanRecord, Ended, Ending, FleetLift, KnownPeer, Ledger, LedgerChange, LedgerEntry, LiftedBy,
+    LoadedState, Logged, Opened, Reader, Retention, SLACK, decisions, logged, services,
 };
 use portsentry::types::{Backend, BanTarget, Expiry, Protocol, Timestamp};
 
 use netns_lab::slowness;
 
-use super::support::{State, at, ban, intruder, source, strikes, target};
+use super::support::{State, at, ban, by_hand, intruder, lifted, source, strikes, target};
 
 const DAY: u64 = 86_400;
 
-fn entry(ban: BanRecord, strikes: u32, ended: Option<Ended>) -> Entry {
-    Entry { ban, strikes, ended }
+fn entry(ban: BanRecord, strikes: u32, ended: Option<Ended>) -> LedgerEntry {
+    LedgerEntry { ban, strikes, ended }
 }
 
 #[test]
@@ -29,8 +30,14 @@ fn ban_is_complete_after_restart() {
         ban(target("192.0.2.7"), at(0), DAY),
         ban(target("2001:db8:1:2:3::4"), at(1), DAY),
         ban(target("fe80::1"), at(2), DAY),
-        BanRecord::wanted_by(Author::Operator, target("198.51.100.9"), at(3), Expiry::Never, Backend::Nft),
-        BanRecord::wanted_by(Author::Import, target("203.0.113.1"), at(4), Expiry::After(Duration::MAX), Backend::Nft),
+        by_hand(target("198.51.100.9"), at(3)),
+        BanRecord::wanted_by(
+            BanAuthor::Import,
+            target("203.0.113.1"),
+            at(4),
+            Expiry::After(Duration::MAX),
+            Backend::Nft,
+        ),
     ];
     {
         let (mut ledger, opened) = state.open();
@@ -39,7 +46,7 @@ fn ban_is_complete_after_restart() {
     }
     let (ledger, opened) = state.open();
     assert_eq!(opened, Opened::Existing);
-    let found = ledger.active(at(10)).unwrap();
+    let found = ledger.reader().active(at(10)).unwrap();
     assert_eq!(found.unreadable, 0);
     let [first, second, third, endless, beyond] = bans.map(|ban| entry(ban, 0, None));
     assert_eq!(beyond.ban.until, None, "an end beyond the range of the clock is permanent");
@@ -48,9 +55,8 @@ fn ban_is_complete_after_restart() {
 
 #[test]
 fn pages_contain_every_ban_once() {
-    let state = State::new();
-    let mut ledger = state.ledger();
-    let never = |number| BanRecord::wanted_by(Author::Operator, source(number), at(0), Expiry::Never, Backend::Nft);
+    let (state, mut ledger) = State::open_new();
+    let never = |number| by_hand(source(number), at(0));
     let mut bans: Vec<BanRecord> = (0..5).map(never).collect();
     // Most bans have the same end.
     bans.extend((5..20).map(|number| ban(source(number), at(0), DAY)));
@@ -61,20 +67,25 @@ fn pages_contain_every_ban_once() {
     let all = |ledger: &Ledger, most, now| {
         let (mut found, mut after) = (Vec::new(), None);
         loop {
-            let page = ledger.page(after, most, at(now)).unwrap();
+            let page = ledger.reader().page(after, most, at(now)).unwrap();
             assert!(page.len() <= most);
             let Some((last, _)) = page.last() else { return found };
             after = Some(last.to_string().parse().unwrap());
             found.extend(page.into_iter().map(|(_, entry)| entry.map(|entry| entry.ban.target)));
         }
     };
-    let expected: Vec<_> = ledger.active(at(10)).unwrap().items.iter().map(|entry| Some(entry.ban.target)).collect();
+    let expected: Vec<_> =
+        ledger.reader().active(at(10)).unwrap().items.iter().map(|entry| Some(entry.ban.target)).collect();
     assert_eq!(expected.len(), 24, "the two that have ended are left out");
     for most in [1, 2, 3, 5, 7, 24, 100] {
         assert_eq!(all(&ledger, most, 10), expected, "{most} in a page");
     }
-    let (last, _) = ledger.page(None, 10, at(10)).unwrap().pop().unwrap();
-    assert_eq!(ledger.page(Some(last), 10, at(9 * DAY)).unwrap(), [], "a ban that has ended since is left out");
+    let (last, _) = ledger.reader().page(None, 10, at(10)).unwrap().pop().unwrap();
+    assert_eq!(
+        ledger.reader().page(Some(last), 10, at(9 * DAY)).unwrap(),
+        [],
+        "a ban that has ended since is left out"
+    );
     intruder(&state.path()).execute("UPDATE ban SET ports = 'x' WHERE subject = '10.0.0.9'", []).unwrap();
     let found = all(&ledger, 3, 10);
     assert_eq!((found.len(), found.iter().filter(|target| target.is_none()).count()), (24, 1), "an invalid row");
@@ -85,16 +96,16 @@ fn fleet_lifts_are_replaced_as_whole() {
     let state = State::new();
     let lift = |number: u32, seconds, by| FleetLift { target: source(number), until: at(seconds), by };
     let first = [lift(1, 60, LiftedBy::Host), lift(2, 90, LiftedBy::Fleet)];
-    state.ledger().write(&[Change::FleetLifts(first.to_vec())]).unwrap();
+    state.ledger().write(&[LedgerChange::FleetLifts(first.to_vec())]).unwrap();
     let mut ledger = state.ledger();
-    assert_eq!(ledger.fleet_lifts(9).unwrap().items, [first[1], first[0]]);
-    assert_eq!(ledger.fleet_lifts(1).unwrap().items, [first[1]], "the one that ends last");
+    assert_eq!(decisions::fleet_lifts(ledger.reader(), 9).unwrap().items, [first[1], first[0]]);
+    assert_eq!(decisions::fleet_lifts(ledger.reader(), 1).unwrap().items, [first[1]], "the one that ends last");
     ledger.clock_was_set(1_000_000).unwrap();
-    assert_eq!(ledger.fleet_lifts(1).unwrap().items, [lift(2, 91, LiftedBy::Fleet)]);
-    ledger.write(&[Change::FleetLifts(vec![lift(3, 60, LiftedBy::Host)])]).unwrap();
-    assert_eq!(ledger.fleet_lifts(9).unwrap().items, [lift(3, 60, LiftedBy::Host)]);
+    assert_eq!(decisions::fleet_lifts(ledger.reader(), 1).unwrap().items, [lift(2, 91, LiftedBy::Fleet)]);
+    ledger.write(&[LedgerChange::FleetLifts(vec![lift(3, 60, LiftedBy::Host)])]).unwrap();
+    assert_eq!(decisions::fleet_lifts(ledger.reader(), 9).unwrap().items, [lift(3, 60, LiftedBy::Host)]);
     intruder(&state.path()).execute("UPDATE fleet_lift SET author = 'x'", []).unwrap();
-    let found = ledger.fleet_lifts(9).unwrap();
+    let found = decisions::fleet_lifts(ledger.reader(), 9).unwrap();
     assert_eq!((found.items.len(), found.unreadable), (0, 1));
 }
 
@@ -102,14 +113,18 @@ fn fleet_lifts_are_replaced_as_whole() {
 fn known_peers_are_replaced_as_whole() {
     let state = State::new();
     let peer = |number: u32, last| KnownPeer { target: source(number), since: at(1), last: at(last) };
-    state.ledger().write(&[Change::KnownPeers(vec![peer(1, 60), peer(2, 90)])]).unwrap();
+    state.ledger().write(&[LedgerChange::KnownPeers(vec![peer(1, 60), peer(2, 90)])]).unwrap();
     let mut ledger = state.ledger();
-    assert_eq!(ledger.known_peers(9).unwrap().items, [peer(2, 90), peer(1, 60)]);
-    assert_eq!(ledger.known_peers(1).unwrap().items, [peer(2, 90)], "the one with the latest connection");
-    ledger.write(&[Change::KnownPeers(vec![peer(3, 60)])]).unwrap();
-    assert_eq!(ledger.known_peers(9).unwrap().items, [peer(3, 60)]);
+    assert_eq!(services::known_peers(ledger.reader(), 9).unwrap().items, [peer(2, 90), peer(1, 60)]);
+    assert_eq!(
+        services::known_peers(ledger.reader(), 1).unwrap().items,
+        [peer(2, 90)],
+        "the one with the latest connection"
+    );
+    ledger.write(&[LedgerChange::KnownPeers(vec![peer(3, 60)])]).unwrap();
+    assert_eq!(services::known_peers(ledger.reader(), 9).unwrap().items, [peer(3, 60)]);
     intruder(&state.path()).execute("UPDATE known_peer SET target = '192.0.2.007'", []).unwrap();
-    let found = ledger.known_peers(9).unwrap();
+    let found = services::known_peers(ledger.reader(), 9).unwrap();
     assert_eq!((found.items.len(), found.unreadable), (0, 1));
 }
 
@@ -119,10 +134,12 @@ fn ledger_without_peers_is_migrated() {
     state.ledger().record(&[ban(source(1), at(0), 60)]).unwrap();
     downgrade_to_format_10(&state);
     let mut ledger = state.ledger();
-    assert_eq!(ledger.known_peers(9).unwrap().items, []);
-    assert_eq!(ledger.active(at(1)).unwrap().items.len(), 1, "its bans are kept");
-    ledger.write(&[Change::KnownPeers(vec![KnownPeer { target: source(1), since: at(1), last: at(2) }])]).unwrap();
-    assert_eq!(ledger.known_peers(9).unwrap().items.len(), 1);
+    assert_eq!(services::known_peers(ledger.reader(), 9).unwrap().items, []);
+    assert_eq!(ledger.reader().active(at(1)).unwrap().items.len(), 1, "its bans are kept");
+    ledger
+        .write(&[LedgerChange::KnownPeers(vec![KnownPeer { target: source(1), since: at(1), last: at(2) }])])
+        .unwrap();
+    assert_eq!(services::known_peers(ledger.reader(), 9).unwrap().items.len(), 1);
 }
 
 /// Converts the ledger to format 10.
@@ -139,27 +156,27 @@ fn commanded(number: u32, since: SystemTime, seconds: u64) -> BanRecord {
 
 /// The targets whose commands have to be undone.
 fn undo_due(ledger: &Ledger) -> Vec<BanTarget> {
-    let (found, others) = ledger.undo_due(99).unwrap();
+    let (found, others) = ledger.reader().undo_due(99).unwrap();
     assert_eq!((found.unreadable, others), (0, 0));
     found.items.iter().map(|ban| ban.target).collect()
 }
 
-fn undone(number: u32, since: SystemTime, at: SystemTime) -> Change {
-    Change::Undone { target: source(number), since, at }
+fn undone(number: u32, since: SystemTime, at: SystemTime) -> LedgerChange {
+    LedgerChange::Undone { target: source(number), since, at }
 }
 
 #[test]
 fn ended_command_is_due_until_undone() {
-    let state = State::new();
-    let mut ledger = state.ledger().undoing_commands(true);
+    let (state, ledger) = State::open_new();
+    let mut ledger = ledger.undoing_commands(true);
     let bans = [commanded(1, at(0), 60), commanded(2, at(0), 60), commanded(3, at(0), 600), ban(source(4), at(0), 60)];
     ledger.record(&bans).unwrap();
     assert_eq!(undo_due(&ledger), [], "the bans are in force");
     // The command has begun another one.
-    let moved = Change::Also(BanRecord { methods: Backend::Command.into(), ..ban(source(5), at(0), 60) });
+    let moved = LedgerChange::Also(BanRecord { methods: Backend::Command.into(), ..ban(source(5), at(0), 60) });
     ledger.write(&[ban(source(5), at(0), 60).into(), moved]).unwrap();
     let _ = ledger.expire(at(60)).unwrap();
-    assert!(ledger.ended(source(3), Ending::Lifted { by: "root".to_owned() }, at(61)).unwrap());
+    assert!(ledger.ended(source(3), lifted("root"), at(61)).unwrap());
     assert_eq!(undo_due(&ledger), [source(1), source(2), source(3), source(5)]);
     ledger.write(&[undone(1, at(0), at(61)), undone(3, at(0), at(62))]).unwrap();
     // Banned again, without the command.
@@ -167,7 +184,7 @@ fn ended_command_is_due_until_undone() {
     assert_eq!(undo_due(&state.ledger()), [source(5)], "a newer ban is in force");
     let _ = ledger.expire(at(122)).unwrap();
     assert_eq!(undo_due(&ledger), [source(2), source(5)]);
-    let (found, others) = ledger.undo_due(1).unwrap();
+    let (found, others) = ledger.reader().undo_due(1).unwrap();
     assert_eq!((found.items[0].target, found.items.len(), others), (source(2), 1, 1));
     assert!(Reader::read(&state.path(), Reader::has_to_undo).unwrap());
     ledger.write(&[undone(2, at(0), at(123)), undone(5, at(0), at(123))]).unwrap();
@@ -177,8 +194,8 @@ fn ended_command_is_due_until_undone() {
 
 #[test]
 fn undone_ban_leaves_newer_one_due() {
-    let state = State::new();
-    let mut ledger = state.ledger().undoing_commands(true);
+    let (_state, ledger) = State::open_new();
+    let mut ledger = ledger.undoing_commands(true);
     // The command of the first ban is undone before its end is recorded, that of the second one after a third ban began.
     ledger.write(&[commanded(1, at(0), 60).into(), undone(1, at(0), at(59))]).unwrap();
     let _ = ledger.expire(at(60)).unwrap();
@@ -187,7 +204,7 @@ fn undone_ban_leaves_newer_one_due() {
     ledger.write(&changes).unwrap();
     let _ = ledger.expire(at(140)).unwrap();
     assert_eq!(undo_due(&ledger), [source(1)]);
-    let (found, _) = ledger.undo_due(99).unwrap();
+    let (found, _) = ledger.reader().undo_due(99).unwrap();
     assert_eq!(found.items[0].since, at(80), "the ban that has ended last");
     ledger.write(&[undone(1, at(80), at(141))]).unwrap();
     assert_eq!(undo_due(&ledger), []);
@@ -195,8 +212,7 @@ fn undone_ban_leaves_newer_one_due() {
 
 #[test]
 fn ledger_without_expiry_command_records_no_undo() {
-    let state = State::new();
-    let mut ledger = state.ledger();
+    let (state, mut ledger) = State::open_new();
     ledger.record(&[commanded(1, at(0), 60), commanded(2, at(0), 600)]).unwrap();
     ledger.begin(at(1)).unwrap();
     let _ = ledger.expire(at(60)).unwrap();
@@ -210,8 +226,8 @@ fn ledger_without_expiry_command_records_no_undo() {
 
 #[test]
 fn older_ledger_undoes_only_open_bans() {
-    let state = State::new();
-    let mut ledger = state.ledger().undoing_commands(true);
+    let (state, ledger) = State::open_new();
+    let mut ledger = ledger.undoing_commands(true);
     ledger.record(&[commanded(1, at(0), 60), commanded(2, at(0), 600), ban(source(3), at(0), 600)]).unwrap();
     let _ = ledger.expire(at(60)).unwrap();
     drop(ledger);
@@ -227,18 +243,17 @@ fn older_ledger_undoes_only_open_bans() {
 
 #[test]
 fn ban_expires_exactly_at_its_time() {
-    let state = State::new();
-    let mut ledger = state.ledger();
+    let (_state, mut ledger) = State::open_new();
     ledger.record(&[ban(source(1), at(0), 60)]).unwrap();
     let microsecond = Duration::from_micros(1);
-    assert_eq!(ledger.active(at(60) - microsecond).unwrap().items.len(), 1);
-    assert_eq!(ledger.active(at(60)).unwrap().items.len(), 0);
+    assert_eq!(ledger.reader().active(at(60) - microsecond).unwrap().items.len(), 1);
+    assert_eq!(ledger.reader().active(at(60)).unwrap().items.len(), 0);
     assert!(ledger.expire(at(60) - microsecond).unwrap().items.is_empty());
     assert_eq!(ledger.expire(at(90)).unwrap().items, [source(1)]);
     assert!(ledger.expire(at(90)).unwrap().items.is_empty(), "an expiry is reported once");
     let ended = Ended { how: Ending::Expired, at: at(60) };
     assert_eq!(
-        ledger.bans_of(source(1)).unwrap().items[0].ended,
+        ledger.reader().bans_of(source(1)).unwrap().items[0].ended,
         Some(ended),
         "the time of the expiry counts, not the time when it was noticed"
     );
@@ -246,41 +261,38 @@ fn ban_expires_exactly_at_its_time() {
 
 #[test]
 fn lifted_ban_names_its_author() {
-    let state = State::new();
-    let mut ledger = state.ledger();
-    let by = || Ending::Lifted { by: "alice'; DROP TABLE ban; --".to_owned() };
+    let (_state, mut ledger) = State::open_new();
+    let by = || lifted("alice'; DROP TABLE ban; --");
     ledger.record(&[ban(source(1), at(0), DAY), ban(source(2), at(0), DAY)]).unwrap();
     assert!(ledger.ended(source(1), by(), at(5)).unwrap());
     assert!(!ledger.ended(source(1), by(), at(6)).unwrap(), "the ban had already ended");
     assert!(!ledger.ended(source(3), by(), at(6)).unwrap(), "there was no ban");
-    let active = ledger.active(at(7)).unwrap().items;
+    let active = ledger.reader().active(at(7)).unwrap().items;
     assert_eq!(active.iter().map(|entry| entry.ban.target).collect::<Vec<_>>(), [source(2)]);
-    assert_eq!(ledger.bans_of(source(1)).unwrap().items[0].ended, Some(Ended { how: by(), at: at(5) }));
+    assert_eq!(ledger.reader().bans_of(source(1)).unwrap().items[0].ended, Some(Ended { how: by(), at: at(5) }));
 }
 
 #[test]
 fn new_ban_replaces_old_and_counts_strike() {
-    let state = State::new();
-    let mut ledger = state.ledger();
+    let (state, mut ledger) = State::open_new();
     let banned = target("2001:db8::1");
     ledger.record(&[ban(banned, at(0), 60)]).unwrap();
     ledger.record(&[ban(banned, at(30), 60), ban(banned, at(100), 60)]).unwrap();
-    let history = ledger.bans_of(target("2001:db8::ffff")).unwrap().items;
+    let history = ledger.reader().bans_of(target("2001:db8::ffff")).unwrap().items;
     let ended: Vec<_> = history.iter().map(|entry| (entry.strikes, entry.ended.clone())).collect();
     let end = |how, when| Some(Ended { how, at: at(when) });
     assert_eq!(ended, [(0, end(Ending::Replaced, 30)), (1, end(Ending::Expired, 90)), (2, None)]);
-    assert_eq!(ledger.active(at(101)).unwrap().items.len(), 1);
+    assert_eq!(ledger.reader().active(at(101)).unwrap().items.len(), 1);
     assert_eq!(state.counts(), (1, 3));
-    assert!(ledger.ended(banned, Ending::Lifted { by: "root".to_owned() }, at(110)).unwrap());
+    assert!(ledger.ended(banned, lifted("root"), at(110)).unwrap());
     ledger.record(&[ban(banned, at(120), 60)]).unwrap();
-    let strikes: Vec<_> = ledger.bans_of(banned).unwrap().items.iter().map(|entry| entry.strikes).collect();
+    let strikes: Vec<_> = ledger.reader().bans_of(banned).unwrap().items.iter().map(|entry| entry.strikes).collect();
     assert_eq!(strikes, [0, 1, 2, 2], "the lifted ban is no strike");
 }
 
 #[test]
 fn ban_counts_as_strike_until_forgotten() {
-    let state = State::new();
-    let mut ledger = state.ledger();
+    let (_state, mut ledger) = State::open_new();
     let recent = |ledger: &Ledger, now| strikes(ledger, source(1), Duration::from_secs(100), at(now));
     ledger.record(&[ban(source(1), at(0), 1000)]).unwrap();
     assert_eq!(recent(&ledger, 999), 1, "a ban in force counts even if it is longer than strikes are remembered");
@@ -296,16 +308,15 @@ fn ban_counts_as_strike_until_forgotten() {
 
 #[test]
 fn only_standing_evidence_bans_are_strikes() {
-    let state = State::new();
-    let mut ledger = state.ledger();
-    let by_hand = |number| BanRecord::wanted_by(Author::Operator, source(number), at(0), Expiry::Never, Backend::Nft);
-    let imported = BanRecord::wanted_by(Author::Import, source(2), at(0), Expiry::Never, Backend::Nft);
+    let (_state, mut ledger) = State::open_new();
+    let by_hand = |number| by_hand(source(number), at(0));
+    let imported = BanRecord::wanted_by(BanAuthor::Import, source(2), at(0), Expiry::Never, Backend::Nft);
     let capped = BanRecord { capped: true, ..ban(source(3), at(0), 60) };
     ledger
         .record(&[by_hand(1), imported, capped.clone(), ban(source(4), at(0), 60), ban(source(5), at(0), 60)])
         .unwrap();
-    assert_eq!(ledger.bans_of(source(3)).unwrap().items[0].ban, capped);
-    let lifted = Ending::Lifted { by: "alice".to_owned() };
+    assert_eq!(ledger.reader().bans_of(source(3)).unwrap().items[0].ban, capped);
+    let lifted = lifted("alice");
     for number in 1..=4 {
         assert!(ledger.ended(source(number), lifted.clone(), at(5)).unwrap());
     }
@@ -317,31 +328,29 @@ fn only_standing_evidence_bans_are_strikes() {
 
 #[test]
 fn adopted_ban_has_one_ledger_row() {
-    let state = State::new();
-    let mut ledger = state.ledger();
+    let (_state, mut ledger) = State::open_new();
     let evidence = |number| ban(source(number), at(10), 60);
     let found = |number| {
         let left = Expiry::After(Duration::from_secs(59));
-        BanRecord::wanted_by(Author::Import, source(number), at(11), left, Backend::Nft)
+        BanRecord::wanted_by(BanAuthor::Import, source(number), at(11), left, Backend::Nft)
     };
     ledger.record(&[evidence(1), found(1), found(2), evidence(2)]).unwrap();
     for number in [1, 2] {
-        let [only] = &ledger.bans_of(source(number)).unwrap().items[..] else { panic!("{number}") };
+        let [only] = &ledger.reader().bans_of(source(number)).unwrap().items[..] else { panic!("{number}") };
         assert_eq!((&only.ban, only.strikes, &only.ended), (&evidence(number), 0, &None));
     }
     // An adopted ban is listed like any other.
     ledger.record(&[found(3), ban(source(3), at(20), 60)]).unwrap();
-    assert_eq!(ledger.bans_of(source(3)).unwrap().items.len(), 2);
+    assert_eq!(ledger.reader().bans_of(source(3)).unwrap().items.len(), 2);
 }
 
 #[test]
 fn recent_bans_count_towards_ceilings() {
-    let state = State::new();
-    let mut ledger = state.ledger();
+    let (_state, mut ledger) = State::open_new();
     let short = |number, since| BanRecord { capped: true, ..ban(source(number), at(since), 300) };
     let proven = BanRecord { grade: Some(Grade::Proven), ..ban(source(5), at(100_050), 60) };
     let by_trap = |number, since| BanRecord { class: None, ..short(number, since) };
-    let wanted = BanRecord { author: Author::Operator, ..ban(source(8), at(100_050), 60) };
+    let wanted = BanRecord { author: BanAuthor::Operator, ..ban(source(8), at(100_050), 60) };
     let bans = [
         ban(source(1), at(99_000), 600),
         ban(source(2), at(100_050), 600),
@@ -355,16 +364,15 @@ fn recent_bans_count_towards_ceilings() {
         ban(source(9), at(200_000), 60),
     ];
     ledger.record(&bans).unwrap();
-    assert!(ledger.ended(source(2), Ending::Lifted { by: "root".to_owned() }, at(100_070)).unwrap());
+    assert!(ledger.ended(source(2), lifted("root"), at(100_070)).unwrap());
     let _ = ledger.expire(at(100_100)).unwrap();
-    let recent = ledger.recall(Duration::from_secs(60), at(100_100), 100).unwrap().recent;
+    let recent = LoadedState::read(ledger.reader(), Duration::from_secs(60), at(100_100), 100).unwrap().recent;
     assert_eq!(recent, RecentBans { forgeable: 2, proven: 1, short: 1, short_daily: 4 });
 }
 
 #[test]
 fn strikes_come_newest_first() {
-    let state = State::new();
-    let mut ledger = state.ledger();
+    let (_state, mut ledger) = State::open_new();
     let endless = BanRecord { until: None, ..ban(source(5), at(100), 0) };
     let short = BanRecord { capped: true, ..ban(source(1), at(900), 300) };
     ledger
@@ -381,7 +389,7 @@ fn strikes_come_newest_first() {
     let _ = ledger.expire(at(1_000)).unwrap();
     let seconds = Duration::from_secs;
     let all = |limit| {
-        let found = ledger.recall(seconds(950), at(1_000), limit).unwrap();
+        let found = LoadedState::read(ledger.reader(), seconds(950), at(1_000), limit).unwrap();
         assert_eq!(found.unreadable, 0);
         found.struck.into_iter().map(|struck| (struck.target, struck.strikes, struck.last)).collect::<Vec<_>>()
     };
@@ -404,23 +412,23 @@ fn remaining_time_never_exceeds_whole() {
     assert_eq!(timed.left(at(160) - Duration::from_millis(3)), after(1), "an expiry is never shorter than its minimum");
     assert_eq!(timed.left(at(160)), None);
     assert_eq!(timed.left(at(0)), after(60), "the clock was set back");
-    let endless = BanRecord::wanted_by(Author::Operator, source(1), at(100), Expiry::Never, Backend::Nft);
+    let endless = by_hand(source(1), at(100));
     assert_eq!(endless.left(at(999_999)), Some(Expiry::Never));
 }
 
 #[test]
 fn changes_are_written_in_order() {
-    let state = State::new();
-    let mut ledger = state.ledger();
-    let lifted = Ended { how: Ending::Lifted { by: "bob".to_owned() }, at: at(2) };
+    let (_state, mut ledger) = State::open_new();
+    let lifted = Ended { how: lifted("bob"), at: at(2) };
     let changes = [
-        Change::Banned(ban(source(1), at(0), DAY)),
-        Change::Ended { target: source(1), ended: lifted.clone() },
-        Change::Ended { target: source(2), ended: lifted },
-        Change::Banned(ban(source(2), at(3), DAY)),
+        LedgerChange::Banned(ban(source(1), at(0), DAY)),
+        LedgerChange::Ended { target: source(1), ended: lifted.clone() },
+        LedgerChange::Ended { target: source(2), ended: lifted },
+        LedgerChange::Banned(ban(source(2), at(3), DAY)),
     ];
     ledger.write(&changes).unwrap();
-    let active: Vec<BanTarget> = ledger.active(at(4)).unwrap().items.iter().map(|entry| entry.ban.target).collect();
+    let active: Vec<BanTarget> =
+        ledger.reader().active(at(4)).unwrap().items.iter().map(|entry| entry.ban.target).collect();
     assert_eq!(active, [source(2)]);
 }
 
@@ -436,7 +444,7 @@ fn history_is_bounded_and_keeps_open_bans() {
     ledger.record(early).unwrap();
     assert_eq!(ledger.expire(at(u64::from(many) + 1)).unwrap().items.len(), 500);
     ledger.record(late).unwrap();
-    assert!(ledger.bans_of(source(500)).unwrap().items.is_empty(), "the oldest ended ban is removed first");
+    assert!(ledger.reader().bans_of(source(500)).unwrap().items.is_empty(), "the oldest ended ban is removed first");
     let _ = ledger.expire(at(u64::from(many) + 1)).unwrap();
     ledger.record(&late[..usize::try_from(SLACK).unwrap()]).unwrap();
     let _ = ledger.expire(at(u64::from(many) + 1)).unwrap();
@@ -444,13 +452,12 @@ fn history_is_bounded_and_keeps_open_bans() {
 
     let _ = ledger.expire(at(u64::from(many) + 3 * DAY)).unwrap();
     assert_eq!(state.counts(), (1, 1), "only bans that ended more than a day ago are removed");
-    assert_eq!(ledger.active(at(10)).unwrap().items[0].ban, open);
+    assert_eq!(ledger.reader().active(at(10)).unwrap().items[0].ban, open);
 }
 
 #[test]
 fn hundred_thousand_bans_read_back() {
-    let state = State::new();
-    let mut ledger = state.ledger();
+    let (state, mut ledger) = State::open_new();
     // In the order of a hash, because sources arrive in no order.
     let many = 100_000 / slowness();
     let sources = (0..many).map(|number| source(number.wrapping_mul(0x9e37_79b1) & 0x00ff_ffff));
@@ -459,11 +466,11 @@ fn hundred_thousand_bans_read_back() {
     let start = Instant::now();
     ledger.record(&bans).unwrap();
     let (written, start) = (start.elapsed(), Instant::now());
-    let active = ledger.active(at(1)).unwrap();
+    let active = ledger.reader().active(at(1)).unwrap();
     let (read, start) = (start.elapsed(), Instant::now());
     assert_eq!(active.items.len(), many);
     let again = Instant::now();
-    let recalled = ledger.recall(Duration::from_secs(90 * DAY), at(1), many).unwrap();
+    let recalled = LoadedState::read(ledger.reader(), Duration::from_secs(90 * DAY), at(1), many).unwrap();
     let counted = again.elapsed();
     assert_eq!((recalled.active.len(), recalled.struck.len()), (many, many));
     assert_eq!(ledger.expire(at(DAY)).unwrap().items.len(), many);
@@ -484,26 +491,8 @@ fn hundred_thousand_bans_read_back() {
 #[test]
 fn ban_keeps_evidence_with_deciding_port_first() {
     let watch = Watch { ports: "1-65535".parse().unwrap(), response: Response::Block };
-    let mut engine = Engine::new(
-        Settings {
-            tcp: watch.clone(),
-            udp: watch,
-            decoys: portsentry::types::PortSet::new(),
-            sctp: false,
-            icmp: false,
-            ack_bans: false,
-            scan_trigger: 2,
-            window: Duration::from_secs(1800),
-            expiry: Expiry::After(Duration::from_secs(DAY)),
-            escalate: Escalation::default(),
-            widest: MaxPrefix::default(),
-            max_sources: 1024,
-            max_judged: 1024,
-            max_new_bans_per_minute: 600,
-            max_forgeable_bans: 4_096,
-        },
-        HashKey(1, 2),
-    );
+    let builtin = Settings::from_config(&Config::parse("", "").unwrap());
+    let mut engine = Engine::new(Settings { tcp: watch.clone(), udp: watch, ..builtin }, HashKey(1, 2));
     let host = Host::new(Local::own(["2001:db8::80".parse().unwrap()]));
     let mut touch = |port| {
         let observation = Observation {
@@ -528,10 +517,9 @@ fn ban_keeps_evidence_with_deciding_port_first() {
     let mut ports: Vec<u16> = banned.ports.iter().map(|(_, port)| *port).collect();
     ports.sort_unstable();
     assert_eq!(ports, [23, 2323, 8080]);
-    let state = State::new();
-    let mut ledger = state.ledger();
+    let (_state, mut ledger) = State::open_new();
     ledger.record(std::slice::from_ref(&banned)).unwrap();
-    let stored = ledger.bans_of(target("2001:db8:1:2::")).unwrap().items.remove(0).ban;
+    let stored = ledger.reader().bans_of(target("2001:db8:1:2::")).unwrap().items.remove(0).ban;
     assert_eq!(stored, banned);
     assert_eq!((stored.source.to_string().as_str(), stored.probes), ("2001:db8:1:2:3::4", 4));
     assert_eq!((stored.class, stored.until), (Some(Class::Connect), Some(at(DAY))));
@@ -559,7 +547,7 @@ fn older_ledger_gets_grades_of_evidence() {
         grade: Some(grade),
         ..ban(source(n), at(0), 60)
     };
-    let by_hand = BanRecord::wanted_by(Author::Operator, source(4), at(0), Expiry::Never, Backend::Nft);
+    let by_hand = by_hand(source(4), at(0));
     let bans = [
         ban(source(1), at(0), 60),
         connect(2, &handshakes, Grade::Proven),
@@ -576,10 +564,10 @@ fn older_ledger_gets_grades_of_evidence() {
     });
     assert_eq!((each.unwrap(), &read), (0, &grades), "a reader changes nothing");
     let ledger = state.ledger();
-    let stored: Vec<_> = (1..5).map(|n| ledger.bans_of(source(n)).unwrap().items[0].ban.clone()).collect();
+    let stored: Vec<_> = (1..5).map(|n| ledger.reader().bans_of(source(n)).unwrap().items[0].ban.clone()).collect();
     let bans: Vec<_> = bans.into_iter().map(|ban| BanRecord { guest_port: None, ..ban }).collect();
     assert_eq!(stored, bans, "the daemon migrates the ledger");
-    let recalled = ledger.recall(Duration::from_secs(50), at(1), 9).unwrap();
+    let recalled = LoadedState::read(ledger.reader(), Duration::from_secs(50), at(1), 9).unwrap();
     assert_eq!(recalled.active.iter().filter(|ban| ban.grade == Some(Grade::Proven)).count(), 1);
 }
 
@@ -588,7 +576,7 @@ fn logged_sources_are_one_row_each() {
     let state = State::new();
     let scan = |number, seconds| {
         let scanned = ban(source(number), at(seconds), DAY);
-        Change::Logged(Logged {
+        LedgerChange::Logged(Logged {
             target: scanned.target,
             source: scanned.source,
             first: at(seconds),
@@ -602,10 +590,10 @@ fn logged_sources_are_one_row_each() {
     };
     let mut ledger = state.ledger();
     ledger.write(&[scan(1, 0), scan(2, 10), scan(1, 20)]).unwrap();
-    let read = || Reader::read(&state.path(), Reader::logged).unwrap().items;
+    let read = || Reader::read(&state.path(), logged::all).unwrap().items;
     let found: Vec<_> = read().iter().map(|one| (one.target, one.first, one.last, one.times)).collect();
     assert_eq!(found, [(source(1), at(0), at(20), 2), (source(2), at(10), at(10), 1)], "the newest first");
-    assert!(ledger.active(at(30)).unwrap().items.is_empty(), "logged sources are not bans");
+    assert!(ledger.reader().active(at(30)).unwrap().items.is_empty(), "logged sources are not bans");
     let _ = ledger.expire(at(10) + Duration::from_secs(90 * DAY + 1)).unwrap();
     assert_eq!(read().len(), 1, "records older than 90 days are removed");
 }

@@ -8,7 +8,8 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use portsentry::engine::{Class, Grade, LinkId};
 use portsentry::ledger::{
-    Author, BanRecord, BanSummary, Change, DATABASE, Ledger, LegacyFiles, Opened, Writer, WriterEvent,
+    BanAuthor, BanRecord, BanSummary, DATABASE, Ending, Ledger, LedgerChange, LegacyFiles, LoadedState, Opened,
+    Recorder, Writer, WriterEvent,
 };
 use portsentry::types::{Backend, BanTarget, Expiry, Protocol};
 use rusqlite::Connection;
@@ -46,7 +47,7 @@ pub(crate) fn ban(target: BanTarget, since: SystemTime, seconds: u64) -> BanReco
             address => address,
         },
         ..BanRecord::wanted_by(
-            Author::Detector,
+            BanAuthor::Detector,
             target,
             since,
             Expiry::After(Duration::from_secs(seconds)),
@@ -55,12 +56,28 @@ pub(crate) fn ban(target: BanTarget, since: SystemTime, seconds: u64) -> BanReco
     }
 }
 
+/// A permanent ban of `target` by an operator.
+pub(crate) fn by_hand(target: BanTarget, since: SystemTime) -> BanRecord {
+    BanRecord::wanted_by(BanAuthor::Operator, target, since, Expiry::Never, Backend::Nft)
+}
+
+pub(crate) fn lifted(by: &str) -> Ending {
+    Ending::Lifted { by: by.to_owned() }
+}
+
 /// A state directory that is removed at the end.
 pub(crate) struct State(TempDir);
 
 impl State {
     pub(crate) fn new() -> Self {
         Self(tempfile::tempdir().unwrap())
+    }
+
+    /// A state directory with an empty ledger, which is open.
+    pub(crate) fn open_new() -> (Self, Ledger) {
+        let state = Self::new();
+        let ledger = state.ledger();
+        (state, ledger)
     }
 
     /// A state directory with `bans` in its ledger, which is closed.
@@ -129,7 +146,7 @@ impl State {
 
 /// The number of strikes of `target` that a start at `now` would load.
 pub(crate) fn strikes(ledger: &Ledger, target: BanTarget, forget: Duration, now: SystemTime) -> u32 {
-    let struck = ledger.recall(forget, now, usize::MAX).unwrap().struck;
+    let struck = LoadedState::read(ledger.reader(), forget, now, usize::MAX).unwrap().struck;
     struck.iter().find(|struck| struck.target == target).map_or(0, |struck| struck.strikes)
 }
 
@@ -138,19 +155,18 @@ pub(crate) fn intruder(directory: &Path) -> Connection {
     Connection::open(directory.join(DATABASE)).unwrap()
 }
 
-/// A writer and the channel with its events.
-pub(crate) fn writer(directory: &Path, texts: bool) -> (Writer, Receiver<WriterEvent>) {
+/// A writer, a sender of changes for it, and the channel with its events.
+pub(crate) fn writer(directory: &Path, texts: bool) -> (Writer, Recorder, Receiver<WriterEvent>) {
     let (ledger, _) = Ledger::open(directory).unwrap();
     let classic = texts.then(|| LegacyFiles::open(directory).unwrap());
     let (sender, events) = channel();
-    let writer = Writer::start(ledger, classic, move |event| {
-        let _ = sender.send(event);
-    });
-    (writer.unwrap(), events)
+    let writer = Writer::start(ledger, classic, move |event| drop(sender.send(event))).unwrap();
+    let recorder = writer.recorder();
+    (writer, recorder, events)
 }
 
-pub(crate) fn banned(number: u32, since: SystemTime, seconds: u64) -> Change {
-    Change::Banned(ban(source(number), since, seconds))
+pub(crate) fn banned(number: u32, since: SystemTime, seconds: u64) -> LedgerChange {
+    LedgerChange::Banned(ban(source(number), since, seconds))
 }
 
 /// The time limit for any operation of the writer, for a busy machine.

@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::time::Duration;
 
-use portsentry::ledger::{Author, BLOCKED, BanRecord, HISTORY, LedgerError, LegacyFiles};
+use portsentry::ledger::{BLOCKED, BanAuthor, BanRecord, HISTORY, LedgerError, LegacyFiles};
 use portsentry::types::{Backend, BanTarget, Expiry, Protocol};
 use proptest::prelude::*;
 use regex::Regex;
@@ -83,7 +83,7 @@ fn forged_mapped_address_bans_no_ipv4() {
 fn operator_ban_has_port_0_in_history() {
     let state = State::new();
     let ban_by = |author| BanRecord::wanted_by(author, target("198.51.100.9"), at(0), Expiry::Never, Backend::Nft);
-    append(&mut classic(&state), &[ban_by(Author::Operator), ban_by(Author::Import)]);
+    append(&mut classic(&state), &[ban_by(BanAuthor::Operator), ban_by(BanAuthor::Import)]);
     let text = state.read(HISTORY);
     assert_eq!(text.lines().count(), 1);
     assert!(text.ends_with("198.51.100.9/198.51.100.9 Port: 0 TCP Blocked\n"), "{text}");

@@ -48,8 +48,7 @@ impl Drop for Disk {
 #[test]
 fn full_disk_is_reported_once_without_loss() {
     let disk = Disk::new("2m");
-    let (writer, events) = writer(&disk.path(), true);
-    let recorder = writer.recorder();
+    let (writer, recorder, events) = writer(&disk.path(), true);
     let now = SystemTime::now();
     recorder.send(banned(0, now, 3600));
     eventually("the first ban", || recorder.written() == 1);
@@ -73,7 +72,7 @@ fn full_disk_is_reported_once_without_loss() {
     assert_eq!((recorder.written(), recorder.dropped()), (3_000, 0));
     let (ledger, opened) = Ledger::open(&disk.path()).unwrap();
     assert_eq!(opened, Opened::Existing);
-    assert_eq!(ledger.active(now).unwrap().items.len(), 3_000);
+    assert_eq!(ledger.reader().active(now).unwrap().items.len(), 3_000);
     let history = fs::read_to_string(disk.path().join(HISTORY)).unwrap();
     assert_eq!(history.lines().count(), 3_000, "no line is missing, torn or duplicated");
     assert!(history.lines().all(|line| line.ends_with(" Blocked")));
@@ -84,8 +83,7 @@ fn full_disk_is_reported_once_without_loss() {
 #[test]
 fn unwritable_list_is_reported_once() {
     let folder = tempfile::tempdir().unwrap();
-    let (writer, events) = writer(folder.path(), true);
-    let recorder = writer.recorder();
+    let (writer, recorder, events) = writer(folder.path(), true);
     let in_the_way = folder.path().join(format!("{BLOCKED}.new"));
     fs::create_dir(&in_the_way).unwrap();
     recorder.send(banned(0, SystemTime::now(), 3600));
@@ -106,8 +104,7 @@ fn unwritable_list_is_reported_once() {
 #[test]
 fn full_disk_drops_newest_changes_without_waiting() {
     let disk = Disk::new("2m");
-    let (writer, events) = writer(&disk.path(), false);
-    let recorder = writer.recorder();
+    let (writer, recorder, events) = writer(&disk.path(), false);
     disk.fill();
     let now = SystemTime::now();
     let mut taken = 0;
@@ -145,8 +142,7 @@ fn ledger_of_the_child() -> PathBuf {
 #[test]
 fn locked_database_is_reported_and_written_later() {
     let state = State::new();
-    let (writer, events) = writer(&state.path(), false);
-    let recorder = writer.recorder();
+    let (writer, recorder, events) = writer(&state.path(), false);
     let mut locker = child("trouble::subprocess_locks_database", &state.path());
     let mut lines = BufReader::new(locker.stdout.take().unwrap()).lines();
     assert!(lines.any(|line| line.unwrap().contains("locked")));
@@ -160,7 +156,7 @@ fn locked_database_is_reported_and_written_later() {
     await_event(&events, "the recovery", |event| matches!(event, WriterEvent::Recovered { .. }));
     assert!(locker.wait().unwrap().success());
     assert_eq!(writer.stop(time_limit()), Stopped::Whole);
-    assert_eq!(state.ledger().active(now).unwrap().items.len(), 1);
+    assert_eq!(state.ledger().reader().active(now).unwrap().items.len(), 1);
 }
 
 #[test]
@@ -195,7 +191,7 @@ fn killed_process_loses_no_transaction() {
         }
         let (ledger, opened) = state.open();
         assert_eq!(opened, Opened::Existing);
-        let found = ledger.active(SystemTime::now()).unwrap();
+        let found = ledger.reader().active(SystemTime::now()).unwrap();
         assert_eq!(found.unreadable, 0);
         assert!(found.items.len() >= last, "{} of {last}", found.items.len());
         let numbers = (0..).map(source);
@@ -213,8 +209,7 @@ fn killed_process_loses_no_transaction() {
 #[test]
 #[ignore = "runs as a child process of a test above"]
 fn subprocess_writes_forever() {
-    let (writer, _told) = writer(&ledger_of_the_child(), true);
-    let recorder = writer.recorder();
+    let (_writer, recorder, _told) = writer(&ledger_of_the_child(), true);
     let mut out = std::io::stdout();
     for number in 0.. {
         while !recorder.send(banned(number, SystemTime::now(), 3600)) {
@@ -232,12 +227,11 @@ fn runtime_damage_starts_new_ledger() {
     let state = State::new();
     let now = SystemTime::now();
     {
-        let (writer, _told) = writer(&state.path(), false);
-        let recorder = writer.recorder();
+        let (writer, recorder, _told) = writer(&state.path(), false);
         (0..2_000).for_each(|number| assert!(recorder.send(banned(number, now, 3600))));
         assert_eq!(writer.stop(time_limit()), Stopped::Whole);
     }
-    let (writer, events) = writer(&state.path(), false);
+    let (writer, recorder, events) = writer(&state.path(), false);
     // A change by another program makes the thread read its pages again.
     let change = "UPDATE ban SET probes = probes + 1; PRAGMA wal_checkpoint(TRUNCATE)";
     intruder(&state.path()).execute_batch(change).unwrap();
@@ -245,7 +239,6 @@ fn runtime_damage_starts_new_ledger() {
     let length = file.metadata().unwrap().len();
     // Overwrites all but the first pages, so that the next read of the thread fails.
     file.write_all_at(&vec![0xa5; usize::try_from(length).unwrap() - 4096], 4096).unwrap();
-    let recorder = writer.recorder();
     recorder.send(banned(50_000, now, 3600));
     let event = await_event(&events, "the damage", |event| matches!(event, WriterEvent::Rebuilt { .. }));
     assert!(matches!(&event, WriterEvent::Rebuilt { aside: Some(aside), .. } if aside.exists()), "{event}");
@@ -253,15 +246,14 @@ fn runtime_damage_starts_new_ledger() {
     assert_eq!(writer.stop(time_limit()), Stopped::Whole);
     let (ledger, opened) = state.open();
     assert_eq!(opened, Opened::Existing);
-    let active: Vec<_> = ledger.active(now).unwrap().items.iter().map(|entry| entry.ban.target).collect();
+    let active: Vec<_> = ledger.reader().active(now).unwrap().items.iter().map(|entry| entry.ban.target).collect();
     assert!(active.ends_with(&[source(50_000), source(50_001)]), "{active:?}");
 }
 
 #[test]
 fn removed_database_is_recreated_with_bans() {
     let state = State::new();
-    let (writer, events) = writer(&state.path(), false);
-    let recorder = writer.recorder();
+    let (writer, recorder, events) = writer(&state.path(), false);
     let now = SystemTime::now();
     (0..10).for_each(|number| assert!(recorder.send(banned(number, now, 3600))));
     eventually("ten bans", || recorder.written() == 10);
@@ -272,5 +264,5 @@ fn removed_database_is_recreated_with_bans() {
     assert!(matches!(event, WriterEvent::Rebuilt { aside: None, carried: 10, .. }), "{event}");
     recorder.send(banned(10, now, 3600));
     assert_eq!(writer.stop(time_limit()), Stopped::Whole);
-    assert_eq!(state.ledger().active(now).unwrap().items.len(), 11);
+    assert_eq!(state.ledger().reader().active(now).unwrap().items.len(), 11);
 }

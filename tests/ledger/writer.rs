@@ -4,21 +4,20 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
-use portsentry::ledger::{BLOCKED, Change, Ended, Ending, HISTORY, Recorder, Stopped, WriterEvent};
+use portsentry::ledger::{BLOCKED, Ended, HISTORY, LedgerChange, Recorder, Stopped, WriterEvent};
 
-use super::support::{State, await_event, banned, eventually, source, time_limit, writer};
+use super::support::{State, await_event, banned, eventually, lifted, source, time_limit, writer};
 use netns_lab::slowness;
 
 #[test]
 fn queued_writes_are_done_at_stop() {
     let state = State::new();
-    let (writer, _told) = writer(&state.path(), true);
-    let recorder = writer.recorder();
+    let (writer, recorder, _told) = writer(&state.path(), true);
     let now = SystemTime::now();
     let taken = (0..5_000).filter(|number| recorder.send(banned(*number, now, 3600))).count();
     assert_eq!(taken, 5_000);
     assert_eq!(writer.stop(time_limit()), Stopped::Whole);
-    assert_eq!(state.ledger().active(now).unwrap().items.len(), 5_000);
+    assert_eq!(state.ledger().reader().active(now).unwrap().items.len(), 5_000);
     assert_eq!(state.read(HISTORY).lines().count(), 5_000);
     assert_eq!(state.read(BLOCKED).lines().count(), 5_000);
     assert_eq!((recorder.written(), recorder.dropped()), (5_000, 0));
@@ -35,8 +34,8 @@ fn ask_again(recorder: &Recorder, asked: &Arc<AtomicU32>) {
 #[test]
 fn endless_queries_do_not_delay_writes() {
     let state = State::new();
-    let (writer, _told) = writer(&state.path(), true);
-    let (recorder, asked) = (writer.recorder(), Arc::new(AtomicU32::new(0)));
+    let (writer, recorder, _told) = writer(&state.path(), true);
+    let asked = Arc::new(AtomicU32::new(0));
     ask_again(&recorder, &asked);
     eventually("many queries are answered", || asked.load(Ordering::Relaxed) > 100);
     recorder.send(banned(1, SystemTime::now(), 3600));
@@ -48,16 +47,15 @@ fn endless_queries_do_not_delay_writes() {
 #[test]
 fn listed_bans_follow_changes() {
     let state = State::new();
-    let (writer, events) = writer(&state.path(), true);
-    let recorder = writer.recorder();
+    let (writer, recorder, events) = writer(&state.path(), true);
     let now = SystemTime::now();
     let has = |number| state.read(BLOCKED).contains(&format!("/{} Port", source(number)));
     recorder.send(banned(1, now, 3600));
     recorder.send(banned(2, now, 3600));
     recorder.send(banned(3, now, 8 * u64::from(slowness())));
     eventually("three bans in the list", || has(1) && has(2) && has(3));
-    let how = Ending::Lifted { by: "alice".to_owned() };
-    recorder.send(Change::Ended { target: source(1), ended: Ended { how, at: SystemTime::now() } });
+    let how = lifted("alice");
+    recorder.send(LedgerChange::Ended { target: source(1), ended: Ended { how, at: SystemTime::now() } });
     let expired = await_event(&events, "the end of the short ban", |event| matches!(event, WriterEvent::Expired(_)));
     assert!(matches!(&expired, WriterEvent::Expired(targets) if *targets == [source(3)]), "{expired}");
     eventually("one ban in the list", || !has(1) && has(2) && !has(3));
@@ -69,8 +67,7 @@ fn listed_bans_follow_changes() {
 fn list_is_rewritten_once_a_second() {
     use std::os::unix::fs::MetadataExt;
     let state = State::new();
-    let (writer, _told) = writer(&state.path(), true);
-    let recorder = writer.recorder();
+    let (writer, recorder, _told) = writer(&state.path(), true);
     let start = Instant::now();
     let mut versions = Vec::new();
     for number in 0..500 {

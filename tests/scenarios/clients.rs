@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, TcpListener, TcpStream};
 use std::time::{Duration, SystemTime};
 
 use portsentry::engine::Service;
-use portsentry::ledger::{Change, Ledger};
+use portsentry::ledger::{Ledger, LedgerChange, services};
 use portsentry::types::{BanTarget, Protocol};
 use rustix::process::Uid;
 use rustix::thread::set_thread_res_uid;
@@ -23,7 +23,8 @@ fn remember(lab: &Lab, ports: &[u16], ago: Duration) {
     let served = SystemTime::now() - ago;
     let families: [IpAddr; 2] = [Ipv4Addr::UNSPECIFIED.into(), Ipv6Addr::UNSPECIFIED.into()];
     let service = |port: &u16| families.map(|address| Service { protocol: Protocol::Tcp, port: *port, address });
-    let changes: Vec<Change> = ports.iter().flat_map(service).map(|service| Change::Served(service, served)).collect();
+    let changes: Vec<LedgerChange> =
+        ports.iter().flat_map(service).map(|service| LedgerChange::Served(service, served)).collect();
     ledger.write(&changes).unwrap();
 }
 
@@ -31,7 +32,7 @@ fn remember(lab: &Lab, ports: &[u16], ago: Duration) {
 fn remembered(lab: &Lab) -> Vec<(u16, SystemTime)> {
     let copy = netns_lab::copy_of_state(&lab.path("state"));
     let (ledger, _) = Ledger::open(copy.path()).unwrap();
-    let mut found = ledger.services(1_000).unwrap().items;
+    let mut found = services::remembered(ledger.reader(), 1_000).unwrap().items;
     found.sort_by_key(|(service, _)| *service);
     found.into_iter().map(|(service, served)| (service.port, served)).collect()
 }
@@ -339,7 +340,7 @@ fn container_ban_ends_after_restart() {
 fn recorded_port(lab: &Lab, target: BanTarget) -> Option<String> {
     let copy = netns_lab::copy_of_state(&lab.path("state"));
     let (ledger, _) = Ledger::open(copy.path()).unwrap();
-    let bans = ledger.bans_of(target).unwrap().items;
+    let bans = ledger.reader().bans_of(target).unwrap().items;
     bans.first()?.ban.guest_port.map(|port| port.name().to_owned())
 }
 
@@ -475,7 +476,7 @@ fn early_restart_bans_no_clients() {
     let written = || {
         let copy = netns_lab::copy_of_state(&lab.path("state"));
         let (ledger, _) = Ledger::open(copy.path()).unwrap();
-        let open = ledger.listeners(100).unwrap().items;
+        let open = services::listeners(ledger.reader(), 100).unwrap().items;
         (open.iter().filter(|(service, gone)| SERVED.contains(&service.port) && gone.is_none()).count() == 6)
             .then_some(())
     };
@@ -626,7 +627,7 @@ fn peers_stay_known_across_restart() {
     drop((held, inner_end));
     daemon.stop();
     let copy = netns_lab::copy_of_state(&lab.path("state"));
-    let stored = Ledger::open(copy.path()).unwrap().0.known_peers(9).unwrap().items;
+    let stored = services::known_peers(Ledger::open(copy.path()).unwrap().0.reader(), 9).unwrap().items;
     assert_eq!(stored.len(), 2, "{stored:?}");
     assert!(stored.iter().all(|peer| peer.since <= peer.last), "{stored:?}");
 

@@ -8,7 +8,7 @@ use std::process::Command;
 use std::time::{Duration, SystemTime};
 
 use portsentry::clock::boot_time;
-use portsentry::ledger::Entry;
+use portsentry::ledger::LedgerEntry;
 use portsentry::types::Timestamp;
 use rustix::time::{ClockId, clock_gettime};
 
@@ -53,11 +53,11 @@ impl Clock {
 }
 
 /// All entries of the ledger about an address, the newest last; waits for the first.
-fn history(lab: &Lab, address: IpAddr) -> Vec<Entry> {
+fn history(lab: &Lab, address: IpAddr) -> Vec<LedgerEntry> {
     let of = || {
         let copy = netns_lab::copy_of_state(&lab.path("state"));
         let (ledger, _) = portsentry::ledger::Ledger::open(copy.path()).unwrap();
-        let found = ledger.bans_of(portsentry::types::BanTarget::containing(address)).unwrap().items;
+        let found = ledger.reader().bans_of(portsentry::types::BanTarget::containing(address)).unwrap().items;
         (!found.is_empty()).then_some(found)
     };
     within(TIMEOUT, of).unwrap_or_else(|| panic!("the ledger has nothing about {address}"))

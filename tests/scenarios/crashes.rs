@@ -175,7 +175,7 @@ fn ban_during_start_has_one_row() {
     let copy = netns_lab::copy_of_state(&lab.path("state"));
     let (ledger, _) = Ledger::open(copy.path()).unwrap();
     for host in hosts {
-        let rows = ledger.bans_of(BanTarget::containing(lab.v4(host).into())).unwrap().items;
+        let rows = ledger.reader().bans_of(BanTarget::containing(lab.v4(host).into())).unwrap().items;
         let [row] = &rows[..] else { panic!("{rows:#?}") };
         assert!(row.ended.is_none() && row.ban.class.is_some(), "{row:?}");
     }

@@ -4,7 +4,7 @@ use std::net::IpAddr;
 use std::time::{Duration, SystemTime};
 
 use portsentry::engine::{Class, Grade};
-use portsentry::ledger::{Author, BanRecord, Ledger};
+use portsentry::ledger::{BanAuthor, BanRecord, Ledger, LoadedState};
 use portsentry::types::{Backend, BanTarget, Expiry};
 
 use crate::support::{CLOSED, expect_held, expect_nothing_left, scan, scene, settings};
@@ -93,8 +93,13 @@ fn first_ban_after_start_counts_strike() {
     let now = SystemTime::now();
     let ban = |target, ago: u64| {
         let since = now - Duration::from_secs(ago);
-        let ban =
-            BanRecord::wanted_by(Author::Detector, target, since, Expiry::After(Duration::from_secs(60)), Backend::Nft);
+        let ban = BanRecord::wanted_by(
+            BanAuthor::Detector,
+            target,
+            since,
+            Expiry::After(Duration::from_secs(60)),
+            Backend::Nft,
+        );
         BanRecord { class: Some(Class::Syn), ..ban }
     };
     // The strike of the oldest ban is loaded last.
@@ -120,7 +125,8 @@ fn strikes(backends: &[&str]) -> u32 {
     let copy = netns_lab::copy_of_state(&lab.path("state"));
     let (ledger, _) = Ledger::open(copy.path()).unwrap();
     let target = BanTarget::containing(IpAddr::from(lab.v4("attacker")));
-    let struck = ledger.recall(Duration::from_secs(3_600), SystemTime::now(), usize::MAX).unwrap().struck;
+    let struck =
+        LoadedState::read(ledger.reader(), Duration::from_secs(3_600), SystemTime::now(), usize::MAX).unwrap().struck;
     struck.iter().find(|struck| struck.target == target).map_or(0, |struck| struck.strikes)
 }
 
@@ -144,7 +150,7 @@ fn gets_short_ban(ago: Duration) -> bool {
     let ban = |number: u8, since, seconds| {
         let target = BanTarget::V4([192, 0, 2, number].into());
         let expiry = Expiry::After(Duration::from_secs(seconds));
-        let ban = BanRecord::wanted_by(Author::Detector, target, since, expiry, Backend::Nft);
+        let ban = BanRecord::wanted_by(BanAuthor::Detector, target, since, expiry, Backend::Nft);
         BanRecord { class: Some(Class::Syn), grade: Some(Grade::Forgeable), ..ban }
     };
     let standing = (1..=30).map(|number| ban(number, now - Duration::from_secs(3_600), 86_400));

@@ -5,7 +5,7 @@ use std::net::Ipv4Addr;
 use std::time::{Duration, Instant, SystemTime};
 
 use portsentry::enforce::nft::Table;
-use portsentry::ledger::{Author, BanRecord, Ledger};
+use portsentry::ledger::{BanAuthor, BanRecord, Ledger};
 use portsentry::types::{Backend, BanTarget, Expiry};
 
 use netns_lab::daemon::Daemon;
@@ -26,7 +26,7 @@ fn fill_ledger(lab: &Lab) {
     let (mut ledger, _) = Ledger::open(&netns_lab::own_state(&lab.path("state"))).unwrap();
     let bans = (0..BANS).map(|number| {
         let length = Duration::from_secs(7_200 + u64::from(number % 100) * 60);
-        BanRecord::wanted_by(Author::Detector, source(number), since, Expiry::After(length), Backend::Nft)
+        BanRecord::wanted_by(BanAuthor::Detector, source(number), since, Expiry::After(length), Backend::Nft)
     });
     ledger.record(&bans.collect::<Vec<_>>()).unwrap();
 }

@@ -81,7 +81,7 @@ fn ruleset_loaded_before_start_adds_no_ban() {
     let recorded = || {
         let copy = netns_lab::copy_of_state(&lab.path("state"));
         let (ledger, _) = portsentry::ledger::Ledger::open(copy.path()).unwrap();
-        ledger.table().unwrap().map(drop)
+        portsentry::ledger::services::kernel_table(ledger.reader()).unwrap().map(drop)
     };
     assert!(within(TIMEOUT, recorded).is_some());
     daemon.stop();

@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv6Addr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use portsentry::ledger::{Entry, Ledger};
+use portsentry::ledger::{Ledger, LedgerEntry};
 
 use netns_lab::daemon::Daemon;
 use netns_lab::services::EIGHT;
@@ -128,10 +128,10 @@ fn script(lab: &Lab) -> PathBuf {
 }
 
 /// The bans in force according to the ledger.
-pub(crate) fn ledger(directory: &Path) -> Vec<Entry> {
+pub(crate) fn ledger(directory: &Path) -> Vec<LedgerEntry> {
     let copy = netns_lab::copy_of_state(directory);
     let (ledger, _) = Ledger::open(copy.path()).unwrap();
-    let active = ledger.active(std::time::SystemTime::now()).unwrap();
+    let active = ledger.reader().active(std::time::SystemTime::now()).unwrap();
     assert_eq!(active.unreadable, 0);
     active.items
 }

@@ -12,7 +12,7 @@ use rustix::io::Errno;
 use crate::control::client::{ClientError, JOIN_GROUP};
 use crate::control::scoped_network::ScopedNetwork;
 use crate::enforce::nft::{BlockError, Remaining, Table};
-use crate::ledger::{Entry, Found, LedgerError, Reader};
+use crate::ledger::{Found, LedgerEntry, LedgerError, Reader};
 use crate::types::{Backend, BanTarget, Expiry, Prefix, shared64};
 
 /// Maximum number of bans for which the kernel's sets are read, which takes a few seconds. The time grows with the
@@ -60,7 +60,7 @@ pub struct Bans {
 pub struct Listed {
     pub target: BanTarget,
     /// The ledger's entry; `None` if it has none.
-    pub remembered: Option<Entry>,
+    pub remembered: Option<LedgerEntry>,
     pub kernel: KernelState,
 }
 
@@ -129,7 +129,8 @@ fn one(directory: &Path, asked: IpNet, target: BanTarget, now: SystemTime) -> Re
         for target in &targets {
             let of = reader.bans_of(*target)?;
             found.unreadable += of.unreadable;
-            let is_active = |entry: &Entry| entry.ended.is_none() && entry.ban.until.is_none_or(|until| until > now);
+            let is_active =
+                |entry: &LedgerEntry| entry.ended.is_none() && entry.ban.until.is_none_or(|until| until > now);
             found.items.extend(of.items.into_iter().filter(is_active));
         }
         Ok(found)
@@ -162,7 +163,7 @@ pub(super) fn unreadable_note(rows: u64) -> Option<String> {
 
 /// Combines both; differing bans are queried again.
 fn join(
-    remembered: Result<Found<Entry>, LedgerError>,
+    remembered: Result<Found<LedgerEntry>, LedgerError>,
     elements: Result<Vec<(BanTarget, Remaining)>, KernelError>,
     kernel: &mut Kernel,
 ) -> Result<Bans, ListError> {
@@ -183,7 +184,7 @@ fn join(
     };
     notes.extend(unreadable_note(remembered.unreadable));
     let asked = elements.is_ok();
-    let needs_table = |entry: &Entry| entry.ban.methods.iter().any(|method| method == Backend::Nft);
+    let needs_table = |entry: &LedgerEntry| entry.ban.methods.iter().any(|method| method == Backend::Nft);
     let mut elements: HashMap<BanTarget, Remaining> = match elements {
         Ok(elements) => elements.into_iter().collect(),
         Err(KernelError::NoTable) if !remembered.items.iter().any(needs_table) => HashMap::new(),
@@ -192,7 +193,7 @@ fn join(
             HashMap::new()
         }
     };
-    let listed = |entry: Entry| {
+    let listed = |entry: LedgerEntry| {
         let target = entry.ban.target;
         let state = match elements.remove(&target) {
             Some(left) => KernelState::Blocked(left),

@@ -31,7 +31,7 @@ use super::format::is_unicode;
 use super::print;
 use super::scoped_network::ScopedNetwork;
 use crate::events::json::{PortRecord, rfc3339};
-use crate::ledger::{Found, Logged, Reader};
+use crate::ledger::{Found, Logged, Reader, logged};
 
 #[derive(Args, Clone, Debug, PartialEq, Eq)]
 pub struct ListOptions {
@@ -166,7 +166,7 @@ pub fn run(options: &ListOptions, out: &mut impl Write) -> Result<Vec<String>, L
 fn run_would_block(options: &ListOptions, now: SystemTime, out: &mut impl Write) -> Result<Vec<String>, ListError> {
     // No note without a daemon: the list is complete anyway, because it is about the past.
     let directory = options.directory(&mut Vec::new());
-    let Found { mut items, unreadable } = Reader::read(&directory, Reader::logged)?;
+    let Found { mut items, unreadable } = Reader::read(&directory, logged::all)?;
     items.retain(|logged| {
         let wanted = options.target.is_none_or(|target| target.overlaps(logged.target));
         let begin = options.since.and_then(|since| now.checked_sub(since));

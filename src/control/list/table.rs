@@ -9,7 +9,7 @@ use std::time::SystemTime;
 use super::super::format::compact_ports;
 use super::bans::{KernelState, Listed};
 use crate::engine::Grade;
-use crate::ledger::{Author, BanRecord, Entry, Logged, author_key};
+use crate::ledger::{BanAuthor, BanRecord, LedgerEntry, Logged};
 use crate::types::printable::masked;
 use crate::types::{Expiry, brief};
 
@@ -84,7 +84,7 @@ fn column<R>(rows: &[R], head: &'static str, least: usize, right: bool, cell: im
 /// In the order on the screen.
 fn columns(bans: &[Listed], names: Option<&HashMap<IpAddr, String>>, now: SystemTime) -> Vec<Column> {
     // A column of the ledger, in which a ban that only the kernel has shows `unknown`.
-    let of_ledger = |head, least, right, unknown: &str, cell: &dyn Fn(&Entry) -> String| {
+    let of_ledger = |head, least, right, unknown: &str, cell: &dyn Fn(&LedgerEntry) -> String| {
         column(bans, head, least, right, |ban| ban.remembered.as_ref().map_or_else(|| unknown.to_owned(), cell))
     };
     let mut columns = vec![column(bans, "ADDRESS", usize::MAX, false, |ban| ban.target.to_string())];
@@ -92,8 +92,8 @@ fn columns(bans: &[Listed], names: Option<&HashMap<IpAddr, String>>, now: System
         let name = |ban: &Listed| ban.source().and_then(|source| names.get(&source)).cloned();
         columns.push(column(bans, "NAME", 12, false, |ban| name(ban).unwrap_or_else(|| "-".to_owned())));
     }
-    let evidence = |entry: &Entry| entry.ban.grade.map_or("-", Grade::key).to_owned();
-    let age = |entry: &Entry| brief(now.duration_since(entry.ban.since).unwrap_or_default());
+    let evidence = |entry: &LedgerEntry| entry.ban.grade.map_or("-", Grade::key).to_owned();
+    let age = |entry: &LedgerEntry| brief(now.duration_since(entry.ban.since).unwrap_or_default());
     columns.extend([
         of_ledger("REASON", 6, false, "-", &|entry| reason(&entry.ban)),
         of_ledger("EVIDENCE", usize::MAX, false, "-", &evidence),
@@ -104,7 +104,7 @@ fn columns(bans: &[Listed], names: Option<&HashMap<IpAddr, String>>, now: System
             Expiry::After(left) => brief(left),
         }),
         of_ledger("STRIKES", usize::MAX, true, "-", &|entry| entry.strikes.saturating_add(1).to_string()),
-        of_ledger("BY", 4, false, "-", &|entry| author_key(entry.ban.author).to_owned()),
+        of_ledger("BY", 4, false, "-", &|entry| entry.ban.author.key().to_owned()),
         of_ledger("METHOD", 6, false, "nft", &|entry| entry.ban.methods.to_string()),
     ]);
     columns
@@ -113,10 +113,10 @@ fn columns(bans: &[Listed], names: Option<&HashMap<IpAddr, String>>, now: System
 fn reason(ban: &BanRecord) -> String {
     match (ban.class, ban.author) {
         (Some(class), _) => class.key().to_owned(),
-        (None, Author::Import) => "import".to_owned(),
-        (None, Author::Detector) => "trap".to_owned(),
+        (None, BanAuthor::Import) => "import".to_owned(),
+        (None, BanAuthor::Detector) => "trap".to_owned(),
         // A note may contain anything that an operator can type.
-        (None, Author::Operator) => {
+        (None, BanAuthor::Operator) => {
             ban.note.as_deref().map_or("by hand".to_owned(), |note| masked(note, ' ').collect())
         }
     }
@@ -197,27 +197,27 @@ mod tests {
         UNIX_EPOCH + Duration::from_secs(1_795_242_733)
     }
 
-    fn listed(text: &str, author: Author, kernel: KernelState) -> Listed {
+    fn listed(text: &str, author: BanAuthor, kernel: KernelState) -> Listed {
         let target: BanTarget = text.parse().unwrap();
         let since = now() - Duration::from_secs(3_900);
         let mut ban =
             BanRecord::wanted_by(author, target, since, Expiry::After(Duration::from_secs(86_400)), Backend::Nft);
-        if author == Author::Detector {
+        if author == BanAuthor::Detector {
             ban.class = Some(Class::Syn);
             ban.grade = Some(Grade::Forgeable);
             ban.ports = vec![(Protocol::Tcp, 23), (Protocol::Tcp, 8080), (Protocol::Tcp, 5900), (Protocol::Udp, 53)];
         }
-        Listed { target, remembered: Some(Entry { ban, strikes: 2, ended: None }), kernel }
+        Listed { target, remembered: Some(LedgerEntry { ban, strikes: 2, ended: None }), kernel }
     }
 
     fn some() -> Vec<Listed> {
         let left = |seconds| KernelState::Blocked(Some(Duration::from_secs(seconds)));
         let mut bans = vec![
-            listed("203.0.113.77", Author::Detector, left(82_500)),
-            listed("2001:db8:1:2::/64", Author::Operator, left(45)),
-            listed("198.51.100.0/24", Author::Detector, KernelState::Absent),
+            listed("203.0.113.77", BanAuthor::Detector, left(82_500)),
+            listed("2001:db8:1:2::/64", BanAuthor::Operator, left(45)),
+            listed("198.51.100.0/24", BanAuthor::Detector, KernelState::Absent),
         ];
-        bans.push(Listed { remembered: None, ..listed("192.0.2.9", Author::Import, KernelState::Blocked(None)) });
+        bans.push(Listed { remembered: None, ..listed("192.0.2.9", BanAuthor::Import, KernelState::Blocked(None)) });
         bans
     }
 
@@ -241,7 +241,7 @@ mod tests {
         let names: HashMap<IpAddr, String> =
             names.into_iter().map(|(address, name)| (address.parse().unwrap(), name.to_owned())).collect();
         let mut bans = some();
-        bans.push(listed("2001:db8:1234:5678::/64", Author::Detector, KernelState::NotQueried));
+        bans.push(listed("2001:db8:1234:5678::/64", BanAuthor::Detector, KernelState::NotQueried));
         for width in 3..200 {
             for names in [None, Some(&names)] {
                 let text = text(&bans, names, width, now());
@@ -258,7 +258,7 @@ mod tests {
 
     #[test]
     fn note_of_operator_cannot_control_terminal() {
-        let mut by_hand = listed("192.0.2.9", Author::Operator, KernelState::NotQueried);
+        let mut by_hand = listed("192.0.2.9", BanAuthor::Operator, KernelState::NotQueried);
         if let Some(entry) = &mut by_hand.remembered {
             entry.ban.note = Some("x\u{1b}[2J\nforged \u{202e}line".to_owned());
         }

@@ -16,7 +16,7 @@ use crate::control::list::{self, KernelState, Listed};
 use crate::control::protocol::{Answer, Request};
 use crate::control::status::Status;
 use crate::events::json::EventRecord;
-use crate::ledger::Author;
+use crate::ledger::BanAuthor;
 
 /// Interval between two status requests, and between two connection attempts.
 const POLL_INTERVAL: Duration = Duration::from_secs(1);
@@ -52,8 +52,8 @@ impl Ban {
         let class = match ban.map(|ban| (ban.class, ban.author)) {
             None => "unknown",
             Some((Some(class), _)) => class.key(),
-            Some((None, Author::Detector)) => "trap",
-            Some((None, Author::Operator | Author::Import)) => "by hand",
+            Some((None, BanAuthor::Detector)) => "trap",
+            Some((None, BanAuthor::Operator | BanAuthor::Import)) => "by hand",
         };
         let ports = ban.iter().flat_map(|ban| &ban.ports);
         Self {

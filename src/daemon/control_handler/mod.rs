@@ -40,7 +40,7 @@ use crate::control::server::IncomingRequest;
 use crate::engine::Protection;
 use crate::events::event::EventKind;
 use crate::events::json::{expires, rfc3339};
-use crate::ledger::{Allowance, Change, LiftedBy};
+use crate::ledger::{Allowance, LedgerChange, LiftedBy};
 use crate::sandbox::Sandbox;
 use crate::sensor::SensorRequest;
 use crate::types::printable::masked;
@@ -208,7 +208,7 @@ impl ControlHandler {
         let network = target.network();
         self.host_state.allow.by_hand.force(network, expiry.span(), now()).map_err(Failure::failed)?;
         self.host_state.apply().await.map_err(Failure::failed)?;
-        self.sink.ban_recorder.write(Change::Disallowed { network });
+        self.sink.ban_recorder.write(LedgerChange::Disallowed { network });
         Ok((target, expiry))
     }
 
@@ -311,7 +311,7 @@ impl ControlHandler {
             .map_or("until this is revoked".to_owned(), |until| format!("until {}", format_rfc3339_seconds(until)));
         let lifts = if lifted > 0 { format!("; lifted bans: {lifted}") } else { String::new() };
         self.sink.emit(EventKind::Note(format!("{} has allowed {allowed} {how_long}{lifts}", allowance.by)));
-        self.sink.ban_recorder.write(Change::Allowed(allowance));
+        self.sink.ban_recorder.write(LedgerChange::Allowed(allowance));
         let bans = bans.iter().map(ToString::to_string).collect();
         Ok(Answer::Allowed(Allowed { allowed, until: until.map(rfc3339), lifted, bans }))
     }
@@ -338,7 +338,7 @@ impl ControlHandler {
                 (None, None) => format!("{disallowed} is not allowed; `portsentry allowed` lists the allowed networks"),
             }));
         }
-        self.sink.ban_recorder.write(Change::Disallowed { network });
+        self.sink.ban_recorder.write(LedgerChange::Disallowed { network });
         self.sink.emit(EventKind::Note(format!("{by} has revoked the allowance of {disallowed}")));
         Ok(Answer::Disallowed(Disallowed { disallowed, still }))
     }

@@ -9,7 +9,7 @@ use crate::control::protocol::{Answer, Failure, Reply};
 use crate::control::scoped_network::ScopedNetwork;
 use crate::enforce::nft::{Table, trap_sets};
 use crate::engine::Explanation;
-use crate::ledger::{Entry, Position, Recorder};
+use crate::ledger::{LedgerEntry, Position, Recorder};
 
 /// The way to list the bans that needs no ledger.
 const AS_ROOT: &str = "run `sudo portsentry list`, which reads the kernel's sets";
@@ -57,7 +57,7 @@ pub(super) async fn explain(
 }
 
 /// The bans of an address, and of the network that blocks it, oldest first; `None` if they cannot be read.
-async fn past(recorder: &Recorder, known: &Explanation) -> Option<Vec<Entry>> {
+async fn past(recorder: &Recorder, known: &Explanation) -> Option<Vec<LedgerEntry>> {
     let mut past = Vec::new();
     for target in [Some(known.target), known.network].into_iter().flatten() {
         past.extend(recorder.ask(move |ledger| ledger.bans_of(target)).await.ok()?.ok()?.items);

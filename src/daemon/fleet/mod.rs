@@ -27,7 +27,7 @@ use crate::control::fleet_server::{FleetServer, IncomingFleetRequest};
 use crate::enforce::nft::{BlockError, FleetSets};
 use crate::engine::Host;
 use crate::events::event::{Event, EventKind};
-use crate::ledger::{Change, FleetLift, LiftedBy, Recorder};
+use crate::ledger::{FleetLift, LedgerChange, LiftedBy, Recorder};
 use crate::types::printable::quotable;
 use crate::types::{BanTarget, Expiry, LineLimiter, MINUTE, counted};
 use acceptance::Acceptance;
@@ -381,7 +381,7 @@ impl Fleet {
     pub(super) fn write_lifts(&mut self, is_last: bool) {
         let Some(recorder) = &self.recorder else { return };
         let Some(lifts) = self.acceptance.lifts.take_unwritten(boot_time(), SystemTime::now(), is_last) else { return };
-        if !recorder.send(Change::FleetLifts(lifts)) {
+        if !recorder.send(LedgerChange::FleetLifts(lifts)) {
             self.acceptance.lifts.keep_unwritten();
         }
     }

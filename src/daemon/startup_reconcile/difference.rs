@@ -6,14 +6,14 @@ use std::time::SystemTime;
 use super::elements::Element;
 use crate::daemon::ban_recorder::lifted;
 use crate::engine::ActiveBan;
-use crate::ledger::{Author, BanRecord, Change};
+use crate::ledger::{BanAuthor, BanRecord, LedgerChange};
 use crate::types::{Backend, BanTarget, Expiry};
 
 /// Differences between kernel and ledger at the start, if the table survived.
 pub(super) struct Reconciled {
     /// Bans to restore in the kernel.
     pub(super) restore: Vec<ActiveBan>,
-    pub(super) changes: Vec<Change>,
+    pub(super) changes: Vec<LedgerChange>,
     /// Elements of the kernel that are missing in the ledger.
     pub(super) unknown: Vec<(BanTarget, Expiry)>,
 }
@@ -39,9 +39,9 @@ pub(super) fn reconcile(kernel: &[Element], remembered: &[ActiveBan], incomplete
         .map(|(target, left)| (*target, Expiry::from(*left)))
         .collect();
     let added = |(target, expiry): &(BanTarget, Expiry)| {
-        BanRecord::wanted_by(Author::Import, *target, now, *expiry, Backend::Nft).into()
+        BanRecord::wanted_by(BanAuthor::Import, *target, now, *expiry, Backend::Nft).into()
     };
-    let mut changes: Vec<Change> = unknown.iter().map(added).collect();
+    let mut changes: Vec<LedgerChange> = unknown.iter().map(added).collect();
     if swept || incomplete || missing.len() >= MASS_REMOVAL {
         return Reconciled { restore: missing, changes, unknown };
     }
@@ -68,7 +68,7 @@ mod tests {
         let remembered = remembered();
         let result = reconcile(&[(target(9), Some(HOUR))], &remembered, false, SystemTime::UNIX_EPOCH);
         assert_eq!(result.restore, remembered);
-        assert!(matches!(&result.changes[..], [Change::Banned(ban)] if ban.target == target(9)));
+        assert!(matches!(&result.changes[..], [LedgerChange::Banned(ban)] if ban.target == target(9)));
     }
 
     #[test]
@@ -76,7 +76,7 @@ mod tests {
         let remembered = remembered();
         let result = reconcile(&[(target(1), Some(HOUR))], &remembered, false, SystemTime::UNIX_EPOCH);
         assert!(result.restore.is_empty());
-        assert!(matches!(&result.changes[..], [Change::Ended { target: two, .. }] if *two == target(2)));
+        assert!(matches!(&result.changes[..], [LedgerChange::Ended { target: two, .. }] if *two == target(2)));
     }
 
     #[test]

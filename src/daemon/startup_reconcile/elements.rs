@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use crate::enforce::nft::{BlockError, Table};
 use crate::engine::ActiveBan;
-use crate::ledger::{BanRecord, Ending, Entry, Recorder};
+use crate::ledger::{BanRecord, Ending, LedgerEntry, Recorder};
 use crate::types::BanTarget;
 
 /// An element of the kernel's sets with its remaining time; `None`: it has no end.
@@ -57,8 +57,9 @@ pub(super) fn former_bans(
         let length = |target: &BanTarget| Some((*target, table.element_of(*target).ok().flatten()?.length));
         let held: Vec<(BanTarget, Option<Duration>)> = part.iter().filter_map(length).collect();
         let found = recorder.ask(move |ledger| {
-            let was_lifted =
-                |entry: &Entry| entry.ended.as_ref().is_some_and(|ended| matches!(ended.how, Ending::Lifted { .. }));
+            let was_lifted = |entry: &LedgerEntry| {
+                entry.ended.as_ref().is_some_and(|ended| matches!(ended.how, Ending::Lifted { .. }))
+            };
             let was_banned = |(target, length): &(BanTarget, Option<Duration>)| {
                 let bans = ledger.bans_of(*target).map(|found| found.items).unwrap_or_default();
                 bans.iter().any(|entry| (any_end || was_lifted(entry)) && fits(&entry.ban, *length))

@@ -19,7 +19,7 @@ use crate::enforce::{BanContext, ExemptPrefixes};
 use crate::engine::{ActiveBan, Grade};
 use crate::events::channel;
 use crate::events::event::EventKind;
-use crate::ledger::{Author, BanRecord, BanSummary, Change, Recorder};
+use crate::ledger::{BanAuthor, BanRecord, BanSummary, LedgerChange, Recorder};
 use crate::panic_guard;
 use crate::sensor::{GuestBan, SensorCommand, SensorRequest};
 use crate::types::{Backend, Backends, BanTarget, Expiry};
@@ -106,7 +106,7 @@ impl StartupReconcile {
         items.chunks(size).for_each(|batch| self.sensor.send_blocking(command(batch.to_vec())));
     }
 
-    fn record(&self, change: Change) {
+    fn record(&self, change: LedgerChange) {
         if let Some(recorder) = &self.recorder {
             recorder.put_patiently(change);
         }
@@ -120,7 +120,7 @@ impl StartupReconcile {
                 methods = methods.iter().filter(|backend| *backend == Backend::Nft).collect();
             }
             if methods != ban.methods {
-                self.record(Change::Moved { target: ban.target, since: ban.since, methods });
+                self.record(LedgerChange::Moved { target: ban.target, since: ban.since, methods });
             }
         }
     }
@@ -186,7 +186,7 @@ impl StartupReconcile {
             for target in &self.bans.unheard {
                 bans.push(ActiveBan::whole(*target, self.config.expire));
                 let ban = BanRecord::wanted_by(
-                    Author::Import,
+                    BanAuthor::Import,
                     *target,
                     SystemTime::now(),
                     self.config.expire,
@@ -253,7 +253,7 @@ impl StartupReconcile {
         }
         let mut gone = HashSet::new();
         for change in reconciled.changes {
-            if let Change::Ended { target, .. } = &change {
+            if let LedgerChange::Ended { target, .. } = &change {
                 gone.insert(*target);
             }
             self.record(change);

@@ -204,7 +204,7 @@ fn record_kernel_messages() {
 #[test]
 #[ignore = "rewrites the corpus"]
 fn record_a_ledger() {
-    use crate::ledger::{Author, BanRecord, Ending, Ledger};
+    use crate::ledger::{BanAuthor, BanRecord, Ending, Ledger};
     let folder = tempfile::tempdir().unwrap();
     let (mut ledger, _) = Ledger::open(&folder.path().join("state")).unwrap();
     let ban = |text: &str, note: Option<&str>| BanRecord {
@@ -219,7 +219,7 @@ fn record_a_ledger() {
         interface: Some("eth0".to_owned()),
         guest_port: None,
         methods: "nft".parse().unwrap(),
-        author: Author::Detector,
+        author: BanAuthor::Detector,
         capped: false,
         note: note.map(str::to_owned),
     };
@@ -227,7 +227,7 @@ fn record_a_ledger() {
         .record(&[ban("192.0.2.7", None), ban("2001:db8:1:2::/64", Some("a note")), ban("203.0.113.0/24", None)])
         .unwrap();
     ledger.ended(target("192.0.2.7"), Ending::Expired, UNIX_EPOCH + Duration::from_secs(1_800_000_100)).unwrap();
-    let path = ledger.path();
+    let path = folder.path().join("state").join(crate::ledger::DATABASE);
     drop(ledger);
     keep("ledger", "database", [fs::read(path).unwrap()]);
 }

@@ -19,10 +19,10 @@ use tokio::sync::oneshot::{self, Receiver};
 
 pub use events::WriterEvent;
 
-use super::ban::Change;
+use super::ban::LedgerChange;
 use super::error::LedgerError;
 use super::legacy_files::LegacyFiles;
-use super::{Found, Ledger, Opened, Retention};
+use super::{Found, Ledger, Opened, Reader, Retention, decisions};
 use clock::{Step, WallClock};
 use events::Trouble;
 
@@ -61,7 +61,7 @@ const LOSS_INTERVAL: Duration = Duration::from_secs(60);
 /// The thread. Only [`Writer::stop`] ends it before the process does.
 pub struct Writer {
     recorder: Recorder,
-    worker: Worker<Change, u64>,
+    worker: Worker<LedgerChange, u64>,
 }
 
 impl Writer {
@@ -115,12 +115,12 @@ impl Writer {
 /// Sends changes to the thread. Cheap to clone.
 #[derive(Clone)]
 pub struct Recorder {
-    changes: Handle<Change>,
+    changes: Handle<LedgerChange>,
     shared: Arc<Shared>,
 }
 
 /// A query that the thread answers.
-type Question = Box<dyn FnOnce(&Ledger) + Send>;
+type Question = Box<dyn FnOnce(&Reader) + Send>;
 
 /// State shared between the thread and recorders, in addition to the queue of changes.
 struct Shared {
@@ -130,7 +130,7 @@ struct Shared {
 
 impl Recorder {
     /// Sends `change` and never waits; false if the queue is full: the change is then lost and counted.
-    pub fn send(&self, change: Change) -> bool {
+    pub fn send(&self, change: LedgerChange) -> bool {
         self.changes.send(change).is_ok()
     }
 
@@ -141,7 +141,7 @@ impl Recorder {
 
     /// Sends `change`, and waits up to a few seconds for room; after that it is lost and counted. For many changes at a
     /// time, on a thread that may wait.
-    pub fn put_patiently(&self, change: Change) {
+    pub fn put_patiently(&self, change: LedgerChange) {
         for _ in 0..1_000 {
             if self.has_room() {
                 break;
@@ -153,7 +153,7 @@ impl Recorder {
 
     /// Runs `question` on the ledger after all changes that were sent before it. The answer is an error if too many
     /// queries are queued, or if there is no ledger now.
-    pub fn ask<T: Send + 'static>(&self, question: impl FnOnce(&Ledger) -> T + Send + 'static) -> Receiver<T> {
+    pub fn ask<T: Send + 'static>(&self, question: impl FnOnce(&Reader) -> T + Send + 'static) -> Receiver<T> {
         let (sent, answer) = oneshot::channel();
         // A query that is dropped closes the channel.
         drop(self.shared.questions.push(Box::new(move |ledger| drop(sent.send(question(ledger))))));
@@ -181,11 +181,11 @@ struct Work {
     undoes_commands: bool,
     classic: Option<LegacyFiles>,
     tell: Box<dyn FnMut(WriterEvent) + Send>,
-    inbox: Arc<Inbox<Change>>,
+    inbox: Arc<Inbox<LedgerChange>>,
     shared: Arc<Shared>,
-    pending: VecDeque<Change>,
+    pending: VecDeque<LedgerChange>,
     /// Bans to carry over from an abandoned database.
-    saved: Vec<Change>,
+    saved: Vec<LedgerChange>,
     database: (Backoff, Trouble),
     texts: (Backoff, Trouble),
     tick: Instant,
@@ -245,7 +245,7 @@ impl Work {
         for _ in 0..self.shared.questions.len() {
             let Some(question) = self.shared.questions.pop() else { return };
             if let Some(ledger) = &self.ledger {
-                question(ledger);
+                question(ledger.reader());
             }
         }
     }
@@ -313,7 +313,7 @@ impl Work {
             saved.clear();
             self.stale = true;
             for change in self.pending.drain(..batch) {
-                if let (Change::Banned(ban), Some(classic)) = (change, &mut self.classic) {
+                if let (LedgerChange::Banned(ban), Some(classic)) = (change, &mut self.classic) {
                     classic.add(&ban);
                 }
             }
@@ -338,27 +338,31 @@ impl Work {
         }
         for change in self.saved.iter_mut().chain(&mut self.pending) {
             match change {
-                Change::Banned(ban) | Change::Also(ban) => {
+                LedgerChange::Banned(ban) | LedgerChange::Also(ban) => {
                     let length = ban.until.and_then(|until| until.duration_since(ban.since).ok());
                     ban.since = step.moved(ban.since);
                     ban.until = length.and_then(|length| ban.since.checked_add(length));
                 }
-                Change::Moved { since, .. } | Change::GuestPort { since, .. } => *since = step.moved(*since),
-                Change::Undone { since, at, .. } => (*since, *at) = (step.moved(*since), step.moved(*at)),
-                Change::Logged(logged) => logged.last = step.moved(logged.last),
-                Change::Trial { until } => *until = until.map(|until| step.moved(until)),
-                Change::Allowed(allowance) => allowance.until = allowance.until.map(|until| step.moved(until)),
-                Change::FleetLifts(lifts) => lifts.iter_mut().for_each(|lift| lift.until = step.moved(lift.until)),
-                Change::Disallowed { .. } => {}
-                Change::Ended { ended, .. } => ended.at = step.moved(ended.at),
-                Change::Served(_, at) => *at = step.moved(*at),
-                Change::Listeners(listeners) => {
+                LedgerChange::Moved { since, .. } | LedgerChange::GuestPort { since, .. } => {
+                    *since = step.moved(*since)
+                }
+                LedgerChange::Undone { since, at, .. } => (*since, *at) = (step.moved(*since), step.moved(*at)),
+                LedgerChange::Logged(logged) => logged.last = step.moved(logged.last),
+                LedgerChange::Trial { until } => *until = until.map(|until| step.moved(until)),
+                LedgerChange::Allowed(allowance) => allowance.until = allowance.until.map(|until| step.moved(until)),
+                LedgerChange::FleetLifts(lifts) => {
+                    lifts.iter_mut().for_each(|lift| lift.until = step.moved(lift.until))
+                }
+                LedgerChange::Disallowed { .. } => {}
+                LedgerChange::Ended { ended, .. } => ended.at = step.moved(ended.at),
+                LedgerChange::Served(_, at) => *at = step.moved(*at),
+                LedgerChange::Listeners(listeners) => {
                     listeners.iter_mut().for_each(|(_, gone)| *gone = gone.map(|gone| step.moved(gone)));
                 }
-                Change::KnownPeers(peers) => peers.iter_mut().for_each(|peer| {
+                LedgerChange::KnownPeers(peers) => peers.iter_mut().for_each(|peer| {
                     (peer.since, peer.last) = (step.moved(peer.since), step.moved(peer.last));
                 }),
-                Change::Table(_) | Change::ServiceForgotten(_) => {}
+                LedgerChange::Table(_) | LedgerChange::ServiceForgotten(_) => {}
             }
         }
         self.clock.follow(step);
@@ -374,9 +378,9 @@ impl Work {
     /// Abandons an unusable database, and keeps its readable bans in force.
     fn give_up(&mut self, damage: String, leave: impl FnOnce(Ledger) -> Result<Option<PathBuf>, LedgerError>) {
         let Some(ledger) = self.ledger.take() else { return };
-        if let Ok(found) = ledger.active(self.clock.now()) {
-            self.saved = found.items.into_iter().map(|entry| Change::Banned(entry.ban)).collect();
-            self.saved.extend(ledger.decisions().unwrap_or_default());
+        if let Ok(found) = ledger.reader().active(self.clock.now()) {
+            self.saved = found.items.into_iter().map(|entry| LedgerChange::Banned(entry.ban)).collect();
+            self.saved.extend(decisions::all(ledger.reader()).unwrap_or_default());
         }
         match leave(ledger) {
             Ok(aside) => (self.tell)(WriterEvent::Rebuilt { damage, aside, carried: self.saved.len() }),
@@ -393,7 +397,7 @@ impl Work {
         let mut result = classic.append();
         // After a failure this is the only sign that writing works again.
         if result.is_ok() && self.stale && (now >= self.list_due || self.texts.1.lasts()) {
-            let active = ledger.in_force(self.clock.now());
+            let active = ledger.reader().in_force(self.clock.now());
             result = active.and_then(|found| {
                 self.unreadable.0 = self.unreadable.0.max(found.unreadable);
                 classic.rewrite(found.items)

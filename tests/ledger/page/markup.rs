@@ -3,13 +3,13 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use portsentry::ledger::{Author, BanRecord};
+use portsentry::ledger::BanRecord;
 use portsentry::report::{ReportStats, html};
-use portsentry::types::{Backend, Expiry, Protocol};
+use portsentry::types::Protocol;
 use regex::Regex;
 
 use super::{DAY, ago, ban, now};
-use crate::support::{State, source, target};
+use crate::support::{State, by_hand, source, target};
 
 /// A page with all its parts.
 fn page(host: Option<&str>) -> String {
@@ -19,7 +19,12 @@ fn page(host: Option<&str>) -> String {
     });
     let again = (0..30).map(|number| ban(target(&format!("2001:db8:{number:x}::1")), ago(3 * DAY), DAY));
     let bans: Vec<_> = many.chain(again.clone()).chain(again.map(|ban| BanRecord { since: ago(60), ..ban })).collect();
-    html(&ReportStats::read(&State::with(&bans).path(), Duration::from_secs(30 * DAY), now()).unwrap(), host)
+    page_of(&bans, 30, host)
+}
+
+/// The page about the last `days` of these bans.
+fn page_of(bans: &[BanRecord], days: u64, host: Option<&str>) -> String {
+    html(&ReportStats::read(&State::with(bans).path(), Duration::from_secs(days * DAY), now()).unwrap(), host)
 }
 
 /// All tags: whether it is an end tag, name, attributes, whether it is self-closing.
@@ -43,9 +48,7 @@ fn values(page: &str, attribute: &str) -> Vec<String> {
 #[test]
 fn markup_is_balanced_and_escaped() {
     let entity = Regex::new("^&(amp|lt|gt|quot|#[0-9]+);").unwrap();
-    for page in
-        [page(None), html(&ReportStats::read(&State::with(&[]).path(), Duration::from_secs(DAY), now()).unwrap(), None)]
-    {
+    for page in [page(None), page_of(&[], 1, None)] {
         let mut open = Vec::new();
         for (closes, name, _, alone) in tags(&page) {
             match (closes, alone) {
@@ -62,9 +65,9 @@ fn markup_is_balanced_and_escaped() {
 
 #[test]
 fn class_shares_exclude_manual_bans() {
-    let by_hand = |number| BanRecord::wanted_by(Author::Operator, source(number), ago(60), Expiry::Never, Backend::Nft);
+    let by_hand = |number| by_hand(source(number), ago(60));
     let bans = [ban(source(1), ago(60), DAY), by_hand(2), by_hand(3)];
-    let page = html(&ReportStats::read(&State::with(&bans).path(), Duration::from_secs(DAY), now()).unwrap(), None);
+    let page = page_of(&bans, 1, None);
     for section in ["classes", "evidence"] {
         let (_, from) = page.split_once(&format!("<h2 id=\"{section}\">")).unwrap();
         let (table, _) = from.split_once("</section>").unwrap();

@@ -7,12 +7,12 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use portsentry::ledger::{DATABASE, Entry, Found, LedgerError, Reader};
+use portsentry::ledger::{DATABASE, Found, LedgerEntry, LedgerError, Reader};
 
 use super::{DAY, ago, ban, now};
 use crate::support::{State, intruder, source, target};
 
-fn active(directory: &Path) -> Result<Found<Entry>, LedgerError> {
+fn active(directory: &Path) -> Result<Found<LedgerEntry>, LedgerError> {
     Reader::read(directory, |reader| reader.active(now()))
 }
 
@@ -115,8 +115,7 @@ fn missing_log_index_is_reported() {
 /// The daemon writes two bans per transaction and is restarted sometimes, while readers come and go.
 #[test]
 fn reader_sees_consistent_snapshot() {
-    let state = State::new();
-    drop(state.ledger());
+    let state = State::with(&[]);
     let is_over = AtomicBool::new(false);
     std::thread::scope(|scope| {
         scope.spawn(|| {

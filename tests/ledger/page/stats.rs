@@ -3,13 +3,13 @@
 use std::time::{Duration, Instant, SystemTime};
 
 use portsentry::engine::Class;
-use portsentry::ledger::{Author, BanRecord, Ending, LedgerError};
+use portsentry::ledger::{BanAuthor, BanRecord, LedgerError};
 use portsentry::report::{Ends, Network, Offender, RecentBan, ReportStats, html, json};
 use portsentry::types::{Backend, Expiry, Protocol};
 use serde_json::json;
 
 use super::{DAY, NOW, ago, ban, now};
-use crate::support::{State, intruder, source, target};
+use crate::support::{State, by_hand, intruder, source, target};
 
 const MONTH: Duration = Duration::from_secs(30 * DAY);
 
@@ -19,8 +19,7 @@ fn stats(state: &State, since: Duration) -> ReportStats {
 
 /// Eight bans of five sources: three in force, one by hand, one imported, and one before the period.
 fn scene() -> State {
-    let state = State::new();
-    let mut ledger = state.ledger();
+    let (state, mut ledger) = State::open_new();
     let network = ["198.51.100.1", "198.51.100.200", "2001:db8:1:2::9", "2001:db8:1:3::9"].map(target);
     let [often, lifted, v6, neighbour] = network;
     let udp =
@@ -29,11 +28,11 @@ fn scene() -> State {
     ledger.record(&[ban(often, ago(20 * DAY), DAY), udp(ban(often, ago(10 * DAY), 5 * DAY))]).unwrap();
     ledger.record(&[ban(often, ago(8 * DAY), DAY)]).unwrap();
     ledger.record(&[ban(lifted, ago(2 * DAY), 7 * DAY)]).unwrap();
-    assert!(ledger.ended(lifted, Ending::Lifted { by: "alice".to_owned() }, ago(DAY)).unwrap());
+    assert!(ledger.ended(lifted, crate::support::lifted("alice"), ago(DAY)).unwrap());
     ledger.record(&[ban(v6, ago(3_600), DAY)]).unwrap();
     let expiry = Expiry::After(Duration::from_secs(DAY));
-    let by_hand = BanRecord::wanted_by(Author::Operator, neighbour, ago(1_800), Expiry::Never, Backend::Nft);
-    let imported = BanRecord::wanted_by(Author::Import, source(1), ago(900), expiry, Backend::Nft);
+    let by_hand = by_hand(neighbour, ago(1_800));
+    let imported = BanRecord::wanted_by(BanAuthor::Import, source(1), ago(900), expiry, Backend::Nft);
     ledger.record(&[by_hand, imported]).unwrap();
     drop(ledger);
     state
@@ -137,7 +136,7 @@ fn empty_ledger_differs_from_quiet_period() {
     let page = |state: &State| html(&stats(state, MONTH), None);
     let empty = page(&State::with(&[]));
     assert!(empty.contains("<h2>No source has been blocked yet</h2>") && !empty.contains("<table"), "{empty}");
-    let endless = BanRecord::wanted_by(Author::Operator, source(1), ago(90 * DAY), Expiry::Never, Backend::Nft);
+    let endless = by_hand(source(1), ago(90 * DAY));
     let quiet = page(&State::with(&[endless]));
     assert!(quiet.contains("<h2>All quiet</h2>"), "{quiet}");
     assert!(quiet.contains("<dt>In force now</dt><dd>1</dd>"), "{quiet}");
