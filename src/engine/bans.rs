@@ -11,7 +11,7 @@ use super::key::{HashKey, Hashed, Key, Response};
 use super::prefix_bans::PrefixBans;
 use super::strikes::{StrikeHistory, Strikes};
 use super::verdict::{Ban, Notice, Repeated, Verdict};
-use super::{CAPPED_BAN, Grade, Host, RecentBans, Settings};
+use super::{CAPPED_BAN, Grade, Host, Settings};
 use crate::types::{BanTarget, Expiry, Protocol, Tick, Timestamp, TokenBucket};
 
 /// Set look-ups per second that verify the bans of sources that keep sending. Limits the cost of many blocked sources;
@@ -25,7 +25,7 @@ pub(super) struct Bans {
     strikes: Strikes,
     jitter: ExpiryJitter,
     prefixes: PrefixBans,
-    ceilings: Ceilings,
+    pub(super) ceilings: Ceilings,
     verifications: TokenBucket,
     /// Number of packets from sources that already had a verdict.
     pub(super) repeated: u64,
@@ -163,11 +163,6 @@ impl Bans {
     pub(super) fn remember(&mut self, struck: &StrikeHistory, now: Tick) {
         let key = self.key_of(struck.target);
         self.strikes.remember(key, (struck.strikes, struck.proven), struck.last, now);
-    }
-
-    /// Counts bans from before the start towards the ceilings.
-    pub(super) fn recall(&mut self, recent: RecentBans, now: Timestamp) {
-        self.ceilings.recall(now, recent);
     }
 
     pub(super) fn has_room_for(&mut self, bans: u32, now: Timestamp) -> bool {

@@ -11,7 +11,7 @@ use super::key::{Hashed, Key, Response, fold};
 use super::observation::protocol_of;
 use super::related_ports::is_related_port;
 use super::sources::SourceSummary;
-use super::waiting::Candidate;
+use super::waiting::{Candidate, RETRY};
 use super::{Ban, Class, Engine, Exempt, Grade, Host, IgnoreReason, Observation, PortLookup, Ports, Probe, Verdict};
 use crate::types::{BanTarget, Protocol, Tick, Timestamp};
 use crate::wire::{Checksum, Delivery, Packet};
@@ -122,7 +122,7 @@ impl Engine {
                 return Some(verdict);
             }
         }
-        if !self.candidates.are_due(now) {
+        if now < self.candidates.retry_at {
             return None;
         }
         for grade in [Grade::Proven, Grade::Forgeable] {
@@ -139,7 +139,7 @@ impl Engine {
                 }
             }
         }
-        self.candidates.retry_later(now);
+        self.candidates.retry_at = now.after(RETRY);
         None
     }
 

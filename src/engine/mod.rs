@@ -207,7 +207,7 @@ impl Engine {
     /// Counts bans from before the start towards the ceilings; call it once.
     pub fn recall_bans(&mut self, now: Timestamp, recent: RecentBans) {
         let now = self.clock(now);
-        self.bans.recall(recent, now);
+        self.bans.ceilings.recall(now, recent);
     }
 
     /// All bans that the kernel should hold now, to restore them after a flush.

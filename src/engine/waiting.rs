@@ -72,7 +72,7 @@ const MAX_CANDIDATES: usize = 16;
 const SILENT: Duration = Duration::from_secs(10);
 
 /// Time between two attempts to ban the fastest candidate.
-const RETRY: Duration = Duration::from_millis(250);
+pub(super) const RETRY: Duration = Duration::from_millis(250);
 
 /// A source with enough evidence whose ban was withheld.
 #[derive(Clone, Copy)]
@@ -85,7 +85,8 @@ pub(super) struct Candidate {
 
 pub(super) struct Candidates {
     entries: Vec<Candidate>,
-    retry_at: Timestamp,
+    /// Time of the next attempt to ban the fastest candidate.
+    pub(super) retry_at: Timestamp,
 }
 
 impl Candidates {
@@ -122,16 +123,6 @@ impl Candidates {
         let now = pace.at;
         let mut rivals = self.entries.iter().filter(|known| known.grade == grade && known.is_active(now));
         rivals.all(|rival| rival.pace.ports(now) <= pace.ports(now))
-    }
-
-    /// True if it is time to try to ban the fastest candidate.
-    pub(super) fn are_due(&self, now: Timestamp) -> bool {
-        now >= self.retry_at
-    }
-
-    /// Schedules the next attempt.
-    pub(super) fn retry_later(&mut self, now: Timestamp) {
-        self.retry_at = now.after(RETRY);
     }
 
     pub(super) fn fastest(&mut self, grade: Grade, now: Tick) -> Option<Candidate> {
