@@ -8,7 +8,7 @@
 
 use crate::engine::{Host, Settings};
 use crate::types::PortSet;
-use crate::wire::MAX_TAGS;
+use crate::wire::{MAX_TAGS, SLL2_HEADER};
 
 /// The packets that the filter must pass.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -34,9 +34,6 @@ pub struct Wanted {
 /// one second, 2,000 three minutes), and the kernel accepts 4,096 instructions at most. A longer list is covered by
 /// fewer and wider ranges.
 const RANGES: usize = 100;
-
-/// Bytes of the header of LINKTYPE_LINUX_SLL2.
-const SLL2_HEADER: usize = 20;
 
 impl Wanted {
     /// The packets that can be evidence on `host`. Ports with a listener on every address are excluded: packets to them

@@ -10,9 +10,13 @@ use super::expiry_jitter::ExpiryJitter;
 use super::key::{HashKey, Hashed, Key, Response};
 use super::prefix_bans::PrefixBans;
 use super::strikes::{StrikeHistory, Strikes};
-use super::verdict::{Ban, Notice, Verdict};
-use super::{CAPPED_BAN, Grade, Host, RecentBans, Settings};
-use crate::types::{BanTarget, Expiry, Tick, Timestamp};
+use super::verdict::{Ban, Notice, Repeated, Verdict};
+use super::{CAPPED_BAN, Grade, Host, Settings};
+use crate::types::{BanTarget, Expiry, Protocol, Tick, Timestamp, TokenBucket};
+
+/// Set look-ups per second that verify the bans of sources that keep sending. Limits the cost of many blocked sources;
+/// each is checked within a few seconds.
+const VERIFIED_PER_SECOND: u32 = 500;
 
 /// The bans in force, and what decides the next ones.
 pub(super) struct Bans {
@@ -20,8 +24,11 @@ pub(super) struct Bans {
     pub(super) table: BanTable,
     strikes: Strikes,
     jitter: ExpiryJitter,
-    pub(super) prefixes: PrefixBans,
-    ceilings: Ceilings,
+    prefixes: PrefixBans,
+    pub(super) ceilings: Ceilings,
+    verifications: TokenBucket,
+    /// Number of packets from sources that already had a verdict.
+    pub(super) repeated: u64,
     /// Since the last notice: sources above a ceiling that were not banned, and short bans.
     withheld: u32,
     capped: u32,
@@ -37,6 +44,8 @@ impl Bans {
             jitter: ExpiryJitter::new(secret),
             prefixes: PrefixBans::new(settings.widest, settings.max_judged, settings.window, secret),
             ceilings: Ceilings::new(settings),
+            verifications: TokenBucket::new(VERIFIED_PER_SECOND, Duration::from_secs(1)),
+            repeated: 0,
             withheld: 0,
             capped: 0,
             capped_since: None,
@@ -69,6 +78,47 @@ impl Bans {
     pub(super) fn around(&self, source: IpAddr, now: Tick) -> Option<(BanTarget, usize)> {
         let mut networks = self.prefixes.around(source).map(BanTarget::Prefix);
         networks.find_map(|network| Some((network, self.table.get(self.key_of(network), now)?)))
+    }
+
+    /// Returns the target and the slot of the ban of `source`, whose packets count against `target`, unless the
+    /// kernel's allow-list accepts them. `known` is the key of `target`.
+    #[inline]
+    pub(super) fn recognise(
+        &self,
+        source: IpAddr,
+        (target, known): (BanTarget, Hashed),
+        host: &Host,
+        now: Tick,
+    ) -> Option<(BanTarget, usize)> {
+        let found = match self.table.get(known, now) {
+            Some(slot) => (target, slot),
+            None if matches!(target, BanTarget::Link { .. }) => self.recognise_neighbour(source, target, now)?,
+            None if self.prefixes.are_free(now) => return None,
+            None => self.around(source, now)?,
+        };
+        host.protection(source, target).is_none().then_some(found)
+    }
+
+    /// A ban by an operator has no link.
+    #[cold]
+    fn recognise_neighbour(&self, source: IpAddr, target: BanTarget, now: Tick) -> Option<(BanTarget, usize)> {
+        let every_link = target.on_every_link();
+        let held = self.table.get(self.key_of(every_link), now);
+        held.map(|slot| (every_link, slot)).or_else(|| self.around(source, now))
+    }
+
+    /// Counts one more packet of `source`, whose verdict is in `slot`.
+    pub(super) fn repeat(
+        &mut self,
+        now: Timestamp,
+        slot: usize,
+        (source, protocol): (IpAddr, Option<Protocol>),
+        (target, response): (BanTarget, Response),
+    ) -> Verdict {
+        self.repeated += 1;
+        let (report, verify) = self.table.repeat(slot, (target, response, protocol), now.tick());
+        let verify = verify && self.verifications.try_take(now);
+        Verdict::Repeated(Repeated { source, target, standing: response.into(), protocol, report, verify })
     }
 
     /// Number of bans that count against `target`, including the current one.
@@ -113,11 +163,6 @@ impl Bans {
     pub(super) fn remember(&mut self, struck: &StrikeHistory, now: Tick) {
         let key = self.key_of(struck.target);
         self.strikes.remember(key, (struck.strikes, struck.proven), struck.last, now);
-    }
-
-    /// Counts bans from before the start towards the ceilings.
-    pub(super) fn recall(&mut self, recent: RecentBans, now: Timestamp) {
-        self.ceilings.recall(now, recent);
     }
 
     pub(super) fn has_room_for(&mut self, bans: u32, now: Timestamp) -> bool {

@@ -5,8 +5,8 @@
 use std::time::Duration;
 
 use super::class::Grade;
+use super::evidence::EVIDENCE;
 use super::settings::Settings;
-use super::sources::EVIDENCE;
 use crate::types::{DAY, MINUTE, Timestamp, TokenBucket};
 
 /// New bans per minute on proven evidence. Handshakes cannot be forged, but a web page can make the browsers of its

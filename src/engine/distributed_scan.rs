@@ -1,6 +1,7 @@
 //! Detects distributed scans: many sources probe a few ports each, and together cover many. No single source reaches
 //! its threshold, so the scan is only logged. No source is blocked for it, because any of them may be forged.
 
+use std::collections::VecDeque;
 use std::time::Duration;
 
 use crate::types::{PortSet, Tick};
@@ -36,6 +37,8 @@ pub(super) struct DistributedScans {
     probes: u32,
     began: Option<Tick>,
     reported: bool,
+    /// Scans that have not been reported yet.
+    pub(super) found: VecDeque<DistributedScan>,
 }
 
 impl DistributedScans {
@@ -48,13 +51,14 @@ impl DistributedScans {
             probes: 0,
             began: None,
             reported: false,
+            found: VecDeque::with_capacity(16),
         }
     }
 
-    /// Adds a probe of a port that is new for its source, which is below its threshold; returns the scan once, when it
-    /// is detected. Sources are counted by their keyed hash: with a known hash, an attacker could choose addresses that
+    /// Adds a probe of a port that is new for its source, which is below its threshold. A scan is found once, when it is
+    /// detected. Sources are counted by their keyed hash: with a known hash, an attacker could choose addresses that
     /// look like one source.
-    pub(super) fn observe(&mut self, hash: u64, port: u16, now: Tick) -> Option<DistributedScan> {
+    pub(super) fn observe(&mut self, hash: u64, port: u16, now: Tick) {
         if self.began.is_none_or(|began| now.since(began) > Tick::ticks(SPAN)) {
             self.restart(now);
         }
@@ -71,15 +75,13 @@ impl DistributedScans {
         // If half of all probes go to a port that no other source has probed, the sources cooperate.
         let shared = self.distinct_ports.saturating_mul(2) >= self.probes;
         if self.reported || self.distinct_ports < PORTS || self.set_bits < SOURCES || !shared {
-            return None;
+            return;
         }
         self.reported = true;
-        let began = self.began.unwrap_or(now);
-        Some(DistributedScan {
-            ports: self.distinct_ports,
-            sources: self.estimate(),
-            span: now.since(began).duration(),
-        })
+        let span = now.since(self.began.unwrap_or(now)).duration();
+        if self.found.len() < self.found.capacity() {
+            self.found.push_back(DistributedScan { ports: self.distinct_ports, sources: self.estimate(), span });
+        }
     }
 
     fn estimate(&self) -> u32 {
@@ -107,12 +109,10 @@ mod tests {
     #[test]
     fn thirty_sources_sharing_ports_are_one_scan() {
         let mut sweeps = DistributedScans::new();
-        let found: Vec<DistributedScan> = (0..60_u16)
-            .filter_map(|n| sweeps.observe(Hashed::nth(u32::from(n) / 2).hash, 100 + n, Tick(1 + u32::from(n))))
-            .collect();
-        assert_eq!(found.len(), 1);
-        assert_eq!(found[0].ports, 50);
-        assert!((24..=26).contains(&found[0].sources), "{:?}", found[0]);
+        (0..60_u16).for_each(|n| sweeps.observe(Hashed::nth(u32::from(n) / 2).hash, 100 + n, Tick(1 + u32::from(n))));
+        assert_eq!(sweeps.found.len(), 1);
+        assert_eq!(sweeps.found[0].ports, 50);
+        assert!((24..=26).contains(&sweeps.found[0].sources), "{:?}", sweeps.found[0]);
     }
 
     #[test]
@@ -120,15 +120,17 @@ mod tests {
         let mut sweeps = DistributedScans::new();
         for source in 0..5_000_u32 {
             let port = [22, 23, 80, 443, 3389, 8080][usize::try_from(source % 6).unwrap()];
-            assert_eq!(sweeps.observe(Hashed::nth(source).hash, port, Tick(1)), None);
+            sweeps.observe(Hashed::nth(source).hash, port, Tick(1));
         }
+        assert!(sweeps.found.is_empty());
     }
 
     #[test]
     fn probes_spread_over_days_are_noise() {
         let mut sweeps = DistributedScans::new();
         for n in 0..1_000_u16 {
-            assert_eq!(sweeps.observe(Hashed::nth(n.into()).hash, n + 1, Tick(u32::from(n) * 2_000)), None);
+            sweeps.observe(Hashed::nth(n.into()).hash, n + 1, Tick(u32::from(n) * 2_000));
         }
+        assert!(sweeps.found.is_empty());
     }
 }

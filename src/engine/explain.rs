@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::key::Response;
 use super::{Engine, Grade, Host, Ports, Protection};
-use crate::types::{BanTarget, Expiry, Timestamp};
+use crate::types::{BanTarget, Expiry, Tick, Timestamp};
 
 /// State of one address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,57 +46,51 @@ pub struct Suspicion {
     pub ports: Ports,
 }
 
-impl Engine {
-    /// Selects the target that explains `address`. For a link-local address this is `link`, or the first link on which
-    /// the tables hold an entry for it.
-    fn explained(&self, now: Timestamp, address: IpAddr, link: Option<u32>, host: &Host) -> BanTarget {
-        let every_link = BanTarget::containing(address);
-        if let Some(link) = link {
-            // As for a packet: a ban by an operator has no link.
-            let on_link = host.target(address, link);
-            let is_judged =
-                |target: &BanTarget| self.bans.table.get(self.key_of(*target, Response::Block), now.tick()).is_some();
-            return [on_link, every_link].into_iter().find(is_judged).unwrap_or(on_link);
-        }
-        let is_known = |target: &BanTarget| {
-            let key = self.key_of(*target, Response::Block);
-            self.bans.table.get(key, now.tick()).is_some() || self.sources.held(key, now.tick()).is_some()
-        };
-        let on_links = host.guarded.iter().map(|(interface, _)| host.target(address, *interface));
-        std::iter::once(every_link).chain(on_links).find(is_known).unwrap_or(every_link)
+/// Returns the state of `address` at `now`, for a link-local address on `link` if that is given.
+pub fn explain(engine: &Engine, now: Timestamp, address: IpAddr, link: Option<u32>, host: &Host) -> Explanation {
+    let Engine { bans, sources, threshold, .. } = engine;
+    let tick = engine.latest.max(now).tick();
+    let target = explained(engine, tick, address, link, host);
+    let left = |response| Some(bans.table.left(bans.table.get(engine.key_of(target, response), tick)?, tick));
+    let suspicion = |response| {
+        let held = sources.held(engine.key_of(target, response), tick)?;
+        Some(Suspicion {
+            blocks: response == Response::Block,
+            distinct: held.distinct,
+            forgiven: threshold.forgiven,
+            probes: held.probes,
+            silent: tick.since(held.last).duration(),
+            ports: sources.ports(held.slot),
+        })
+    };
+    let blocked = left(Response::Block);
+    let around = blocked.is_none().then(|| bans.around(address, tick)).flatten();
+    Explanation {
+        target,
+        protection: host.protection(address, target),
+        blocked: blocked.or_else(|| around.map(|(_, slot)| bans.table.left(slot, tick))),
+        grade: bans.of(around.map_or(target, |(network, _)| network), tick).and_then(|ban| ban.grade),
+        network: around.map(|(network, _)| network),
+        logged: left(Response::Log).or_else(|| left(Response::Tell)),
+        strikes: bans.strikes_of(target, tick),
+        connected: threshold.connected_since(target).is_some(),
+        suspicions: [Response::Block, Response::Log, Response::Tell].map(suspicion),
     }
+}
 
-    /// Returns the state of `address` at `now`, for a link-local address on `link` if that is given.
-    pub fn explain(&self, now: Timestamp, address: IpAddr, link: Option<u32>, host: &Host) -> Explanation {
-        let now = self.latest.max(now);
-        let target = self.explained(now, address, link, host);
-        let left = |response| {
-            let slot = self.bans.table.get(self.key_of(target, response), now.tick())?;
-            Some(self.bans.table.left(slot, now.tick()))
-        };
-        let suspicion = |response| {
-            let held = self.sources.held(self.key_of(target, response), now.tick())?;
-            Some(Suspicion {
-                blocks: response == Response::Block,
-                distinct: held.distinct,
-                forgiven: self.settings.scan_trigger,
-                probes: held.probes,
-                silent: held.silent.duration(),
-                ports: self.ports_in(held.slot),
-            })
-        };
-        let blocked = left(Response::Block);
-        let around = blocked.is_none().then(|| self.bans.around(address, now.tick())).flatten();
-        Explanation {
-            target,
-            protection: host.protection(address, target),
-            blocked: blocked.or_else(|| around.map(|(_, slot)| self.bans.table.left(slot, now.tick()))),
-            grade: self.standing_of(now, around.map_or(target, |(network, _)| network)).and_then(|ban| ban.grade),
-            network: around.map(|(network, _)| network),
-            logged: left(Response::Log).or_else(|| left(Response::Tell)),
-            strikes: self.bans.strikes_of(target, now.tick()),
-            connected: self.known_peers.since(target).is_some(),
-            suspicions: [Response::Block, Response::Log, Response::Tell].map(suspicion),
-        }
+/// Selects the target that explains `address`. For a link-local address this is `link`, or the first link on which the
+/// tables hold an entry for it.
+fn explained(engine: &Engine, now: Tick, address: IpAddr, link: Option<u32>, host: &Host) -> BanTarget {
+    let every_link = BanTarget::containing(address);
+    let is_judged = |target: &BanTarget| engine.bans.table.get(engine.key_of(*target, Response::Block), now).is_some();
+    if let Some(link) = link {
+        // As for a packet: a ban by an operator has no link.
+        let on_link = host.target(address, link);
+        return [on_link, every_link].into_iter().find(is_judged).unwrap_or(on_link);
     }
+    let is_known = |target: &BanTarget| {
+        is_judged(target) || engine.sources.held(engine.key_of(*target, Response::Block), now).is_some()
+    };
+    let on_links = host.guarded.iter().map(|(interface, _)| host.target(address, *interface));
+    std::iter::once(every_link).chain(on_links).find(is_known).unwrap_or(every_link)
 }

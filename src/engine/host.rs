@@ -251,6 +251,12 @@ impl Host {
         self.bridge_ports.iter().find(|(port, _)| *port == interface).map(|(_, bridge)| *bridge)
     }
 
+    /// The interface to which sockets and neighbours of packets on `interface` belong: the bridge, if it is a bridge
+    /// port.
+    pub fn receiver(&self, interface: u32) -> u32 {
+        self.bridge(interface).unwrap_or(interface)
+    }
+
     /// The bridge port of the guest that is banned with `target`, if the last probe came from `source` through this
     /// port. `None` for a network, which has no single port, and for packets that a router sent through the bridge.
     pub fn guest_port(&self, target: BanTarget, source: IpAddr, port: u32) -> Option<LinkId> {
@@ -294,13 +300,19 @@ impl Host {
         (near, length)
     }
 
+    /// The listeners of `protocol`; `None` for a protocol without ports of programs.
+    #[inline]
+    pub(super) fn listeners(&self, protocol: Protocol) -> Option<&Listeners> {
+        match protocol {
+            Protocol::Tcp => Some(&self.tcp),
+            Protocol::Udp => Some(&self.udp),
+            Protocol::Sctp | Protocol::Icmp => None,
+        }
+    }
+
     /// True if a packet to `address` and `port` on `interface` reaches a listener; with interface 0: on any interface.
     pub(super) fn listens(&self, protocol: Protocol, address: IpAddr, port: u16, interface: u32) -> bool {
-        let listeners = match protocol {
-            Protocol::Tcp => &self.tcp,
-            Protocol::Udp => &self.udp,
-            Protocol::Sctp | Protocol::Icmp => return false,
-        };
+        let Some(listeners) = self.listeners(protocol) else { return false };
         if !listeners.has_bound() {
             return listeners.contains(address, port);
         }

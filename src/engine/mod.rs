@@ -12,15 +12,15 @@ mod ban_table;
 mod bans;
 mod ceiling;
 mod class;
-mod closed;
 mod decide;
 mod distributed_scan;
+mod evidence;
 mod exempt;
 mod expiry_jitter;
 mod explain;
 mod host;
+mod host_ports;
 mod key;
-mod known_peers;
 mod listeners;
 mod observation;
 mod port_lookup;
@@ -33,11 +33,11 @@ mod strikes;
 mod table;
 #[cfg(test)]
 pub(crate) mod tests;
+mod threshold;
 mod verdict;
 mod waiting;
 
-use std::collections::VecDeque;
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::time::Duration;
 
 pub use acceptance::is_unicast;
@@ -46,33 +46,32 @@ pub use ban_table::{ActiveBan, Standing};
 pub use ceiling::RecentBans;
 pub use class::{Class, Grade};
 pub use distributed_scan::DistributedScan;
-pub use explain::{Explanation, Suspicion};
+pub use evidence::{EVIDENCE, Ports};
+pub use explain::{Explanation, Suspicion, explain};
 pub use host::{Host, Link, LinkId, Local, ReversePath};
+pub use host_ports::HostPorts;
 pub use key::{HashKey, Response};
-pub use known_peers::PEER_THRESHOLD;
 pub use listeners::{Listeners, Service, ServiceMemory};
 pub use observation::Observation;
 pub use port_lookup::{NoLookup, PortLookup, PortUse};
 pub use prefix_bans::MaxPrefix;
 pub use recent_ports::{MAX_PUBLISHED, RECENT};
 pub use related_ports::RelatedPorts;
-pub use settings::{Bounds, Counters, Settings, Watch};
-pub use sources::EVIDENCE;
+pub use settings::{Counters, Settings, Watch};
 pub use strikes::{LastBan, StrikeHistory};
-pub use verdict::{Ban, Exempt, IgnoreReason, Notice, Ports, Probe, Repeated, Verdict};
+pub use threshold::{Bounds, PEER_THRESHOLD};
+pub use verdict::{Ban, Exempt, IgnoreReason, Notice, Probe, Repeated, Verdict};
 
 pub use crate::config::Escalation;
 use crate::types::{BanTarget, Protocol, Timestamp, TokenBucket};
-use crate::wire::{Checksum, Delivery, Packet, TcpFlags, Transport};
 use bans::Bans;
 use distributed_scan::DistributedScans;
 use exempt::ExemptSources;
 use key::{Hashed, Key};
-use known_peers::KnownPeers;
-use observation::protocol_of;
 use recent_ports::RecentPorts;
 use sources::SourceTable;
-use waiting::{Candidates, Settling};
+use threshold::Threshold;
+use waiting::{Candidates, SettlingQueue};
 
 /// Maximum duration of a ban above a ceiling.
 pub const CAPPED_BAN: Duration = Duration::from_secs(300);
@@ -81,30 +80,22 @@ pub const CAPPED_BAN: Duration = Duration::from_secs(300);
 /// verified before a ban.
 const LOOKUPS_PER_SECOND: u32 = 1_000;
 
-/// Socket look-ups per second caused by packets that leave from an own address. Such a packet proves nothing, because
-/// it may have been forwarded. Above this rate a port is only looked up before it counts against a source.
-const HINTS_PER_SECOND: u32 = 500;
-
-/// Set look-ups per second that verify the bans of sources that keep sending. Limits the cost of many blocked sources;
-/// each is checked within a few seconds.
-const VERIFIED_PER_SECOND: u32 = 500;
+/// Minimum age of a connection before its peer is added to the kernel's trap, so that short visits do not change the
+/// set.
+const PEER_SETTLED: Duration = Duration::from_secs(2);
 
 pub struct Engine {
     settings: Settings,
-    bounds: Bounds,
     secret: HashKey,
     sources: SourceTable,
     bans: Bans,
     recent_ports: RecentPorts,
+    threshold: Threshold,
     distributed_scans: DistributedScans,
     exempt: ExemptSources,
-    settling: Settling,
+    settling: SettlingQueue,
     candidates: Candidates,
-    known_peers: KnownPeers,
     lookups: TokenBucket,
-    hints: TokenBucket,
-    verifications: TokenBucket,
-    notices: VecDeque<Notice>,
     /// Evidence refuted by the look-ups of the last packet.
     forgiven: Vec<(Protocol, u16)>,
     latest: Timestamp,
@@ -115,20 +106,16 @@ impl Engine {
     /// Creates an engine with empty tables. `secret` must be unpredictable to attackers.
     pub fn new(settings: Settings, secret: HashKey) -> Self {
         Self {
-            bounds: Bounds::default(),
             secret,
             sources: SourceTable::new(settings.max_sources, settings.window, secret),
             bans: Bans::new(&settings, secret),
             recent_ports: RecentPorts::new(secret),
+            threshold: Threshold::new(settings.scan_trigger),
             distributed_scans: DistributedScans::new(),
             exempt: ExemptSources::new(),
-            settling: Settling::new(),
+            settling: SettlingQueue::default(),
             candidates: Candidates::new(),
-            known_peers: KnownPeers::default(),
             lookups: TokenBucket::new(LOOKUPS_PER_SECOND, Duration::from_secs(1)),
-            hints: TokenBucket::new(HINTS_PER_SECOND, Duration::from_secs(1)),
-            verifications: TokenBucket::new(VERIFIED_PER_SECOND, Duration::from_secs(1)),
-            notices: VecDeque::with_capacity(16),
             forgiven: Vec::with_capacity(EVIDENCE),
             latest: Timestamp::default(),
             counters: Counters::default(),
@@ -138,7 +125,7 @@ impl Engine {
 
     /// Replaces the built-in limits. For simulations.
     pub fn with_bounds(mut self, bounds: Bounds) -> Self {
-        self.bounds = bounds;
+        self.threshold.bounds = bounds;
         self.recent_ports.remember_for(bounds.recent);
         self
     }
@@ -147,6 +134,7 @@ impl Engine {
     pub fn reconfigure(&mut self, settings: Settings) {
         self.sources.set_window(settings.window);
         self.bans.reconfigure(&settings);
+        self.threshold.forgiven = settings.scan_trigger;
         // Their next probes are judged by the new settings.
         self.candidates = Candidates::new();
         let (max_sources, max_judged) = (self.settings.max_sources, self.settings.max_judged);
@@ -157,73 +145,6 @@ impl Engine {
     pub fn log_only(&mut self) {
         self.settings.tcp.response = Response::Log;
         self.settings.udp.response = Response::Log;
-    }
-
-    /// Judges one packet. If `now` is earlier than the latest time seen, the latest one is used.
-    pub fn observe(&mut self, now: Timestamp, packet: &Packet, host: &Host, lookup: &mut impl PortLookup) -> Verdict {
-        let now = self.clock(now);
-        self.counters.packets += 1;
-        self.forgiven.clear();
-        if packet.interface != 0 && !is_watched(packet.interface, host) {
-            return Verdict::Ignored(IgnoreReason::OtherInterface);
-        }
-        if packet.delivery == Delivery::Outgoing {
-            self.learn(now, packet, host, lookup);
-            return Verdict::Ignored(IgnoreReason::Own);
-        }
-        // Sockets and neighbours belong to the bridge, not to its port.
-        let bridge = host.bridge(packet.interface);
-        let interface = bridge.unwrap_or(packet.interface);
-        let target = host.target(packet.source, interface);
-        let known = self.key_of(target, Response::Block);
-        if let Some((target, slot)) = self.recognise(now, packet.source, (target, known), host) {
-            let source = (packet.source, protocol_of(&packet.transport));
-            return Verdict::Repeated(self.repeat(now, slot, source, (target, Response::Block)));
-        }
-        // Used in place: a copy could only begin when all its fields have been stored.
-        let mut observed = Observation::from_packet(packet);
-        let Some(observation) = &mut observed else {
-            return Verdict::Ignored(IgnoreReason::NoRequest);
-        };
-        observation.interface = interface;
-        observation.bridge_port = if bridge.is_some() { packet.interface } else { 0 };
-        // The next two checks change no state, so that a packet with a wrong checksum has no effect.
-        let refusal = acceptance::refusal(packet, interface, host);
-        if let Some(reason) = refusal.or_else(|| self.ignored_port(now, observation, host)) {
-            return Verdict::Ignored(reason);
-        }
-        match acceptance::verify(packet, interface, host, lookup) {
-            Ok(checksum) => observation.unverified = checksum != Checksum::Good && observation.class != Class::Fragment,
-            Err(reason) => return Verdict::Ignored(reason),
-        }
-        self.judge(now, observation, (target, known), host, lookup)
-    }
-
-    /// Judges a connection or datagram that a decoy listener accepted. `lookup` must report a decoy's port as not in
-    /// use.
-    pub fn observe_decoy(
-        &mut self,
-        now: Timestamp,
-        observation: Observation,
-        host: &Host,
-        lookup: &mut impl PortLookup,
-    ) -> Verdict {
-        let now = self.clock(now);
-        self.counters.packets += 1;
-        self.forgiven.clear();
-        let target = host.target(observation.source, observation.interface);
-        let known = self.key_of(target, Response::Block);
-        if let Some((target, slot)) = self.recognise(now, observation.source, (target, known), host) {
-            let source = (observation.source, Some(observation.protocol));
-            return Verdict::Repeated(self.repeat(now, slot, source, (target, Response::Block)));
-        }
-        if !is_unicast(observation.destination) || !host.local.contains(observation.destination) {
-            return Verdict::Ignored(IgnoreReason::NotUnicast);
-        }
-        if let Some(reason) = self.port_in_use(now, &observation, host) {
-            return Verdict::Ignored(reason);
-        }
-        self.judge(now, &observation, (target, known), host, lookup)
     }
 
     /// Ports of the last packet's source that counted as evidence and turned out to be in use.
@@ -286,7 +207,7 @@ impl Engine {
     /// Counts bans from before the start towards the ceilings; call it once.
     pub fn recall_bans(&mut self, now: Timestamp, recent: RecentBans) {
         let now = self.clock(now);
-        self.bans.recall(recent, now);
+        self.bans.ceilings.recall(now, recent);
     }
 
     /// All bans that the kernel should hold now, to restore them after a flush.
@@ -342,16 +263,55 @@ impl Engine {
         }
     }
 
+    /// The ports of `host` at `now`, for the kernel's trap and for the decoys.
+    pub fn ports<'a>(&'a self, now: Timestamp, host: &'a Host) -> HostPorts<'a> {
+        let Self { settings, recent_ports, .. } = self;
+        HostPorts { settings, recent_ports, host, now: self.latest.max(now).tick(), is_settling: self.is_settling(now) }
+    }
+
+    /// True if `target` has probed more ports than are forgiven, but is not banned because they are related. Used for
+    /// the kernel's trap, which counts each of them.
+    pub fn is_forgiven_related(&self, now: Timestamp, target: BanTarget, host: &Host) -> bool {
+        let (Self { sources, threshold, .. }, now) = (self, self.latest.max(now).tick());
+        let held = sources.held(self.key_of(target, Response::Block), now);
+        held.is_some_and(|held| {
+            held.distinct > threshold.forgiven
+                && threshold.counting(held.slot, sources, host, now) <= threshold.forgiven
+        })
+    }
+
+    /// True if `target` has probed enough ports for a ban, but the ceilings had no room. Used to review bans of the
+    /// kernel's trap, which learns of a reached ceiling with a delay.
+    pub fn is_withheld(&self, now: Timestamp, target: BanTarget) -> bool {
+        let held = self.sources.held(self.key_of(target, Response::Block), self.latest.max(now).tick());
+        held.is_some_and(|held| held.withheld && held.distinct > self.threshold.forgiven)
+    }
+
+    /// True if `target` is connected to a service of this host and has probed too few ports for a ban of a connected
+    /// source. Used for the kernel's trap, which counts ports independently of the engine.
+    pub fn is_forgiven_peer(&self, now: Timestamp, target: BanTarget) -> bool {
+        let now = self.latest.max(now).tick();
+        let held = self.sources.held(self.key_of(target, Response::Block), now);
+        let (first, distinct) = held.map_or((now, 0), |held| (held.first, held.distinct));
+        distinct < self.threshold.bounds.peer_threshold && self.threshold.forgives_more(target, first, &self.bans, now)
+    }
+
+    /// The sources for which [`Engine::is_forgiven_peer`] holds and whose connection is older than [`PEER_SETTLED`].
+    pub fn forgiven_peers(&self, now: Timestamp) -> impl Iterator<Item = BanTarget> + '_ {
+        let settled = Timestamp::at(self.latest.max(now).since_origin().saturating_sub(PEER_SETTLED)).tick();
+        self.threshold.connected_before(settled).filter(move |peer| self.is_forgiven_peer(now, *peer))
+    }
+
     /// Replaces the sources that are known to be connected to a service of this host, each with the age of its
     /// connection.
     pub fn know_peers(&mut self, now: Timestamp, peers: &[(BanTarget, Duration)]) {
         let now = self.clock(now);
-        self.known_peers = self.known_peers.renewed(now, peers);
+        self.threshold.know_peers(now, peers);
     }
 
     /// Bans no source until `until`, or until [`Engine::end_settling`].
     pub fn start_settling(&mut self, until: Timestamp) {
-        self.settling = Settling::start(until);
+        self.settling = SettlingQueue::start(until);
     }
 
     /// Ends settling, because this host's services have started.
@@ -368,7 +328,8 @@ impl Engine {
     /// [`Engine::wake`] is due.
     pub fn notice(&mut self, now: Timestamp) -> Option<Notice> {
         let now = self.clock(now);
-        self.bans.capped_notice(now).or_else(|| self.notices.pop_front()).or_else(|| {
+        let capped = self.bans.capped_notice(now);
+        capped.or_else(|| self.distributed_scans.found.pop_front().map(Notice::DistributedScan)).or_else(|| {
             let (target, standing, protocol, packets) = self.bans.table.due(now.tick())?;
             Some(Notice::Repeated { target, standing, protocol, packets })
         })
@@ -382,7 +343,8 @@ impl Engine {
 
     /// Counters since the start.
     pub fn counters(&self) -> Counters {
-        self.counters
+        let (repeated, evicted, lookups) = (self.bans.repeated, self.sources.evicted, self.recent_ports.lookups);
+        Counters { repeated, evicted, lookups, ..self.counters }
     }
 
     /// Current number of sources with evidence, and of sources with a verdict.
@@ -406,104 +368,4 @@ impl Engine {
         self.latest = self.latest.max(now);
         self.latest
     }
-
-    /// Looks up the source port of an outgoing packet, and records the result. The packet itself proves nothing:
-    /// traffic between guests of a bridge and forwarded traffic leave in the same way, with any source.
-    fn learn(&mut self, now: Timestamp, packet: &Packet, host: &Host, lookup: &mut impl PortLookup) {
-        if !host.local.is_exact() || !host.local.contains(packet.source) {
-            return;
-        }
-        // A SYN/ACK or a datagram may answer a client. A reset means that the port is closed.
-        let (protocol, port, peer_port, may_answer) = match packet.transport {
-            Transport::Tcp { source_port, destination_port, flags, .. } if !flags.has(TcpFlags::RST) => {
-                (Protocol::Tcp, source_port, destination_port, flags.has(TcpFlags::SYN | TcpFlags::ACK))
-            }
-            Transport::Udp { source_port, destination_port } => (Protocol::Udp, source_port, destination_port, true),
-            _ => return,
-        };
-        let interface = host.bridge(packet.interface).unwrap_or(packet.interface);
-        if !self.settings.watches(protocol, port) || host.listens(protocol, packet.source, port, interface) {
-            return;
-        }
-        let (own, peer) = (Service { address: packet.source, protocol, port }, packet.destination);
-        if !self.recent_ports.is_fresh(own, peer, now.tick()) {
-            if !self.hints.try_take(now) {
-                return;
-            }
-            let [own_end, peer_end] = [(own.address, port), (peer, peer_port)].map(SocketAddr::from);
-            let found = match lookup.port_use(protocol, peer_end, own_end, interface) {
-                PortUse::Published { established } => PortUse::Published { established: established || may_answer },
-                // The kernel gives no better information than the packet, which may be forged. Therefore the port
-                // counts as used for this peer only.
-                PortUse::Unknown if may_answer => PortUse::Flow,
-                found => found,
-            };
-            if !self.recent_ports.record(found, own, peer, now.tick()) {
-                return;
-            }
-        }
-        if may_answer {
-            // The client's request was not a probe of this port.
-            let peer = self.key_of(host.target(peer, interface), self.response(protocol));
-            self.sources.forgive(peer, protocol, port);
-        }
-    }
-
-    /// Returns the target and the slot of the ban of `source`, whose packets count against `target`, unless the
-    /// kernel's allow-list accepts them.
-    #[inline]
-    fn recognise(
-        &mut self,
-        now: Timestamp,
-        source: IpAddr,
-        (target, known): (BanTarget, Hashed),
-        host: &Host,
-    ) -> Option<(BanTarget, usize)> {
-        let found = match self.bans.table.get(known, now.tick()) {
-            Some(slot) => (target, slot),
-            None if matches!(target, BanTarget::Link { .. }) => self.recognise_neighbour(now, source, target)?,
-            None if self.bans.prefixes.are_free(now.tick()) => return None,
-            None => self.bans.around(source, now.tick())?,
-        };
-        host.protection(source, target).is_none().then_some(found)
-    }
-
-    /// A ban by an operator has no link.
-    #[cold]
-    fn recognise_neighbour(&self, now: Timestamp, source: IpAddr, target: BanTarget) -> Option<(BanTarget, usize)> {
-        let every_link = target.on_every_link();
-        let held = self.bans.table.get(self.key_of(every_link, Response::Block), now.tick());
-        held.map(|slot| (every_link, slot)).or_else(|| self.bans.around(source, now.tick()))
-    }
-
-    fn repeat(
-        &mut self,
-        now: Timestamp,
-        slot: usize,
-        (source, protocol): (IpAddr, Option<Protocol>),
-        (target, response): (BanTarget, Response),
-    ) -> Repeated {
-        self.counters.repeated += 1;
-        let (report, verify) = self.bans.table.repeat(slot, (target, response, protocol), now.tick());
-        let verify = verify && self.verifications.try_take(now);
-        Repeated { source, target, standing: response.into(), protocol, report, verify }
-    }
-
-    /// The response for which a probe of this class counts. Linux answers ACK and FIN/ACK segments identically on open
-    /// and closed ports, and late segments of honest peers look the same.
-    fn response_to(&self, protocol: Protocol, class: Class) -> Response {
-        if class.is_late_segment() && !self.settings.ack_bans { Response::Log } else { self.response(protocol) }
-    }
-
-    fn response(&self, protocol: Protocol) -> Response {
-        match protocol {
-            Protocol::Tcp | Protocol::Sctp => self.settings.tcp.response,
-            Protocol::Udp | Protocol::Icmp => self.settings.udp.response,
-        }
-    }
-}
-
-#[inline]
-fn is_watched(interface: u32, host: &Host) -> bool {
-    !host.loopback.contains(&interface) && (host.interfaces.is_empty() || host.interfaces.contains(&interface))
 }

@@ -87,8 +87,24 @@ impl Observation {
     }
 
     /// True if a fragment hides the port.
-    pub(super) fn hides_port(&self) -> bool {
+    pub fn hides_port(&self) -> bool {
         self.port == HIDDEN && self.class == Class::Fragment
+    }
+
+    /// The number that counts as its port. ICMP has no ports. Instead, the number of distinct own addresses probed
+    /// counts, so the address takes the place of the port.
+    pub(super) fn counted_port(&self) -> u16 {
+        match self.destination {
+            _ if self.protocol != Protocol::Icmp => self.port,
+            IpAddr::V4(v4) => {
+                let [.., a, b] = v4.octets();
+                u16::from_be_bytes([a, b])
+            }
+            IpAddr::V6(v6) => {
+                let [.., last] = v6.segments();
+                last
+            }
+        }
     }
 }
 

@@ -11,8 +11,9 @@ use std::time::Duration;
 use ipnet::IpNet;
 
 use super::class::Class;
+use super::evidence::Evidence;
 use super::key::{HashKey, Hashed, Key, Response};
-use super::sources::{Evidence, SourceTable};
+use super::sources::SourceTable;
 use crate::types::{BanTarget, Prefix, Protocol, Tick, shared64};
 
 /// Maximum width of a ban.

@@ -1,9 +1,10 @@
 //! Remembers which ports were in use recently. A late client of a service that has just stopped, or a late answer to a
 //! socket that has just closed, is not a probe. Records come only from the kernel's view of this host's own sockets and
-//! translations, for one address, protocol and port, and for a limited time.
+//! translations, for one address, protocol and port, and for a limited time. They are looked up in the kernel before
+//! evidence counts, and when packets leave from an own address.
 
 use std::hash::Hasher;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
 use siphasher::sip::SipHasher13;
@@ -11,8 +12,11 @@ use siphasher::sip::SipHasher13;
 use super::host::Host;
 use super::key::HashKey;
 use super::listeners::{Service, unspecified};
-use super::port_lookup::PortUse;
-use crate::types::{PortSet, Protocol, Tick};
+use super::observation::Observation;
+use super::port_lookup::{PortLookup, PortUse};
+use super::verdict::IgnoreReason;
+use crate::types::{PortSet, Protocol, Tick, Timestamp, TokenBucket};
+use crate::wire::{Packet, TcpFlags, Transport};
 
 /// Time for which a port counts as open after its listener has closed, or after this host has sent from it. TIME_WAIT
 /// is 60 s on Linux, a resolver's last retry comes within 30 s, and clients of a restarting service return within a
@@ -27,6 +31,10 @@ const PUBLISHED: Duration = Duration::from_secs(24 * 3600);
 /// but those clients could record a port with each connection.
 pub const MAX_PUBLISHED: usize = 64;
 
+/// Socket look-ups per second caused by packets that leave from an own address. Such a packet proves nothing, because
+/// it may have been forwarded. Above this rate a port is only looked up before it counts against a source.
+const HINTS_PER_SECOND: u32 = 500;
+
 /// The recently used ports. Two tables ensure that flows, which other hosts can create in any number, do not evict
 /// services.
 pub(super) struct RecentPorts {
@@ -36,11 +44,20 @@ pub(super) struct RecentPorts {
     own_use: PortTable,
     /// [`RECENT`].
     span: Duration,
+    hints: TokenBucket,
+    /// Number of look-ups before evidence counted.
+    pub(super) lookups: u64,
 }
 
 impl RecentPorts {
     pub(super) fn new(secret: HashKey) -> Self {
-        Self { services: PortTable::new(secret), own_use: PortTable::new(secret), span: RECENT }
+        Self {
+            services: PortTable::new(secret),
+            own_use: PortTable::new(secret),
+            span: RECENT,
+            hints: TokenBucket::new(HINTS_PER_SECOND, Duration::from_secs(1)),
+            lookups: 0,
+        }
     }
 
     pub(super) fn remember_for(&mut self, span: Duration) {
@@ -48,16 +65,109 @@ impl RecentPorts {
     }
 
     /// True if `own` was in use recently, for any peer or for `peer`.
-    pub(super) fn holds(&self, own: Service, peer: IpAddr, now: Tick) -> bool {
+    fn holds(&self, own: Service, peer: IpAddr, now: Tick) -> bool {
         let Self { services, own_use, .. } = self;
         let anywhere = || Service { address: unspecified(own.address), ..own };
         services.has(own.port, now) && (services.until(own, None) > now || services.until(anywhere(), None) > now)
             || own_use.has(own.port, now) && (own_use.until(own, None) > now || own_use.until(own, Some(peer)) > now)
     }
 
-    /// True if the record of `own` is so recent that another look-up would add nothing.
-    pub(super) fn is_fresh(&self, own: Service, peer: IpAddr, now: Tick) -> bool {
-        self.holds(own, peer, now.plus(Tick::ticks(self.span / 2)))
+    /// Returns the reason why `observation` is not evidence, if this host uses its port.
+    #[inline]
+    pub(super) fn use_of(&self, observation: &Observation, host: &Host, now: Tick) -> Option<IgnoreReason> {
+        let Observation { destination, protocol, port, .. } = *observation;
+        // Also for flags that no TCP stack sends: the segments of a real connection may be mangled on the way. Also for
+        // decoys: a service may have started since, and its first clients must not count.
+        if host.listens(protocol, destination, port, observation.interface) {
+            return Some(IgnoreReason::Open);
+        }
+        let own = Service { address: destination, protocol, port };
+        if self.holds(own, observation.source, now) {
+            return Some(IgnoreReason::RecentlyOpen);
+        }
+        host.services.contains(protocol, destination, port).then_some(IgnoreReason::RememberedService)
+    }
+
+    /// True if a port of this host is in use now, regardless of its state when the source of `observation` probed it.
+    /// The evidence stores only the port, so any address of this host counts.
+    pub(super) fn is_served(
+        &mut self,
+        observation: &Observation,
+        (protocol, port): (Protocol, u16),
+        host: &Host,
+        lookup: &mut impl PortLookup,
+        now: Tick,
+    ) -> bool {
+        let Some(listeners) = host.listeners(protocol) else { return false };
+        let own = Service { address: observation.destination, protocol, port };
+        listeners.is_open_anywhere(port)
+            || host.services.contains(protocol, observation.destination, port)
+            || self.holds(own, observation.source, now)
+            || self.look_up(observation, (protocol, port), lookup, now)
+    }
+
+    /// Asks the kernel whether a port at the destination of `observation` is in use, and records the result.
+    pub(super) fn look_up(
+        &mut self,
+        observation: &Observation,
+        (protocol, port): (Protocol, u16),
+        lookup: &mut impl PortLookup,
+        now: Tick,
+    ) -> bool {
+        self.lookups += 1;
+        let source = SocketAddr::new(observation.source, observation.source_port);
+        let destination = SocketAddr::new(observation.destination, port);
+        let found = lookup.port_use(protocol, source, destination, observation.interface);
+        let own = Service { address: observation.destination, protocol, port };
+        self.record(found, own, observation.source, now);
+        !matches!(found, PortUse::Closed | PortUse::Unknown)
+    }
+
+    /// Looks up the source port of an outgoing packet, and records the result. The packet itself proves nothing:
+    /// traffic between guests of a bridge and forwarded traffic leave in the same way, with any source. Returns the
+    /// port if it is in use and the packet may answer a request. Only `watched` ports are looked up.
+    pub(super) fn learn(
+        &mut self,
+        now: Timestamp,
+        packet: &Packet,
+        host: &Host,
+        watched: impl Fn(Protocol, u16) -> bool,
+        lookup: &mut impl PortLookup,
+    ) -> Option<Service> {
+        if !host.local.is_exact() || !host.local.contains(packet.source) {
+            return None;
+        }
+        // A SYN/ACK or a datagram may answer a client. A reset means that the port is closed.
+        let (protocol, port, peer_port, may_answer) = match packet.transport {
+            Transport::Tcp { source_port, destination_port, flags, .. } if !flags.has(TcpFlags::RST) => {
+                (Protocol::Tcp, source_port, destination_port, flags.has(TcpFlags::SYN | TcpFlags::ACK))
+            }
+            Transport::Udp { source_port, destination_port } => (Protocol::Udp, source_port, destination_port, true),
+            _ => return None,
+        };
+        let interface = host.receiver(packet.interface);
+        if !watched(protocol, port) || host.listens(protocol, packet.source, port, interface) {
+            return None;
+        }
+        let (own, peer) = (Service { address: packet.source, protocol, port }, packet.destination);
+        // With a record that is so recent, another look-up would add nothing.
+        if !self.holds(own, peer, now.tick().plus(Tick::ticks(self.span / 2))) {
+            if !self.hints.try_take(now) {
+                return None;
+            }
+            let [own_end, peer_end] = [(own.address, port), (peer, peer_port)].map(SocketAddr::from);
+            let found = match lookup.port_use(protocol, peer_end, own_end, interface) {
+                PortUse::Published { established } => PortUse::Published { established: established || may_answer },
+                // The kernel gives no better information than the packet, which may be forged. Therefore the port
+                // counts as used for this peer only.
+                PortUse::Unknown if may_answer => PortUse::Flow,
+                found => found,
+            };
+            if !self.record(found, own, peer, now.tick()) {
+                return None;
+            }
+        }
+        may_answer.then_some(own)
     }
 
     /// The ports recently in use for any peer, at any address.
@@ -69,7 +179,7 @@ impl RecentPorts {
 
     /// Records what a look-up found about a flow between `own` and `peer`. False if nothing is recorded, so that the
     /// next flow is looked up again.
-    pub(super) fn record(&mut self, found: PortUse, own: Service, peer: IpAddr, now: Tick) -> bool {
+    fn record(&mut self, found: PortUse, own: Service, peer: IpAddr, now: Tick) -> bool {
         match found {
             PortUse::Open => self.used(own, now),
             PortUse::Flow => self.used_with(own, peer, now),

@@ -2,7 +2,7 @@
 //! a printer driver, a browser. While a source probes nothing but ports of groups, each group counts as one port.
 //! Afterwards only groups of which this host serves a port do, up to a limit.
 
-use super::sources::Evidence;
+use super::evidence::Evidence;
 use crate::types::{PORT_GROUPS, PortSet, Protocol, WEB_PORTS};
 
 /// Maximum number of related ports that are not counted for a source which has also probed unrelated ports.

@@ -1,12 +1,10 @@
-//! Defines the engine's configuration, its built-in limits and its counters.
+//! Defines the engine's configuration and its counters.
 
 use std::time::Duration;
 
 use super::key::Response;
-use super::known_peers::PEER_THRESHOLD;
+use super::observation::Observation;
 use super::prefix_bans::MaxPrefix;
-use super::recent_ports::RECENT;
-use super::related_ports::{MAX_EXTRA, MAX_UNRELATED};
 use crate::config::{AckPolicy, BlockPolicy, Config, Escalation, HalfOpenPolicy, Mode, ProtocolConfig};
 use crate::types::{Expiry, PortSet, Protocol};
 
@@ -66,6 +64,35 @@ impl Settings {
         }
     }
 
+    /// The settings that apply to `protocol`. SCTP counts like TCP, ICMP like UDP.
+    pub(super) fn watch(&self, protocol: Protocol) -> &Watch {
+        match protocol {
+            Protocol::Tcp | Protocol::Sctp => &self.tcp,
+            Protocol::Udp | Protocol::Icmp => &self.udp,
+        }
+    }
+
+    /// The response for which `observation` counts. Linux answers ACK and FIN/ACK segments identically on open and
+    /// closed ports, and late segments of honest peers look the same.
+    pub(super) fn response_to(&self, observation: &Observation) -> Response {
+        match observation.class.is_late_segment() && !self.ack_bans {
+            true => Response::Log,
+            false => self.watch(observation.protocol).response,
+        }
+    }
+
+    /// True if the port of `observation` is monitored.
+    #[inline]
+    pub fn monitors(&self, observation: &Observation) -> bool {
+        let port = observation.port;
+        match observation.protocol {
+            Protocol::Tcp => self.tcp.ports.contains(port) || observation.hides_port() && !self.tcp.ports.is_empty(),
+            Protocol::Udp => self.udp.ports.contains(port),
+            Protocol::Sctp => self.sctp,
+            Protocol::Icmp => self.icmp,
+        }
+    }
+
     /// Takes the settings from the configuration.
     pub fn from_config(config: &Config) -> Self {
         let watch = |protocol: &ProtocolConfig| Watch {
@@ -100,27 +127,6 @@ impl Settings {
             max_new_bans_per_minute: config.block.max_new_bans_per_minute,
             max_forgeable_bans: config.block.max_forgeable_bans,
         }
-    }
-}
-
-/// Limits of the rules that excuse probes. The built-in values apply; the simulation varies one at a time to show that
-/// each is needed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Bounds {
-    /// Time for which a port counts as open after it was in use; at most 68 years.
-    pub recent: Duration,
-    /// Maximum number of a source's ports that are forgiven because they are related to others.
-    pub related: u8,
-    /// Maximum number of unrelated ports with which every group of related ports of a source counts as one port. With
-    /// more, or with `None`, only served groups do.
-    pub unrelated: Option<u8>,
-    /// Number of distinct ports that is enough for a ban of a connected peer.
-    pub peer_threshold: u8,
-}
-
-impl Default for Bounds {
-    fn default() -> Self {
-        Self { recent: RECENT, related: MAX_EXTRA, unrelated: Some(MAX_UNRELATED), peer_threshold: PEER_THRESHOLD }
     }
 }
 

@@ -2,98 +2,14 @@
 
 use std::time::Duration;
 
-use super::class::Class;
+use super::class::{Class, Grade};
+use super::evidence::{EVIDENCE, Evidence, Ports};
 use super::key::{HashKey, Hashed, Key};
 use super::table::{Claim, OLDEST, Occupant, Row, Table};
 use crate::types::{Protocol, Tick};
 
-/// Distinct ports stored per source; the maximum of `scan_trigger` is one less.
-pub const EVIDENCE: usize = 16;
-
-/// One probed port: time, protocol, port and class, packed into 64 bits.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) struct Evidence(u64);
-
 /// The pace of a scanner is halved after each period of this length.
 const PACE_PERIOD: Duration = Duration::from_secs(8);
-
-const VERIFIED: u64 = 0x80;
-/// Its checksum could not be verified, so that its flags may be damaged.
-const UNPROVEN: u64 = 0x40;
-const CLASS: u8 = 0x3f;
-
-impl Evidence {
-    pub(super) fn new(at: Tick, protocol: Protocol, port: u16, class: Class) -> Self {
-        Self(u64::from(at.0) << 32 | u64::from(port) << 16 | (protocol as u64) << 8 | class as u64)
-    }
-
-    pub(super) fn at(self) -> Tick {
-        Tick((self.0 >> 32) as u32)
-    }
-
-    pub(super) fn port(self) -> u16 {
-        let [_, _, low, high, ..] = self.0.to_le_bytes();
-        u16::from_le_bytes([low, high])
-    }
-
-    pub(super) fn protocol(self) -> Option<Protocol> {
-        let [_, code, ..] = self.0.to_le_bytes();
-        Protocol::from_code(code)
-    }
-
-    pub(super) fn class(self) -> Option<Class> {
-        let [code, ..] = self.0.to_le_bytes();
-        Class::from_code(code & CLASS)
-    }
-
-    /// Marks it as not enough for a ban on its own, regardless of its class.
-    pub(super) fn unproven(self) -> Self {
-        Self(self.0 | UNPROVEN)
-    }
-
-    /// Marks it as checked against the kernel's socket table.
-    pub(super) fn verified(self) -> Self {
-        Self(self.0 | VERIFIED)
-    }
-
-    pub(super) fn is_verified(self) -> bool {
-        self.0 & VERIFIED != 0
-    }
-
-    pub(super) fn is_about(self, protocol: Protocol, port: u16) -> bool {
-        self.protocol() == Some(protocol) && self.port() == port
-    }
-
-    /// True for a TCP segment whose port is hidden by fragmentation or by long extension headers.
-    pub(super) fn hides_port(self) -> bool {
-        self.port() == 0 && self.class() == Some(Class::Fragment)
-    }
-
-    fn same_port(self, other: Self) -> bool {
-        (self.0 ^ other.0) & 0xffff_ff00 == 0
-    }
-
-    pub(super) fn is_conclusive(self) -> bool {
-        self.0 & UNPROVEN == 0 && self.class().is_some_and(Class::is_conclusive)
-    }
-}
-
-/// The evidence against a source after one more probe.
-#[derive(Clone, Copy)]
-pub(super) struct ProbeCount {
-    pub(super) slot: usize,
-    /// True if the port is new for this source within the window.
-    pub(super) fresh: bool,
-    /// True if the evidence of another source was evicted for it.
-    pub(super) evicted: bool,
-    /// True if the evidence includes a class that is enough on its own.
-    pub(super) conclusive: bool,
-    /// Distinct ports within the window.
-    pub(super) distinct: u8,
-    /// Probes since the first, including repeated ports.
-    pub(super) probes: u32,
-    pub(super) first: Tick,
-}
 
 /// How fast a source probes new ports.
 #[derive(Clone, Copy, Debug)]
@@ -111,16 +27,20 @@ impl Pace {
     }
 }
 
-/// A summary of the evidence against a source, for queries.
+/// A summary of the evidence against a source within the window.
+#[derive(Clone, Copy)]
 pub(super) struct SourceSummary {
     pub(super) slot: usize,
+    /// Distinct ports.
     pub(super) distinct: u8,
-    pub(super) probes: u32,
-    pub(super) first: Tick,
-    /// Time since the last probe.
-    pub(super) silent: Tick,
+    /// True if the evidence includes a class that is enough on its own.
+    pub(super) conclusive: bool,
     /// True if the ceilings withheld a ban of the source.
     pub(super) withheld: bool,
+    /// Probes since the first, including repeated ports.
+    pub(super) probes: u32,
+    pub(super) first: Tick,
+    pub(super) last: Tick,
 }
 
 /// The evidence against one source. The header shares a cache line with the first ports.
@@ -153,7 +73,7 @@ impl Row for SourceEntry {
         distinct: 0,
         home: 0,
         withheld: false,
-        evidence: [Evidence(0); EVIDENCE],
+        evidence: [Evidence::NONE; EVIDENCE],
     };
 
     fn key(&self) -> Key {
@@ -184,6 +104,20 @@ impl SourceEntry {
         Pace { ports: self.new_ports, at: self.last }
     }
 
+    /// A summary of this entry in `slot`; `evidence` is the part of it within the window.
+    #[inline]
+    fn summary(&self, slot: usize, mut evidence: impl Iterator<Item = Evidence> + Clone) -> SourceSummary {
+        SourceSummary {
+            slot,
+            distinct: u8::try_from(evidence.clone().count()).unwrap_or(u8::MAX),
+            conclusive: evidence.any(Evidence::is_conclusive),
+            withheld: self.withheld,
+            probes: self.probes.into(),
+            first: self.first,
+            last: self.last,
+        }
+    }
+
     /// The value of this entry compared with entries of other sources, for eviction.
     fn rank(&self) -> u8 {
         self.distinct.saturating_sub(1)
@@ -204,10 +138,7 @@ impl SourceEntry {
     fn add(&mut self, new: Evidence, now: Tick, window: Tick) -> bool {
         self.drop_where(|item| now.since(item.at()) > window);
         if let Some(item) = self.held_mut().iter_mut().find(|item| item.same_port(new)) {
-            // The later time counts, and the conclusive one of the two classes.
-            let class = if item.is_conclusive() { *item } else { new };
-            let checked = item.0 & VERIFIED;
-            item.0 = new.0 & !0xff | class.0 & 0x7f | checked;
+            *item = item.renewed(new);
             return false;
         }
         if let Some(place) = self.evidence.get_mut(usize::from(self.distinct)) {
@@ -224,11 +155,13 @@ impl SourceEntry {
 pub(super) struct SourceTable {
     sources: Table<SourceEntry>,
     window: Tick,
+    /// Number of sources whose evidence was evicted because the table was full.
+    pub(super) evicted: u64,
 }
 
 impl SourceTable {
     pub(super) fn new(sources: usize, window: Duration, secret: HashKey) -> Self {
-        Self { sources: Table::new(sources, secret), window: Tick::ticks(window) }
+        Self { sources: Table::new(sources, secret), window: Tick::ticks(window), evicted: 0 }
     }
 
     pub(super) fn len(&self) -> usize {
@@ -247,20 +180,24 @@ impl SourceTable {
 
     /// Adds `new` to the evidence against `key`. A full bucket evicts a source whose window has passed; if there is
     /// none, the source with the fewest ports, and among equals the one that has been silent for the longest time.
-    pub(super) fn observe(&mut self, key: Hashed, new: Evidence, now: Tick) -> ProbeCount {
-        let Self { sources, window } = self;
+    /// Returns the evidence against `key`, and true if the port is new within the window.
+    pub(super) fn observe(&mut self, key: Hashed, new: Evidence, now: Tick) -> (SourceSummary, bool) {
+        let Self { sources, window, evicted: all_evicted } = self;
         let silent = |source: &SourceEntry| now.since(source.last) > *window;
         let worth = |occupant: Occupant<'_, SourceEntry>| match occupant.age {
             // If the window of any entry has passed, that of the oldest has: no other row needs to be read.
             OLDEST if silent(occupant.row) => 0,
             age => (u64::from(occupant.rank) + 1) << 8 | (OLDEST - age) as u64,
         };
-        let (slot, evicted) = match sources.claim(key, worth) {
-            Ok(slot) => (slot, false),
-            Err(Claim { slot, evicted }) => (slot, evicted),
+        let slot = match sources.claim(key, worth) {
+            Ok(slot) => slot,
+            Err(Claim { slot, evicted }) => {
+                *all_evicted += u64::from(evicted);
+                slot
+            }
         };
         let Some(source) = sources.get_mut(slot) else {
-            return ProbeCount { slot, fresh: false, evicted, conclusive: false, distinct: 0, probes: 0, first: now };
+            return (SourceEntry::EMPTY.summary(slot, std::iter::empty()), false);
         };
         if source.probes == 0 || silent(source) {
             source.first = now;
@@ -271,13 +208,9 @@ impl SourceTable {
         source.probes = source.probes.saturating_add(1);
         let fresh = source.add(new, now, *window);
         source.new_ports = source.new_ports.saturating_add(u16::from(fresh || new.hides_port()));
-        let conclusive = source.held().iter().any(|item| item.is_conclusive());
-        let distinct = source.distinct;
-        let (probes, first) = (source.probes.into(), source.first);
-        let tally = ProbeCount { slot, fresh, evicted, conclusive, distinct, probes, first };
-        let rank = source.rank();
+        let (summary, rank) = (source.summary(slot, source.held().iter().copied()), source.rank());
         sources.rank(key, slot, rank);
-        tally
+        (summary, fresh)
     }
 
     pub(super) fn evidence(&self, slot: usize) -> impl Iterator<Item = Evidence> + Clone + '_ {
@@ -345,37 +278,30 @@ impl SourceTable {
         source.home != address.max(1)
     }
 
-    /// Updates `tally` after some evidence was removed.
-    pub(super) fn recount(&self, key: Hashed, tally: &mut ProbeCount, now: Tick) {
-        tally.distinct = self.distinct(key, now);
-        tally.conclusive = self.within(key, now).any(Evidence::is_conclusive);
+    /// The ports of the evidence in `slot`.
+    pub(super) fn ports(&self, slot: usize) -> Ports {
+        Ports::collect(self.evidence(slot).filter_map(|item| Some((item.protocol()?, item.port(), item.class()?))))
+    }
+
+    /// Grade of the evidence in `slot`, if `forgiven` ports are forgiven to its source.
+    pub(super) fn grade(&self, slot: usize, forgiven: u8) -> Grade {
+        Grade::from_classes(self.evidence(slot).filter_map(Evidence::class), forgiven)
+    }
+
+    /// A summary of the evidence in `slot` at `now`; `None` if nothing is left of it.
+    pub(super) fn summary(&self, slot: usize, now: Tick) -> Option<SourceSummary> {
+        let summary = self.sources.at(slot)?.summary(slot, self.recent_evidence(slot, now));
+        (summary.distinct > 0).then_some(summary)
     }
 
     /// A summary of the evidence against `key` at `now`; `None` if its window has passed.
     pub(super) fn held(&self, key: Hashed, now: Tick) -> Option<SourceSummary> {
-        let slot = self.sources.find(key)?;
-        let source = self.sources.get(slot)?;
-        let silent = now.since(source.last);
-        let distinct = self.distinct(key, now);
-        (distinct > 0 && silent <= self.window).then_some(SourceSummary {
-            slot,
-            distinct,
-            probes: source.probes.into(),
-            first: source.first,
-            silent,
-            withheld: source.withheld,
-        })
-    }
-
-    /// The number of distinct ports that `key` probed within the window.
-    pub(super) fn distinct(&self, key: Hashed, now: Tick) -> u8 {
-        u8::try_from(self.within(key, now).count()).unwrap_or(u8::MAX)
+        self.summary(self.sources.find(key)?, now).filter(|summary| now.since(summary.last) <= self.window)
     }
 
     /// The evidence against `key` within the window.
     pub(super) fn within(&self, key: Hashed, now: Tick) -> impl Iterator<Item = Evidence> + '_ {
-        let held = self.sources.row(key).map(SourceEntry::held).unwrap_or_default();
-        held.iter().copied().filter(move |item| now.since(item.at()) <= self.window)
+        self.sources.find(key).into_iter().flat_map(move |slot| self.recent_evidence(slot, now))
     }
 }
 
@@ -391,12 +317,17 @@ mod tests {
         Evidence::new(Tick(at), Protocol::Tcp, port, Class::Syn)
     }
 
+    /// The number of distinct ports of source 1 within the window.
+    fn distinct(suspects: &SourceTable, now: Tick) -> usize {
+        suspects.within(Hashed::nth(1), now).count()
+    }
+
     #[test]
     fn repeated_port_counts_once() {
         let mut suspects = table(8);
         for at in 1..100 {
-            let tally = suspects.observe(Hashed::nth(1), syn(at, 23), Tick(at));
-            assert_eq!((tally.distinct, tally.fresh, tally.probes), (1, at == 1, at));
+            let (held, fresh) = suspects.observe(Hashed::nth(1), syn(at, 23), Tick(at));
+            assert_eq!((held.distinct, fresh, held.probes), (1, at == 1, at));
         }
     }
 
@@ -405,9 +336,9 @@ mod tests {
         let mut suspects = table(8);
         let ticks = Tick::ticks(Duration::from_secs(10)).0;
         let _ = suspects.observe(Hashed::nth(1), syn(1, 23), Tick(1));
-        assert_eq!(suspects.observe(Hashed::nth(1), syn(ticks, 25), Tick(ticks)).distinct, 2);
+        assert_eq!(suspects.observe(Hashed::nth(1), syn(ticks, 25), Tick(ticks)).0.distinct, 2);
         assert_eq!(
-            suspects.observe(Hashed::nth(1), syn(ticks + 2, 26), Tick(ticks + 2)).distinct,
+            suspects.observe(Hashed::nth(1), syn(ticks + 2, 26), Tick(ticks + 2)).0.distinct,
             2,
             "the probe of 23 is too old"
         );
@@ -419,9 +350,9 @@ mod tests {
         for port in 1..=40 {
             let _ = suspects.observe(Hashed::nth(1), syn(u32::from(port), port), Tick(u32::from(port)));
         }
-        let tally = suspects.observe(Hashed::nth(1), syn(41, 99), Tick(41));
-        assert_eq!(usize::from(tally.distinct), EVIDENCE);
-        assert!(suspects.evidence(tally.slot).all(|item| item.port() > 25));
+        let (held, _) = suspects.observe(Hashed::nth(1), syn(41, 99), Tick(41));
+        assert_eq!(usize::from(held.distinct), EVIDENCE);
+        assert!(suspects.evidence(held.slot).all(|item| item.port() > 25));
     }
 
     #[test]
@@ -429,11 +360,11 @@ mod tests {
         let mut suspects = table(8);
         let _ = suspects.observe(Hashed::nth(1), syn(1, 23), Tick(1));
         suspects.forgive(Hashed::nth(1), Protocol::Tcp, 23);
-        assert_eq!((suspects.distinct(Hashed::nth(1), Tick(1)), suspects.len()), (0, 0));
+        assert_eq!((distinct(&suspects, Tick(1)), suspects.len()), (0, 0));
         let xmas = Evidence::new(Tick(2), Protocol::Tcp, 23, Class::Xmas);
         let _ = suspects.observe(Hashed::nth(1), xmas, Tick(2));
         suspects.forgive(Hashed::nth(1), Protocol::Tcp, 23);
-        assert_eq!(suspects.distinct(Hashed::nth(1), Tick(2)), 1);
+        assert_eq!(distinct(&suspects, Tick(2)), 1);
     }
 
     #[test]
@@ -446,11 +377,7 @@ mod tests {
             let _ = suspects.observe(Hashed::nth(n), syn(n + 2, 23), Tick(n + 2));
         }
         assert_eq!(suspects.len(), 8);
-        assert_eq!(
-            suspects.distinct(Hashed::nth(1), Tick(50)),
-            3,
-            "two hundred new sources with one port each evict no such source"
-        );
+        assert_eq!(distinct(&suspects, Tick(50)), 3, "two hundred new sources with one port each evict no such source");
     }
 
     #[test]
@@ -458,7 +385,7 @@ mod tests {
         let mut sources = table(8);
         let second = |n: u32| Tick::ticks(Duration::from_secs(n.into()));
         let slot =
-            (1..=40).map(|port| sources.observe(Hashed::nth(1), syn(second(80).0, port), second(80)).slot).last();
+            (1..=40).map(|port| sources.observe(Hashed::nth(1), syn(second(80).0, port), second(80)).0.slot).last();
         let pace = sources.pace(slot.unwrap(), second(80));
         assert_eq!([80, 87, 88, 96, 128, 80_000].map(|n| pace.ports(second(n))), [40, 40, 20, 10, 0, 0]);
         let _ = sources.observe(Hashed::nth(1), syn(second(81).0, 40), second(81));
@@ -468,13 +395,5 @@ mod tests {
             let _ = sources.observe(Hashed::nth(1), hidden, second(82));
         }
         assert_eq!(sources.pace(slot.unwrap(), second(82)).ports(second(82)), 45, "each may be for another port");
-    }
-
-    #[test]
-    fn evidence_reads_back_unchanged() {
-        let item = Evidence::new(Tick(77), Protocol::Udp, 65_535, Class::Udp).verified();
-        assert_eq!((item.at(), item.port()), (Tick(77), 65_535));
-        assert_eq!((item.protocol(), item.class()), (Some(Protocol::Udp), Some(Class::Udp)));
-        assert!(item.is_verified());
     }
 }

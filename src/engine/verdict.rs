@@ -7,10 +7,12 @@ use serde::Serialize;
 
 use super::allow::Protection;
 use super::ban_table::Standing;
-use super::class::{Class, Grade};
+#[cfg(test)]
+use super::class::Class;
+use super::class::Grade;
 use super::distributed_scan::DistributedScan;
+use super::evidence::Ports;
 use super::observation::Observation;
-use super::sources::EVIDENCE;
 use crate::types::{BanTarget, Expiry, Protocol, Timestamp};
 #[cfg(test)]
 use crate::wire::fixtures;
@@ -58,29 +60,6 @@ pub struct Probe {
     pub probes: u32,
     /// True if the port is new for the target within the window.
     pub fresh: bool,
-}
-
-/// The ports of a ban's evidence, in storage order.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Ports {
-    items: [(Protocol, u16, Class); EVIDENCE],
-    len: usize,
-}
-
-impl Ports {
-    pub(super) fn collect(items: impl Iterator<Item = (Protocol, u16, Class)>) -> Self {
-        let mut ports = Self { items: [(Protocol::Tcp, 0, Class::Syn); EVIDENCE], len: 0 };
-        for (place, item) in ports.items.iter_mut().zip(items) {
-            *place = item;
-            ports.len += 1;
-        }
-        ports
-    }
-
-    /// Protocol, port and class of each.
-    pub fn iter(&self) -> impl Iterator<Item = (Protocol, u16, Class)> + Clone + '_ {
-        self.items.iter().take(self.len).copied()
-    }
 }
 
 /// A decision to ban a source, with its evidence.

@@ -1,5 +1,5 @@
-//! Judges sources without a new packet: those that waited while this host settled, and those whose bans the ceilings
-//! withheld.
+//! Keeps the sources that are judged without a new packet: those that waited while this host settled, and those whose
+//! bans the ceilings withheld.
 //!
 //! After a boot the services of this host start one by one, and no source is banned before all have started. Probes are
 //! counted meanwhile, and each source with enough evidence is judged again afterwards.
@@ -10,29 +10,25 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
-use super::ceiling::Room;
 use super::class::Grade;
-use super::decide::taken;
 use super::key::Hashed;
-use super::sources::{Evidence, Pace};
-use super::{Engine, Host, Observation, PortLookup, Probe, Service, Verdict};
-use crate::types::{Protocol, Tick, Timestamp};
+use super::observation::Observation;
+use super::sources::Pace;
+use crate::types::{Tick, Timestamp};
 
 /// Maximum number of sources that wait to be judged again. Further sources are judged at their next probe.
 const MAX_WAITING: usize = 1_024;
 
-pub(super) struct Settling {
+/// The sources that wait until this host has settled.
+#[derive(Default)]
+pub(super) struct SettlingQueue {
     /// `None` if settling is not active.
     until: Option<Timestamp>,
     /// The last probe of each waiting source.
     waiting: VecDeque<Observation>,
 }
 
-impl Settling {
-    pub(super) fn new() -> Self {
-        Self { until: None, waiting: VecDeque::new() }
-    }
-
+impl SettlingQueue {
     pub(super) fn lasts(&self, now: Timestamp) -> bool {
         self.until.is_some_and(|until| now < until)
     }
@@ -54,6 +50,15 @@ impl Settling {
         }
     }
 
+    /// Takes the last probe of the next waiting source. The last call frees the memory, which is no longer needed.
+    pub(super) fn take_next(&mut self) -> Option<Observation> {
+        let probe = self.waiting.pop_front();
+        if probe.is_none() {
+            *self = Self::default();
+        }
+        probe
+    }
+
     /// Time at which the next source may be judged again.
     pub(super) fn next_due(&self, now: Timestamp) -> Option<Timestamp> {
         self.until.filter(|until| *until > now).or_else(|| (!self.waiting.is_empty()).then_some(now))
@@ -67,19 +72,21 @@ const MAX_CANDIDATES: usize = 16;
 const SILENT: Duration = Duration::from_secs(10);
 
 /// Time between two attempts to ban the fastest candidate.
-const RETRY: Duration = Duration::from_millis(250);
+pub(super) const RETRY: Duration = Duration::from_millis(250);
 
+/// A source with enough evidence whose ban was withheld.
 #[derive(Clone, Copy)]
-struct Candidate {
-    key: Hashed,
+pub(super) struct Candidate {
+    pub(super) key: Hashed,
     grade: Grade,
     pace: Pace,
-    observation: Observation,
+    pub(super) observation: Observation,
 }
 
 pub(super) struct Candidates {
     entries: Vec<Candidate>,
-    retry_at: Timestamp,
+    /// Time of the next attempt to ban the fastest candidate.
+    pub(super) retry_at: Timestamp,
 }
 
 impl Candidates {
@@ -118,7 +125,7 @@ impl Candidates {
         rivals.all(|rival| rival.pace.ports(now) <= pace.ports(now))
     }
 
-    fn fastest(&mut self, grade: Grade, now: Tick) -> Option<Candidate> {
+    pub(super) fn fastest(&mut self, grade: Grade, now: Tick) -> Option<Candidate> {
         self.entries.retain(|known| known.is_active(now));
         let candidates = self.entries.iter().filter(|known| known.grade == grade);
         candidates.max_by_key(|known| known.pace.ports(now)).copied()
@@ -133,106 +140,5 @@ impl Candidates {
 impl Candidate {
     fn is_active(&self, now: Tick) -> bool {
         now.since(self.pace.at) <= Tick::ticks(SILENT)
-    }
-}
-
-impl Engine {
-    /// Returns the verdict on the next source that waited during settling, or whose ban a ceiling withheld and now has
-    /// room; `None` if no source is left. Evidence about ports that turned out to be open is dropped first.
-    pub fn judge_waiting(&mut self, now: Timestamp, host: &Host, lookup: &mut impl PortLookup) -> Option<Verdict> {
-        let now = self.clock(now);
-        if self.settling.lasts(now) {
-            return None;
-        }
-        while let Some(probe) = self.settling.waiting.pop_front() {
-            let target = host.target(probe.source, probe.interface);
-            let key = self.key_of(target, self.response_to(probe.protocol, probe.class));
-            if let Some(verdict) = self.judge_again(now, key, probe, host, lookup) {
-                return Some(verdict);
-            }
-        }
-        // Frees the memory, which is no longer needed.
-        self.settling = Settling::new();
-        self.judge_candidate(now, host, lookup)
-    }
-
-    /// Judges a source whose evidence is stored under `key` without a new packet; `observation` is its last probe.
-    fn judge_again(
-        &mut self,
-        now: Timestamp,
-        key: Hashed,
-        observation: Observation,
-        host: &Host,
-        lookup: &mut impl PortLookup,
-    ) -> Option<Verdict> {
-        let target = host.target(observation.source, observation.interface);
-        let exempt = host.protection(observation.source, target).is_some();
-        let response = self.response_to(observation.protocol, observation.class);
-        if exempt || self.bans.table.get(self.key_of(target, response), now.tick()).is_some() {
-            return None;
-        }
-        for item in taken(self.sources.within(key, now.tick())).into_iter().flatten() {
-            let (Some(protocol), port) = (item.protocol(), item.port()) else { continue };
-            if !item.is_conclusive() && self.is_served(now, &observation, (protocol, port), host, lookup) {
-                self.sources.forgive(key, protocol, port);
-            }
-        }
-        let held = self.sources.held(key, now.tick())?;
-        let conclusive = self.sources.within(key, now.tick()).any(Evidence::is_conclusive);
-        if !conclusive && !self.exceeds_threshold(now, (target, held.first), (held.slot, held.distinct), host) {
-            return None;
-        }
-        let probe = Probe { observation, target, distinct: held.distinct, probes: held.probes, fresh: false };
-        let verdict = self.impose_ban_for(now, key, (held.slot, held.distinct), held.first, probe, host);
-        // Above the ceilings the source is judged again at its next probes.
-        (!matches!(verdict, Verdict::Probe(_))).then_some(verdict)
-    }
-
-    /// True if a port of this host is in use now, regardless of its state when it was probed. The evidence stores only
-    /// the port, so any address of this host counts.
-    fn is_served(
-        &mut self,
-        now: Timestamp,
-        observation: &Observation,
-        (protocol, port): (Protocol, u16),
-        host: &Host,
-        lookup: &mut impl PortLookup,
-    ) -> bool {
-        let listeners = match protocol {
-            Protocol::Tcp => &host.tcp,
-            Protocol::Udp => &host.udp,
-            Protocol::Sctp | Protocol::Icmp => return false,
-        };
-        let own = Service { address: observation.destination, protocol, port };
-        if listeners.is_open_anywhere(port)
-            || host.services.contains(protocol, observation.destination, port)
-            || self.recent_ports.holds(own, observation.source, now.tick())
-        {
-            return true;
-        }
-        self.is_used(now, observation, (protocol, port), lookup)
-    }
-
-    /// Returns the verdict on the fastest candidate, if the ceilings have room for its ban.
-    fn judge_candidate(&mut self, now: Timestamp, host: &Host, lookup: &mut impl PortLookup) -> Option<Verdict> {
-        if now < self.candidates.retry_at {
-            return None;
-        }
-        for grade in [Grade::Proven, Grade::Forgeable] {
-            while let Some(Candidate { key, observation, .. }) = self.candidates.fastest(grade, now.tick()) {
-                let response = self.response_to(observation.protocol, observation.class);
-                let held = self.sources.held(key, now.tick());
-                if held.is_some_and(|held| self.room(now, response, (held.slot, held.distinct)) == Room::Withheld) {
-                    break;
-                }
-                self.candidates.remove(key);
-                let verdict = self.judge_again(now, key, observation, host, lookup);
-                if verdict.is_some() {
-                    return verdict;
-                }
-            }
-        }
-        self.candidates.retry_at = now.after(RETRY);
-        None
     }
 }

@@ -164,7 +164,8 @@ impl<'a> Replay<'a> {
                 if let Some(refusals) = &mut self.refusals {
                     let is_icmp = matches!(packet.transport, Transport::Icmp { .. });
                     let quote = is_icmp.then(|| wire::quoted(link, frame.bytes)).flatten();
-                    let probe = Observation::from_packet(&packet).filter(|probe| is_watched(&self.settings, probe));
+                    let probe = Observation::from_packet(&packet)
+                        .filter(|probe| !probe.hides_port() && self.settings.monitors(probe));
                     refusals.inspect(&packet, probe, quote, &ports.used);
                 }
             }
@@ -249,7 +250,8 @@ impl<'a> Replay<'a> {
         let Some(refusals) = &self.refusals else { return false };
         let Observation { source, destination, protocol, port, .. } = *observation;
         let to_one_host = !matches!(packet.delivery, Delivery::Broadcast | Delivery::Multicast);
-        is_watched(&self.settings, observation)
+        self.settings.monitors(observation)
+            && !observation.hides_port()
             && to_one_host
             && !destination.is_multicast()
             && !self.used.contains((protocol, destination, port))
@@ -286,16 +288,6 @@ fn local(options: &ReplayOptions) -> Local {
         [] => Local::Any,
         hosts if hosts.iter().all(is_host) => Local::own(hosts.iter().map(ipnet::IpNet::addr)),
         prefixes => Local::Prefixes(prefixes.to_vec()),
-    }
-}
-
-/// True for a probe of a port or protocol that the configuration monitors.
-fn is_watched(settings: &Settings, probe: &Observation) -> bool {
-    match probe.protocol {
-        Protocol::Tcp => settings.tcp.ports.contains(probe.port),
-        Protocol::Udp => settings.udp.ports.contains(probe.port),
-        Protocol::Sctp => settings.sctp,
-        Protocol::Icmp => settings.icmp,
     }
 }
 

@@ -14,11 +14,12 @@ use tokio::sync::oneshot;
 
 use super::controller::{BanController, Sample};
 use super::guest_bans::GuestBan;
+use super::observer::Observer;
 use super::table_repair::Damage;
 use crate::capture::live::Live;
 use crate::enforce::BanContext;
 use crate::enforce::nft::{AllowSet, RulesetSpec};
-use crate::engine::{ActiveBan, Explanation, Host, Service, Settings};
+use crate::engine::{ActiveBan, Explanation, Host, Service, Settings, explain};
 use crate::events::event::{Event, EventKind};
 use crate::types::{Backend, BanTarget, Expiry, Timestamp};
 
@@ -233,7 +234,8 @@ fn answer(request: SensorRequest, now: Timestamp, controller: &mut BanController
             drop(answer.send(controller.sample(now, most, again, routes_again)));
         }
         SensorRequest::Explain { address, link, answer } => {
-            let _ = answer.send(controller.observer.engine.explain(now, address, link, &controller.observer.host));
+            let Observer { engine, host, .. } = &controller.observer;
+            let _ = answer.send(explain(engine, now, address, link, host));
         }
         SensorRequest::Published { answer } => drop(answer.send(controller.observer.engine.published(now).collect())),
     }
@@ -242,20 +244,16 @@ fn answer(request: SensorRequest, now: Timestamp, controller: &mut BanController
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::capture::decoy::DecoyPorts;
     use crate::engine::{Grade, Host, Link, LinkId};
     use crate::events::channel;
     use crate::sensor::blocker::Blocker;
-    use crate::sensor::fixtures::{engine, host};
-    use crate::sensor::observer::Observer;
-    use crate::sensor::port_lookup::KernelPorts;
+    use crate::sensor::fixtures::{host, observer};
     use crate::sensor::reporter::Reporter;
     use crate::types::at;
 
     fn controller() -> BanController {
-        let observer = Observer::new(engine(), host().into(), KernelPorts::open().unwrap().0, DecoyPorts::default());
         let (events, _received) = channel::bounded(16);
-        BanController::new(observer, Blocker::default(), Reporter::new(events, Arc::default()))
+        BanController::new(observer(host()), Blocker::default(), Reporter::new(events, Arc::default()))
     }
 
     fn count(controller: &mut BanController, now: Timestamp) -> usize {

@@ -1,5 +1,8 @@
 //! Provides fixtures for the sensor's unit tests: a host, a scanner and a ban.
 
+use super::observer::Observer;
+use super::port_lookup::KernelPorts;
+use crate::capture::decoy::DecoyPorts;
 use crate::engine::tests::scene::builtin;
 use crate::engine::{Ban, Engine, HashKey, Host, Local, NoLookup, Settings, Verdict};
 use crate::types::Timestamp;
@@ -25,6 +28,11 @@ pub(super) fn host() -> Host {
 /// An engine that bans on the first probe.
 pub(super) fn engine() -> Engine {
     Engine::new(Settings { scan_trigger: 0, ..builtin() }, HashKey(1, 2))
+}
+
+/// An observer with [`engine`], without decoys.
+pub(super) fn observer(host: Host) -> Observer {
+    Observer::new(engine(), host.into(), KernelPorts::open().unwrap().0, DecoyPorts::default())
 }
 
 /// The ban of the scanner after one packet with these flags to port 21.

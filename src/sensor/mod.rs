@@ -7,7 +7,6 @@ mod blocker;
 mod commands;
 mod controller;
 mod enforcement;
-mod excuses;
 #[cfg(test)]
 mod fixtures;
 mod guest_bans;

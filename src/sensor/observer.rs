@@ -52,7 +52,7 @@ impl Observer {
         let Transport::Tcp { source_port, destination_port, .. } = packet.transport else { return false };
         let own = SocketAddr::new(packet.source, source_port);
         let peer = SocketAddr::new(packet.destination, destination_port);
-        let interface = self.host.bridge(packet.interface).unwrap_or(packet.interface);
+        let interface = self.host.receiver(packet.interface);
         !matches!(self.lookup.port_use(Protocol::Tcp, peer, own, interface), PortUse::Closed | PortUse::Unknown)
     }
 

@@ -301,10 +301,8 @@ fn since(now: u64, last: u64) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::capture::decoy::DecoyPorts;
     use crate::engine::{ActiveBan, IgnoreReason, Protection};
-    use crate::sensor::KernelPorts;
-    use crate::sensor::fixtures::{engine, host, packet};
+    use crate::sensor::fixtures::{host, observer, packet};
     use crate::types::{Rate, at};
     use crate::wire::{TcpFlags, Transport};
 
@@ -313,7 +311,7 @@ mod tests {
         let (mut trap, mut host) = (TrapControl::default(), host());
         let [blocked, exempt, unknown] = ["192.0.2.7", "192.0.2.8", "192.0.2.9"].map(|text| text.parse().unwrap());
         host.allow.insert("192.0.2.8/32".parse().unwrap(), Protection::Listed);
-        let mut observer = Observer::new(engine(), host.into(), KernelPorts::open().unwrap().0, DecoyPorts::default());
+        let mut observer = observer(host);
         observer.engine.adopt(at(1), &ActiveBan::whole(blocked, Expiry::Never));
         let mut served = Packet { source: [192, 0, 2, 10].into(), ..packet(false, TcpFlags::SYN, 21) };
         let excused: BanTarget = "192.0.2.10".parse().unwrap();

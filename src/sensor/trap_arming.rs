@@ -70,16 +70,16 @@ impl TrapArming {
         let RulesetSpec { trap, decoys, .. } = backend.spec;
         let ceiling_reached = !Self::has_room(scope);
         let Scope { now, ref observer, reporter } = *scope;
-        let (engine, host) = (&observer.engine, &observer.host);
-        let trapped = |has: fn(Trap) -> bool, ports: &dyn Fn() -> PortSet| {
-            trap.is_some_and(has).then(|| if self.paused { PortSet::new() } else { ports() })
+        let (host, ports) = (&observer.host, observer.engine.ports(now, &observer.host));
+        let trapped = |has: fn(Trap) -> bool, wanted: &dyn Fn() -> PortSet| {
+            trap.is_some_and(has).then(|| if self.paused { PortSet::new() } else { wanted() })
         };
         let wanted = Armed {
-            tcp: trapped(|trap| trap.tcp, &|| engine.closed_ports(now, host, Protocol::Tcp)),
-            udp: trapped(|trap| trap.udp, &|| engine.closed_ports(now, host, Protocol::Udp)),
-            related: trapped(|trap| trap.hold.is_some(), &|| engine.related_ports(now, host)),
-            services: trapped(|trap| trap.hold.is_some(), &|| engine.served_ports(now, host)),
-            decoys: decoys.map(|_| engine.decoy_ports(now, host)),
+            tcp: trapped(|trap| trap.tcp, &|| ports.closed(Protocol::Tcp)),
+            udp: trapped(|trap| trap.udp, &|| ports.closed(Protocol::Udp)),
+            related: trapped(|trap| trap.hold.is_some(), &|| ports.related()),
+            services: trapped(|trap| trap.hold.is_some(), &|| ports.served()),
+            decoys: decoys.map(|_| ports.decoys()),
             interfaces: trap.map(|_| host.interfaces.clone()),
             ceiling_reached: trap.map(|_| ceiling_reached),
         };
@@ -126,11 +126,11 @@ impl TrapArming {
         let ports = [&wanted.tcp, &wanted.udp, &wanted.decoys].into_iter().flatten().map(PortSet::len).sum();
         let target = if wanted.decoys.is_some() { "the rules for decoys have" } else { "the kernel's trap has" };
         match self.coverage.record(now, ports) {
-            Some(CoverageChange::Lost { before, .. }) => reporter.error(format!(
+            Some(CoverageChange::Lost { before }) => reporter.error(format!(
                 "{target} lost more than a quarter of the monitored ports: {ports} of {before} are left, the others \
                  count as in use; find the processes that use them with `ss -lntu`, and check the NAT rules"
             )),
-            Some(CoverageChange::Regained { before, .. }) => {
+            Some(CoverageChange::Regained { before }) => {
                 reporter.emit_note(format!("{target} {ports} of {before} ports again"));
             }
             None => {}
@@ -168,9 +168,9 @@ struct TrapCoverage {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum CoverageChange {
     /// More than a quarter of the ports has left the trap.
-    Lost { ports: u32, before: u32 },
+    Lost { before: u32 },
     /// At least three quarters of the ports are monitored again.
-    Regained { ports: u32, before: u32 },
+    Regained { before: u32 },
 }
 
 impl TrapCoverage {
@@ -188,11 +188,11 @@ impl TrapCoverage {
         match (is_lost, self.reference) {
             (true, None) => {
                 self.reference = Some(before);
-                Some(CoverageChange::Lost { ports, before })
+                Some(CoverageChange::Lost { before })
             }
             (false, Some(_)) => {
                 *self = Self { window: Some((now, ports, ports)), reference: None };
-                Some(CoverageChange::Regained { ports, before })
+                Some(CoverageChange::Regained { before })
             }
             _ => None,
         }
@@ -212,11 +212,12 @@ mod tests {
     #[test]
     fn quarter_lost_in_steps_is_reported_once() {
         let mut coverage = TrapCoverage::default();
-        let changes: Vec<_> = (0..=300).filter_map(|n| coverage.record(at(n.into()), 1_000 - n)).collect();
-        assert_eq!(changes, [CoverageChange::Lost { ports: 749, before: 1_000 }]);
+        let mut record = |n: u32| Some((1_000 - n, coverage.record(at(n.into()), 1_000 - n)?));
+        let changes: Vec<_> = (0..=300).filter_map(&mut record).collect();
+        assert_eq!(changes, [(749, CoverageChange::Lost { before: 1_000 })]);
         assert_eq!(coverage.missing(700), 300);
         assert_eq!(coverage.record(at(5_000), 700), None, "the loss lasts, and time does not undo it");
-        assert_eq!(coverage.record(at(5_001), 750), Some(CoverageChange::Regained { ports: 750, before: 1_000 }));
+        assert_eq!(coverage.record(at(5_001), 750), Some(CoverageChange::Regained { before: 1_000 }));
         assert_eq!(coverage.missing(750), 0);
     }
 

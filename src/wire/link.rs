@@ -200,7 +200,8 @@ fn address_family(family: [u8; 4]) -> Result<Version, Undecoded> {
 pub(crate) const MAX_TAGS: usize = 4;
 /// The bits of a tag that contain the VLAN number. Number 0 is only a priority.
 const VLAN_NUMBER: u16 = 0x0fff;
-const SLL2_HEADER: usize = 20;
+/// Bytes of the header of LINKTYPE_LINUX_SLL2.
+pub(crate) const SLL2_HEADER: usize = 20;
 const ETHER_IPV4: u16 = 0x0800;
 const ETHER_IPV6: u16 = 0x86dd;
 const ETHER_VLAN: u16 = 0x8100;

@@ -17,7 +17,7 @@ mod transport;
 use std::net::IpAddr;
 
 pub use checksum::{Checksum, LazyChecksum};
-pub(crate) use link::MAX_TAGS;
+pub(crate) use link::{MAX_TAGS, SLL2_HEADER};
 pub use quote::{Quote, quoted};
 
 /// Decodes one captured frame. Lengths come from the headers, so the captured length of the payload does not matter if

@@ -5,6 +5,7 @@ use std::net::IpAddr;
 
 use super::LinkType;
 use super::link::{self, Version, nibble};
+use super::transport::ports;
 
 /// The headers of the quoted packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,8 +31,7 @@ pub fn quoted(link: LinkType, frame: &[u8]) -> Option<Quote> {
     }
     let failed = icmp.get(ICMP_HEADER..)?;
     let (quote, carried) = open(nibble(failed).ok()?, failed)?;
-    let [s0, s1, d0, d1] = *carried.first_chunk()?;
-    Some(Quote { ports: (u16::from_be_bytes([s0, s1]), u16::from_be_bytes([d0, d1])), ..quote })
+    Some(Quote { ports: ports(*carried.first_chunk()?), ..quote })
 }
 
 /// The addresses and the protocol of an IP header, and the bytes after it.

@@ -17,19 +17,13 @@ pub(super) fn whole(protocol: u8, icmp: u8, payload: Piece<'_>) -> Result<Transp
     match protocol {
         TCP => tcp(payload),
         UDP => {
-            let &[s0, s1, d0, d1] = payload.header(UDP_HEADER)?;
-            Ok(Transport::Udp {
-                source_port: u16::from_be_bytes([s0, s1]),
-                destination_port: u16::from_be_bytes([d0, d1]),
-            })
+            let (source_port, destination_port) = ports(*payload.header(UDP_HEADER)?);
+            Ok(Transport::Udp { source_port, destination_port })
         }
         SCTP => {
             let &[s0, s1, d0, d1, _, _, _, _, _, _, _, _, chunk] = payload.header(SCTP_HEADER + SCTP_CHUNK_HEADER)?;
-            Ok(Transport::Sctp {
-                source_port: u16::from_be_bytes([s0, s1]),
-                destination_port: u16::from_be_bytes([d0, d1]),
-                chunk,
-            })
+            let (source_port, destination_port) = ports([s0, s1, d0, d1]);
+            Ok(Transport::Sctp { source_port, destination_port, chunk })
         }
         _ if protocol == icmp => {
             let &[kind, code] = payload.header(ICMP_HEADER)?;
@@ -69,17 +63,20 @@ fn tcp(segment: Piece<'_>) -> Result<Transport, Undecoded> {
     // Every stack drops a header that claims fewer than 20 bytes, and none sends one. Its ports and flags are still
     // present and were sent on purpose, so the packet is judged as a probe.
     let payload = if header < TCP_HEADER { 0 } else { segment.length().saturating_sub(header) };
-    Ok(Transport::Tcp {
-        source_port: u16::from_be_bytes([s0, s1]),
-        destination_port: u16::from_be_bytes([d0, d1]),
-        flags: TcpFlags(u16::from_be_bytes([offset_flags & 0x0f, flags])),
-        payload: u16::try_from(payload).unwrap_or(u16::MAX),
-    })
+    let (source_port, destination_port) = ports([s0, s1, d0, d1]);
+    let flags = TcpFlags(u16::from_be_bytes([offset_flags & 0x0f, flags]));
+    Ok(Transport::Tcp { source_port, destination_port, flags, payload: u16::try_from(payload).unwrap_or(u16::MAX) })
+}
+
+/// The source and the destination port at the start of a transport header.
+#[inline]
+pub(super) fn ports([s0, s1, d0, d1]: [u8; 4]) -> (u16, u16) {
+    (u16::from_be_bytes([s0, s1]), u16::from_be_bytes([d0, d1]))
 }
 
 fn tiny(piece: Piece<'_>) -> Result<Transport, Undecoded> {
     let ports = match piece.header(PORTS) {
-        Ok(&[s0, s1, d0, d1]) => Some((u16::from_be_bytes([s0, s1]), u16::from_be_bytes([d0, d1]))),
+        Ok(bytes) => Some(ports(*bytes)),
         Err(Undecoded::Truncated) => return Err(Undecoded::Truncated),
         Err(_) => None,
     };

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::scene::Gist::{Block, Innocent, Probe, Scan};
 use super::scene::{CLIENT, SCANNER, SERVER, Scene, address, target, tcp, udp};
-use crate::engine::{Counters, IgnoreReason, Protection, Response};
+use crate::engine::{Counters, IgnoreReason, Protection, Response, explain};
 use crate::types::Protocol;
 use crate::wire::fixtures::{ACK, FIN, RST, SYN};
 use crate::wire::{Checksum, Delivery, Packet, TcpFlags, Transport};
@@ -72,7 +72,7 @@ fn damaged_packet_changes_nothing() {
         let Scene { engine, host, truth, now, .. } = scene;
         let counters = Counters { packets: 0, ..engine.counters() };
         let closed = scene.closed_ports(Protocol::Tcp).to_string();
-        (counters, truth.lookups, engine.tracked(), closed, engine.explain(*now, address(source), None, host))
+        (counters, truth.lookups, engine.tracked(), closed, explain(engine, *now, address(source), None, host))
     };
     for (source, transport, reason) in [
         (CLIENT, tcp(40_000, 22, SYN), IgnoreReason::Open),

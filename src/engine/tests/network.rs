@@ -4,27 +4,11 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
-use super::scene::builtin;
-use crate::engine::*;
-use crate::types::{Expiry, PortSet, at};
-use crate::wire::TcpFlags;
+use super::scene::Scene;
+use crate::engine::{Class, Host, Local, Response, Verdict, Watch};
+use crate::types::{Expiry, PortSet, Protocol, Timestamp, at};
 use crate::wire::fixtures::{packet, tcp};
-
-fn engine() -> Engine {
-    let ports: PortSet = "1-1024".parse().unwrap();
-    let settings = Settings {
-        tcp: Watch { ports: ports.clone(), response: Response::Block },
-        udp: Watch { ports, response: Response::Log },
-        icmp: true,
-        window: Duration::from_secs(60),
-        expiry: Expiry::Never,
-        max_sources: 1024,
-        max_judged: 1024,
-        max_new_bans_per_minute: 600,
-        ..builtin()
-    };
-    Engine::new(settings, HashKey(3, 5))
-}
+use crate::wire::{Packet, TcpFlags};
 
 fn v4(n: u8) -> IpAddr {
     Ipv4Addr::new(198, 51, 100, n).into()
@@ -41,12 +25,18 @@ fn syn(destination: IpAddr, port: u16) -> Packet<'static> {
 
 /// The last verdict on these packets, which arrive one per second.
 fn judge(local: Local, packets: impl IntoIterator<Item = Packet<'static>>) -> Verdict {
-    let (mut engine, host) = (engine(), Host::new(local));
-    let mut last = Verdict::Ignored(IgnoreReason::Own);
-    for (second, packet) in (1..).zip(packets) {
-        last = engine.observe(at(second), &packet, &host, &mut NoLookup);
+    let mut scene = Scene::with(|settings| {
+        let ports: PortSet = "1-1024".parse().unwrap();
+        settings.tcp = Watch { ports: ports.clone(), response: Response::Block };
+        settings.udp = Watch { ports, response: Response::Log };
+        (settings.icmp, settings.window, settings.expiry) = (true, Duration::from_secs(60), Expiry::Never);
+        settings.max_new_bans_per_minute = 600;
+    });
+    (scene.host, scene.now) = (Host::new(local), Timestamp::default());
+    for packet in packets {
+        scene.after(1.0).see(&packet);
     }
-    last
+    scene.verdict
 }
 
 fn is_block(verdict: &Verdict) -> bool {

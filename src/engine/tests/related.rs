@@ -22,7 +22,7 @@ fn guessing_mail_client_counts_one_port() {
     assert_eq!(scene.syn(CLIENT, 22), Block(7));
     let closed = scene.closed_ports(Protocol::Tcp);
     assert!(GUESSED.iter().all(|port| !closed.contains(*port)) && closed.contains(23), "the trap does not count them");
-    let related = scene.engine.related_ports(scene.now, &scene.host);
+    let related = scene.engine.ports(scene.now, &scene.host).related();
     assert!(GUESSED.iter().all(|port| related.contains(*port)), "and holds their sources");
     assert!(![23, 993, 465].iter().any(|port| related.contains(*port)), "{related}");
 }
@@ -32,7 +32,7 @@ fn guessing_mail_client_counts_one_port() {
 fn browser_is_not_held() {
     let mut scene = Scene::new();
     scene.change(|host| host.tcp.insert_any_v4(80));
-    let related = scene.engine.related_ports(scene.now, &scene.host);
+    let related = scene.engine.ports(scene.now, &scene.host).related();
     let closed = scene.closed_ports(Protocol::Tcp);
     assert!(!related.contains(443) && !closed.contains(443) && closed.contains(143));
 }

@@ -137,7 +137,7 @@ impl Scene {
     }
 
     pub(super) fn closed_ports(&self, protocol: Protocol) -> PortSet {
-        self.engine.closed_ports(self.now, &self.host, protocol)
+        self.engine.ports(self.now, &self.host).closed(protocol)
     }
 
     /// Replaces the snapshot of the host, as the daemon does.

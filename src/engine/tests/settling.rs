@@ -28,7 +28,7 @@ fn banned(scene: &mut Scene) -> Vec<String> {
 #[test]
 fn decoys_leave_ports_to_services() {
     let mut scene = Scene::with(|settings| settings.decoys = "21-25,80".parse().unwrap());
-    let ports = |scene: &Scene| scene.engine.decoy_ports(scene.now, &scene.host).to_string();
+    let ports = |scene: &Scene| scene.engine.ports(scene.now, &scene.host).decoys().to_string();
     assert_eq!(ports(&scene), "21-25,80");
     scene.change(|host| host.tcp.insert_any_v4(22));
     assert_eq!(ports(&scene), "21,23-25,80", "a service of one family has the port in both");

@@ -77,16 +77,7 @@ fn nf_tables() {
         named_interfaces: false,
         hold: Some(Duration::from_millis(900)),
     };
-    let spec = RulesetSpec {
-        size: 65_536,
-        action: crate::types::Action::Drop,
-        log_drops: None,
-        wide: true,
-        own_source: false,
-        trap: Some(trap),
-        fleet: None,
-        decoys: None,
-    };
+    let spec = RulesetSpec { size: 65_536, wide: true, trap: Some(trap), ..RulesetSpec::default() };
     nft::install(&mut socket, &spec).unwrap();
     let mut batch = Batch::new();
     let hour = Expiry::After(Duration::from_secs(3600));

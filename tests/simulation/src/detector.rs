@@ -305,13 +305,13 @@ impl Detector {
     /// The ports with which the daemon arms the trap.
     #[must_use]
     pub fn closed(&self, now: Timestamp, protocol: Protocol) -> PortSet {
-        self.engine.closed_ports(now, &self.host, protocol)
+        self.engine.ports(now, &self.host).closed(protocol)
     }
 
     /// The related ports that only hold their source.
     #[must_use]
     pub fn related(&self, now: Timestamp) -> PortSet {
-        self.engine.related_ports(now, &self.host)
+        self.engine.ports(now, &self.host).related()
     }
 
     /// The networks that the kernel never drops.
