@@ -279,10 +279,7 @@ fn variant_with_one_change_is_repaired() {
                 };
                 assert!(as_expected, "{from} -> {to}, variant {number}: {result:?}");
                 assert!(matches!(nft.install(&spec), Ok(Installed::Adopted(_))), "{from} -> {to}");
-                assert!(
-                    nft.foreign_objects().unwrap().is_empty(),
-                    "{from} -> {to}: chains of the old kind are gone"
-                );
+                assert!(nft.foreign_objects().unwrap().is_empty(), "{from} -> {to}: chains of the old kind are gone");
             }
         });
     }
