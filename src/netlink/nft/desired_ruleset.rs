@@ -23,8 +23,7 @@ pub(super) struct DesiredRuleset {
 impl DesiredRuleset {
     pub(super) fn new(spec: &RulesetSpec) -> Self {
         let mut desired = Self { spec: *spec, rules: rules(spec), shape: TableSnapshot::default() };
-        let whole = desired.create();
-        Messages(whole.batch.messages()).for_each(|message| desired.shape.absorb(&message));
+        desired.shape = desired.create().outcome();
         desired
     }
 
@@ -101,6 +100,13 @@ pub(super) struct RulesetChange {
 impl RulesetChange {
     pub(super) fn new() -> Self {
         Self { batch: Batch::new(), names: Vec::new() }
+    }
+
+    /// The table that the transaction creates from nothing.
+    fn outcome(&self) -> TableSnapshot {
+        let mut outcome = TableSnapshot::default();
+        Messages(self.batch.messages()).for_each(|message| outcome.absorb(&message));
+        outcome
     }
 
     /// Name of the message at `place`; place 0 is the transaction itself.
@@ -234,18 +240,12 @@ mod tests {
         ]
     }
 
-    fn shape(work: &RulesetChange) -> TableSnapshot {
-        let mut shape = TableSnapshot::default();
-        Messages(work.batch.messages()).for_each(|message| shape.absorb(&message));
-        shape
-    }
-
     #[test]
     fn every_message_has_a_name() {
         for spec in variants() {
             let desired = DesiredRuleset::new(&spec);
             let whole = desired.create();
-            let found = shape(&whole);
+            let found = whole.outcome();
             let mut flags = RulesetChange::new();
             flags.clear_table_flags();
             for work in [whole, flags, desired.repair(&found, &[], &variants()[3])] {
@@ -264,7 +264,7 @@ mod tests {
 
     #[test]
     fn table_equals_only_its_own_variant() {
-        let of_size = |spec: &RulesetSpec| shape(&DesiredRuleset::new(&RulesetSpec { size: 9, ..*spec }).create());
+        let of_size = |spec: &RulesetSpec| DesiredRuleset::new(&RulesetSpec { size: 9, ..*spec }).shape;
         let others: Vec<_> = variants().iter().map(of_size).collect();
         for (one, spec) in variants().iter().enumerate() {
             let desired = DesiredRuleset::new(spec);
@@ -277,7 +277,7 @@ mod tests {
     #[test]
     fn variant_is_recognised_from_rules() {
         for spec in variants() {
-            let found = shape(&DesiredRuleset::new(&spec).create());
+            let found = DesiredRuleset::new(&spec).shape;
             assert_eq!(super::super::recognise::recognise(&found, spec.size), spec);
             assert_eq!(found.size(Set::Blocked), spec.size);
         }
