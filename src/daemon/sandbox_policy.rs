@@ -125,7 +125,7 @@ fn why_ours(program: &Path, sandbox: &Sandbox) -> Option<&'static str> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::enforce::hosts_deny::HostsDeny;
+    use crate::enforce::hosts_deny::{DEFAULT_PATH, DEFAULT_TEMPLATE, HostsDeny};
 
     fn needs(text: &str) -> Policy {
         let places = Places {
@@ -170,7 +170,8 @@ mod tests {
             (&vec![PathBuf::from("/etc")], None),
             "another process writes root's files"
         );
-        let files = Files { hosts_deny: Some(HostsDeny::default()), json_file: None };
+        let files =
+            Files { hosts_deny: Some(HostsDeny::new(DEFAULT_PATH, DEFAULT_TEMPLATE).unwrap()), json_file: None };
         assert_eq!(of_files(&files).write, [Path::new("/etc")]);
         let fleet = needs("[fleet]\nurl = \"unix:///run/valkey.sock\"\nhost = \"a\"\nsocket = \"/run/fleet/s.sock\"");
         assert_eq!(fleet.own, [plain.own.clone(), vec!["/run/fleet".into()]].concat());

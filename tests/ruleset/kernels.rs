@@ -14,7 +14,7 @@ use super::{installed, nearly, nft, run, seconds, target};
 fn each(test: impl Fn(&mut Nft) + Copy + Send + Sync) {
     installed(test);
     installed(|sets| {
-        sets.table.treat_as(KernelFeatures::default());
+        sets.table.kernel = Some(KernelFeatures::default());
         test(sets);
     });
 }
@@ -82,7 +82,7 @@ fn lost_table_is_reported() {
             let mut sets = Nft::open().unwrap();
             sets.install(&Default::default()).unwrap();
             if oldest {
-                sets.table.treat_as(KernelFeatures::default());
+                sets.table.kernel = Some(KernelFeatures::default());
             }
             run("nft", &["delete", "table", "inet", "portsentry"]);
             let source = target("192.0.2.1");

@@ -230,13 +230,8 @@ fn outcome(status: ExitStatus) -> Outcome {
 fn printable(bytes: &[u8]) -> String {
     let text = String::from_utf8_lossy(bytes.get(..KEPT).unwrap_or(bytes));
     let mut line = String::new();
-    for c in text.trim_end().chars().take(KEPT) {
-        push_escaped(&mut line, c);
-    }
-    match line.char_indices().nth(KEPT) {
-        Some((end, _)) => line.get(..end).unwrap_or_default().to_owned(),
-        None => line,
-    }
+    text.trim_end().chars().take(KEPT).for_each(|c| push_escaped(&mut line, c));
+    line.chars().take(KEPT).collect()
 }
 
 #[cfg(test)]

@@ -90,12 +90,6 @@ pub struct HostsDeny {
     template: String,
 }
 
-impl Default for HostsDeny {
-    fn default() -> Self {
-        Self { path: DEFAULT_PATH.into(), template: DEFAULT_TEMPLATE.to_owned() }
-    }
-}
-
 impl HostsDeny {
     /// Uses lines of `template` in the file at `path`. Does not access the file yet.
     ///

@@ -22,8 +22,8 @@ pub struct Table {
     /// The buffers are kept, so that a ban does not allocate.
     batch: Batch,
     request: Vec<u8>,
-    /// Features of the kernel; `None` before the first query.
-    kernel: Option<KernelFeatures>,
+    /// Features of the kernel; `None` before the first query. Only a test sets them.
+    pub kernel: Option<KernelFeatures>,
     /// Suspends its monitor while very many bans are restored. Changes by others in that time are reported as
     /// [`TableChange::Unheard`](crate::netlink::nft::monitor::TableChange::Unheard).
     pub monitor_pause: Option<MonitorPause>,
@@ -51,11 +51,6 @@ impl Table {
     /// Features of the kernel. They are queried once; the table must exist by then.
     pub fn kernel(&mut self) -> KernelFeatures {
         *self.kernel.get_or_insert_with(|| kernel_features(&mut self.socket))
-    }
-
-    /// Assumes only these kernel features, regardless of the actual ones.
-    pub fn treat_as(&mut self, kernel: KernelFeatures) {
-        self.kernel = Some(kernel);
     }
 
     /// The port id by which the kernel identifies this socket in notifications of its changes.

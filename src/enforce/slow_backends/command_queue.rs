@@ -33,13 +33,6 @@ pub(super) struct Job {
     pub(super) attempt: u32,
 }
 
-/// The result of a command.
-struct Finished {
-    job: Job,
-    command: String,
-    ran: Ran,
-}
-
 /// The waiting and the running commands.
 pub(super) struct Commands {
     settings: Run,
@@ -55,9 +48,8 @@ pub(super) struct Commands {
     /// Running commands, by their request numbers.
     requested: HashMap<u64, Job>,
     number: u64,
-    /// Commands that could not be requested.
-    failed_requests: VecDeque<Finished>,
-    /// Answers in order of arrival; a final `None` means that there will be no more.
+    /// Answers in order of arrival, also those of this thread for commands that could not be requested. `None` means that
+    /// the helper has ended.
     answers: (Sender<Option<Answer>>, Receiver<Option<Answer>>),
     listens: bool,
     quits: bool,
@@ -78,7 +70,6 @@ impl Commands {
             awaited: VecDeque::new(),
             requested: HashMap::new(),
             number: 0,
-            failed_requests: VecDeque::new(),
             answers: channel(),
             listens: false,
             quits: false,
@@ -188,28 +179,28 @@ impl Commands {
         };
         self.running.insert(job.case.target);
         self.number += 1;
-        match self.spawner.ask(self.number, which, job.case) {
-            Ok(()) => drop(self.requested.insert(self.number, job)),
-            Err(error) => {
-                let ran = Ran::without_output(Outcome::NotStarted(error));
-                self.failed_requests.push_back(Finished { job, command: words.join(" "), ran });
-                // Nothing else wakes this thread.
-                thread::current().unpark();
-            }
+        self.requested.insert(self.number, job);
+        if let Err(error) = self.spawner.ask(self.number, which, job.case) {
+            self.answer(self.number, words.join(" "), Outcome::NotStarted(error));
+            // Nothing else wakes this thread.
+            thread::current().unpark();
         }
     }
 
-    /// The next result.
-    fn next_finished(&mut self, tell: &mut dyn FnMut(BackendEvent)) -> Option<Finished> {
+    /// Answers request `number` in place of the helper.
+    fn answer(&self, number: u64, command: String, outcome: Outcome) {
+        // The receiver is in the same struct.
+        let _ = self.answers.0.send(Some(Answer { number, command, ran: Ran::without_output(outcome) }));
+    }
+
+    /// The next result, with its command line.
+    fn next_finished(&mut self, tell: &mut dyn FnMut(BackendEvent)) -> Option<(Job, String, Ran)> {
         loop {
-            if let Some(finished) = self.failed_requests.pop_front() {
-                return Some(finished);
-            }
             match self.answers.1.try_recv().ok()? {
                 Some(Answer { number, command, ran }) => {
                     // Ignores unrequested answers.
                     if let Some(job) = self.requested.remove(&number) {
-                        return Some(Finished { job, command, ran });
+                        return Some((job, command, ran));
                     }
                 }
                 None => self.end(tell),
@@ -219,9 +210,8 @@ impl Commands {
 
     /// Handles the end of the helper; its running commands are not ended.
     fn end(&mut self, tell: &mut dyn FnMut(BackendEvent)) {
-        for (_, job) in self.requested.drain() {
-            let ran = Ran::without_output(Outcome::Unknown);
-            self.failed_requests.push_back(Finished { job, command: "its command".to_owned(), ran });
+        for number in self.requested.keys() {
+            self.answer(*number, "its command".to_owned(), Outcome::Unknown);
         }
         if !self.quits {
             let how = self.spawner.end().map_or(String::new(), |how| format!(" ({how})"));
@@ -242,7 +232,7 @@ impl Commands {
         tell: &mut dyn FnMut(BackendEvent),
     ) -> Vec<BanTarget> {
         let mut ended = Vec::new();
-        while let Some(Finished { job, command, ran }) = self.next_finished(tell) {
+        while let Some((job, command, ran)) = self.next_finished(tell) {
             let Job { id, case, occasion, attempt } = job;
             self.running.remove(&case.target);
             let again = if ran.outcome.is_success() { None } else { self.try_again(now, job, &ran.outcome, bans) };

@@ -7,6 +7,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::io;
+use std::mem;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -171,12 +172,8 @@ impl EntryQueue {
                     attempt,
                     again,
                 });
-                let new = self.add.iter_mut().filter(|(_, add)| !add.tried);
-                new.map(|(target, add)| {
-                    add.tried = true;
-                    (*target, add.id)
-                })
-                .collect()
+                let first = |add: &mut Add| (!mem::replace(&mut add.tried, true)).then_some((add.case.target, add.id));
+                self.add.values_mut().filter_map(first).collect()
             }
         }
     }

@@ -6,7 +6,7 @@ use rustables::sys;
 
 use super::rule::Rule;
 use super::rules::rules;
-use super::set::{Set, put_set, put_set_deletion};
+use super::set::{Set, put_set};
 use super::snapshot::{Difference, Part, TableSnapshot};
 use super::spec::RulesetSpec;
 use super::table::{TABLE, chain_message, chains, table_message};
@@ -23,8 +23,7 @@ pub(super) struct DesiredRuleset {
 impl DesiredRuleset {
     pub(super) fn new(spec: &RulesetSpec) -> Self {
         let mut desired = Self { spec: *spec, rules: rules(spec), shape: TableSnapshot::default() };
-        let whole = desired.create();
-        Messages(whole.batch.messages()).for_each(|message| desired.shape.absorb(&message));
+        desired.shape = desired.create().outcome();
         desired
     }
 
@@ -45,7 +44,8 @@ impl DesiredRuleset {
     /// Returns the transaction that creates everything: table, sets, chains, rules.
     pub(super) fn create(&self) -> RulesetChange {
         let mut change = RulesetChange::new();
-        change.create_table();
+        // If another program created it meanwhile, this fails, and the table is read again.
+        change.splice("the table itself".to_owned(), &table_message(), NLM_F_EXCL);
         Set::all_of(&self.spec).for_each(|set| change.create_set(set, &self.spec));
         chains(&self.spec).iter().for_each(|chain| change.create_chain(chain));
         self.rules.iter().for_each(|rule| change.append_rule(rule));
@@ -60,16 +60,23 @@ impl DesiredRuleset {
         let wanted = chains(&self.spec);
         let unwanted = chains(old).into_iter().filter(|chain| !wanted.contains(chain));
         let there: Vec<&str> = wanted.iter().copied().chain(unwanted).filter(|name| found.has_chain(name)).collect();
-        there.iter().for_each(|chain| change.empty_chain(chain));
+        for chain in &there {
+            let name = format!("flushing chain \"{chain}\"");
+            change.delete(name, sys::NFT_MSG_DELRULE, sys::NFTA_RULE_CHAIN, chain);
+        }
         let misplaced =
             |chain: &&str| differences.iter().any(|found| found.part == Part::OtherChain((*chain).to_owned()));
         // A chain comes after the chains to which it jumps, and is deleted before them.
         for chain in there.iter().rev().filter(|chain| !wanted.contains(chain) || misplaced(chain)) {
-            change.delete_chain(chain);
+            let name = format!("deleting chain \"{chain}\"");
+            change.delete(name, sys::NFT_MSG_DELCHAIN, sys::NFTA_CHAIN_NAME, chain);
         }
         self.missing_sets(found).for_each(|set| change.create_set(set, &self.spec));
         let unwanted = Set::all_of(old).filter(|set| Set::all_of(&self.spec).all(|wanted| wanted != *set));
-        unwanted.filter(|set| found.has_set(*set)).for_each(|set| change.delete_set(set));
+        for set in unwanted.filter(|set| found.has_set(*set)) {
+            let name = format!("deleting set \"{}\"", set.name());
+            change.delete(name, sys::NFT_MSG_DELSET, sys::NFTA_SET_NAME, set.name());
+        }
         for chain in wanted.iter().filter(|chain| !there.contains(chain) || misplaced(chain)) {
             change.create_chain(chain);
         }
@@ -95,6 +102,13 @@ impl RulesetChange {
         Self { batch: Batch::new(), names: Vec::new() }
     }
 
+    /// The table that the transaction creates from nothing.
+    fn outcome(&self) -> TableSnapshot {
+        let mut outcome = TableSnapshot::default();
+        Messages(self.batch.messages()).for_each(|message| outcome.absorb(&message));
+        outcome
+    }
+
     /// Name of the message at `place`; place 0 is the transaction itself.
     pub(super) fn object(&self, place: u32) -> &str {
         index(place).and_then(|index| self.names.get(index)).map_or("a change", String::as_str)
@@ -106,51 +120,32 @@ impl RulesetChange {
         message.and_then(|message| message.nft()).is_some_and(|(kind, _)| kind == sys::NFT_MSG_NEWRULE)
     }
 
-    /// Creates the table. If another program created it meanwhile, this fails, and the table is read again.
-    pub(super) fn create_table(&mut self) {
-        self.splice("the table itself".to_owned(), &table_message(), NLM_F_EXCL);
-    }
-
     /// Clears the flags of an existing table.
     pub(super) fn clear_table_flags(&mut self) {
         self.splice("the table's flags".to_owned(), &table_message(), 0);
     }
 
-    pub(super) fn create_set(&mut self, set: Set, spec: &RulesetSpec) {
+    fn create_set(&mut self, set: Set, spec: &RulesetSpec) {
         let id = u32::try_from(self.names.len()).unwrap_or(0) + 1;
         put_set(&mut self.batch, set, id, spec);
         self.names.push(format!("set \"{}\"", set.name()));
     }
 
-    pub(super) fn delete_set(&mut self, set: Set) {
-        put_set_deletion(&mut self.batch, set);
-        self.names.push(format!("deleting set \"{}\"", set.name()));
-    }
-
-    pub(super) fn create_chain(&mut self, chain: &str) {
+    fn create_chain(&mut self, chain: &str) {
         self.splice(format!("chain \"{chain}\""), &chain_message(chain), NLM_F_EXCL);
     }
 
-    pub(super) fn delete_chain(&mut self, chain: &str) {
-        self.put_for_chain(sys::NFT_MSG_DELCHAIN, sys::NFTA_CHAIN_NAME, chain);
-        self.names.push(format!("deleting chain \"{chain}\""));
-    }
-
-    /// Deletes all rules of a chain.
-    pub(super) fn empty_chain(&mut self, chain: &str) {
-        self.put_for_chain(sys::NFT_MSG_DELRULE, sys::NFTA_RULE_CHAIN, chain);
-        self.names.push(format!("flushing chain \"{chain}\""));
-    }
-
-    pub(super) fn append_rule(&mut self, rule: &Rule) {
-        self.splice(format!("the rule `{}`", rule.text), &rule.message(), 0);
-    }
-
-    fn put_for_chain(&mut self, kind: u32, name: u16, chain: &str) {
-        self.batch.append(kind, 0, |fields| {
-            fields.put_text(sys::NFTA_CHAIN_TABLE, TABLE);
-            fields.put_text(name, chain);
+    /// Appends a deletion, in which attribute 1 is the name of the table and attribute `kind` is `object`.
+    fn delete(&mut self, name: String, message: u32, kind: u16, object: &str) {
+        self.batch.append(message, 0, |fields| {
+            fields.put_text(sys::NFTA_TABLE_NAME, TABLE);
+            fields.put_text(kind, object);
         });
+        self.names.push(name);
+    }
+
+    fn append_rule(&mut self, rule: &Rule) {
+        self.splice(format!("the rule `{}`", rule.text), &rule.message(), 0);
     }
 
     fn splice(&mut self, name: String, message: &[u8], flags: u16) {
@@ -245,18 +240,12 @@ mod tests {
         ]
     }
 
-    fn shape(work: &RulesetChange) -> TableSnapshot {
-        let mut shape = TableSnapshot::default();
-        Messages(work.batch.messages()).for_each(|message| shape.absorb(&message));
-        shape
-    }
-
     #[test]
     fn every_message_has_a_name() {
         for spec in variants() {
             let desired = DesiredRuleset::new(&spec);
             let whole = desired.create();
-            let found = shape(&whole);
+            let found = whole.outcome();
             let mut flags = RulesetChange::new();
             flags.clear_table_flags();
             for work in [whole, flags, desired.repair(&found, &[], &variants()[3])] {
@@ -275,7 +264,7 @@ mod tests {
 
     #[test]
     fn table_equals_only_its_own_variant() {
-        let of_size = |spec: &RulesetSpec| shape(&DesiredRuleset::new(&RulesetSpec { size: 9, ..*spec }).create());
+        let of_size = |spec: &RulesetSpec| DesiredRuleset::new(&RulesetSpec { size: 9, ..*spec }).shape;
         let others: Vec<_> = variants().iter().map(of_size).collect();
         for (one, spec) in variants().iter().enumerate() {
             let desired = DesiredRuleset::new(spec);
@@ -288,7 +277,7 @@ mod tests {
     #[test]
     fn variant_is_recognised_from_rules() {
         for spec in variants() {
-            let found = shape(&DesiredRuleset::new(&spec).create());
+            let found = DesiredRuleset::new(&spec).shape;
             assert_eq!(super::super::recognise::recognise(&found, spec.size), spec);
             assert_eq!(found.size(Set::Blocked), spec.size);
         }

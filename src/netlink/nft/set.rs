@@ -283,11 +283,6 @@ pub(super) fn put_set(batch: &mut Batch, set: Set, id: u32, spec: &RulesetSpec) 
     });
 }
 
-/// Appends the deletion of `set`.
-pub(super) fn put_set_deletion(batch: &mut Batch, set: Set) {
-    batch.append(sys::NFT_MSG_DELSET, 0, |fields| put_set_name(fields, set));
-}
-
 pub(super) fn put_set_name(fields: &mut Attributes<'_>, set: Set) {
     fields.put_text(sys::NFTA_SET_TABLE, TABLE);
     fields.put_text(sys::NFTA_SET_NAME, set.name());

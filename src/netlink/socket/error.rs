@@ -47,6 +47,14 @@ pub enum SocketError {
 }
 
 impl SocketError {
+    /// The failure to open a socket to nf_tables.
+    pub(in crate::netlink) fn on_opening(error: io::Error) -> Self {
+        match Errno::from_io_error(&error) {
+            Some(errno @ (Errno::PROTONOSUPPORT | Errno::AFNOSUPPORT)) => Self::NoNfTables(errno),
+            _ => Self::Io(error),
+        }
+    }
+
     /// The kernel's error number, if the kernel refused.
     pub fn errno(&self) -> Option<Errno> {
         match self {

@@ -41,10 +41,7 @@ pub struct Socket {
 impl Socket {
     /// Opens a socket to nf_tables. Missing kernel support or permission shows only at the first request.
     pub fn open() -> Result<Self, SocketError> {
-        Self::connected(NETLINK_NETFILTER).map_err(|error| match error.errno() {
-            Some(errno @ (Errno::PROTONOSUPPORT | Errno::AFNOSUPPORT)) => SocketError::NoNfTables(errno),
-            _ => error,
-        })
+        Self::connected(NETLINK_NETFILTER).map_err(SocketError::on_opening)
     }
 
     /// Opens a socket to the routing tables.
@@ -55,20 +52,20 @@ impl Socket {
         Ok(socket)
     }
 
-    fn connected(protocol: isize) -> Result<Self, SocketError> {
+    fn connected(protocol: isize) -> std::io::Result<Self> {
         let mut inner = netlink_sys::Socket::new(protocol)?;
         let port_id = inner.bind_auto()?.port_number();
         // Connected to the kernel, so that no other process can inject an answer.
         inner.connect(&SocketAddr::new(KERNEL, 0))?;
-        sockopt::set_socket_timeout(&inner, Timeout::Recv, Some(ANSWER_TIMEOUT)).map_err(std::io::Error::from)?;
-        sockopt::set_socket_timeout(&inner, Timeout::Send, Some(ANSWER_TIMEOUT)).map_err(std::io::Error::from)?;
+        sockopt::set_socket_timeout(&inner, Timeout::Recv, Some(ANSWER_TIMEOUT))?;
+        sockopt::set_socket_timeout(&inner, Timeout::Send, Some(ANSWER_TIMEOUT))?;
         // Errors without a copy of the refused message, so that many fit into the buffer, and with an explanation if
         // available.
         inner.set_cap_ack(true)?;
         inner.set_ext_ack(true)?;
         // Above the system's limit if permitted, otherwise up to it: smaller buffers only cause more retries.
         if sockopt::set_socket_send_buffer_size_force(&inner, BUFFER).is_err() {
-            sockopt::set_socket_send_buffer_size(&inner, BUFFER).map_err(std::io::Error::from)?;
+            sockopt::set_socket_send_buffer_size(&inner, BUFFER)?;
         }
         enlarge_receive_buffer(&inner, BUFFER)?;
         Ok(Self { inner, port_id, sequence: 1, changes: Arc::default(), replies: vec![0; REPLY] })

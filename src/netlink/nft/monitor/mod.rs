@@ -52,11 +52,7 @@ impl Monitor {
     /// # Panics
     /// Outside a tokio runtime with I/O and time enabled.
     pub fn open() -> Result<Self, SocketError> {
-        let mut asynchronous =
-            TokioSocket::new(NETLINK_NETFILTER).map_err(|error| match Errno::from_io_error(&error) {
-                Some(errno @ (Errno::PROTONOSUPPORT | Errno::AFNOSUPPORT)) => SocketError::NoNfTables(errno),
-                _ => SocketError::Io(error),
-            })?;
+        let mut asynchronous = TokioSocket::new(NETLINK_NETFILTER).map_err(SocketError::on_opening)?;
         let socket = asynchronous.socket_mut();
         socket.bind_auto()?;
         socket.connect(&SocketAddr::new(0, 0))?;
