@@ -25,8 +25,8 @@ pub struct AddressInfo {
     pub target: String,
     /// Why it is never blocked.
     pub protected: Option<String>,
-    pub blocked: Option<Remaining>,
-    pub logged: Option<Remaining>,
+    pub blocked: Option<VerdictEnd>,
+    pub logged: Option<VerdictEnd>,
     /// Its hold state in the kernel's trap; `None` if the trap holds no sources.
     pub hold: Option<HoldInfo>,
     /// Number of bans of this target that make the next one longer.
@@ -46,7 +46,7 @@ pub struct AddressInfo {
 
 /// The end of a verdict.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Remaining {
+pub struct VerdictEnd {
     /// A time, or "never".
     pub expires: String,
     #[serde(deserialize_with = "nullable")]
@@ -113,12 +113,12 @@ impl AddressInfo {
     /// Builds the answer for `address` at `now`; `history` contains the ledger's entries, oldest first.
     pub fn new(address: ScopedNetwork, known: &Explanation, history: Option<&[LedgerEntry]>, now: SystemTime) -> Self {
         let remaining =
-            |end: Expiry| Remaining { expires: expires(end, now), left_s: end.seconds(), ..Remaining::default() };
+            |end: Expiry| VerdictEnd { expires: expires(end, now), left_s: end.seconds(), ..VerdictEnd::default() };
         Self {
             address: address.to_string(),
             target: known.target.to_string(),
             protected: known.protection.map(|protection| protection.to_string()),
-            blocked: known.blocked.map(|expiry| Remaining {
+            blocked: known.blocked.map(|expiry| VerdictEnd {
                 network: known.network.map(|network| network.to_string()),
                 evidence: known.grade.map(|grade| grade.key().to_owned()),
                 ..remaining(expiry)
@@ -245,7 +245,7 @@ impl fmt::Display for AddressInfo {
     }
 }
 
-impl fmt::Display for Remaining {
+impl fmt::Display for VerdictEnd {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.left_s {
             Some(left) => write!(f, "yes, until {} ({} left)", to_seconds(&self.expires), span(left))?,

@@ -43,13 +43,11 @@ fn look_up_with(
     // If no thread can be created, there are no answers.
     let answers = look_up_all(wanted, (MAX_CONCURRENT, limit), name_of).unwrap_or_default();
     let missing = count - answers.len();
-    let named = answers.into_iter().filter_map(|(address, name)| Some((address, plain(&name?, address)?)));
-    let names = named.collect();
     if missing > 0 {
         let limit = humantime::format_duration(limit);
         notes.push(format!("addresses for which no name server answered within {limit}: {missing}"));
     }
-    names
+    answers.into_iter().filter_map(|(address, name)| Some((address, plain(&name?, address)?))).collect()
 }
 
 /// `name` in a displayable form; `None` if it is empty or an address.

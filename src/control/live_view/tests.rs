@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use super::draw::{Look, draw};
 use super::poller::{Ban, Message};
 use super::view::{Action, Mode, View};
-use crate::control::address_info::{AddressInfo, Ended, PastBan, Remaining};
+use crate::control::address_info::{AddressInfo, Ended, PastBan, VerdictEnd};
 use crate::control::protocol::{Answer, Request};
 use crate::control::status::{BanCounts, PacketCounts, Status};
 use crate::events::json::PortRecord;
@@ -185,7 +185,7 @@ fn screens_match_their_files() {
     let info = AddressInfo {
         address: address.clone(),
         target: address.clone(),
-        blocked: Some(Remaining { expires, left_s: Some(600), ..Remaining::default() }),
+        blocked: Some(VerdictEnd { expires, left_s: Some(600), ..VerdictEnd::default() }),
         strikes: 1,
         bans: Some(2),
         history: Some(vec![ban]),

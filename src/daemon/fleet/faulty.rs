@@ -33,7 +33,12 @@ impl FaultyAuthors {
     /// Counts a refused report by `author`. Returns a log line if it is the first one.
     pub(super) fn count(&mut self, author: &str, reason: Refusal) -> Option<EventKind> {
         if reason.is_limit() {
-            return self.note_limit(reason);
+            if self.limits.iter().any(|(known, _)| *known == reason) {
+                return None;
+            }
+            let text = format!("fleet: reports are refused: {reason}; `portsentry status` counts them");
+            self.limits.push((reason, Instant::now()));
+            return Some(EventKind::Error(text));
         }
         if !reason.is_fault() {
             return None;
@@ -58,15 +63,6 @@ impl FaultyAuthors {
     pub(super) fn expire(&mut self) {
         self.authors.retain(|_, one| one.last.elapsed() < FORGET);
         self.limits.retain(|(_, named)| named.elapsed() < FORGET);
-    }
-
-    fn note_limit(&mut self, limit: Refusal) -> Option<EventKind> {
-        if self.limits.iter().any(|(known, _)| *known == limit) {
-            return None;
-        }
-        let text = format!("fleet: reports are refused: {limit}; `portsentry status` counts them");
-        self.limits.push((limit, Instant::now()));
-        Some(EventKind::Error(text))
     }
 
     /// The authors, each with its last refusal.

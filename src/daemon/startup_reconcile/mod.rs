@@ -183,17 +183,12 @@ impl StartupReconcile {
         if self.backends.contains(&Backend::Route) {
             // Neither a crash before the ledger was written nor its loss may lift a ban. The bans are recorded, because
             // otherwise each start would give them the whole duration again.
+            let expire = self.config.expire;
             for target in &self.bans.unheard {
-                bans.push(ActiveBan::whole(*target, self.config.expire));
-                let ban = BanRecord::wanted_by(
-                    BanAuthor::Import,
-                    *target,
-                    SystemTime::now(),
-                    self.config.expire,
-                    Backend::Route,
-                );
-                self.record(ban.into());
-                self.add_entries(*target, self.config.expire);
+                bans.push(ActiveBan::whole(*target, expire));
+                let now = SystemTime::now();
+                self.record(BanRecord::wanted_by(BanAuthor::Import, *target, now, expire, Backend::Route).into());
+                self.add_entries(*target, expire);
             }
             self.send_in_batches(&bans, RESTORE_BATCH, |bans| SensorCommand::Restore(bans, &[Backend::Route]));
             self.sensor.send_blocking(SensorCommand::RemoveStaleRoutes);
