@@ -1,4 +1,4 @@
-//! Reads a list of the kernel, on a socket of its own.
+//! Reads kernel lists that netlink-packet-route does not support yet.
 //!
 //! References: `linux/netlink.h`, netlink(7).
 
@@ -10,40 +10,35 @@ use rustix::io::Errno;
 
 use super::HostError;
 
-/// Length of a netlink header.
-const HEADER: usize = 16;
+/// A netlink header and eight zero bytes, which select every entry.
+const REQUEST: usize = 24;
 
 /// One list of the kernel.
-pub(super) struct Dump<'a> {
+pub(super) struct Dump {
     /// The list's name in error messages.
     pub(super) name: &'static str,
     /// The netlink protocol, such as `NETLINK_ROUTE`.
     pub(super) protocol: isize,
     /// Message type of the request.
     pub(super) request: u16,
-    /// The request, which selects entries; at least eight zero bytes, which select every entry.
-    pub(super) filter: &'a [u8],
+    /// Message type of an entry.
+    pub(super) entry: u16,
     /// Errors of a kernel or process without this list, which then counts as empty.
     pub(super) unsupported: &'static [Errno],
 }
 
-impl Dump<'_> {
-    /// Calls `each` with the message type and the payload of every entry; false if the list changed while it was read.
+impl Dump {
+    /// Calls `each` with the payload of every entry; false if the list changed while it was read.
     ///
     /// # Errors
     ///
     /// [`HostError::Open`] if the socket cannot be opened, [`HostError::Refused`] if the kernel refuses the list, and
     /// [`HostError::Ended`] if its answer cannot be decoded.
-    pub(super) async fn list(&self, mut each: impl FnMut(u16, &[u8])) -> Result<bool, HostError> {
+    pub(super) async fn list(&self, mut each: impl FnMut(&[u8])) -> Result<bool, HostError> {
         let socket = TokioSocket::new(self.protocol).map_err(HostError::Open)?;
-        // Makes the kernel filter routes by type, so that large numbers of blackholes are not transferred. Kernels
-        // before 4.20 list all.
-        let _ = socket.socket_ref().set_netlink_get_strict_chk(true);
-        let mut request = vec![0; HEADER];
-        request.extend_from_slice(self.filter);
-        let length = u32::try_from(request.len()).unwrap_or(u32::MAX);
+        let mut request = [0; REQUEST];
         let mut header = NetlinkBuffer::new(&mut request[..]);
-        header.set_length(length);
+        header.set_length(24);
         header.set_message_type(self.request);
         header.set_flags(NLM_F_REQUEST | NLM_F_DUMP);
         let refused = |error| HostError::Refused { list: self.name, error };
@@ -64,7 +59,7 @@ impl Dump<'_> {
     pub(super) fn read(
         &self,
         datagram: &[u8],
-        each: &mut impl FnMut(u16, &[u8]),
+        each: &mut impl FnMut(&[u8]),
         consistent: &mut bool,
     ) -> Result<bool, HostError> {
         let mut rest = datagram;
@@ -75,8 +70,9 @@ impl Dump<'_> {
             *consistent &= message.flags() & NLM_F_DUMP_INTR == 0;
             let payload = message.payload();
             match message.message_type() {
+                kind if kind == self.entry => each(payload),
                 NLMSG_DONE | NLMSG_ERROR => return self.status(payload).map(|()| true),
-                kind => each(kind, payload),
+                _ => {}
             }
         }
         Ok(false)

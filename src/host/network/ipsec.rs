@@ -37,11 +37,11 @@ const AF_INET6: u16 = 10;
 /// Maximum number of protected peers: a gateway with more remote networks lists them under `[allow]`.
 const MAX_PEERS: usize = 4_096;
 
-const POLICIES: Dump<'static> = Dump {
+const POLICIES: Dump = Dump {
     name: "IPsec policies",
     protocol: NETLINK_XFRM,
     request: XFRM_MSG_GETPOLICY,
-    filter: &[0; 8],
+    entry: XFRM_MSG_NEWPOLICY,
     unsupported: &[Errno::PERM, Errno::OPNOTSUPP, Errno::INVAL],
 };
 
@@ -50,7 +50,7 @@ const POLICIES: Dump<'static> = Dump {
 /// network.
 pub(super) async fn list(peers: &mut Vec<IpAddr>) -> Result<bool, HostError> {
     let mut found = BTreeSet::new();
-    let consistent = match POLICIES.list(|kind, policy| found.extend(policy_peers(kind, policy))).await {
+    let consistent = match POLICIES.list(|policy| found.extend(policy_peers(policy).into_iter().flatten())).await {
         Err(HostError::Open(_)) => return Ok(true),
         result => result?,
     };
@@ -61,19 +61,18 @@ pub(super) async fn list(peers: &mut Vec<IpAddr>) -> Result<bool, HostError> {
 /// Reads one datagram; true if the list is complete. For the fuzzer.
 #[cfg(any(test, fuzzing))]
 pub(super) fn read(datagram: &[u8], peers: &mut Vec<IpAddr>) -> Result<bool, HostError> {
-    POLICIES.read(datagram, &mut |kind, policy| peers.extend(policy_peers(kind, policy)), &mut true)
+    POLICIES.read(datagram, &mut |policy| peers.extend(policy_peers(policy).into_iter().flatten()), &mut true)
 }
 
 /// The peers of an outgoing policy for more than one address.
-fn policy_peers(kind: u16, payload: &[u8]) -> impl Iterator<Item = IpAddr> {
-    let templates = || {
-        let family = u16::from_ne_bytes(*payload.get(PREFIX_LENGTH - 2..)?.first_chunk()?);
-        let single = if family == AF_INET { 32 } else { 128 };
-        let sends_network = *payload.get(DIRECTION)? == OUT && *payload.get(PREFIX_LENGTH)? < single;
-        payload.get(POLICY..).filter(|_| kind == XFRM_MSG_NEWPOLICY && sends_network)
-    };
-    let templates = attributes(templates().unwrap_or_default()).filter(|(kind, _)| *kind == XFRMA_TMPL);
-    templates.flat_map(|(_, templates)| templates.chunks_exact(TEMPLATE).filter_map(peer))
+fn policy_peers(payload: &[u8]) -> Option<impl Iterator<Item = IpAddr>> {
+    let family = u16::from_ne_bytes(*payload.get(PREFIX_LENGTH - 2..)?.first_chunk()?);
+    let single = if family == AF_INET { 32 } else { 128 };
+    if *payload.get(DIRECTION)? != OUT || *payload.get(PREFIX_LENGTH)? >= single {
+        return None;
+    }
+    let templates = attributes(payload.get(POLICY..)?).filter(|(kind, _)| *kind == XFRMA_TMPL);
+    Some(templates.flat_map(|(_, templates)| templates.chunks_exact(TEMPLATE).filter_map(peer)))
 }
 
 /// The remote end of one tunnel.

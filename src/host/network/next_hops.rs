@@ -90,30 +90,27 @@ pub(super) struct NextHop {
     pub(super) gateway: Gateway,
 }
 
-const OBJECTS: Dump<'static> = Dump {
+const OBJECTS: Dump = Dump {
     name: "next-hop objects",
     protocol: NETLINK_ROUTE,
     request: RTM_GETNEXTHOP,
-    filter: &[0; 8],
+    entry: RTM_NEWNEXTHOP,
     unsupported: &[Errno::OPNOTSUPP],
 };
 
 /// Adds the gateways of every next-hop object; false if the list changed while it was read. Kernels before 5.3 have
 /// none.
 pub(super) async fn list(next_hops: &mut Vec<NextHop>) -> Result<bool, HostError> {
-    OBJECTS.list(|kind, object| next_hops.extend(next_hop(kind, object))).await
+    OBJECTS.list(|object| next_hops.extend(next_hop(object))).await
 }
 
 /// Reads one datagram; true if the list is complete. For the fuzzer.
 #[cfg(any(test, fuzzing))]
 pub(super) fn read(datagram: &[u8], next_hops: &mut Vec<NextHop>) -> Result<bool, HostError> {
-    OBJECTS.read(datagram, &mut |kind, object| next_hops.extend(next_hop(kind, object)), &mut true)
+    OBJECTS.read(datagram, &mut |object| next_hops.extend(next_hop(object)), &mut true)
 }
 
-fn next_hop(kind: u16, payload: &[u8]) -> Option<NextHop> {
-    if kind != RTM_NEWNEXTHOP {
-        return None;
-    }
+fn next_hop(payload: &[u8]) -> Option<NextHop> {
     let (mut address, mut interface, mut id) = (None, 0, 0);
     let number = |value: &[u8]| value.first_chunk().map_or(0, |number| u32::from_ne_bytes(*number));
     for (kind, value) in attributes(payload.get(NHMSG..)?) {

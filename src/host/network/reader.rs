@@ -1,17 +1,15 @@
 //! Reads the facts from the kernel, with a time limit of its own for the list of IPv6 routes.
 
+use std::io;
 use std::time::{Duration, Instant};
 
-use netlink_packet_core::{NetlinkDeserializable, NetlinkHeader, NetlinkSerializable};
+use netlink_packet_core::{NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload};
 use netlink_packet_route::address::AddressMessage;
 use netlink_packet_route::link::LinkMessage;
 use netlink_packet_route::route::{RouteMessage, RouteType};
 use netlink_packet_route::rule::RuleMessage;
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
-use rtnetlink::sys::protocols::NETLINK_ROUTE;
-use rustix::io::Errno;
 
-use super::dump::Dump;
 use super::facts::HostFacts;
 use super::{HostError, MAX_IPV6_ROUTES_DUMP, TIMEOUT, ipsec, next_hops};
 use crate::host::resolv_conf::ResolverFiles;
@@ -131,29 +129,42 @@ async fn list_all(facts: &mut HostFacts, ipv6_routes: &HostFacts) -> Result<bool
 
 /// Adds these lists of the kernel to `facts`; false if a list changed while it was read.
 async fn list(facts: &mut HostFacts, requests: &[(&'static str, RouteNetlinkMessage)]) -> Result<bool, HostError> {
-    let mut consistent = true;
-    for (name, request) in requests {
-        let mut filter = vec![0; request.buffer_len()];
-        request.serialize(&mut filter);
-        let dump = Dump {
-            name,
-            protocol: NETLINK_ROUTE,
-            request: request.message_type(),
-            filter: &filter,
-            // A kernel without policy routing.
-            unsupported: if *name == RULES { &[Errno::OPNOTSUPP, Errno::AFNOSUPPORT] } else { &[] },
-        };
-        consistent &= dump
-            .list(|kind, payload| {
-                let mut header = NetlinkHeader::default();
-                header.message_type = kind;
-                if let Ok(message) = RouteNetlinkMessage::deserialize(&header, payload) {
-                    facts.add(message);
+    // The strict check makes the kernel filter by route type, so that large numbers of blackholes are not
+    // transferred.
+    let (connection, mut handle, mut answers) =
+        rtnetlink::new_connection_with_strict_check().map_err(HostError::Open)?;
+    let ask = async {
+        let mut consistent = true;
+        for (list, request) in requests {
+            let list = *list;
+            let mut request = NetlinkMessage::from(request.clone());
+            request.header.flags = NLM_F_REQUEST | NLM_F_DUMP;
+            // Not `Handle::request`, whose stream ends in the same way after a complete and a broken list.
+            handle.notify(request).map_err(|_| HostError::Ended(list))?;
+            loop {
+                let (message, _) = answers.recv().await.map_err(|_| HostError::Ended(list))?;
+                consistent &= message.header.flags & NLM_F_DUMP_INTR == 0;
+                match message.payload {
+                    NetlinkPayload::InnerMessage(message) => facts.add(message),
+                    NetlinkPayload::Done(done) if done.code == 0 => break,
+                    NetlinkPayload::Done(done) => {
+                        let error = io::Error::from_raw_os_error(done.code.saturating_neg());
+                        return Err(HostError::Refused { list, error });
+                    }
+                    // A kernel without policy routing.
+                    NetlinkPayload::Error(_) if list == RULES => break,
+                    NetlinkPayload::Error(error) => return Err(HostError::Refused { list, error: error.to_io() }),
+                    NetlinkPayload::Overrun(_) => return Err(HostError::Ended(list)),
+                    _ => {}
                 }
-            })
-            .await?;
+            }
+        }
+        Ok(consistent)
+    };
+    tokio::select! {
+        answer = ask => answer,
+        () = connection => Err(HostError::Ended("addresses, routes and links")),
     }
-    Ok(consistent)
 }
 
 const RULES: &str = "IPv4 routing rules";
