@@ -12,7 +12,7 @@ use super::key::Keyspace;
 use super::own::OwnReports;
 use super::relay::Relay;
 use super::scan::Schedule;
-use super::server::{FleetServer, Incoming, MAX_NOTICES, ServerError};
+use super::server::{ServerConnection, Incoming, MAX_NOTICES, ServerError};
 use crate::clock::boot_time;
 use crate::control::fleet_protocol::{FleetRequest, LINK_INTERVAL_S, LinkState};
 use crate::types::{Backoff, BanTarget, Span, Timestamp};
@@ -91,7 +91,7 @@ impl Member {
         let mut away_since: Option<Timestamp> = None;
         loop {
             let begun = boot_time();
-            let error = match FleetServer::join(&self.endpoint, self.keys.clone()).await {
+            let error = match ServerConnection::join(&self.endpoint, self.keys.clone()).await {
                 Ok(mut server) => {
                     let since = away_since.take().map(|since| Span(begun.since(since)));
                     let since = since.map_or_else(String::new, |since| format!(" again, after {since}"));
@@ -145,7 +145,7 @@ impl Member {
     }
 
     /// Works on a connection until it ends; returns the reason.
-    async fn session(&mut self, server: &mut FleetServer, updates: &mut mpsc::Receiver<OwnBanUpdate>) -> ServerError {
+    async fn session(&mut self, server: &mut ServerConnection, updates: &mut mpsc::Receiver<OwnBanUpdate>) -> ServerError {
         let now = boot_time();
         self.own.renew_all(now);
         self.relay.connected();
@@ -178,7 +178,7 @@ impl Member {
     }
 
     /// Handles the queued notices.
-    fn notices(&mut self, first: Incoming, server: &mut FleetServer, now: Timestamp) {
+    fn notices(&mut self, first: Incoming, server: &mut ServerConnection, now: Timestamp) {
         let queued = std::iter::from_fn(|| server.notices.try_recv().ok());
         // At most as many as the queue holds. Notices that arrive meanwhile are handled in the next round.
         for incoming in std::iter::once(first).chain(queued).take(MAX_NOTICES) {
@@ -209,7 +209,7 @@ impl Member {
     }
 
     /// Does the work that is due.
-    async fn work(&mut self, server: &mut FleetServer) -> Result<(), ServerError> {
+    async fn work(&mut self, server: &mut ServerConnection) -> Result<(), ServerError> {
         let now = boot_time();
         if now >= self.next.write {
             self.write(server, now).await?;
@@ -235,7 +235,7 @@ impl Member {
     }
 
     /// Writes new reports and deletes withdrawn ones.
-    async fn write(&mut self, server: &mut FleetServer, now: Timestamp) -> Result<(), ServerError> {
+    async fn write(&mut self, server: &mut ServerConnection, now: Timestamp) -> Result<(), ServerError> {
         let withdrawn = self.own.take_withdrawn();
         server.withdraw(&withdrawn).await?;
         let batch = self.own.take_pending(now);
@@ -256,7 +256,7 @@ impl Member {
     }
 
     /// Renews own keys on the server, and writes lost ones again.
-    async fn upkeep(&mut self, server: &mut FleetServer, now: Timestamp) -> Result<(), ServerError> {
+    async fn upkeep(&mut self, server: &mut ServerConnection, now: Timestamp) -> Result<(), ServerError> {
         self.own.expire(now);
         let some = self.own.some_written(self.checked);
         self.checked = some.last().map(|key| key.target);
@@ -273,7 +273,7 @@ impl Member {
         }
     }
 
-    async fn scan_page(&mut self, server: &mut FleetServer) -> Result<(), ServerError> {
+    async fn scan_page(&mut self, server: &mut ServerConnection) -> Result<(), ServerError> {
         let spread = (self.hosts(), super::chance().unwrap_or_default());
         let page = self.relay.scan_page(server, &mut self.daemon, &mut self.scan, spread).await;
         if page.is_err() && !self.scan.is_broken_off() {

@@ -29,7 +29,7 @@ use daemon::Daemon;
 use key::{FleetAuthor, HostName, Key, Keyspace};
 use member::Member;
 use own::OwnReports;
-use server::FleetServer;
+use server::ServerConnection;
 pub use server::ServerError;
 
 /// Options of `fleet`.
@@ -144,7 +144,7 @@ pub fn run(options: &FleetOptions, out: &mut impl Write) -> Result<(), FleetErro
 pub fn probe(fleet: &Fleet) -> Result<(), FleetError> {
     let endpoint = Endpoint::open(fleet)?;
     on_runtime(async {
-        let connected = async { FleetServer::join(&endpoint, Keyspace::new(&fleet.name)).await?.ping().await };
+        let connected = async { ServerConnection::join(&endpoint, Keyspace::new(&fleet.name)).await?.ping().await };
         connected.await.map_err(|error| FleetError::Server { url: endpoint.url.to_string(), error })
     })?
 }
@@ -196,7 +196,7 @@ fn lift_bans(fleet: &Fleet, options: &LiftOptions, out: &mut impl Write) -> Resu
     let key = Key { author: FleetAuthor::Operator, target: options.target };
     let sequence = random()?.into();
     let lifted = on_runtime(async {
-        let mut server = FleetServer::connect(&endpoint, Keyspace::new(&fleet.name)).await?;
+        let mut server = ServerConnection::connect(&endpoint, Keyspace::new(&fleet.name)).await?;
         server.lift(&key, sequence, options.span).await
     })?;
     lifted.map_err(|error| FleetError::Server { url: endpoint.url.to_string(), error })?;

@@ -8,7 +8,7 @@ use super::authors::{KnownAuthors, NoticeOrder};
 use super::daemon::Daemon;
 use super::key::{FleetAuthor, Key};
 use super::scan::{Pass, Progress, Scan, Schedule};
-use super::server::{FleetServer, Incoming, KeyContents, ServerError};
+use super::server::{ServerConnection, Incoming, KeyContents, ServerError};
 use crate::clock::boot_time;
 use crate::control::fleet_protocol::{FleetReport, FleetRequest, MAX_REPORTS};
 use crate::types::{BanTarget, Timestamp};
@@ -100,7 +100,7 @@ impl Relay {
     }
 
     /// Reads the keys that notices have named, and passes their reports on to the daemon.
-    pub(super) async fn deliver(&mut self, server: &mut FleetServer, daemon: &mut Daemon) -> Result<(), ServerError> {
+    pub(super) async fn deliver(&mut self, server: &mut ServerConnection, daemon: &mut Daemon) -> Result<(), ServerError> {
         let batch: Vec<Key> = self.waiting.drain(..self.waiting.len().min(MAX_REPORTS)).collect();
         for key in &batch {
             self.named.remove(key);
@@ -111,7 +111,7 @@ impl Relay {
     /// Reads the next page of the scan.
     pub(super) async fn scan_page(
         &mut self,
-        server: &mut FleetServer,
+        server: &mut ServerConnection,
         daemon: &mut Daemon,
         schedule: &mut Schedule,
         spread: (u32, f64),
@@ -157,7 +157,7 @@ impl Relay {
     }
 
     /// The keys of a page that have to be read.
-    fn readable(&mut self, names: &[Vec<u8>], scan: &Scan, server: &FleetServer) -> Vec<Key> {
+    fn readable(&mut self, names: &[Vec<u8>], scan: &Scan, server: &ServerConnection) -> Vec<Key> {
         let now = boot_time();
         let mut keys = Vec::with_capacity(names.len());
         for name in names {
@@ -182,7 +182,7 @@ impl Relay {
     async fn hand_on(
         &mut self,
         keys: &[Key],
-        server: &mut FleetServer,
+        server: &mut ServerConnection,
         daemon: &mut Daemon,
     ) -> Result<(), ServerError> {
         let entries = server.read(keys).await?;

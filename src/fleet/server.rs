@@ -69,7 +69,7 @@ pub(super) enum KeyContents {
 }
 
 /// A connection to the server, which also receives the notices of the fleet.
-pub(super) struct FleetServer {
+pub(super) struct ServerConnection {
     connection: MultiplexedConnection,
     pub(super) keys: Keyspace,
     limit: ByteLimit,
@@ -79,7 +79,7 @@ pub(super) struct FleetServer {
     driver: JoinHandle<()>,
 }
 
-impl FleetServer {
+impl ServerConnection {
     /// Connects and logs in, without a subscription.
     pub(super) async fn connect(endpoint: &Endpoint, keys: Keyspace) -> Result<Self, ServerError> {
         // A certificate error may quote text that the server chose.
@@ -236,7 +236,7 @@ impl FleetServer {
     }
 }
 
-impl Drop for FleetServer {
+impl Drop for ServerConnection {
     fn drop(&mut self) {
         self.driver.abort();
     }
