@@ -12,7 +12,8 @@ use crate::types::Expiry;
 /// The classic modes as arguments. clap has no long flags with one dash, so these six become hidden flags with two.
 pub(crate) const CLASSIC_MODES: [&str; 6] = ["-tcp", "-udp", "-stcp", "-sudp", "-atcp", "-audp"];
 
-/// Options of the daemon, and the classic modes as clap reads them. A value that is `None`, empty or false keeps the setting of the file.
+/// Options of the daemon, and the classic modes as clap reads them. A value that is `None`, empty or false keeps the
+/// setting of the file.
 #[derive(Parser, Clone, Debug, Default, PartialEq, Eq)]
 #[allow(rustdoc::broken_intra_doc_links, reason = "the brackets are part of the help")]
 pub struct RunOptions {
@@ -46,6 +47,7 @@ pub struct RunOptions {
     /// Run in the background once monitoring begins
     #[arg(long)]
     pub daemon: bool,
+    // The classic modes, see [`CLASSIC_MODES`]: at most one per protocol. A doc comment would appear in the help.
     #[arg(long, hide = true, group = "tcp_mode")]
     pub tcp: bool,
     #[arg(long, hide = true, group = "tcp_mode")]

@@ -9,6 +9,7 @@ use crate::control::protocol::Reloaded;
 use crate::sandbox::Sandbox;
 
 pub(super) struct ConfigSource {
+    /// The configuration in force.
     pub(super) current: Config,
     /// The configuration file, if it exists.
     pub(super) path: PathBuf,

@@ -146,14 +146,21 @@ impl HostState {
         self.network.request();
         self.stale = true;
         let commands = self.refresh().await?;
-        // Before the snapshot: a newly monitored port must not be judged by the old one.
+        // The settings before the snapshot: a newly monitored port must not be judged by the old snapshot.
         self.sensor.send(SensorCommand::Settings(Box::new(settings)));
         self.sensor.send_all(commands);
         Ok(())
     }
 
-    /// Informs the sensor of a change of an operator, and waits until it has room for the snapshot.
-    pub(super) async fn apply(&mut self) -> Result<(), DaemonError> {
+    /// Creates the snapshot anew and sends it to the sensor.
+    pub(super) async fn renew(&mut self) -> Result<(), DaemonError> {
+        let commands = self.refresh().await?;
+        self.sensor.send_all(commands);
+        Ok(())
+    }
+
+    /// As [`HostState::renew`]; waits while the sensor's inbox is full.
+    pub(super) async fn renew_waiting(&mut self) -> Result<(), DaemonError> {
         for command in self.refresh().await? {
             self.sensor.send_waiting(command).await;
         }
@@ -283,8 +290,7 @@ impl HostState {
     /// protected before a message says so.
     async fn update(&mut self) -> Result<(), DaemonError> {
         if self.stale {
-            let commands = self.refresh().await?;
-            self.sensor.send_all(commands);
+            self.renew().await?;
         }
         self.sensor.send_all(self.memory.changed_peers(boot_time()));
         self.allow.take_messages().into_iter().for_each(|kind| self.events.emit(kind));

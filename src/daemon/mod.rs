@@ -299,7 +299,7 @@ async fn serve(
         let _ = host_state.allow.by_hand.add(allowance, allowances::now());
     }
     // Before a ban of the ledger is restored.
-    host_state.apply().await?;
+    host_state.renew().await?;
     if has_allowances {
         backends::protect(&mut blocker, &host_state.host()).map_err(DaemonError::Protect)?;
     }

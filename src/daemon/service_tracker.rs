@@ -131,7 +131,7 @@ impl ServiceTracker {
                 observed = Observed { changed: true, served_again: true };
             }
         }
-        // Those that this observation has not found.
+        // Those that this observation has found were served at `wall`.
         let gone = |known: &Remembered| known.is_served && known.served != wall;
         for (service, known) in self.remembered.iter_mut().filter(|(_, known)| gone(known)) {
             (known.is_served, known.recorded) = (false, known.served);

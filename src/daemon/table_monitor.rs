@@ -74,7 +74,7 @@ impl TableMonitor {
             let turn = self.paces.iter().filter_map(RepairPace::due).min();
             let (mut commands, mut events) = tokio::select! {
                 () = deadline_reached(turn.map(Instant::into_std)) => Default::default(),
-                changes = monitor.next() => respond(&changes?, &author(monitor)),
+                changes = monitor.next() => respond(&changes?, &committer(monitor)),
             };
             let now = Instant::now();
             self.paces.iter_mut().for_each(|pace| pace.hold(&mut commands, now));
@@ -95,9 +95,9 @@ pub(super) fn repairs_table(command: &SensorCommand) -> bool {
     matches!(command, SensorCommand::ReinstallTable(_) | SensorCommand::RepairRules(_))
 }
 
-fn author(monitor: &Monitor) -> String {
-    let name = |author: &Committer| format!("{} (process {})", author.name, author.process);
-    monitor.author().map_or_else(|| "an unknown process".to_owned(), name)
+fn committer(monitor: &Monitor) -> String {
+    let name = |by: &Committer| format!("{} (process {})", by.name, by.process);
+    monitor.committer().map_or_else(|| "an unknown process".to_owned(), name)
 }
 
 /// The time of the last many changes at once. While a script deletes 100,000 elements, those at the end of its

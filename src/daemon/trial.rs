@@ -50,23 +50,24 @@ impl Phase {
 
 pub(super) struct Trial {
     phase: Phase,
-    /// The ruleset that the sensor has received.
+    /// False after a start with `--confirm`, until an operator confirms or resumes blocking; meanwhile no source is held.
+    holds: bool,
+    /// The ruleset that the sensor was last given.
     ruleset: RulesetSpec,
     sensor: SensorHandle,
 }
 
 impl Trial {
-    /// Starts the trial of `--confirm` with this span, or continues a log-only trial that ends at `until`. The sensor
-    /// has received the ruleset of `config`, with `confirm` without the hold.
+    /// Starts the trial of `--confirm` with this span, or continues a log-only trial that ends at `until`. The backends
+    /// were opened with the ruleset of `config`; if `confirm` is given, without the hold.
     pub(super) fn new(
         config: &Config,
         confirm: Option<Duration>,
         until: Option<SystemTime>,
         sensor: SensorHandle,
     ) -> Self {
-        let ruleset = RulesetSpec::from_config(config);
-        let ruleset = if confirm.is_some() { ruleset.without_hold() } else { ruleset };
-        Self { phase: Phase::new(confirm, until.filter(|_| config.blocks())), ruleset, sensor }
+        let (phase, holds) = (Phase::new(confirm, until.filter(|_| config.blocks())), confirm.is_none());
+        Self { phase, holds, ruleset: ruleset(config, holds), sensor }
     }
 
     fn ends(&self) -> Option<Instant> {
@@ -127,11 +128,7 @@ impl Trial {
     }
 
     fn update_ruleset(&mut self, config: &Config) {
-        let ruleset = RulesetSpec::from_config(config);
-        let ruleset = match self.phase {
-            Phase::Unconfirmed(_) | Phase::Expired => ruleset.without_hold(),
-            Phase::None | Phase::LogOnly(_) => ruleset,
-        };
+        let ruleset = ruleset(config, self.holds);
         if ruleset != self.ruleset {
             self.ruleset = ruleset;
             self.sensor.send(SensorCommand::Ruleset(Box::new(ruleset)));
@@ -152,7 +149,7 @@ impl Trial {
             Phase::None => Some("refused: portsentry was started without --confirm, or is already confirmed"),
         };
         refusal.map(Failure::refused).map_or(Ok(()), Err)?;
-        self.phase = Phase::None;
+        (self.phase, self.holds) = (Phase::None, true);
         self.update_ruleset(config);
         sink.emit(EventKind::Note(format!("{by} has confirmed the trial: blocking continues")));
         Ok(Answer::Confirmed {})
@@ -203,10 +200,10 @@ impl Trial {
     }
 
     async fn end_log_only(&mut self, by: &str, config: &Config, sink: &mut EventSink) {
-        self.phase = Phase::None;
+        // A pending `--confirm` no longer has a meaning.
+        (self.phase, self.holds) = (Phase::None, true);
         let settings = self.settings(config);
         self.sensor.send_waiting(SensorCommand::EndTrial(Box::new(settings))).await;
-        // A pending `--confirm` no longer has a meaning.
         self.update_ruleset(config);
         sink.ban_recorder.write(LedgerChange::Trial { until: None });
         sink.emit(EventKind::Note(format!("the trial has ended ({by}): scans are blocked again")));
@@ -230,6 +227,12 @@ impl Trial {
     }
 }
 
+/// The ruleset that the kernel should have.
+fn ruleset(config: &Config, holds: bool) -> RulesetSpec {
+    let ruleset = RulesetSpec::from_config(config);
+    if holds { ruleset } else { ruleset.without_hold() }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -246,5 +249,17 @@ mod tests {
         let far = trial(None, until(MAX_TRIAL * 10));
         assert!(far.left().unwrap() <= MAX_TRIAL, "a wrong clock does not extend a trial");
         assert_eq!(trial(Some(MINUTE), None).only_logs(&Config::default()), None);
+    }
+
+    #[test]
+    fn unchanged_configuration_replaces_no_ruleset() {
+        let (config, until) = (Config::default(), Some(SystemTime::now() + MINUTE));
+        for (confirm, until) in [(None, None), (Some(MINUTE), None), (None, until), (Some(MINUTE), until)] {
+            let mut trial = Trial::new(&config, confirm, until, SensorHandle::new().unwrap());
+            let before = trial.ruleset;
+            assert_eq!(before.trap.and_then(|trap| trap.hold).is_some(), confirm.is_none());
+            trial.reconfigure(&config);
+            assert_eq!(trial.ruleset, before, "{confirm:?} {until:?}");
+        }
     }
 }

@@ -1,4 +1,4 @@
-//! The way of a packet from its observation to its verdict: whether it is from a source with a verdict, whether it
+//! Takes a packet from its observation to its verdict: decides whether it is from a source with a verdict, whether it
 //! counts as evidence, whether its source now has enough evidence for a ban, whether the kernel's sockets and
 //! translations contradict that evidence, and whether the ceilings have room for the ban.
 

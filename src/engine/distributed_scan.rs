@@ -36,8 +36,8 @@ pub(super) struct DistributedScans {
     /// All probes. Sources that share a scan divide the ports among them; unrelated sources do not.
     probes: u32,
     began: Option<Tick>,
-    reported: bool,
-    /// Scans that have not been reported yet.
+    detected: bool,
+    /// Detected scans for which no notice has been returned yet.
     pub(super) found: VecDeque<DistributedScan>,
 }
 
@@ -50,14 +50,14 @@ impl DistributedScans {
             set_bits: 0,
             probes: 0,
             began: None,
-            reported: false,
+            detected: false,
             found: VecDeque::with_capacity(16),
         }
     }
 
-    /// Adds a probe of a port that is new for its source, which is below its threshold. A scan is found once, when it is
-    /// detected. Sources are counted by their keyed hash: with a known hash, an attacker could choose addresses that
-    /// look like one source.
+    /// Adds a probe of a port that is new for its source, which is below its threshold. A scan is added to `found`
+    /// once, when it is detected, if there is room. Sources are counted by their keyed hash: with a known hash, an
+    /// attacker could choose addresses that look like one source.
     pub(super) fn observe(&mut self, hash: u64, port: u16, now: Tick) {
         if self.began.is_none_or(|began| now.since(began) > Tick::ticks(SPAN)) {
             self.restart(now);
@@ -74,10 +74,10 @@ impl DistributedScans {
         }
         // If half of all probes go to a port that no other source has probed, the sources cooperate.
         let shared = self.distinct_ports.saturating_mul(2) >= self.probes;
-        if self.reported || self.distinct_ports < PORTS || self.set_bits < SOURCES || !shared {
+        if self.detected || self.distinct_ports < PORTS || self.set_bits < SOURCES || !shared {
             return;
         }
-        self.reported = true;
+        self.detected = true;
         let span = now.since(self.began.unwrap_or(now)).duration();
         if self.found.len() < self.found.capacity() {
             self.found.push_back(DistributedScan { ports: self.distinct_ports, sources: self.estimate(), span });
@@ -97,7 +97,7 @@ impl DistributedScans {
         self.ports.clear();
         self.sources.fill(0);
         (self.distinct_ports, self.set_bits, self.probes) = (0, 0, 0);
-        (self.began, self.reported) = (Some(now), false);
+        (self.began, self.detected) = (Some(now), false);
     }
 }
 

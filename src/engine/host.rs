@@ -251,8 +251,8 @@ impl Host {
         self.bridge_ports.iter().find(|(port, _)| *port == interface).map(|(_, bridge)| *bridge)
     }
 
-    /// The interface to which sockets and neighbours of packets on `interface` belong: the bridge, if it is a bridge
-    /// port.
+    /// The interface that sockets and neighbours see for packets on `interface`: its bridge if it is a bridge port,
+    /// otherwise `interface` itself.
     pub fn receiver(&self, interface: u32) -> u32 {
         self.bridge(interface).unwrap_or(interface)
     }
@@ -300,7 +300,7 @@ impl Host {
         (near, length)
     }
 
-    /// The listeners of `protocol`; `None` for a protocol without ports of programs.
+    /// The listeners of `protocol`; `None` for SCTP and ICMP, whose listeners are not tracked.
     #[inline]
     pub(super) fn listeners(&self, protocol: Protocol) -> Option<&Listeners> {
         match protocol {

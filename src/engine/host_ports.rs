@@ -6,7 +6,7 @@ use super::recent_ports::RecentPorts;
 use super::settings::Settings;
 use crate::types::{PortSet, Protocol, Tick};
 
-/// The ports of a host at one time, from [`super::Engine::ports`].
+/// The ports of a host at one moment, from [`super::Engine::ports`].
 pub struct HostPorts<'a> {
     pub(super) settings: &'a Settings,
     pub(super) recent_ports: &'a RecentPorts,

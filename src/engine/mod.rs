@@ -99,6 +99,7 @@ pub struct Engine {
     /// Evidence refuted by the look-ups of the last packet.
     forgiven: Vec<(Protocol, u16)>,
     latest: Timestamp,
+    /// Except `repeated`, `evicted` and `lookups`, which their components count.
     counters: Counters,
 }
 

@@ -1,7 +1,7 @@
 //! Remembers which ports were in use recently. A late client of a service that has just stopped, or a late answer to a
 //! socket that has just closed, is not a probe. Records come only from the kernel's view of this host's own sockets and
-//! translations, for one address, protocol and port, and for a limited time. They are looked up in the kernel before
-//! evidence counts, and when packets leave from an own address.
+//! translations, for one address, protocol and port, and for a limited time. Ports are looked up in the kernel before
+//! they count as evidence, and when packets leave from an own address.
 
 use std::hash::Hasher;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -150,7 +150,7 @@ impl RecentPorts {
             return None;
         }
         let (own, peer) = (Service { address: packet.source, protocol, port }, packet.destination);
-        // With a record that is so recent, another look-up would add nothing.
+        // If the record is that recent, another look-up would add nothing.
         if !self.holds(own, peer, now.tick().plus(Tick::ticks(self.span / 2))) {
             if !self.hints.try_take(now) {
                 return None;

@@ -64,7 +64,8 @@ impl Settings {
         }
     }
 
-    /// The settings that apply to `protocol`. SCTP counts like TCP, ICMP like UDP.
+    /// The ports and the response for TCP or UDP. The response also applies to SCTP (as TCP) and ICMP (as UDP), the
+    /// ports do not.
     pub(super) fn watch(&self, protocol: Protocol) -> &Watch {
         match protocol {
             Protocol::Tcp | Protocol::Sctp => &self.tcp,

@@ -27,7 +27,7 @@ impl Pace {
     }
 }
 
-/// A summary of the evidence against a source within the window.
+/// A summary of the evidence against a source; `distinct` and `conclusive` count only what is within the window.
 #[derive(Clone, Copy)]
 pub(super) struct SourceSummary {
     pub(super) slot: usize,
@@ -39,7 +39,9 @@ pub(super) struct SourceSummary {
     pub(super) withheld: bool,
     /// Probes since the first, including repeated ports.
     pub(super) probes: u32,
+    /// Time of the first probe.
     pub(super) first: Tick,
+    /// Time of the last probe.
     pub(super) last: Tick,
 }
 

@@ -94,8 +94,8 @@ impl Threshold {
         host.related.counting(sources.recent_evidence(slot, now), self.bounds.related, self.bounds.unrelated)
     }
 
-    /// True if a connection to a service of this host lets `target`, whose first probe came at `first`, probe up to
-    /// [`Bounds::peer_threshold`] ports without a ban.
+    /// True if a connection to a service of this host lets `target`, whose first probe came at `first`, probe fewer
+    /// than [`Bounds::peer_threshold`] ports without a ban.
     pub(super) fn forgives_more(&self, target: BanTarget, first: Tick, bans: &Bans, now: Tick) -> bool {
         self.connected_since(target).is_some_and(|since| since <= first) && bans.strikes_of(target, now) == 0
     }

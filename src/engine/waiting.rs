@@ -50,7 +50,7 @@ impl SettlingQueue {
         }
     }
 
-    /// Takes the last probe of the next waiting source. The last call frees the memory, which is no longer needed.
+    /// Takes the last probe of the next waiting source. If there is none, frees the memory, which is no longer needed.
     pub(super) fn take_next(&mut self) -> Option<Observation> {
         let probe = self.waiting.pop_front();
         if probe.is_none() {

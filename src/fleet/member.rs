@@ -12,7 +12,7 @@ use super::key::Keyspace;
 use super::own::OwnReports;
 use super::relay::Relay;
 use super::scan::Schedule;
-use super::server::{ServerConnection, Incoming, MAX_NOTICES, ServerError};
+use super::server::{Incoming, MAX_NOTICES, ServerConnection, ServerError};
 use crate::clock::boot_time;
 use crate::control::fleet_protocol::{FleetRequest, LINK_INTERVAL_S, LinkState};
 use crate::types::{Backoff, BanTarget, Span, Timestamp};
@@ -145,7 +145,11 @@ impl Member {
     }
 
     /// Works on a connection until it ends; returns the reason.
-    async fn session(&mut self, server: &mut ServerConnection, updates: &mut mpsc::Receiver<OwnBanUpdate>) -> ServerError {
+    async fn session(
+        &mut self,
+        server: &mut ServerConnection,
+        updates: &mut mpsc::Receiver<OwnBanUpdate>,
+    ) -> ServerError {
         let now = boot_time();
         self.own.renew_all(now);
         self.relay.connected();

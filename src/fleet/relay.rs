@@ -8,7 +8,7 @@ use super::authors::{KnownAuthors, NoticeOrder};
 use super::daemon::Daemon;
 use super::key::{FleetAuthor, Key};
 use super::scan::{Pass, Progress, Scan, Schedule};
-use super::server::{ServerConnection, Incoming, KeyContents, ServerError};
+use super::server::{Incoming, KeyContents, ServerConnection, ServerError};
 use crate::clock::boot_time;
 use crate::control::fleet_protocol::{FleetReport, FleetRequest, MAX_REPORTS};
 use crate::types::{BanTarget, Timestamp};
@@ -100,7 +100,11 @@ impl Relay {
     }
 
     /// Reads the keys that notices have named, and passes their reports on to the daemon.
-    pub(super) async fn deliver(&mut self, server: &mut ServerConnection, daemon: &mut Daemon) -> Result<(), ServerError> {
+    pub(super) async fn deliver(
+        &mut self,
+        server: &mut ServerConnection,
+        daemon: &mut Daemon,
+    ) -> Result<(), ServerError> {
         let batch: Vec<Key> = self.waiting.drain(..self.waiting.len().min(MAX_REPORTS)).collect();
         for key in &batch {
             self.named.remove(key);

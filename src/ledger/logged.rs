@@ -50,7 +50,8 @@ pub(super) fn write(logged: &Logged, upsert: &mut Statement<'_>) -> Result<(), E
     upsert.execute(values).map(drop)
 }
 
-/// All sources that would have been banned, newest first. Empty for a ledger of an earlier format.
+/// All sources that would have been banned if their protocol were not only logged, newest first. Empty for a ledger of
+/// an earlier format.
 pub fn all(ledger: &Reader) -> Result<Found<Logged>, LedgerError> {
     if ledger.version < WITH_LOGGED {
         return Ok(Found { items: Vec::new(), unreadable: 0 });

@@ -3,8 +3,9 @@
 //! reads a clock to decide whether a ban has ended: `now` is an argument.
 //!
 //! [`Ledger`] owns the connection and writes, one transaction per call; [`Writer`] is a thread around it, for callers
-//! that must not wait for a disk; [`Reader`] reads the bans, in the daemon or in another process. Each other table has a
-//! module, which reads it through a [`Reader`]. [`LegacyFiles`] writes the two text files of classic PortSentry. `docs/ledger.md` describes the files for operators.
+//! that must not wait for a disk; [`Reader`] reads the bans, in the daemon or in another process. Each other table has
+//! a module, which reads it through a [`Reader`]. [`LegacyFiles`] writes the two text files of classic PortSentry.
+//! `docs/ledger.md` describes the files for operators.
 
 mod ban;
 pub mod decisions;
@@ -162,7 +163,7 @@ impl Ledger {
         self
     }
 
-    /// What is stored.
+    /// Reads this ledger through the same connection.
     pub fn reader(&self) -> &Reader {
         &self.reader
     }

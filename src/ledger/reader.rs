@@ -1,14 +1,15 @@
 //! Reads the bans in the ledger: in the daemon through the connection of a [`super::Ledger`], in another process with
-//! [`Reader::read`], whether or not the daemon runs. The latter creates, repairs and changes nothing, not even the index
-//! of the write-ahead log, so that read permission on the files suffices. It reports damage and does not repair it.
+//! [`Reader::read`], whether or not the daemon runs. [`Reader::read`] creates, repairs and changes nothing, not even
+//! the index of the write-ahead log, so that read permission on the files suffices. It reports damage and does not
+//! repair it.
 //!
-//! Another process has two cases, because a database in WAL mode consists of several files
+//! For another process there are two cases, because a database in WAL mode consists of several files
 //! (<https://sqlite.org/wal.html#read_only_databases>). If there is a log, its index is mapped read-only: SQLite uses
 //! the writer's index, or builds its own in memory. If there is none, the file is complete and is read as immutable;
 //! the reader checks whether it changed meanwhile, and if so reads it again.
 //!
-//! [`Reader::read`] must not be used in a process that has a [`super::Ledger`] open: SQLite keeps one index of a log per process, and an
-//! index mapped read-only would make the writer fail.
+//! [`Reader::read`] must not be used in a process that has a [`super::Ledger`] open: SQLite keeps one index of a log
+//! per process, and an index mapped read-only would make the writer fail.
 
 use std::fmt::Write as _;
 use std::fs::{self, Metadata};

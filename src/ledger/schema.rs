@@ -271,10 +271,10 @@ mod tests {
     fn new_ledger_has_newest_format() {
         let mut connection = Connection::open_in_memory().unwrap();
         bring_up(&mut connection, 0).unwrap();
-        assert_eq!(pragma::<i64>(&connection, "user_version").unwrap(), i64::try_from(STEPS.len()).unwrap());
+        assert_eq!(pragma::<i64>(&connection, "user_version").unwrap(), NEWEST);
         assert_eq!(pragma::<i64>(&connection, "application_id").unwrap(), APPLICATION);
         assert_eq!(inspect(&connection).unwrap(), None);
-        bring_up(&mut connection, i64::try_from(STEPS.len()).unwrap()).unwrap();
+        bring_up(&mut connection, NEWEST).unwrap();
     }
 
     #[test]

@@ -255,8 +255,8 @@ impl Enforcement {
     }
 
     /// Updates the kernel's allow-list from the host's, and removes routes that conflict with it. `update` is
-    /// [`AllowSet::replace`], which replaces the list even if another process changed it, or [`AllowSet::follow`], which
-    /// sends the difference.
+    /// [`AllowSet::replace`], which replaces the list even if another process changed it, or [`AllowSet::follow`],
+    /// which sends the difference.
     pub(super) fn update_allow_list(
         &mut self,
         scope: &mut Scope<'_>,

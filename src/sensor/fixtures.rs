@@ -1,4 +1,4 @@
-//! Provides fixtures for the sensor's unit tests: a host, a scanner and a ban.
+//! Provides fixtures for the sensor's unit tests: a host, a scanner, an observer and a ban.
 
 use super::observer::Observer;
 use super::port_lookup::KernelPorts;

@@ -165,10 +165,10 @@ impl TrapReview {
     }
 }
 
-/// Maximum number of sources. The trap bans few sources at one time.
+/// Maximum number of sources with excuses. The trap bans few sources at one time.
 const PLACES: usize = 1_024;
 
-/// Maximum number of ports per source: one more than the trap can be configured to forgive.
+/// Maximum number of excused ports per source: one more than the trap can be configured to forgive.
 const PORTS: usize = 16;
 
 /// Time for which a refuted verdict is remembered: twice the time that the sensor takes to review the trap's bans.

@@ -75,7 +75,7 @@ fn lost_notifications_are_reported_as_overrun() {
         nft(&add_many(1_000));
         nft("flush ruleset");
         assert_eq!(next(monitor).await, [TableChange::Overrun]);
-        assert_eq!(monitor.author(), None);
+        assert_eq!(monitor.committer(), None);
         nft(include_str!("../../nft/portsentry.nft"));
         assert_eq!(next(monitor).await, [TableChange::RulesetChanged]);
         assert_quiet(monitor).await;

@@ -55,7 +55,7 @@ fn transaction_is_reported_as_one() {
             changes,
             [ElementAdded(one, None), ElementAdded(two, None), ElementRemoved(one), ElementAdded(one, HOUR)]
         );
-        assert_eq!(monitor.author().unwrap().name, "nft");
+        assert_eq!(monitor.committer().unwrap().name, "nft");
     });
 }
 
@@ -73,7 +73,7 @@ fn network_is_reported_as_one() {
                 changes_after(monitor, &change).await,
                 [ElementAdded(network(one), None), ElementAdded(network(two), HOUR)]
             );
-            assert_eq!(monitor.author().unwrap().name, "nft");
+            assert_eq!(monitor.committer().unwrap().name, "nft");
             let change = format!("{}\n{}", set("delete", one), set("add", &format!("{one} timeout 1h")));
             assert_eq!(
                 changes_after(monitor, &change).await,
@@ -129,7 +129,7 @@ fn own_bans_are_not_reported() {
         let changes = super::next(monitor).await;
         assert_eq!(changes.last(), Some(&ElementAdded(target("192.0.2.1"), None)));
         let here = rustix::thread::gettid().as_raw_nonzero().get().unsigned_abs();
-        assert_eq!(monitor.author().unwrap().process, here);
+        assert_eq!(monitor.committer().unwrap().process, here);
     });
 }
 

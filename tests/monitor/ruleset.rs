@@ -12,7 +12,7 @@ fn lost_table_is_reported_once() {
             nft("add element inet portsentry blocked { 192.0.2.1 }");
             assert_eq!(next(monitor).await.len(), 1);
             assert_eq!(changes_after(monitor, command).await, [TableGone], "{command}");
-            assert_eq!(monitor.author().unwrap().name, "nft");
+            assert_eq!(monitor.committer().unwrap().name, "nft");
             // What the daemon does in response is not tested here.
             assert_eq!(install(socket, &RulesetSpec::default()).unwrap(), Installed::Created);
             let mut batch = Batch::new();

@@ -5,13 +5,13 @@ use std::sync::Barrier;
 use std::thread;
 use std::time::Duration;
 
-use portsentry::enforce::nft::{Nft, RulesetSpec, Trap, Watched, trap_sets};
+use portsentry::enforce::nft::{KernelFeatures, Nft, RulesetSpec, Trap, Watched, trap_sets};
 use portsentry::types::{BanTarget, Rate};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, connect, socket_with};
 
 use netns_lab::Namespace;
 
-use super::{run, seconds, target};
+use super::{nearly, run, seconds, target};
 
 /// Two namespaces joined by a veth pair: the host with the table installed, and a remote host.
 fn cabled(test: impl FnOnce(&mut Nft, &Namespace) + Send) {
@@ -48,7 +48,7 @@ fn lift_removes_ban_that_trap_made_as_well() {
         forgiven: 0,
         window: Duration::from_secs(60),
         expiry: seconds(60),
-        ceiling: Rate::per_minute(6_000),
+        ceiling: Rate::per_minute(600_000),
         nat64: [None; 8],
         named_interfaces: false,
         hold: None,
@@ -78,14 +78,20 @@ fn lift_removes_ban_that_trap_made_as_well() {
                 sets.block(&[(source, seconds(60))]).unwrap();
             });
             caught += trap_sets::caught(&mut sets.table).unwrap().len();
-            sets.lift(&[source]).unwrap();
+            sets.table.kernel = [None, Some(KernelFeatures::default())][round % 2];
+            if round % 4 > 1 {
+                sets.block(&[(source, seconds(3_600))]).unwrap();
+                assert!(nearly(sets.table.holds(source).unwrap(), 3_600), "round {round}");
+            }
+            // Before the ban is lifted: until then, a late SYN is dropped before the trap.
             trap_sets::forget(&mut sets.table, &[source]).unwrap();
+            sets.lift(&[source]).unwrap();
             if sets.table.holds(source).unwrap().is_some() {
                 assert_eq!(trap_sets::caught(&mut sets.table).unwrap(), [source], "round {round}: no later SYN");
                 sets.lift(&[source]).unwrap();
             }
         }
-        assert!(caught > 100, "{caught} of 1,000");
+        assert!(caught > 10, "{caught} of 1,000");
     });
 }
 

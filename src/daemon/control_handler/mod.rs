@@ -207,7 +207,7 @@ impl ControlHandler {
         }
         let network = target.network();
         self.host_state.allow.by_hand.force(network, expiry.span(), now()).map_err(Failure::failed)?;
-        self.host_state.apply().await.map_err(Failure::failed)?;
+        self.host_state.renew().await.map_err(Failure::failed)?;
         self.sink.ban_recorder.write(LedgerChange::Disallowed { network });
         Ok((target, expiry))
     }
@@ -243,7 +243,7 @@ impl ControlHandler {
         });
         // After the request: a source that is protected again has no ban left for the sensor to lift.
         if self.host_state.allow.by_hand.unforce(target.map(BanTarget::network))
-            && let Err(error) = self.host_state.apply().await
+            && let Err(error) = self.host_state.renew().await
         {
             self.sink.emit(EventKind::Error(error.to_string()));
         }
@@ -277,7 +277,7 @@ impl ControlHandler {
     async fn forget_service(&mut self, by: &str, named: ServicePort) -> Reply {
         let ServicePort { port, protocol } = named;
         let forgotten = self.host_state.memory.services.forget(port, protocol);
-        self.host_state.apply().await.map_err(Failure::failed)?;
+        self.host_state.renew().await.map_err(Failure::failed)?;
         if forgotten == 0 {
             return Err(Failure::refused(format!(
                 "refused: no service on port {named} is remembered; `portsentry status` lists the remembered services"
@@ -305,7 +305,7 @@ impl ControlHandler {
         let since = SystemTime::now();
         let allowance = Allowance { network, since, until: span.and_then(|span| since.checked_add(span)), by };
         self.host_state.allow.by_hand.add(allowance.clone(), now()).map_err(Failure::failed)?;
-        self.host_state.apply().await.map_err(Failure::failed)?;
+        self.host_state.renew_waiting().await.map_err(Failure::failed)?;
         let until = allowance.until;
         let how_long = until
             .map_or("until this is revoked".to_owned(), |until| format!("until {}", format_rfc3339_seconds(until)));
@@ -321,7 +321,7 @@ impl ControlHandler {
         let disallowed = plain(network);
         let is_revoked = self.host_state.allow.by_hand.remove(network);
         if is_revoked {
-            self.host_state.apply().await.map_err(Failure::failed)?;
+            self.host_state.renew_waiting().await.map_err(Failure::failed)?;
         }
         let still = self.host_state.host().allow.covers(network).map(|why| why.to_string());
         if !is_revoked {

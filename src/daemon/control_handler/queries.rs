@@ -35,7 +35,7 @@ pub(super) fn bans(
     })
 }
 
-/// Adds the ledger's and the kernel's part to `explain`. `recorder` is `None` if the ledger could not be opened, and
+/// Answers `explain` with what the sensor, the ledger and the kernel know, without services and the fleet. `recorder` is `None` if the ledger could not be opened, and
 /// `hold`, the length of a hold and the window in which holds count, is `None` if no source is held.
 pub(super) async fn explain(
     asked: ScopedNetwork,
@@ -62,6 +62,8 @@ async fn past(recorder: &Recorder, known: &Explanation) -> Option<Vec<LedgerEntr
     for target in [Some(known.target), known.network].into_iter().flatten() {
         past.extend(recorder.ask(move |ledger| ledger.bans_of(target)).await.ok()?.ok()?.items);
     }
-    past.sort_by_key(|entry| entry.ban.since);
+    if known.network.is_some() {
+        past.sort_by_key(|entry| entry.ban.since);
+    }
     Some(past)
 }

@@ -34,7 +34,7 @@ pub(super) enum Phase {
 pub(super) struct HourCount {
     /// The minutes of the last hour in which units were taken, oldest first, each with their number.
     minutes: VecDeque<(u64, u32)>,
-    /// Units that may be taken in addition in the first phase.
+    /// Units that may still be taken above the limit in [`Phase::Starting`].
     backlog: u32,
 }
 

@@ -300,7 +300,10 @@ mod tests {
             (Mode::Off, Mode::Stealth, Some(Tcp), stealth),
         ] {
             let repeated = EventKind::Repeated { target, standing: Standing::Blocked, protocol, packets: 1 };
-            assert_eq!(wording([tcp, udp], &repeated), expected, "{protocol:?} packet with TCP {tcp} and UDP {udp}");
+            let mut config = Config::default();
+            (config.tcp.mode, config.udp.mode) = (tcp, udp);
+            let log = LogWriter::new(&config, crate::events::channel::bounded(1).0, None);
+            assert_eq!(wording(log.modes, &repeated), expected, "{protocol:?} packet with TCP {tcp} and UDP {udp}");
         }
     }
 

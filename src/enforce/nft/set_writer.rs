@@ -34,14 +34,13 @@ impl SetWriter {
         target: impl Fn(&T) -> BanTarget,
     ) -> Result<(), BlockError> {
         self.full.retain(|(_, _, seen)| seen.elapsed() < STILL_FULL);
-        let kernel = table.kernel();
         let mut failed = Vec::new();
         for chunk in items.chunks(BANS_A_MESSAGE) {
             let full = chunk.iter().any(|item| operation == Operation::Block && self.was_full(target(item)).is_some());
             if !full {
                 let Err(error) = table.transact(|batch| put(batch, chunk)) else { continue };
-                if let ([alone], false) = (chunk, error.is(Errno::EXIST)) {
-                    failed.extend(self.judge(table, operation, target(alone), error)?);
+                if let [alone] = chunk {
+                    failed.extend(self.retry(table, operation, (chunk, target(alone)), error, &put)?);
                     continue;
                 }
                 // After lost answers the result is unknown; all of these messages can be sent twice.
@@ -59,22 +58,34 @@ impl SetWriter {
                     continue;
                 }
                 let item = std::slice::from_ref(item);
-                let done = table.transact(|batch| put(batch, item)).or_else(|error| {
-                    if operation != Operation::Block || !error.is(Errno::EXIST) {
-                        return Err(error);
-                    }
-                    // The trap has banned the source as well, at the same moment.
-                    table.transact(|batch| {
-                        put_lifts(batch, kernel, &[target]);
-                        put(batch, item);
-                    })
-                });
-                if let Err(error) = done {
-                    failed.extend(self.judge(table, operation, target, error)?);
+                if let Err(error) = table.transact(|batch| put(batch, item)) {
+                    failed.extend(self.retry(table, operation, (item, target), error, &put)?);
                 }
             }
         }
         BlockError::check(items.len(), failed)
+    }
+
+    /// Handles the failure of one item. A source that the trap has banned as well, at the same moment, is lifted and
+    /// blocked again.
+    fn retry<T>(
+        &mut self,
+        table: &mut Table,
+        operation: Operation,
+        (item, target): (&[T], BanTarget),
+        mut error: SocketError,
+        put: &impl Fn(&mut Batch, &[T]),
+    ) -> Result<Option<Failed>, BlockError> {
+        if operation == Operation::Block && error.is(Errno::EXIST) {
+            let kernel = table.kernel();
+            let again = table.transact(|batch| {
+                put_lifts(batch, kernel, &[target]);
+                put(batch, item);
+            });
+            let Err(other) = again else { return Ok(None) };
+            error = other;
+        }
+        self.judge(table, operation, target, error)
     }
 
     /// Determines whether the failure of one target concerns only this target or all of them.

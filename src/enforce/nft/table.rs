@@ -22,9 +22,9 @@ pub struct Table {
     /// The buffers are kept, so that a ban does not allocate.
     batch: Batch,
     request: Vec<u8>,
-    /// Features of the kernel; `None` before the first query. Only a test sets them.
+    /// Features of the kernel; `None` before the first query. Only tests assign it.
     pub kernel: Option<KernelFeatures>,
-    /// Suspends its monitor while very many bans are restored. Changes by others in that time are reported as
+    /// Pauses this table's monitor while very many bans are restored. Changes by others in that time are reported as
     /// [`TableChange::Unheard`](crate::netlink::nft::monitor::TableChange::Unheard).
     pub monitor_pause: Option<MonitorPause>,
 }
@@ -74,8 +74,8 @@ impl Table {
         Ok(self.element_of(target)?.map(|found| found.remaining))
     }
 
-    /// Returns the element that blocks `target` now; for a network, the first bound of the interval that contains all of
-    /// it.
+    /// Returns the element that blocks `target` now; for a network, the first bound of the interval that contains all
+    /// of it.
     ///
     /// # Errors
     /// As for [`Table::holds`].

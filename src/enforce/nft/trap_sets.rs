@@ -60,12 +60,13 @@ pub fn caught(table: &mut Table) -> Result<Vec<BanTarget>, BlockError> {
     Ok(all)
 }
 
-/// Resets the trap's counts of these targets, which are single sources, and removes them from the set of sources that it
-/// has blocked, so that it can block others. Missing ones are skipped.
+/// Resets the trap's counts of these targets, which are single sources, and removes them from the set of sources that
+/// it has blocked, so that it can block others. Missing ones are skipped.
 pub fn forget(table: &mut Table, targets: &[BanTarget]) -> Result<(), BlockError> {
     let pairs =
         [[Set::Suspects, Set::Suspects6], [Set::PeerSuspects, Set::PeerSuspects6], [Set::TrapBanned, Set::TrapBanned6]];
-    pairs.into_iter().try_for_each(|sets| table.remove_from(sets, targets))
+    // If a set is full, a kernel without DESTROYSETELEM refuses its change; the others are still changed.
+    pairs.into_iter().map(|sets| table.remove_from(sets, targets)).fold(Ok(()), Result::and)
 }
 
 /// Removes all connected sources from the trap.

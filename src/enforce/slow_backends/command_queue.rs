@@ -48,8 +48,8 @@ pub(super) struct Commands {
     /// Running commands, by their request numbers.
     requested: HashMap<u64, Job>,
     number: u64,
-    /// Answers in order of arrival, also those of this thread for commands that could not be requested. `None` means that
-    /// the helper has ended.
+    /// Answers in order of arrival, also those of this thread for commands that could not be requested. `None` means
+    /// that the helper has ended.
     answers: (Sender<Option<Answer>>, Receiver<Option<Answer>>),
     listens: bool,
     quits: bool,

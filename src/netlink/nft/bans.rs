@@ -35,7 +35,8 @@ pub fn put_ban(batch: &mut Batch, target: BanTarget, expiry: Expiry) {
     put_bans(batch, KernelFeatures::default(), &[(target, expiry)]);
 }
 
-/// Appends at most [`BANS_A_MESSAGE`] bans, each as add, delete, add. Re-adding alone does not refresh a timeout before
+/// Appends at most [`BANS_A_MESSAGE`] bans, each as add, delete, add. The transaction fails with EEXIST if the set contains
+/// the target twice, see [`put_lifts`]. Re-adding alone does not refresh a timeout before
 /// Linux 6.12, and deleting alone fails if the element is missing or has just expired. The three steps work in every
 /// case, and no packet passes in between. A kernel with DESTROYSETELEM does not need the first add. No target may occur
 /// twice.
@@ -79,9 +80,8 @@ const ADD_DELETE_ADD: Steps =
 
 fn replacing(kernel: KernelFeatures) -> Steps {
     match kernel.destroys {
-        // A duplicate target is refused here, as it is by a deletion; otherwise the second ban would be lost.
         true => &[(DESTROY_ELEMENT, 0), (sys::NFT_MSG_NEWSETELEM, NLM_F_EXCL)],
-        false => ADD_DELETE_ADD,
+        false => &[(sys::NFT_MSG_NEWSETELEM, 0), (sys::NFT_MSG_DELSETELEM, 0), (sys::NFT_MSG_NEWSETELEM, NLM_F_EXCL)],
     }
 }
 
@@ -114,9 +114,10 @@ pub(crate) fn put_lift(batch: &mut Batch, kernel: KernelFeatures, target: BanTar
     });
 }
 
-/// Appends the deletion of at most [`BANS_A_MESSAGE`] bans of single sources, with a second element for the same source:
-/// while a transaction adds an element, a rule that adds the same one does not see it yet. The transaction fails if one
-/// of the bans does not exist and the kernel lacks DESTROYSETELEM.
+/// Appends the deletion of at most [`BANS_A_MESSAGE`] bans of single sources, and of a second element for the same
+/// source if there is one: while a transaction adds an element, a rule that adds the same one does not see it yet. The
+/// transaction fails if one of the bans does not exist and the kernel lacks DESTROYSETELEM; on such a kernel it also adds
+/// elements, which needs room in the set.
 pub(crate) fn put_lifts(batch: &mut Batch, kernel: KernelFeatures, targets: &[BanTarget]) {
     let steps: Steps = match kernel.destroys {
         true => &[(DESTROY_ELEMENT, 0), (DESTROY_ELEMENT, 0)],
@@ -343,9 +344,9 @@ mod tests {
         let hour = attribute(12, 5, &[0, 0, 0, 0, 0x00, 0x36, 0xee, 0x80]);
         let long = [attribute(44, 0x8003, &[]), attribute(40, 0x8001, &[]), key.clone(), day, hour].concat();
         let short = [attribute(20, 0x8003, &[]), attribute(16, 0x8001, &[]), key].concat();
-        let add = [head(92, 0x0a0c, 0x401), long].concat();
+        let [add, add_new] = [0x401, 0x601].map(|flags| [head(92, 0x0a0c, flags), long.clone()].concat());
         let delete = [head(68, 0x0a0e, 0x001), short].concat();
-        assert_eq!(batch.messages(), [add.clone(), delete, add].concat());
+        assert_eq!(batch.messages(), [add, delete, add_new].concat());
     }
 
     #[test]

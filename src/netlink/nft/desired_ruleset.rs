@@ -53,8 +53,7 @@ impl DesiredRuleset {
     }
 
     /// Returns the transaction that changes the table `found`, with these differences, to the desired one. `old` is the
-    /// spec of the existing table. Existing sets keep their elements, and no packet is judged by an
-    /// incomplete ruleset.
+    /// spec of the existing table. Existing sets keep their elements, and no packet is judged by an incomplete ruleset.
     pub(super) fn repair(&self, found: &TableSnapshot, differences: &[Difference], old: &RulesetSpec) -> RulesetChange {
         let mut change = RulesetChange::new();
         let wanted = chains(&self.spec);
@@ -135,11 +134,11 @@ impl RulesetChange {
         self.splice(format!("chain \"{chain}\""), &chain_message(chain), NLM_F_EXCL);
     }
 
-    /// Appends a deletion, in which attribute 1 is the name of the table and attribute `kind` is `object`.
-    fn delete(&mut self, name: String, message: u32, kind: u16, object: &str) {
-        self.batch.append(message, 0, |fields| {
+    /// Appends a deletion. Attribute 1 is the name of the table, and `attribute` holds the name of the object.
+    fn delete(&mut self, name: String, message_type: u32, attribute: u16, object: &str) {
+        self.batch.append(message_type, 0, |fields| {
             fields.put_text(sys::NFTA_TABLE_NAME, TABLE);
-            fields.put_text(kind, object);
+            fields.put_text(attribute, object);
         });
         self.names.push(name);
     }

@@ -222,8 +222,8 @@ pub(super) fn timeout(expiry: Expiry) -> Option<u64> {
     }
 }
 
-/// The bounds in the attributes of one NEWSETELEM or DELSETELEM message. Elements without an address, or of another
-/// length, such as a catch-all, are skipped.
+/// The elements in the attributes of one NEWSETELEM or DELSETELEM message. Those without an address, or with one of
+/// another length, such as a catch-all, are skipped.
 pub(crate) fn elements_of(list: &[u8]) -> impl Iterator<Item = SetElement> {
     attributes(list)
         .filter(|(kind, _)| *kind == sys::NFTA_SET_ELEM_LIST_ELEMENTS)

@@ -75,7 +75,7 @@ pub(super) struct Edit {
 
 impl<'a> ParsedFile<'a> {
     pub(super) fn parse(text: &'a [u8]) -> Self {
-        let mut reading = Self { text, entries: Vec::new(), end: 0 };
+        let mut file = Self { text, entries: Vec::new(), end: 0 };
         let (mut at, mut joined, mut marked) = (0, false, None);
         for line in text.split_inclusive(|byte| *byte == b'\n') {
             let from = at;
@@ -83,17 +83,17 @@ impl<'a> ParsedFile<'a> {
             let joins = joins_next(line);
             match marked.take() {
                 Some((target, start)) if !joins && names(line, target) => {
-                    reading.entries.push(Entry { target, bytes: start..at });
+                    file.entries.push(Entry { target, bytes: start..at });
                 }
                 _ if !joined && !joins => marked = mark(line).map(|target| (target, from)),
                 _ => {}
             }
             joined = joins;
             if !joins {
-                reading.end = at;
+                file.end = at;
             }
         }
-        reading
+        file
     }
 
     /// Returns the file without the entries of `remove` and with those of `add`. An existing entry keeps its position,

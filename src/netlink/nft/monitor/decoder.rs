@@ -53,7 +53,7 @@ pub struct Committer {
 #[derive(Debug, Default)]
 pub(super) struct Decoder {
     pub(super) changes: Vec<TableChange>,
-    pub(super) author: Option<Committer>,
+    pub(super) committer: Option<Committer>,
     /// True while the end of a transaction with changes is outstanding.
     pub(super) open: bool,
     /// True if the transaction created a table, set, chain or rule. Its elements then come from a saved or hand-written
@@ -81,7 +81,7 @@ impl Decoder {
                 self.pair();
                 self.convert();
                 if self.open {
-                    self.author = author(list);
+                    self.committer = committer(list);
                 }
                 self.open = false;
             } else if by.is_some_and(|by| !own.contains(&by)) {
@@ -170,7 +170,7 @@ impl Decoder {
     /// Called for each change of a transaction that concerns the table.
     fn begin(&mut self) {
         if !mem::replace(&mut self.open, true) {
-            self.author = None;
+            self.committer = None;
             (self.loads, self.before) = (false, self.changes.len());
         }
     }
@@ -188,7 +188,7 @@ impl Decoder {
         self.lost = true;
         self.open = false;
         (self.loads, self.before) = (false, 0);
-        self.author = None;
+        self.committer = None;
         self.bounds.clear();
         self.changes.clear();
         self.changes.push(TableChange::Overrun);
@@ -225,7 +225,7 @@ fn element_change(kind: u32, target: BanTarget, remaining: Remaining) -> TableCh
 }
 
 /// The process named in the attributes at the end of a transaction.
-fn author(list: &[u8]) -> Option<Committer> {
+fn committer(list: &[u8]) -> Option<Committer> {
     let name = field(list, sys::NFTA_GEN_PROC_NAME).unwrap_or_default();
     let name = name.strip_suffix(&[0]).unwrap_or(name);
     let printable = |byte: &u8| if byte.is_ascii_graphic() || *byte == b' ' { char::from(*byte) } else { '?' };
@@ -288,14 +288,14 @@ mod tests {
     fn transaction_ends_with_printable_process_name() {
         let mut decoder = Decoder::default();
         decoder.absorb(&end(OTHER, b"idle\0"), &[]);
-        assert_eq!(decoder.author, None, "nothing was changed");
+        assert_eq!(decoder.committer, None, "nothing was changed");
         decoder.absorb(&element(14, OTHER, &[192, 0, 2, 1]), &[]);
         assert!(decoder.open);
         decoder.absorb(&end(OTHER, b"a\x1b[2J\n\xff and far too long\0"), &[]);
         assert!(!decoder.open);
-        assert_eq!(decoder.author, Some(Committer { process: 812, name: "a?[2J?? and far".to_owned() }));
+        assert_eq!(decoder.committer, Some(Committer { process: 812, name: "a?[2J?? and far".to_owned() }));
         decoder.absorb(&element(14, OTHER, &[192, 0, 2, 2]), &[]);
-        assert_eq!(decoder.author, None, "the author of the next transaction is not known yet");
+        assert_eq!(decoder.committer, None, "the committer of the next transaction is not known yet");
     }
 
     #[test]

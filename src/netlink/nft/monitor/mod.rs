@@ -145,8 +145,8 @@ impl Monitor {
     }
 
     /// The process that made the last change returned by [`Monitor::next`], if the kernel named it.
-    pub fn author(&self) -> Option<&Committer> {
-        self.decoder.author.as_ref()
+    pub fn committer(&self) -> Option<&Committer> {
+        self.decoder.committer.as_ref()
     }
 
     /// Waits for a datagram.
@@ -245,7 +245,8 @@ impl MonitorPause {
 }
 
 /// The monitor receives no notifications while a span exists. When the last one ends, notifications start again; if
-/// that fails, the monitor fails. Dropping a span instead of ending it makes the monitor report [`TableChange::Unheard`].
+/// that fails, the monitor fails. Dropping a span instead of ending it makes the monitor report
+/// [`TableChange::Unheard`].
 pub struct PausedSpan {
     line: Arc<Line>,
     silent: bool,

@@ -19,12 +19,14 @@ impl Kernel {
         self.family(target.element()).blocked.elements.remove(&target);
     }
 
-    /// Resets the trap's counts for `targets`, as the daemon does. The ports that they probed are still remembered.
+    /// Resets the trap's counts for `targets` and removes them from `caught`, as the daemon does. The ports that they
+    /// probed are still remembered.
     pub fn forget(&mut self, targets: &[BanTarget]) {
         for target in targets {
             let family = self.family(target.element());
             family.suspects.elements.remove(target);
             family.peer_suspects.elements.remove(target);
+            family.caught.elements.remove(target);
         }
     }
 
@@ -35,13 +37,6 @@ impl Kernel {
             family.peer_suspects.elements.clear();
             family.touched.elements.clear();
             family.touched_udp.elements.clear();
-        }
-    }
-
-    /// Removes targets from `caught`, as the daemon does.
-    pub fn release(&mut self, targets: &[BanTarget]) {
-        for target in targets {
-            self.family(target.element()).caught.elements.remove(target);
         }
     }
 

@@ -66,7 +66,6 @@ impl World {
     fn lift(&mut self, at: Timestamp, target: BanTarget) {
         self.kernel.lift(target);
         self.kernel.forget(&[target]);
-        self.kernel.release(&[target]);
         self.detector.lift(target);
         self.daemon.remove(target);
         self.outcome.lifted += 1;
@@ -137,7 +136,6 @@ impl World {
         let Review { confirmed, in_prefix, withheld, excused, unexplained, .. } = &review;
         for targets in [confirmed, in_prefix, &exempt, withheld, excused, unexplained] {
             self.kernel.forget(targets);
-            self.kernel.release(targets);
         }
     }
 }
