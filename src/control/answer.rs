@@ -164,6 +164,7 @@ impl fmt::Display for Answer {
                 match (changed.as_str(), restart.as_str()) {
                     ("", "") => writeln!(f, "configuration reloaded: nothing has changed"),
                     (changed, "") => writeln!(f, "configuration reloaded; changed: {changed}"),
+                    ("", restart) => writeln!(f, "configuration reloaded; takes effect after a restart: {restart}"),
                     (changed, restart) => {
                         writeln!(
                             f,

@@ -11,7 +11,7 @@ use crate::sandbox::Sandbox;
 pub(super) struct ConfigSource {
     /// The configuration in force.
     pub(super) current: Config,
-    /// The configuration file, if it exists.
+    /// Path of the configuration file, which may not exist.
     pub(super) path: PathBuf,
     pub(super) reread: Reread,
 }
@@ -41,7 +41,8 @@ impl ConfigSource {
 pub(super) fn summary(Reloaded { changed, needs_restart }: &Reloaded) -> String {
     let (changed, restart) = (changed.join(", "), needs_restart.join(", "));
     match (changed.is_empty(), restart.is_empty()) {
-        (true, _) => "the configuration was reloaded; nothing has changed".to_owned(),
+        (true, true) => "the configuration was reloaded; nothing has changed".to_owned(),
+        (true, false) => format!("the configuration was reloaded; takes effect after a restart: {restart}"),
         (false, true) => format!("the new configuration is in force; changed: {changed}"),
         (false, false) => {
             format!("the new configuration is in force; changed: {changed}; takes effect after a restart: {restart}")

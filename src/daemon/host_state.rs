@@ -63,7 +63,7 @@ pub(super) struct HostState {
     pub(super) memory: HostMemory,
     /// `net.ipv4.ip_unprivileged_port_start` at the last tick.
     first_unprivileged: u16,
-    /// Their sockets are the program's own, and no listeners.
+    /// Ports of the decoys. Their sockets belong to this program and do not count as listeners.
     pub(super) decoys: DecoyPorts,
     host: Arc<Host>,
     pub(super) wanted: Wanted,
@@ -136,8 +136,9 @@ impl HostState {
         Arc::clone(&self.host)
     }
 
-    /// Applies another configuration, and informs the sensor, which also gets `settings`. On error the old one stays in
-    /// force.
+    /// Applies another configuration, and sends `settings` and the new snapshot to the sensor. If the snapshot or its
+    /// capture cannot be created, the sensor keeps its settings, but the next tick applies the new interfaces and
+    /// allow-list.
     pub(super) async fn reconfigure(&mut self, config: &Config, settings: Settings) -> Result<(), DaemonError> {
         missing_interfaces(&config.interfaces, &self.facts).next().map_or(Ok(()), Err)?;
         self.allow.reconfigure(&config.allow)?;
@@ -190,8 +191,8 @@ impl HostState {
         self.update().await
     }
 
-    /// Returns the event to report a failure to follow the state of the host once, and its end once, although each tick
-    /// tries again.
+    /// Returns an event if reading the state of this host begins to fail, fails with another error, or works again;
+    /// otherwise `None`, because each tick retries.
     pub(super) fn report(&mut self, result: Result<(), DaemonError>) -> Option<EventKind> {
         // If both reads fail, the same error is reported each time, so that the two do not alternate in the log.
         let error = self.unread.clone().or_else(|| result.err().map(|error| error.to_string()));
@@ -243,7 +244,8 @@ impl HostState {
         connections.map(|list| self.memory.observe_connections(boot_time(), &list, &self.host)).err()
     }
 
-    /// Reports a list that cannot be read once, and its recovery once; until then the last list stays in use.
+    /// Reports once that a list cannot be read, and once that it can be read again. Meanwhile the last list stays in
+    /// use.
     fn report_list(&mut self, name: &'static str, error: Option<String>) {
         let last = match &error {
             Some(error) => self.unlisted.insert(name, error.clone()),
@@ -330,8 +332,7 @@ impl HostState {
             Err(error) => {
                 self.ring_sizer.refused(now);
                 self.events.emit(EventKind::Error(format!(
-                    "cannot enlarge the capture's ring buffer during a flood: {error}; the capture continues with \
-                     the old one"
+                    "cannot change the size of the capture's ring buffer: {error}; the capture continues with the old one"
                 )));
             }
         }

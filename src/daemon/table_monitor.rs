@@ -284,7 +284,7 @@ mod tests {
     }
 
     #[test]
-    fn earlier_probes_belong_to_distributed_scan() {
+    fn changes_before_loss_of_table_are_dropped() {
         let changes = [
             TableChange::ElementRemoved(target(1)),
             TableChange::TableGone,

@@ -1,6 +1,6 @@
-//! Owns the trial that is in force, and what follows from it: whether sources are blocked, and the ruleset. `--confirm`
-//! starts a trial that blocks, and blocking ends unless an operator confirms in time. `portsentry trial` starts one in
-//! which scans are only logged for a while; a restart does not end it.
+//! Owns the state of the current trial. Derives from it whether sources are blocked, and the ruleset of the sensor.
+//! `--confirm` starts a trial that blocks, and blocking ends unless an operator confirms in time. `portsentry trial`
+//! starts one in which scans are only logged for a while; a restart does not end it.
 
 use std::time::{Duration, Instant, SystemTime};
 
@@ -50,7 +50,8 @@ impl Phase {
 
 pub(super) struct Trial {
     phase: Phase,
-    /// False after a start with `--confirm`, until an operator confirms or resumes blocking; meanwhile no source is held.
+    /// False after a start with `--confirm`, until an operator confirms or resumes blocking. While false, no source is
+    /// held.
     holds: bool,
     /// The ruleset that the sensor was last given.
     ruleset: RulesetSpec,
@@ -119,7 +120,7 @@ impl Trial {
         }
     }
 
-    /// Sends the sensor what another configuration changes: the ruleset, and that an expired trial still only logs.
+    /// Sends the sensor the ruleset of another configuration. After an expired trial, disables blocking again.
     pub(super) fn reconfigure(&mut self, config: &Config) {
         self.update_ruleset(config);
         if self.phase == Phase::Expired {
@@ -181,9 +182,12 @@ impl Trial {
         }
         let refusal = match self.phase {
             Phase::None | Phase::LogOnly(_) if config.blocks() => None,
-            Phase::None | Phase::LogOnly(_) | Phase::Expired => {
+            Phase::None | Phase::LogOnly(_) => {
                 Some("refused: the configuration only logs scans, so there is no blocking to suspend")
             }
+            Phase::Expired => Some(
+                "refused: --confirm has timed out and blocking has already stopped; restart portsentry to block again",
+            ),
             Phase::Unconfirmed(_) => Some("refused: the trial of --confirm is running; run `portsentry confirm` first"),
         };
         refusal.map(Failure::refused).map_or(Ok(()), Err)?;

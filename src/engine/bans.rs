@@ -1,5 +1,5 @@
 //! Decides the durations and targets of bans, and tracks which ones are in force, with the histories and ceilings that
-//! this takes. The rest of the engine collects the evidence.
+//! these decisions need. The rest of the engine collects the evidence.
 
 use std::net::IpAddr;
 use std::time::Duration;
@@ -54,10 +54,11 @@ impl Bans {
 
     pub(super) fn reconfigure(&mut self, settings: &Settings) {
         self.strikes.set_forget(settings.escalate.forget);
+        self.prefixes.set_window(settings.window);
         self.ceilings.reconfigure(settings);
     }
 
-    /// Faults in the memory that the next bans will need.
+    /// Pre-faults the memory that the next bans will need.
     pub(super) fn prepare(&mut self) {
         self.table.prepare();
         self.strikes.prepare();
@@ -99,7 +100,8 @@ impl Bans {
         host.protection(source, target).is_none().then_some(found)
     }
 
-    /// A ban by an operator has no link.
+    /// Looks for a ban of `target` without its link, as made by operators, and then for a blocked network around
+    /// `source`.
     #[cold]
     fn recognise_neighbour(&self, source: IpAddr, target: BanTarget, now: Tick) -> Option<(BanTarget, usize)> {
         let every_link = target.on_every_link();
@@ -233,7 +235,7 @@ impl Bans {
             (ban.probe.target, ban.strikes) = (BanTarget::Prefix(network), 0);
             ban.expiry = self.jittered(ban.expiry, many, key, tick);
         } else {
-            // Forgeable evidence must not lengthen a ban that may last a month.
+            // A ban on proven evidence may last a month, so strikes on forgeable evidence must not lengthen it.
             let strikes = if proven { self.strikes.proven(key, tick) } else { ban.strikes };
             let expiry = settings.escalate.expiry(ban.expiry, strikes, ban.grade);
             ban.expiry = self.jittered(expiry, many, key, tick);

@@ -57,7 +57,7 @@ impl Engine {
             let source = (packet.source, protocol_of(&packet.transport));
             return self.bans.repeat(now, slot, source, (target, Response::Block));
         }
-        // Used in place: a copy could only begin when all its fields have been stored.
+        // Used in place: a copy would stall until all its fields have been stored.
         let mut observed = Observation::from_packet(packet);
         let Some(observation) = &mut observed else {
             return Verdict::Ignored(IgnoreReason::NoRequest);
@@ -108,8 +108,8 @@ impl Engine {
         self.judge(now, &observation, (target, known), host, lookup)
     }
 
-    /// Returns the verdict on the next source that waited during settling, or whose ban a ceiling withheld and now has
-    /// room; `None` if no source is left. Evidence about ports that turned out to be open is dropped first.
+    /// Returns the verdict on the next source that waited during settling, or whose withheld ban now fits under the
+    /// ceilings; `None` if no source is left. Evidence about ports that turned out to be open is dropped first.
     pub fn judge_waiting(&mut self, now: Timestamp, host: &Host, lookup: &mut impl PortLookup) -> Option<Verdict> {
         let now = self.clock(now);
         if self.settling.lasts(now) {
@@ -201,7 +201,8 @@ impl Engine {
         let port = observation.counted_port();
         let evidence = Evidence::new(now.tick(), observation.protocol, port, observation.class);
         let evidence = if observation.unverified { evidence.unproven() } else { evidence };
-        // If the addresses belong to many hosts, a client that fails at one port of each is not a scanner.
+        // If the addresses belong to many hosts, the ports of each are counted separately: a client that fails at one
+        // port of a few hosts is not a scanner.
         let apart = !host.local.is_exact() && observation.protocol != Protocol::Icmp;
         let key_apart = if apart { key.key.toward(observation.destination).under(self.secret) } else { key };
         let (mut held, fresh) = self.sources.observe(key_apart, evidence, now.tick());
@@ -220,7 +221,7 @@ impl Engine {
         }
         self.counters.probes += 1;
         let SourceSummary { distinct, probes, .. } = held;
-        // Built in place, because a copy costs as much as a check.
+        // Built where it is returned, because a copy takes as long as one of the checks above.
         let probe = || Probe { observation: *observation, target, distinct, probes, fresh };
         if !enough_evidence {
             // Other segments may belong to connections that began before the capture.

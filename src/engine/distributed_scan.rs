@@ -1,5 +1,5 @@
 //! Detects distributed scans: many sources probe a few ports each, and together cover many. No single source reaches
-//! its threshold, so the scan is only logged. No source is blocked for it, because any of them may be forged.
+//! its threshold. The scan is only logged, because the address of any source may be forged.
 
 use std::collections::VecDeque;
 use std::time::Duration;

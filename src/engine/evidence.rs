@@ -1,4 +1,4 @@
-//! Represents one probed port of a source as evidence, and the ports of a ban's evidence.
+//! Defines the evidence of one probed port, packed into 64 bits, and the list of ports of a ban.
 
 use super::class::Class;
 use crate::types::{Protocol, Tick};
@@ -11,12 +11,12 @@ pub const EVIDENCE: usize = 16;
 pub(super) struct Evidence(u64);
 
 const VERIFIED: u64 = 0x80;
-/// Its checksum could not be verified, so that its flags may be damaged.
+/// The checksum of the packet could not be verified, so that its flags may be damaged.
 const UNPROVEN: u64 = 0x40;
 const CLASS: u8 = 0x3f;
 
 impl Evidence {
-    /// The contents of an unused place.
+    /// The contents of an unused slot.
     pub(super) const NONE: Self = Self(0);
 
     pub(super) fn new(at: Tick, protocol: Protocol, port: u16, class: Class) -> Self {

@@ -33,7 +33,7 @@ pub struct Explanation {
 /// Evidence that is not yet enough for a ban.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Suspicion {
-    /// True if enough evidence leads to a ban, false if it is only logged.
+    /// True if enough evidence leads to a ban; false if the scan is only logged or passed to the command.
     pub blocks: bool,
     /// Distinct ports within the window.
     pub distinct: u8,
@@ -78,8 +78,8 @@ pub fn explain(engine: &Engine, now: Timestamp, address: IpAddr, link: Option<u3
     }
 }
 
-/// Selects the target that explains `address`. For a link-local address this is `link`, or the first link on which the
-/// tables hold an entry for it.
+/// Selects the target that explains `address`. For a link-local address this is `link`, or the first link on which it
+/// is blocked or has evidence of a protocol that blocks.
 fn explained(engine: &Engine, now: Tick, address: IpAddr, link: Option<u32>, host: &Host) -> BanTarget {
     let every_link = BanTarget::containing(address);
     let is_judged = |target: &BanTarget| engine.bans.table.get(engine.key_of(*target, Response::Block), now).is_some();

@@ -1,4 +1,5 @@
-//! Lists the ports whose probes count as evidence, for the kernel's trap and for the decoys.
+//! Lists the ports whose probes count as evidence, and those that this host serves, for the kernel's trap and for the
+//! decoys.
 
 use super::host::Host;
 use super::key::Response;
@@ -38,8 +39,9 @@ impl HostPorts<'_> {
         }
     }
 
-    /// The monitored TCP ports that are not among [`HostPorts::closed`] only because they are related to a service. A
-    /// new connection to one of them does not count in the kernel, but the kernel holds its source.
+    /// The monitored TCP ports that are not among [`HostPorts::closed`] only because they are related to a service,
+    /// without web ports. A new connection to one of them does not count in the kernel, but the kernel holds its
+    /// source.
     pub fn related(&self) -> PortSet {
         let closed = self.unused_monitored(Protocol::Tcp);
         closed.without(&closed.without(&self.host.related.tried_once()))

@@ -136,7 +136,7 @@ impl Engine {
         self.sources.set_window(settings.window);
         self.bans.reconfigure(&settings);
         self.threshold.forgiven = settings.scan_trigger;
-        // Their next probes are judged by the new settings.
+        // The former candidates are judged by the new settings at their next probe.
         self.candidates = Candidates::new();
         let (max_sources, max_judged) = (self.settings.max_sources, self.settings.max_judged);
         self.settings = Settings { max_sources, max_judged, ..settings };
@@ -290,17 +290,18 @@ impl Engine {
 
     /// True if `target` is connected to a service of this host and has probed too few ports for a ban of a connected
     /// source. Used for the kernel's trap, which counts ports independently of the engine.
-    pub fn is_forgiven_peer(&self, now: Timestamp, target: BanTarget) -> bool {
-        let now = self.latest.max(now).tick();
-        let held = self.sources.held(self.key_of(target, Response::Block), now);
-        let (first, distinct) = held.map_or((now, 0), |held| (held.first, held.distinct));
-        distinct < self.threshold.bounds.peer_threshold && self.threshold.forgives_more(target, first, &self.bans, now)
+    pub fn is_forgiven_peer(&self, now: Timestamp, target: BanTarget, host: &Host) -> bool {
+        let (Self { sources, threshold, .. }, now) = (self, self.latest.max(now).tick());
+        let held = sources.held(self.key_of(target, Response::Block), now);
+        let counting = held.map_or(0, |held| threshold.counting(held.slot, sources, host, now));
+        let first = held.map_or(now, |held| held.first);
+        counting < threshold.bounds.peer_threshold && threshold.forgives_more(target, first, &self.bans, now)
     }
 
     /// The sources for which [`Engine::is_forgiven_peer`] holds and whose connection is older than [`PEER_SETTLED`].
-    pub fn forgiven_peers(&self, now: Timestamp) -> impl Iterator<Item = BanTarget> + '_ {
+    pub fn forgiven_peers<'a>(&'a self, now: Timestamp, host: &'a Host) -> impl Iterator<Item = BanTarget> + 'a {
         let settled = Timestamp::at(self.latest.max(now).since_origin().saturating_sub(PEER_SETTLED)).tick();
-        self.threshold.connected_before(settled).filter(move |peer| self.is_forgiven_peer(now, *peer))
+        self.threshold.connected_before(settled).filter(move |peer| self.is_forgiven_peer(now, *peer, host))
     }
 
     /// Replaces the sources that are known to be connected to a service of this host, each with the age of its
@@ -353,7 +354,7 @@ impl Engine {
         (self.sources.len(), self.bans.table.len())
     }
 
-    /// Faults in the memory that the next sources will need. Call it repeatedly while the sensor is idle.
+    /// Pre-faults the memory that the next sources will need. Call this repeatedly while the sensor is idle.
     pub fn prepare(&mut self) {
         self.sources.prepare();
         self.bans.prepare();

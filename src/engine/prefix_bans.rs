@@ -73,6 +73,10 @@ impl PrefixBans {
         Self { widest, secret, banned: SourceTable::new(networks, window, secret), until: Tick::default(), lengths: 0 }
     }
 
+    pub(super) fn set_window(&mut self, window: Duration) {
+        self.banned.set_window(window);
+    }
+
     fn key(&self, network: Prefix) -> Hashed {
         Key::new(BanTarget::Prefix(network), Response::Block).under(self.secret)
     }

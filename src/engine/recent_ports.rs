@@ -89,7 +89,8 @@ impl RecentPorts {
     }
 
     /// True if a port of this host is in use now, regardless of its state when the source of `observation` probed it.
-    /// The evidence stores only the port, so any address of this host counts.
+    /// The evidence stores only the port, so a listener on any address of this host counts; everything else is checked
+    /// for the destination of `observation`.
     pub(super) fn is_served(
         &mut self,
         observation: &Observation,
@@ -150,7 +151,7 @@ impl RecentPorts {
             return None;
         }
         let (own, peer) = (Service { address: packet.source, protocol, port }, packet.destination);
-        // If the record is that recent, another look-up would add nothing.
+        // While a record is valid for at least half of the span, no new look-up is needed.
         if !self.holds(own, peer, now.tick().plus(Tick::ticks(self.span / 2))) {
             if !self.hints.try_take(now) {
                 return None;

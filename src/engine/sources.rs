@@ -20,7 +20,7 @@ pub(super) struct Pace {
 }
 
 impl Pace {
-    /// New ports within the last seconds, of which older ones count less. Probes that hide their port are new.
+    /// Number of new ports, halved after each [`PACE_PERIOD`]. Each probe that hides its port counts as a new port.
     pub(super) fn ports(self, now: Tick) -> u16 {
         let period = Tick::ticks(PACE_PERIOD).0;
         self.ports.checked_shr((now.0 / period).saturating_sub(self.at.0 / period)).unwrap_or(0)
@@ -280,7 +280,7 @@ impl SourceTable {
         source.home != address.max(1)
     }
 
-    /// The ports of the evidence in `slot`.
+    /// The ports of the evidence in `slot`, including evidence that has left the window since the last probe.
     pub(super) fn ports(&self, slot: usize) -> Ports {
         Ports::collect(self.evidence(slot).filter_map(|item| Some((item.protocol()?, item.port(), item.class()?))))
     }

@@ -24,7 +24,7 @@ pub struct Bounds {
     /// Maximum number of unrelated ports with which every group of related ports of a source counts as one port. With
     /// more, or with `None`, only served groups do.
     pub unrelated: Option<u8>,
-    /// Number of distinct ports that is enough for a ban of a connected peer.
+    /// Number of counting ports that is enough for a ban of a connected source; related ports count as one.
     pub peer_threshold: u8,
 }
 
@@ -60,12 +60,13 @@ impl Threshold {
         self.peers = peers;
     }
 
-    /// The sources whose connection is known since `before`.
+    /// The sources whose connection has been known since `before` or longer.
     pub(super) fn connected_before(&self, before: Tick) -> impl Iterator<Item = BanTarget> + '_ {
         self.peers.iter().filter(move |(_, since)| *since <= before).map(|(peer, _)| *peer)
     }
 
-    /// The time since which the connection of `target` is known, to a tick of 50 ms; `None` without a connection.
+    /// The time since which the connection of `target` has been known, with a resolution of 50 ms; `None` without a
+    /// connection.
     pub(super) fn connected_since(&self, target: BanTarget) -> Option<Tick> {
         let place = self.peers.binary_search_by_key(&target, |(peer, _)| *peer).ok()?;
         self.peers.get(place).map(|(_, since)| *since)

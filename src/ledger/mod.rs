@@ -102,7 +102,7 @@ pub enum Opened {
 /// Limits on stored past bans. Open bans are always kept; the kernel's set sizes limit their number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Retention {
-    /// Maximum number of bans. Beyond it, those that ended first are deleted, at most [`SLACK`] too late.
+    /// Maximum number of bans. Beyond it, those that ended first are deleted, after at most [`SLACK`] further bans.
     pub rows: u64,
     /// Time for which a ban is kept after its end.
     pub age: Duration,
@@ -151,7 +151,7 @@ impl Ledger {
         Ok((Self { reader, place, file, retention, undoes_commands: false, uncounted: SLACK }, opened))
     }
 
-    /// Keeps more or less of the past than [`Retention::default`].
+    /// Sets the limits on past bans.
     pub fn with_retention(mut self, retention: Retention) -> Self {
         self.retention = retention;
         self

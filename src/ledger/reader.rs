@@ -102,7 +102,8 @@ impl Reader {
             let mode = ReadMode::to(&directory, &path)?;
             let result = Self::open(&directory, &path, mode).and_then(|reader| work(&reader));
             let (passing, is_over) = (result.as_ref().is_err_and(is_passing), start.elapsed() >= TIMEOUT);
-            // With the log the view is consistent in any case. An error may be caused by the change as well.
+            // A result that was read together with the log is always consistent. An error counts only if the files did
+            // not change, because the change may have caused it.
             let steady = mode == ReadMode::Log && result.is_ok() || ReadMode::to(&directory, &path)? == mode;
             match result {
                 result if steady && (is_over || !passing) => return result,

@@ -1,4 +1,4 @@
-//! Stores what the daemon remembers about the host: services, recent listeners, sources that are or were lately
+//! Stores what the daemon remembers about the host: services, recent listeners, sources that are, or were recently,
 //! connected to a service, the kernel's table, and the boot in which the ledger was last opened.
 
 use std::time::SystemTime;

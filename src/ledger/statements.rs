@@ -1,5 +1,5 @@
-//! Writes changes within a transaction: bans itself, and others through the modules of their tables. When a ban begins
-//! or ends, this module determines which row it continues and which one it replaces.
+//! Writes changes within a transaction. Changes of bans are written here, all others by the module of their table. When
+//! a ban begins or ends, this module determines which row it continues and which one it replaces.
 
 use std::time::SystemTime;
 
@@ -16,7 +16,7 @@ const NEWEST: &str = "
     SELECT id, strikes, ended IS NULL, since, method, author = 'import', author = 'detector' AND NOT capped AND ending IS NOT 'lifted'
     FROM ban WHERE subject = :subject ORDER BY id DESC LIMIT 1";
 
-/// Adds a backend to the same ban.
+/// Sets the backends of a ban; a command that has to be undone stays recorded.
 const ALSO: &str = "UPDATE ban SET method = :method, undo = undo OR :undo WHERE id = :id";
 
 /// Records the bridge port of the open ban that began at `since`.
@@ -52,7 +52,7 @@ const EXPIRE: &str = "
     WHERE ended IS NULL AND until IS NOT NULL AND until <= :now
     RETURNING subject";
 
-/// Moves the ends of bans in force when the clock is set. Times at the limits of the range are not changed.
+/// Moves the begins and ends of bans in force when the clock is set. Times beyond the bound are not changed.
 pub(super) const STEP: &str = "
     UPDATE ban SET
         since = CASE WHEN since BETWEEN -:bound AND :bound THEN since + :by ELSE since END,
@@ -184,7 +184,8 @@ impl<'a> Statements<'a> {
         let target = ban.target.to_string();
         let strikes = match self.newest(&target)? {
             None => 0,
-            // A ban of the first moments that the start has also found in the kernel: its own row has more information.
+            // The start has found a ban in the kernel that the sensor had just made: the existing row has more
+            // information.
             Some(Newest { open: true, .. }) if ban.author == BanAuthor::Import => return Ok(()),
             Some(Newest { id, strikes, open: true, imported: true, since, .. }) if since >= micros(ban.since) => {
                 self.connection.execute(DROP, [id])?;

@@ -172,7 +172,7 @@ impl TrapControl {
 
     /// Updates the kernel's set with the sources that `observer` forgives more ports, as far as one round allows.
     fn update_peers(&mut self, now: Timestamp, table: &mut Table, observer: &Observer) -> Result<(), BlockError> {
-        let wanted: HashSet<BanTarget> = observer.engine.forgiven_peers(now).collect();
+        let wanted: HashSet<BanTarget> = observer.engine.forgiven_peers(now, &observer.host).collect();
         let mut known = match self.peers.take() {
             Some(known) => known,
             None => {

@@ -16,7 +16,7 @@ use crate::wire::{Delivery, Packet, TcpFlags, Transport};
 /// under a flood the time to process a full ring buffer.
 pub const UNCONFIRMED_FOR: Duration = Duration::from_secs(2);
 
-/// The flags that the trap examines: a segment counts if only SYN of them is set.
+/// The flags that the trap examines: a segment counts if SYN is the only one of them that is set.
 const OPENING: u16 = TcpFlags::FIN | TcpFlags::SYN | TcpFlags::RST | TcpFlags::ACK;
 
 /// Pending reviews of the trap's bans.
@@ -43,8 +43,9 @@ pub struct Review {
     pub exempt: Vec<(BanTarget, Protection)>,
     /// Enough evidence for a ban of the sensor, but its ceilings had no room.
     pub withheld: Vec<BanTarget>,
-    /// Explained: the sensor saw as many ports as the trap counted, and some of them are not evidence. Or the
-    /// sensor forgives the ports, and reached no verdict within [`UNCONFIRMED_FOR`].
+    /// The sensor knows why the trap banned them: some of the ports are not evidence, or the sensor withdrew its
+    /// verdict. Also those without a verdict for [`UNCONFIRMED_FOR`] whose ports the sensor forgives, or that the trap
+    /// banned before it was paused.
     pub excused: Vec<BanTarget>,
     /// Without a verdict for [`UNCONFIRMED_FOR`], and unexplained.
     pub unexplained: Vec<BanTarget>,
@@ -118,7 +119,8 @@ impl TrapReview {
         self.excuses.refute(now, target);
     }
 
-    /// Reviews the sources that the trap `caught`. While the trap is `paused`, no unconfirmed source stays blocked.
+    /// Reviews the sources that the trap `caught`. While the trap is `paused`, a source without a verdict is excused
+    /// after [`UNCONFIRMED_FOR`].
     pub fn review(
         &mut self,
         now: Timestamp,
@@ -143,7 +145,10 @@ impl TrapReview {
                 review.excused.push(target);
             } else if now.since(since) < UNCONFIRMED_FOR {
                 self.unconfirmed.insert(target, since);
-            } else if paused || engine.is_forgiven_peer(now, target) || engine.is_forgiven_related(now, target, host) {
+            } else if paused
+                || engine.is_forgiven_peer(now, target, host)
+                || engine.is_forgiven_related(now, target, host)
+            {
                 review.excused.push(target);
             } else {
                 review.unexplained.push(target);
@@ -152,16 +157,17 @@ impl TrapReview {
         review
     }
 
-    /// True if the sensor has seen all ports that the trap counted, and some of them were not evidence.
+    /// True if the sensor has recently withdrawn its own verdict, or has seen more ports than the trap forgives and
+    /// some of them were not evidence.
     fn is_excused(&self, now: Timestamp, target: BanTarget, counting: Counting, engine: &Engine) -> bool {
         if self.excuses.is_refuted(now, target) {
             return true;
         }
         let Counting { forgiven, window } = counting;
         let mut ports: HashSet<_> = self.excuses.ports(now, target, window.max(UNCONFIRMED_FOR * 2)).collect();
-        let some = !ports.is_empty();
+        let has_excuse = !ports.is_empty();
         ports.extend(engine.evidence(now, target));
-        some && ports.len() > usize::from(forgiven)
+        has_excuse && ports.len() > usize::from(forgiven)
     }
 }
 

@@ -57,7 +57,7 @@ async fn of_sensor<T>(answer: Receiver<T>) -> Result<T, Failure> {
     answer.await.map_err(|_| Failure::failed("the daemon is shutting down"))
 }
 
-/// The components that requests read and change.
+/// The components of the daemon, shared by the control requests and the event loop.
 pub(super) struct ControlHandler {
     pub(super) config: ConfigSource,
     pub(super) trial: Trial,
@@ -241,7 +241,8 @@ impl ControlHandler {
         let known = target.map(|target| {
             self.sensor.ask(|answer| SensorRequest::Explain { address: target.element(), link: None, answer })
         });
-        // After the request: a source that is protected again has no ban left for the sensor to lift.
+        // Sent after the request: the new snapshot makes the sensor lift the bans of protected sources, and the request
+        // would then find no ban.
         if self.host_state.allow.by_hand.unforce(target.map(BanTarget::network))
             && let Err(error) = self.host_state.renew().await
         {

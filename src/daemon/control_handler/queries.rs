@@ -11,7 +11,7 @@ use crate::enforce::nft::{Table, trap_sets};
 use crate::engine::Explanation;
 use crate::ledger::{LedgerEntry, Position, Recorder};
 
-/// The way to list the bans that needs no ledger.
+/// The remedy: a command that lists the bans without the ledger.
 const AS_ROOT: &str = "run `sudo portsentry list`, which reads the kernel's sets";
 
 /// The page of bans that begins after `after`, which is `next` of an earlier page.
@@ -35,8 +35,9 @@ pub(super) fn bans(
     })
 }
 
-/// Answers `explain` with what the sensor, the ledger and the kernel know, without services and the fleet. `recorder` is `None` if the ledger could not be opened, and
-/// `hold`, the length of a hold and the window in which holds count, is `None` if no source is held.
+/// Answers `explain` with what the sensor, the ledger and the kernel know; the caller adds services and the fleet.
+/// `recorder` is `None` if the ledger could not be opened. `hold` is the length of a hold and the window in which holds
+/// count; `None` if no source is held.
 pub(super) async fn explain(
     asked: ScopedNetwork,
     known: Explanation,

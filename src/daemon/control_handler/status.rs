@@ -144,7 +144,7 @@ impl From<&ServiceState> for RememberedService {
     }
 }
 
-/// Warnings about settings of the configuration that have no effect on this host.
+/// Warnings about configuration keys that have no effect on this host.
 pub(in crate::daemon) fn warnings(config: &Config, path: &Path, host: &Host) -> Vec<String> {
     let (tcp, udp) = (host.tcp.everywhere(), host.udp.everywhere());
     let classic = path.parent().and_then(|folder| classic_only_logs(config, folder));
@@ -167,7 +167,7 @@ fn monitored(protocol: &ProtocolConfig, in_use: &PortSet, enforces: bool) -> Mon
     let monitored = configured.without(in_use);
     MonitoredPorts {
         mode: protocol.mode,
-        // A trial only logs.
+        // Nothing is blocked during a log-only trial, or after --confirm has timed out.
         block: if enforces { protocol.block } else { BlockPolicy::No },
         ports: monitored.to_string(),
         count: monitored.iter().count(),

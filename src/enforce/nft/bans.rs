@@ -24,14 +24,14 @@ pub struct Nft {
     writer: SetWriter,
     /// Time at which a target was last found to be already blocked.
     blocked_anew: Option<Instant>,
-    /// Bans that the trap has not made as required. The buffer is kept.
+    /// Bans of one call that the trap has not already made with the same length. The buffer is kept.
     remaining: Vec<(BanTarget, Expiry)>,
     /// The elements of one transaction. The buffer is kept, so that a ban does not allocate.
     elements: Vec<(BanTarget, Expiry)>,
 }
 
 impl Nft {
-    /// Opens the table. A lack of permission shows with [`Nft::install`].
+    /// Opens the table. Missing permission is first reported by [`Nft::install`].
     ///
     /// # Errors
     /// The kernel has no netfilter netlink.
@@ -123,9 +123,9 @@ impl Nft {
         self.block_all(bans)
     }
 
-    /// Blocks targets that the packet path may already have blocked; a ban of the same length is kept. While an element
-    /// of a full set is replaced, the kernel counts it twice, and packets that add an element at that moment exceed the
-    /// size (seen on Linux 6.18).
+    /// Blocks targets that the trap may already have blocked; a ban of the same length is kept. While an element of a
+    /// full set is replaced, the kernel counts it twice, and packets that add an element at that moment exceed the size
+    /// (seen on Linux 6.18).
     fn block_beside_trap(&mut self, bans: &[(BanTarget, Expiry)]) -> Result<(), BlockError> {
         let mut remaining = mem::take(&mut self.remaining);
         remaining.clear();
@@ -164,7 +164,7 @@ impl Nft {
         }
         match self.table.transact(|batch| nft::put_new_bans(batch, bans)) {
             Ok(()) => return Ok(true),
-            // Other refusals occur again, and are explained, when each target is tried individually.
+            // The caller then tries each target individually, and reports refusals.
             Err(error) if error.is(Errno::EXIST) => self.blocked_anew = Some(Instant::now()),
             Err(error @ (SocketError::Refused { .. } | SocketError::Overrun(_))) => {
                 // A single ban is not tried again if its set is full.
@@ -195,8 +195,9 @@ impl Nft {
         done
     }
 
-    /// As [`Nft::put_back`], without notifications to this table's monitor. False if there are too few bans, if the
-    /// monitor cannot be paused, or if others changed something in the meantime: then some bans may not be blocked.
+    /// As [`Nft::put_back`], without notifications to this table's monitor. False if nothing was done, because there
+    /// are too few bans or the monitor cannot be paused; also if another program changed a table meanwhile, so that
+    /// some bans may be missing.
     pub fn put_back_unheard(&mut self, bans: &[RestoredBan]) -> Result<bool, BlockError> {
         if bans.len() < MANY {
             return Ok(false);
@@ -291,7 +292,7 @@ fn is_as_long(left: Remaining, expiry: Expiry) -> bool {
     }
 }
 
-/// Number of bans from which they are restored without notifications.
+/// Minimum number of bans for which the monitor is paused.
 const MANY: usize = nft::BANS_A_MESSAGE;
 
 /// Maximum time between the trap's ban and the sensor's verdict on the same packet, under normal conditions.

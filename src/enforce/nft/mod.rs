@@ -1,5 +1,5 @@
 //! Implements the nftables backend: writes bans as elements into the sets of `table inet portsentry`, and reads them
-//! back. The kernel enforces and expires them; this module does not know the reason of a ban.
+//! back. The kernel enforces and expires them; this module does not know the reason for a ban.
 //!
 //! A ban is one transaction with one acknowledgement, about 6 µs in all. It has one message, or three if the target may
 //! already be blocked. Once the buffers are warm it does not allocate (benches/nft_encoding.rs).
@@ -25,7 +25,7 @@ pub use crate::netlink::nft::{
 };
 use crate::netlink::socket::SocketError;
 
-/// Failure of a change of the sets.
+/// Failure to change the sets.
 pub type BlockError = super::BlockError<Failure, SocketError>;
 
 pub type Failed = super::Failed<Failure>;

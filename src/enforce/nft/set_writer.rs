@@ -23,8 +23,9 @@ pub(super) struct SetWriter {
 }
 
 impl SetWriter {
-    /// Puts `items` into transactions of limited length. One refused message reverts its whole transaction (an element
-    /// may expire between two messages, a set may be full), so then each of its items is tried individually.
+    /// Applies `items` in transactions of at most [`BANS_A_MESSAGE`] items. One refused message reverts its whole
+    /// transaction (an element may expire between two messages, a set may be full), so then each of its items is tried
+    /// individually.
     pub(super) fn change<T>(
         &mut self,
         table: &mut Table,
@@ -99,8 +100,8 @@ impl SetWriter {
         let set = Set::for_target(target);
         let reason = match error {
             SocketError::Refused { errno: Errno::NOENT, .. } => {
-                // Either the set itself is missing, or there was nothing to lift. A ban adds before it deletes and
-                // never misses its element; in that case the table has just been replaced.
+                // Either the set itself is missing, or there was nothing to lift. A ban never misses its element, so
+                // its failure means that the table has just been replaced.
                 table.size(set)?;
                 if operation == Operation::Lift {
                     return Ok(None);

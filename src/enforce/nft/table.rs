@@ -30,7 +30,7 @@ pub struct Table {
 }
 
 impl Table {
-    /// Opens the socket. A lack of permission shows with the first request.
+    /// Opens the socket. Missing permission is reported by the first request.
     ///
     /// # Errors
     /// The kernel has no netfilter netlink.
@@ -238,7 +238,7 @@ impl Table {
         let mark = self.mark()?;
         // Transactions that were running are over after this; later ones increment the generation.
         await_turn(&mut self.socket);
-        // The probe itself changed nothing.
+        // The request of `await_turn` changed nothing, so the kernel's count does not include it.
         let mark = Generation { own: self.socket.changes(), ..mark };
         Some((pause.begin().ok()?, mark))
     }

@@ -50,7 +50,7 @@ pub fn arm(table: &mut Table, watched: Watched<'_>) -> Result<(), BlockError> {
     table.send(|batch| nft::put_trapped(batch, watched))
 }
 
-/// Sources that the trap has blocked and that were not released.
+/// Sources that the trap has blocked and that [`forget`] has not removed.
 pub fn caught(table: &mut Table) -> Result<Vec<BanTarget>, BlockError> {
     let mut all = Vec::new();
     for set in [Set::TrapBanned, Set::TrapBanned6] {

@@ -1,5 +1,7 @@
 //! Tests clients that try related ports of one service, and scanners that exploit this rule.
 
+use std::time::Duration;
+
 use super::scene::Gist::{Block, Probe};
 use super::scene::{CLIENT, SCANNER, Scene, target};
 use crate::types::Protocol;
@@ -72,6 +74,16 @@ fn unserved_groups_alone_count_as_one() {
     let closed = scene.closed_ports(Protocol::Tcp);
     assert!(GUESSED.iter().all(|port| closed.contains(*port)), "the trap counts them nevertheless");
     assert_eq!(scene.syn(CLIENT, 23), Block(7), "with an unrelated port each of them counts");
+}
+
+#[test]
+fn related_ports_of_connected_peer_are_forgiven() {
+    let mut scene = mail_server();
+    scene.engine.know_peers(scene.now, &[(target(CLIENT), Duration::from_secs(60))]);
+    assert_eq!(scene.syns(CLIENT, GUESSED.into_iter().chain(1..=4)), Probe(9), "five of them count");
+    let is_forgiven = scene.engine.is_forgiven_peer(scene.now, target(CLIENT), &scene.host);
+    assert!(is_forgiven, "the trap's ban, for eight ports, has to be lifted");
+    assert_eq!(scene.syns(CLIENT, 5..=7), Block(12));
 }
 
 #[test]

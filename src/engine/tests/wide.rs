@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use super::scene::Gist::{Exempt, Innocent, Probe, Repeated};
-use super::scene::{DAY, HERE_V6, SCANNER, Scene, address, target};
-use crate::engine::{Grade, Host, IgnoreReason, Local, MaxPrefix, Protection};
+use super::scene::{DAY, HERE_V6, SCANNER, Scene, address, builtin, target};
+use crate::engine::{Grade, Host, IgnoreReason, Local, MaxPrefix, Protection, Settings};
 use crate::types::{BanTarget, Expiry, Prefix};
 
 fn scene(v4: u8, v6: u8) -> Scene {
@@ -40,6 +40,19 @@ fn fifth_neighbour_bans_their_network() {
     }
     for source in ["203.0.112.255", "203.0.114.0", "2001:db8:9:200::", "2001:db8:9::", "2001:db8:a:100::"] {
         assert_eq!(scene.syn(source, 80), Probe(1), "{source}");
+    }
+}
+
+#[test]
+fn reload_changes_window_of_neighbours() {
+    for (window, widened) in [(1_800, true), (60, false)] {
+        let mut scene = scene(24, 56);
+        banish(&mut scene, &FOUR);
+        let settings =
+            Settings { window: Duration::from_secs(window), widest: MaxPrefix { v4: 24, v6: 56 }, ..builtin() };
+        scene.engine.reconfigure(settings);
+        scene.after(120.0);
+        assert_eq!(banish(&mut scene, &[FIFTH]) == network("203.0.113.0/24"), widened, "{window} s");
     }
 }
 

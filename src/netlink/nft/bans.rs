@@ -35,11 +35,10 @@ pub fn put_ban(batch: &mut Batch, target: BanTarget, expiry: Expiry) {
     put_bans(batch, KernelFeatures::default(), &[(target, expiry)]);
 }
 
-/// Appends at most [`BANS_A_MESSAGE`] bans, each as add, delete, add. The transaction fails with EEXIST if the set contains
-/// the target twice, see [`put_lifts`]. Re-adding alone does not refresh a timeout before
+/// Appends at most [`BANS_A_MESSAGE`] bans, each as add, delete, add. Re-adding alone does not refresh a timeout before
 /// Linux 6.12, and deleting alone fails if the element is missing or has just expired. The three steps work in every
-/// case, and no packet passes in between. A kernel with DESTROYSETELEM does not need the first add. No target may occur
-/// twice.
+/// case, and no packet passes in between. A kernel with DESTROYSETELEM does not need the first add. The transaction
+/// fails with EEXIST if the set contains a target twice, see [`put_lifts`]. `bans` must contain no target twice.
 pub(crate) fn put_bans(batch: &mut Batch, kernel: KernelFeatures, bans: &[(BanTarget, Expiry)]) {
     put_per_set(batch, replacing(kernel), bans.iter().map(new_ban));
 }
@@ -115,9 +114,9 @@ pub(crate) fn put_lift(batch: &mut Batch, kernel: KernelFeatures, target: BanTar
 }
 
 /// Appends the deletion of at most [`BANS_A_MESSAGE`] bans of single sources, and of a second element for the same
-/// source if there is one: while a transaction adds an element, a rule that adds the same one does not see it yet. The
-/// transaction fails if one of the bans does not exist and the kernel lacks DESTROYSETELEM; on such a kernel it also adds
-/// elements, which needs room in the set.
+/// source if there is one: while a transaction adds an element, a rule that adds the same one does not see it yet.
+/// Without DESTROYSETELEM, the transaction fails if one of the bans does not exist, and it needs room in the set,
+/// because it also adds elements.
 pub(crate) fn put_lifts(batch: &mut Batch, kernel: KernelFeatures, targets: &[BanTarget]) {
     let steps: Steps = match kernel.destroys {
         true => &[(DESTROY_ELEMENT, 0), (DESTROY_ELEMENT, 0)],
@@ -147,8 +146,8 @@ pub(crate) fn put_forget(batch: &mut Batch, kernel: KernelFeatures, set: Set, ta
     put_steps(batch, steps, set, targets.iter().map(|target| (*target, briefest())));
 }
 
-/// Appends a change of the trap's connected sources: removes `out`, each of which must exist, then adds `into`, none of
-/// which may exist.
+/// Appends a change of the trap's connected sources: removes `out`, each of which must exist, then adds `into`; adding
+/// an existing one has no effect.
 pub(crate) fn put_peers(batch: &mut Batch, out: &[BanTarget], into: &[BanTarget]) {
     for (steps, peers) in [(DELETE, out), (ADD, into)] {
         for (blocked, set) in [(Set::Blocked, Set::Peers), (Set::Blocked6, Set::Peers6)] {
@@ -201,7 +200,7 @@ pub struct Watched<'a> {
     pub tcp: Option<&'a [(u16, u16)]>,
     /// UDP ports.
     pub udp: Option<&'a [(u16, u16)]>,
-    /// Those of the TCP ports that only hold their source.
+    /// The TCP ports, a subset of `tcp`, whose probes only hold their source and do not count.
     pub related: Option<&'a [(u16, u16)]>,
     /// TCP ports of services, if the table has holds.
     pub services: Option<&'a [(u16, u16)]>,
@@ -255,7 +254,8 @@ fn put_each<T>(batch: &mut Batch, kind: u32, set: Set, items: &[T], put: impl Fn
 /// three such messages fits into the default send buffer of an unprivileged process (212,992 bytes).
 pub(crate) const BANS_A_MESSAGE: usize = 1_000;
 
-/// Two elements of at most 40 bytes each: about 40 KB, below the 64 KiB limit of the list's length field.
+/// A range has two elements of at most 40 bytes each: about 40 KB in all, below the 64 KiB limit of the list's length
+/// field.
 const RANGES_A_MESSAGE: usize = 500;
 
 #[cfg(test)]
@@ -299,7 +299,7 @@ mod tests {
     }
 
     #[test]
-    fn socket_destroy_takes_two_or_three_messages() {
+    fn replaced_ban_takes_two_or_three_messages() {
         let kinds = |fill: &dyn Fn(&mut Batch)| {
             let mut batch = Batch::new();
             fill(&mut batch);

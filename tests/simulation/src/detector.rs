@@ -249,7 +249,7 @@ impl Detector {
 
     /// The sources that the trap treats as connected.
     pub fn forgiven_peers(&self, now: Timestamp) -> impl Iterator<Item = BanTarget> + '_ {
-        self.engine.forgiven_peers(now)
+        self.engine.forgiven_peers(now, &self.host)
     }
 
     /// The ports that destination NAT publishes, as far as connections have revealed them.
