@@ -261,7 +261,7 @@ fn once(lab: &Lab, source: Ipv4Addr, ports: &[u16]) -> Duration {
                 let mut table = Table::open().unwrap();
                 let deadline = Instant::now() + netns_lab::TIMEOUT;
                 loop {
-                    let held = table.holds(BanTarget::V4(source)).unwrap().is_some();
+                    let held = table.time_left(BanTarget::V4(source)).unwrap().is_some();
                     let now = SystemTime::now();
                     watching.store(true, Ordering::Release);
                     if held {

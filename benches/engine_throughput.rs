@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use criterion::{BatchSize, BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use portsentry::engine::{
-    ActiveBan, Engine, Escalation, HashKey, Host, IgnoreReason, LastBan, Local, MaxPrefix, NoLookup, Response, Service,
-    Settings, StrikeHistory, Verdict, Watch,
+    ActiveBan, Engine, Escalation, HashKey, Host, IgnoreReason, LastBan, Local, MaxPrefix, NoLookup, ProtocolSettings,
+    Response, Service, Settings, StrikeHistory, Verdict,
 };
 use portsentry::types::{BanTarget, Expiry, PortSet, Protocol, Timestamp};
 use portsentry::wire::{LinkType, decode};
@@ -139,8 +139,8 @@ fn mixed(n: u32) -> Frame {
 fn engine() -> (Engine, Host) {
     let ports: PortSet = (1..=1_024).collect();
     let settings = Settings {
-        tcp: Watch { ports: ports.clone(), response: Response::Block },
-        udp: Watch { ports, response: Response::Log },
+        tcp: ProtocolSettings { ports: ports.clone(), response: Response::Block },
+        udp: ProtocolSettings { ports, response: Response::Log },
         decoys: PortSet::new(),
         sctp: false,
         icmp: false,

@@ -74,7 +74,7 @@ fn blocking(criterion: &mut Criterion) -> Result<(), Failure> {
     });
     let known = BanTarget::V4(Ipv4Addr::new(10, 0, 0, 1));
     group.bench_function("block one again", |bencher| bencher.iter(|| nft.block(&[(known, Expiry::After(DAY))])));
-    group.bench_function("holds", |bencher| bencher.iter(|| nft.table.holds(known)));
+    group.bench_function("holds", |bencher| bencher.iter(|| nft.table.time_left(known)));
     group.sample_size(10);
     let thousand: Vec<_> = (0..1_000).map(|n| (BanTarget::V4((0x0b00_0000 + n).into()), Expiry::After(DAY))).collect();
     group.bench_function("block a thousand", |bencher| bencher.iter(|| nft.block(&thousand)));

@@ -112,7 +112,7 @@ fn missing(lab: &Lab, bans: u32, limit: Duration) -> usize {
     lab.inside("victim", || {
         let mut table = Table::open().unwrap();
         for (place, target) in all.iter().rev().enumerate() {
-            while !matches!(table.holds(*target), Ok(Some(_))) {
+            while !matches!(table.time_left(*target), Ok(Some(_))) {
                 if begin.elapsed() > limit {
                     return all.len() - place;
                 }

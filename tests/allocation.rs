@@ -6,7 +6,7 @@ use std::time::Duration;
 use allocation_counter::measure;
 use portsentry::engine::{
     ActiveBan, AllowList, Class, Engine, Escalation, HashKey, Host, LastBan, Local, MaxPrefix, NoLookup, Observation,
-    Protection, Response, Settings, StrikeHistory, Verdict, Watch,
+    Protection, ProtocolSettings, Response, Settings, StrikeHistory, Verdict,
 };
 use portsentry::types::{BanTarget, Expiry, Protocol, Timestamp};
 use portsentry::wire::{Checksum, LinkType, Packet, decode};
@@ -26,7 +26,7 @@ fn datagram(source: u32, protocol: u8, port: u16, flags: u8) -> [u8; 40] {
 }
 
 fn small() -> (Engine, Host) {
-    let watch = |response| Watch { ports: (1..=1_024).collect(), response };
+    let watch = |response| ProtocolSettings { ports: (1..=1_024).collect(), response };
     let settings = Settings {
         tcp: watch(Response::Block),
         udp: watch(Response::Log),

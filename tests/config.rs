@@ -33,10 +33,10 @@ fn empty_file_means_built_in_settings() {
     assert_eq!(config.expire, Expiry::After(Duration::from_secs(86_400)));
     assert_eq!((config.tcp.block, config.udp.block), (BlockPolicy::Yes, BlockPolicy::No));
     assert_eq!((config.detect.scan_trigger, config.detect.window.as_secs()), (2, 1_800));
-    let watched = config.tcp.watched();
+    let watched = config.tcp.monitored();
     assert!(watched.contains(1) && watched.contains(1024) && watched.contains(3389));
     assert!(!watched.contains(113) && !watched.contains(139) && !watched.contains(50_000));
-    assert!(!config.udp.watched().contains(67) && config.udp.watched().contains(53));
+    assert!(!config.udp.monitored().contains(67) && config.udp.monitored().contains(53));
 }
 
 #[test]
@@ -60,9 +60,9 @@ fn every_key_sets_what_it_names() {
     assert_eq!(config.expire, Expiry::Never);
     assert_eq!(config.interfaces, ["eth0", "wlan0.5"]);
     assert_eq!(config.nat64, ["2001:db8:64::/96".parse().unwrap()]);
-    assert_eq!((config.tcp.mode, config.tcp.watched().to_string()), (Mode::Stealth, "7,9,11-13".to_owned()));
+    assert_eq!((config.tcp.mode, config.tcp.monitored().to_string()), (Mode::Stealth, "7,9,11-13".to_owned()));
     assert_eq!((config.tcp.block, config.udp.block), (BlockPolicy::No, BlockPolicy::Yes));
-    assert!(config.udp.watched().is_empty() && config.udp.ports.contains(2049));
+    assert!(config.udp.monitored().is_empty() && config.udp.ports.contains(2049));
     assert_eq!((config.detect.scan_trigger, config.detect.window.as_secs()), (0, 5_400));
     assert_eq!((config.detect.max_sources, config.detect.sctp, config.detect.icmp), (1_024, true, true));
     assert_eq!(config.detect.ack, AckPolicy::Ban);
@@ -110,8 +110,8 @@ fn every_key_sets_what_it_names() {
     );
     assert_eq!(read("report.json_file = \"\"\nreport.log = \"auto\"").report, Report::default());
     let advanced = read("[tcp]\nadvanced_ports = \"1-20\"\nadvanced_exclude = \"5\"\n").tcp;
-    assert_eq!(advanced.watched().to_string(), "1-4,6-20");
-    assert_eq!(read("tcp.mode = \"connect\"\n").tcp.watched(), Config::default().tcp.ports);
+    assert_eq!(advanced.monitored().to_string(), "1-4,6-20");
+    assert_eq!(read("tcp.mode = \"connect\"\n").tcp.monitored(), Config::default().tcp.ports);
 }
 
 #[test]

@@ -123,7 +123,7 @@ fn web_guide_configurations_are_imported() {
     };
     let toml = compare("recipe", &sources, &no_files);
     let config = watched(&toml);
-    assert_eq!((config.tcp.mode, config.tcp.watched().contains(443)), (Mode::Advanced, false));
+    assert_eq!((config.tcp.mode, config.tcp.monitored().contains(443)), (Mode::Advanced, false));
     let lists = |address: &str| {
         let address: std::net::IpAddr = address.parse().unwrap();
         config.allow.networks.iter().any(|network| network.contains(&address))

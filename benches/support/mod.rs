@@ -59,7 +59,7 @@ pub(crate) fn wait_for_ban(
     lab.inside("victim", || {
         let mut table = Table::open().unwrap();
         // The table is missing if the program does not run.
-        while !matches!(table.holds(target), Ok(Some(_))) {
+        while !matches!(table.time_left(target), Ok(Some(_))) {
             if !goes_on() {
                 return false;
             }

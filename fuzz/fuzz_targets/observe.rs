@@ -14,7 +14,7 @@ use std::time::Duration;
 use libfuzzer_sys::fuzz_target;
 use portsentry::engine::{
     ActiveBan, EVIDENCE, Engine, Escalation, HashKey, Host, Local, MaxPrefix, PortLookup, PortUse, Protection, Response, Settings,
-    Verdict, Watch,
+    Verdict, ProtocolSettings,
 };
 use portsentry::types::{BanTarget, Expiry, PortSet, Protocol, Timestamp};
 use portsentry::wire::{LinkType, decode};
@@ -47,7 +47,7 @@ fn host(open: u16) -> Host {
 static PORTS: LazyLock<PortSet> = LazyLock::new(|| (1..=u16::MAX).collect());
 
 fn engine() -> Engine {
-    let watch = |response| Watch { ports: PORTS.clone(), response };
+    let watch = |response| ProtocolSettings { ports: PORTS.clone(), response };
     let settings = Settings {
         tcp: watch(Response::Block),
         udp: watch(Response::Log),

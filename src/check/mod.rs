@@ -176,7 +176,7 @@ fn read(options: &CheckOptions) -> Result<Report, CheckError> {
 }
 
 fn watched(protocol: &ProtocolConfig, open: &Listeners, listeners: &[Listener], which: Protocol) -> Watched {
-    let wanted = protocol.watched();
+    let wanted = protocol.monitored();
     // Connect mode can open a port only if it is unused on every address.
     let in_use = if protocol.mode == Mode::Connect { open.anywhere() } else { open.everywhere() };
     let ports = wanted.without(&in_use);

@@ -79,7 +79,7 @@ fn forbids(unit: &Unit, config: &Config, names_by_others: bool, findings: &mut F
     let internet = unit.has_family("AF_INET") && unit.has_family("AF_INET6");
 
     for (key, protocol) in [("tcp.mode", &config.tcp), ("udp.mode", &config.udp)] {
-        let low = protocol.watched().iter().any(|port| port < 1024);
+        let low = protocol.monitored().iter().any(|port| port < 1024);
         // A shared listener for all ports uses a separate port, which is not below 1024.
         let low = low && !(key == "tcp.mode" && config.shares_decoys());
         if protocol.mode == Mode::Connect && (!internet || low && unit.lacks("CAP_NET_BIND_SERVICE")) {

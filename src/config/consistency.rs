@@ -14,7 +14,7 @@ pub(super) fn contradictions(config: &Config) -> Vec<(String, String)> {
     let mut refuse = |key: &str, message: &str| found.push((key.to_owned(), message.to_owned()));
     for (name, protocol) in [("tcp", &config.tcp), ("udp", &config.udp)] {
         let key = if protocol.mode == Mode::Advanced { "advanced_ports" } else { "ports" };
-        if protocol.mode != Mode::Off && protocol.watched().is_empty() {
+        if protocol.mode != Mode::Off && protocol.monitored().is_empty() {
             let message = format!("no port is left to monitor; list one, or write mode = \"off\" under [{name}]");
             refuse(&format!("{name}.{key}"), &message);
         }

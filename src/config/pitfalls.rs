@@ -32,7 +32,7 @@ impl fmt::Display for Warning {
 pub fn pitfalls(config: &Config, tcp: &PortSet, udp: &PortSet, ephemeral: &PortSet) -> Vec<Warning> {
     let mut found = Vec::new();
     let closed = |protocol: &ProtocolConfig, in_use: &PortSet| match protocol.block {
-        BlockPolicy::Yes => protocol.watched().without(in_use),
+        BlockPolicy::Yes => protocol.monitored().without(in_use),
         BlockPolicy::No | BlockPolicy::Run => PortSet::new(),
     };
     let ports = counting(&closed(&config.tcp, tcp), &closed(&config.udp, udp));
@@ -54,7 +54,7 @@ pub fn pitfalls(config: &Config, tcp: &PortSet, udp: &PortSet, ephemeral: &PortS
     ];
     for (protocol, [listed, advanced], exclude) in keys {
         let key = if protocol.mode == Mode::Advanced { advanced } else { listed };
-        let watched = protocol.watched();
+        let watched = protocol.monitored();
         let own = watched.len() - watched.without(ephemeral).len();
         // A small number of ephemeral ports is probably listed on purpose.
         if own > MANY {

@@ -248,7 +248,7 @@ impl ProtocolConfig {
     }
 
     /// The ports that this mode monitors, including ports in use.
-    pub fn watched(&self) -> PortSet {
+    pub fn monitored(&self) -> PortSet {
         match self.mode {
             Mode::Off => PortSet::new(),
             Mode::Connect | Mode::Stealth => self.ports.clone(),

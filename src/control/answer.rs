@@ -22,7 +22,7 @@ pub enum Answer {
     Unblocked(Unblocked),
     Allowed(Allowed),
     Disallowed(Disallowed),
-    Allowances(Allowances),
+    Allowances(AllowedList),
     Explained(Box<AddressInfo>),
     Bans(BanPage),
     FleetBans(FleetBans),
@@ -70,7 +70,7 @@ pub struct Disallowed {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Allowances {
+pub struct AllowedList {
     pub allowed: Vec<AllowedEntry>,
     /// Number of omitted entries.
     pub more: usize,
@@ -142,7 +142,7 @@ impl fmt::Display for Answer {
             Self::Disallowed(Disallowed { disallowed, still: Some(why) }) => {
                 writeln!(f, "the allowance of {disallowed} is revoked, but it is still never blocked: it is {why}")
             }
-            Self::Allowances(Allowances { allowed, more }) => {
+            Self::Allowances(AllowedList { allowed, more }) => {
                 if allowed.is_empty() {
                     return writeln!(f, "no address is allowed, by operators or by the configuration");
                 }

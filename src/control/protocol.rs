@@ -10,8 +10,8 @@ use serde::{Deserialize, Serialize};
 use serde_with::{DeserializeFromStr, SerializeDisplay};
 
 pub use super::answer::{
-    Allowances, Allowed, AllowedEntry, Answer, Blocked, Disallowed, MAX_LISTED, Reloaded, ServiceForgotten, TrialState,
-    Unblocked,
+    Allowed, AllowedEntry, AllowedList, Answer, Blocked, Disallowed, MAX_LISTED, Reloaded, ServiceForgotten,
+    TrialState, Unblocked,
 };
 pub use super::format::LineMessage;
 use super::format::to_line;

@@ -75,7 +75,7 @@ fn changes(old: &Config, new: &Config) -> Vec<&'static str> {
 /// backends. Returns the keys that differed.
 fn keep_until_restart(old: &Config, new: &mut Config) -> Vec<&'static str> {
     let decoys = |protocol: &ProtocolConfig| {
-        (protocol.mode == Mode::Connect).then(|| (protocol.watched(), protocol.port_banner.clone()))
+        (protocol.mode == Mode::Connect).then(|| (protocol.monitored(), protocol.port_banner.clone()))
     };
     let mut kept = Vec::new();
     if [decoys(&old.tcp), decoys(&old.udp)] != [decoys(&new.tcp), decoys(&new.udp)] {

@@ -43,7 +43,7 @@ const LIBRARIES: [&str; 6] = ["/etc/ld.so.cache", "/etc/ld.so.preload", "/usr/li
 pub(super) fn of_daemon(config: &Config, places: &Places, used: &UsedBackends) -> Policy {
     let folder = |path: &Path| path.parent().filter(|folder| !folder.as_os_str().is_empty()).map(Path::to_owned);
     let decoys = |protocol: &ProtocolConfig| {
-        if protocol.mode == Mode::Connect { protocol.watched() } else { PortSet::default() }
+        if protocol.mode == Mode::Connect { protocol.monitored() } else { PortSet::default() }
     };
     let (tcp, udp, metrics) = (decoys(&config.tcp), decoys(&config.udp), config.metrics.listen.map(|it| it.port()));
     let names = config.report.resolve_host || !config.allow.names.is_empty();

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use super::ban_table::{ActiveBan, BanTable, SUMMARY};
-use super::ceiling::{BanRequest, Ceilings, Room};
+use super::ceiling::{Admission, BanRequest, Ceilings};
 use super::expiry_jitter::ExpiryJitter;
 use super::key::{HashKey, Hashed, Key, Response};
 use super::prefix_bans::PrefixBans;
@@ -171,8 +171,8 @@ impl Bans {
         self.ceilings.has_room_for(now, bans, self.table.forgeable(now.tick()))
     }
 
-    pub(super) fn room(&mut self, request: BanRequest, now: Timestamp) -> Room {
-        self.ceilings.room(now, request, self.table.forgeable(now.tick()))
+    pub(super) fn admission(&mut self, request: BanRequest, now: Timestamp) -> Admission {
+        self.ceilings.admission(now, request, self.table.forgeable(now.tick()))
     }
 
     /// Counts a source that is not banned because of the ceilings.
@@ -207,7 +207,7 @@ impl Bans {
         now: Timestamp,
         response: Response,
         mut ban: Ban,
-        room: Room,
+        room: Admission,
         (settings, host): (&Settings, &Host),
     ) -> Verdict {
         let tick = now.tick();
@@ -222,7 +222,7 @@ impl Bans {
         ban.strikes = self.strikes.count(key, tick);
         let proven = ban.grade == Grade::Proven;
         self.ceilings.charge(now, ban.grade, room);
-        ban.capped = room == Room::Short;
+        ban.capped = room == Admission::ShortBan;
         let may = |network| !host.allow.touches(network) && !host.local.touches(network);
         if ban.capped {
             self.capped = self.capped.saturating_add(1);

@@ -31,11 +31,11 @@ const KEPT_FOR_SHORT: u32 = 16;
 
 /// Result of the check against the ceilings.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Room {
+pub(super) enum Admission {
     /// A full ban.
-    Full,
+    FullBan,
     /// A short ban, which does not count as a strike.
-    Short,
+    ShortBan,
     /// No ban for now.
     Withheld,
 }
@@ -119,7 +119,7 @@ impl Ceilings {
     }
 
     /// Returns the kind of ban that the ceilings allow, given the number of `standing` forgeable bans.
-    pub(super) fn room(&self, now: Timestamp, request: BanRequest, standing: u32) -> Room {
+    pub(super) fn admission(&self, now: Timestamp, request: BanRequest, standing: u32) -> Admission {
         let (bucket, full, short) = match request.grade {
             Grade::Forgeable => (&self.forgeable, standing < self.max_full(), standing < self.max_standing),
             Grade::Proven => (&self.proven, true, true),
@@ -127,7 +127,7 @@ impl Ceilings {
         // The last one is kept for the fastest scanner.
         let least = if request.is_fastest { 1 } else { 2 };
         if full && bucket.available(now) >= least {
-            Room::Full
+            Admission::FullBan
         } else if short
             && request.distinct >= RAISED_THRESHOLD
             && request.is_fast
@@ -135,18 +135,18 @@ impl Ceilings {
             && self.short.available(now) > 0
             && self.short_daily.available(now) > 0
         {
-            Room::Short
+            Admission::ShortBan
         } else {
-            Room::Withheld
+            Admission::Withheld
         }
     }
 
     /// Takes the token for one ban.
-    pub(super) fn charge(&mut self, now: Timestamp, grade: Grade, room: Room) {
+    pub(super) fn charge(&mut self, now: Timestamp, grade: Grade, room: Admission) {
         let _ = match (room, grade) {
-            (Room::Full, Grade::Forgeable) => self.forgeable.try_take(now),
-            (Room::Full, Grade::Proven) => self.proven.try_take(now),
-            (Room::Short | Room::Withheld, _) => self.short.try_take(now) & self.short_daily.try_take(now),
+            (Admission::FullBan, Grade::Forgeable) => self.forgeable.try_take(now),
+            (Admission::FullBan, Grade::Proven) => self.proven.try_take(now),
+            (Admission::ShortBan | Admission::Withheld, _) => self.short.try_take(now) & self.short_daily.try_take(now),
         };
     }
 
@@ -182,9 +182,9 @@ mod tests {
     }
 
     /// Takes a place if the ceilings have room.
-    fn charge(ceilings: &mut Ceilings, now: Timestamp, request: BanRequest) -> Room {
-        let room = ceilings.room(now, request, 0);
-        if room != Room::Withheld {
+    fn charge(ceilings: &mut Ceilings, now: Timestamp, request: BanRequest) -> Admission {
+        let room = ceilings.admission(now, request, 0);
+        if room != Admission::Withheld {
             ceilings.charge(now, request.grade, room);
         }
         room
@@ -196,10 +196,14 @@ mod tests {
         let mut count = |room, distinct, now| {
             (0..1_000).filter(|_| charge(&mut ceilings, now, request(Grade::Forgeable, distinct)) == room).count()
         };
-        assert_eq!(count(Room::Full, 3, at(1)), 60);
-        assert_eq!(count(Room::Short, 15, at(1)), 0, "below the raised threshold");
-        assert_eq!(count(Room::Short, 16, at(1)), 4);
-        assert_eq!((count(Room::Full, 3, at(2)), count(Room::Short, 16, at(2))), (1, 0), "one more per second");
+        assert_eq!(count(Admission::FullBan, 3, at(1)), 60);
+        assert_eq!(count(Admission::ShortBan, 15, at(1)), 0, "below the raised threshold");
+        assert_eq!(count(Admission::ShortBan, 16, at(1)), 4);
+        assert_eq!(
+            (count(Admission::FullBan, 3, at(2)), count(Admission::ShortBan, 16, at(2))),
+            (1, 0),
+            "one more per second"
+        );
     }
 
     #[test]
@@ -209,10 +213,11 @@ mod tests {
         let mut count = |room, grade, distinct, now| {
             (0..1_000).filter(|_| charge(&mut ceilings, now, request(grade, distinct)) == room).count()
         };
-        assert_eq!(count(Room::Full, Grade::Forgeable, 3, at(1)), 1);
-        assert_eq!(count(Room::Full, Grade::Proven, 3, at(1)), 2);
-        assert_eq!(count(Room::Short, Grade::Forgeable, 16, at(1)), 1);
-        let short: usize = (1..10).map(|minute| count(Room::Short, Grade::Forgeable, 16, at(1 + 60 * minute))).sum();
+        assert_eq!(count(Admission::FullBan, Grade::Forgeable, 3, at(1)), 1);
+        assert_eq!(count(Admission::FullBan, Grade::Proven, 3, at(1)), 2);
+        assert_eq!(count(Admission::ShortBan, Grade::Forgeable, 16, at(1)), 1);
+        let short: usize =
+            (1..10).map(|minute| count(Admission::ShortBan, Grade::Forgeable, 16, at(1 + 60 * minute))).sum();
         assert_eq!(short, 7, "128 are in the bucket of a day");
         ceilings.recall(at(2_000), RecentBans { short_daily: u32::MAX, ..RecentBans::default() });
         assert_eq!(ceilings.short_daily.available(at(2_000)), 0);
@@ -223,7 +228,7 @@ mod tests {
         let mut ceilings = Ceilings::new(&builtin());
         let mut bans = |now, distinct, is_fastest| {
             let request = BanRequest { is_fastest, ..request(Grade::Forgeable, distinct) };
-            (0..1_000).filter(|_| charge(&mut ceilings, now, request) != Room::Withheld).count()
+            (0..1_000).filter(|_| charge(&mut ceilings, now, request) != Admission::Withheld).count()
         };
         assert_eq!((bans(at(1), 20, false), bans(at(1), 3, true)), (59, 1));
         assert_eq!((bans(at(2), 20, false), bans(at(2), 20, true)), (0, 5), "one below the ceiling and four above");
@@ -232,20 +237,24 @@ mod tests {
     #[test]
     fn ceiling_reserves_room_for_short_bans() {
         let mut ceilings = Ceilings::new(&builtin());
-        let room = |ceilings: &Ceilings, standing| ceilings.room(at(1), request(Grade::Forgeable, 16), standing);
-        assert_eq!([3_839, 3_840, 4_095].map(|n| room(&ceilings, n)), [Room::Full, Room::Short, Room::Short]);
-        assert_eq!(room(&ceilings, 4_096), Room::Withheld);
+        let room = |ceilings: &Ceilings, standing| ceilings.admission(at(1), request(Grade::Forgeable, 16), standing);
+        assert_eq!(
+            [3_839, 3_840, 4_095].map(|n| room(&ceilings, n)),
+            [Admission::FullBan, Admission::ShortBan, Admission::ShortBan]
+        );
+        assert_eq!(room(&ceilings, 4_096), Admission::Withheld);
         assert!(ceilings.charge_short(at(1), 4_095) && !ceilings.charge_short(at(1), 4_096));
-        let proven = ceilings.room(at(1), request(Grade::Proven, 3), 4_096);
-        assert_eq!(proven, Room::Full, "proven bans do not count");
+        let proven = ceilings.admission(at(1), request(Grade::Proven, 3), 4_096);
+        assert_eq!(proven, Admission::FullBan, "proven bans do not count");
         assert!(ceilings.has_room_for(at(1), 10, 3_830) && !ceilings.has_room_for(at(1), 10, 3_831));
     }
 
     #[test]
     fn proven_evidence_has_its_own_ceiling() {
         let mut ceilings = Ceilings::new(&builtin());
-        let mut full =
-            |grade| (0..1_000).filter(|_| charge(&mut ceilings, at(1), request(grade, 3)) == Room::Full).count();
+        let mut full = |grade| {
+            (0..1_000).filter(|_| charge(&mut ceilings, at(1), request(grade, 3)) == Admission::FullBan).count()
+        };
         assert_eq!((full(Grade::Proven), full(Grade::Forgeable)), (600, 60));
     }
 }

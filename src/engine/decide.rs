@@ -5,7 +5,7 @@
 use std::time::Duration;
 
 use super::acceptance::{self, is_unicast};
-use super::ceiling::{BanRequest, FAST_SCAN_SPAN, Room};
+use super::ceiling::{Admission, BanRequest, FAST_SCAN_SPAN};
 use super::evidence::{EVIDENCE, Evidence, taken};
 use super::key::{Hashed, Key, Response, fold};
 use super::observation::protocol_of;
@@ -35,15 +35,15 @@ impl Engine {
         let now = self.clock(now);
         self.counters.packets += 1;
         self.forgiven.clear();
-        if packet.interface != 0 && !is_watched(packet.interface, host) {
+        if packet.interface != 0 && !is_monitored_interface(packet.interface, host) {
             return Verdict::Ignored(IgnoreReason::OtherInterface);
         }
         if packet.delivery == Delivery::Outgoing {
-            let watched = |protocol, port| self.settings.watches(protocol, port);
+            let watched = |protocol, port| self.settings.monitors_port(protocol, port);
             if let Some(own) = self.recent_ports.learn(now, packet, host, watched, lookup) {
                 // The client's request was not a probe of this port.
                 let peer = host.target(packet.destination, host.receiver(packet.interface));
-                let peer = self.key_of(peer, self.settings.watch(own.protocol).response);
+                let peer = self.key_of(peer, self.settings.of_protocol(own.protocol).response);
                 self.sources.forgive(peer, own.protocol, own.port);
             }
             return Verdict::Ignored(IgnoreReason::Own);
@@ -128,8 +128,10 @@ impl Engine {
         for grade in [Grade::Proven, Grade::Forgeable] {
             while let Some(Candidate { key, observation, .. }) = self.candidates.fastest(grade, now.tick()) {
                 let response = self.settings.response_to(&observation);
-                let held = self.sources.held(key, now.tick());
-                if held.is_some_and(|held| self.room(now, response, (held.slot, held.distinct)) == Room::Withheld) {
+                let held = self.sources.summary_of(key, now.tick());
+                if held.is_some_and(|held| {
+                    self.admission(now, response, (held.slot, held.distinct)) == Admission::Withheld
+                }) {
                     break;
                 }
                 self.candidates.remove(key);
@@ -166,7 +168,7 @@ impl Engine {
                 self.sources.forgive(key, protocol, port);
             }
         }
-        let held = self.sources.held(key, now.tick())?;
+        let held = self.sources.summary_of(key, now.tick())?;
         if !self.is_enough(now, target, &held, host) {
             return None;
         }
@@ -200,7 +202,7 @@ impl Engine {
         }
         let port = observation.counted_port();
         let evidence = Evidence::new(now.tick(), observation.protocol, port, observation.class);
-        let evidence = if observation.unverified { evidence.unproven() } else { evidence };
+        let evidence = if observation.unverified { evidence.with_unverified_checksum() } else { evidence };
         // If the addresses belong to many hosts, the ports of each are counted separately: a client that fails at one
         // port of a few hosts is not a scanner.
         let apart = !host.local.is_exact() && observation.protocol != Protocol::Icmp;
@@ -208,7 +210,7 @@ impl Engine {
         let (mut held, fresh) = self.sources.observe(key_apart, evidence, now.tick());
         let mut enough_evidence = self.is_enough(now, target, &held, host);
         // A flood above the ceilings causes no more look-ups than ordinary probes do.
-        let all = enough_evidence && self.room(now, response, (held.slot, held.distinct)) != Room::Withheld;
+        let all = enough_evidence && self.admission(now, response, (held.slot, held.distinct)) != Admission::Withheld;
         let served = all && self.forgive_served(key_apart, held.slot, observation, host);
         let refuted = (all || fresh) && !self.confirm(now, key_apart, held.slot, observation, all, lookup);
         if served || refuted {
@@ -232,8 +234,8 @@ impl Engine {
             {
                 let ports = Ports::collect([(observation.protocol, observation.port, observation.class)].into_iter());
                 let ban = Ban { hosts: SWEPT_HOSTS, ..self.ban(probe(), ports, first) };
-                return match self.room(now, response, (held.slot, SWEPT_HOSTS)) {
-                    Room::Withheld => self.withhold(now, held.slot, probe()),
+                return match self.admission(now, response, (held.slot, SWEPT_HOSTS)) {
+                    Admission::Withheld => self.withhold(now, held.slot, probe()),
                     room => self.impose_ban(now, response, ban, room, host),
                 };
             }
@@ -280,8 +282,8 @@ impl Engine {
     ) -> Verdict {
         let SourceSummary { slot, distinct, first, .. } = *held;
         let response = self.settings.response_to(&probe.observation);
-        let room = self.room(now, response, (slot, distinct));
-        if room == Room::Withheld {
+        let room = self.admission(now, response, (slot, distinct));
+        if room == Admission::Withheld {
             let (grade, pace) =
                 (self.sources.grade(slot, self.threshold.forgiven), self.sources.pace(slot, now.tick()));
             self.candidates.enter(key, grade, pace, probe.observation);
@@ -293,7 +295,7 @@ impl Engine {
         self.impose_ban(now, response, self.ban(probe, ports, first), room, host)
     }
 
-    fn impose_ban(&mut self, now: Timestamp, response: Response, ban: Ban, room: Room, host: &Host) -> Verdict {
+    fn impose_ban(&mut self, now: Timestamp, response: Response, ban: Ban, room: Admission, host: &Host) -> Verdict {
         let verdict = self.bans.impose(now, response, ban, room, (&self.settings, host));
         if let Verdict::Block(ban) = &verdict {
             self.counters.bans += 1;
@@ -303,9 +305,9 @@ impl Engine {
     }
 
     /// Checks the evidence in `slot`, which is enough for a ban, against the ceilings.
-    fn room(&mut self, now: Timestamp, response: Response, (slot, distinct): (usize, u8)) -> Room {
+    fn admission(&mut self, now: Timestamp, response: Response, (slot, distinct): (usize, u8)) -> Admission {
         if response != Response::Block {
-            return Room::Full;
+            return Admission::FullBan;
         }
         let grade = self.sources.grade(slot, self.threshold.forgiven);
         let pace = self.sources.pace(slot, now.tick());
@@ -316,7 +318,7 @@ impl Engine {
             is_fast: grade == Grade::Proven || self.sources.span(slot) <= Tick::ticks(FAST_SCAN_SPAN),
             is_fastest: self.candidates.is_fastest(grade, pace),
         };
-        self.bans.room(request, now)
+        self.bans.admission(request, now)
     }
 
     /// Withholds the ban of the source in `slot`; the source is judged again at its next probes.
@@ -389,7 +391,7 @@ impl Engine {
             return true;
         }
         let is_stale = |item: &Evidence| all && now.tick().since(item.at()) >= Tick::ticks(STALE);
-        let unchecked = taken(self.sources.evidence(slot).filter(|item| !item.is_verified() || is_stale(item)));
+        let unchecked = taken(self.sources.evidence(slot).filter(|item| !item.is_looked_up() || is_stale(item)));
         let mut sound = true;
         for item in unchecked.into_iter().flatten() {
             let (Some(protocol), Some(class)) = (item.protocol(), item.class()) else { continue };
@@ -416,6 +418,6 @@ fn pair(observation: &Observation) -> u16 {
 }
 
 #[inline]
-fn is_watched(interface: u32, host: &Host) -> bool {
+fn is_monitored_interface(interface: u32, host: &Host) -> bool {
     !host.loopback.contains(&interface) && (host.interfaces.is_empty() || host.interfaces.contains(&interface))
 }

@@ -10,9 +10,9 @@ pub const EVIDENCE: usize = 16;
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) struct Evidence(u64);
 
-const VERIFIED: u64 = 0x80;
+const LOOKED_UP: u64 = 0x80;
 /// The checksum of the packet could not be verified, so that its flags may be damaged.
-const UNPROVEN: u64 = 0x40;
+const UNVERIFIED_CHECKSUM: u64 = 0x40;
 const CLASS: u8 = 0x3f;
 
 impl Evidence {
@@ -43,17 +43,17 @@ impl Evidence {
     }
 
     /// Marks it as not enough for a ban on its own, regardless of its class.
-    pub(super) fn unproven(self) -> Self {
-        Self(self.0 | UNPROVEN)
+    pub(super) fn with_unverified_checksum(self) -> Self {
+        Self(self.0 | UNVERIFIED_CHECKSUM)
     }
 
     /// Marks it as checked against the kernel's socket table.
-    pub(super) fn verified(self) -> Self {
-        Self(self.0 | VERIFIED)
+    pub(super) fn looked_up(self) -> Self {
+        Self(self.0 | LOOKED_UP)
     }
 
-    pub(super) fn is_verified(self) -> bool {
-        self.0 & VERIFIED != 0
+    pub(super) fn is_looked_up(self) -> bool {
+        self.0 & LOOKED_UP != 0
     }
 
     pub(super) fn is_about(self, protocol: Protocol, port: u16) -> bool {
@@ -73,11 +73,11 @@ impl Evidence {
     /// classes.
     pub(super) fn renewed(self, new: Self) -> Self {
         let class = if self.is_conclusive() { self } else { new };
-        Self(new.0 & !0xff | class.0 & 0x7f | self.0 & VERIFIED)
+        Self(new.0 & !0xff | class.0 & 0x7f | self.0 & LOOKED_UP)
     }
 
     pub(super) fn is_conclusive(self) -> bool {
-        self.0 & UNPROVEN == 0 && self.class().is_some_and(Class::is_conclusive)
+        self.0 & UNVERIFIED_CHECKSUM == 0 && self.class().is_some_and(Class::is_conclusive)
     }
 }
 
@@ -117,9 +117,9 @@ mod tests {
 
     #[test]
     fn evidence_reads_back_unchanged() {
-        let item = Evidence::new(Tick(77), Protocol::Udp, 65_535, Class::Udp).verified();
+        let item = Evidence::new(Tick(77), Protocol::Udp, 65_535, Class::Udp).looked_up();
         assert_eq!((item.at(), item.port()), (Tick(77), 65_535));
         assert_eq!((item.protocol(), item.class()), (Some(Protocol::Udp), Some(Class::Udp)));
-        assert!(item.is_verified());
+        assert!(item.is_looked_up());
     }
 }

@@ -53,7 +53,7 @@ pub fn explain(engine: &Engine, now: Timestamp, address: IpAddr, link: Option<u3
     let target = explained(engine, tick, address, link, host);
     let left = |response| Some(bans.table.left(bans.table.get(engine.key_of(target, response), tick)?, tick));
     let suspicion = |response| {
-        let held = sources.held(engine.key_of(target, response), tick)?;
+        let held = sources.summary_of(engine.key_of(target, response), tick)?;
         Some(Suspicion {
             blocks: response == Response::Block,
             distinct: held.distinct,
@@ -89,7 +89,7 @@ fn explained(engine: &Engine, now: Tick, address: IpAddr, link: Option<u32>, hos
         return [on_link, every_link].into_iter().find(is_judged).unwrap_or(on_link);
     }
     let is_known = |target: &BanTarget| {
-        is_judged(target) || engine.sources.held(engine.key_of(*target, Response::Block), now).is_some()
+        is_judged(target) || engine.sources.summary_of(engine.key_of(*target, Response::Block), now).is_some()
     };
     let on_links = host.guarded.iter().map(|(interface, _)| host.target(address, *interface));
     std::iter::once(every_link).chain(on_links).find(is_known).unwrap_or(every_link)

@@ -58,7 +58,7 @@ impl HostPorts<'_> {
     }
 
     fn unused_monitored(&self, protocol: Protocol) -> PortSet {
-        let watch = self.settings.watch(protocol);
+        let watch = self.settings.of_protocol(protocol);
         let is_idle = watch.response != Response::Block || self.is_settling;
         if is_idle { PortSet::new() } else { self.unused(protocol, &watch.ports) }
     }

@@ -57,7 +57,7 @@ pub use port_lookup::{NoLookup, PortLookup, PortUse};
 pub use prefix_bans::MaxPrefix;
 pub use recent_ports::{MAX_PUBLISHED, RECENT};
 pub use related_ports::RelatedPorts;
-pub use settings::{Counters, Settings, Watch};
+pub use settings::{Counters, ProtocolSettings, Settings};
 pub use strikes::{LastBan, StrikeHistory};
 pub use threshold::{Bounds, PEER_THRESHOLD};
 pub use verdict::{Ban, Exempt, IgnoreReason, Notice, Probe, Repeated, Verdict};
@@ -251,14 +251,14 @@ impl Engine {
     pub fn host_changed(&mut self, now: Timestamp, old: &Host, new: &Host) {
         let now = self.clock(now);
         let Self { settings, recent_ports, .. } = self;
-        recent_ports.listeners_changed((old, new), |protocol, port| settings.watches(protocol, port), now.tick());
+        recent_ports.listeners_changed((old, new), |protocol, port| settings.monitors_port(protocol, port), now.tick());
     }
 
     /// Records ports that were open before the start. Each counts as open for the given time, at most two minutes.
     pub fn recall_listeners(&mut self, now: Timestamp, listeners: &[(Service, Duration)]) {
         let now = self.clock(now);
         for (service, left) in listeners {
-            if self.settings.watches(service.protocol, service.port) {
+            if self.settings.monitors_port(service.protocol, service.port) {
                 self.recent_ports.served(*service, now.tick(), *left);
             }
         }
@@ -274,7 +274,7 @@ impl Engine {
     /// the kernel's trap, which counts each of them.
     pub fn is_forgiven_related(&self, now: Timestamp, target: BanTarget, host: &Host) -> bool {
         let (Self { sources, threshold, .. }, now) = (self, self.latest.max(now).tick());
-        let held = sources.held(self.key_of(target, Response::Block), now);
+        let held = sources.summary_of(self.key_of(target, Response::Block), now);
         held.is_some_and(|held| {
             held.distinct > threshold.forgiven
                 && threshold.counting(held.slot, sources, host, now) <= threshold.forgiven
@@ -284,7 +284,7 @@ impl Engine {
     /// True if `target` has probed enough ports for a ban, but the ceilings had no room. Used to review bans of the
     /// kernel's trap, which learns of a reached ceiling with a delay.
     pub fn is_withheld(&self, now: Timestamp, target: BanTarget) -> bool {
-        let held = self.sources.held(self.key_of(target, Response::Block), self.latest.max(now).tick());
+        let held = self.sources.summary_of(self.key_of(target, Response::Block), self.latest.max(now).tick());
         held.is_some_and(|held| held.withheld && held.distinct > self.threshold.forgiven)
     }
 
@@ -292,7 +292,7 @@ impl Engine {
     /// source. Used for the kernel's trap, which counts ports independently of the engine.
     pub fn is_forgiven_peer(&self, now: Timestamp, target: BanTarget, host: &Host) -> bool {
         let (Self { sources, threshold, .. }, now) = (self, self.latest.max(now).tick());
-        let held = sources.held(self.key_of(target, Response::Block), now);
+        let held = sources.summary_of(self.key_of(target, Response::Block), now);
         let counting = held.map_or(0, |held| threshold.counting(held.slot, sources, host, now));
         let first = held.map_or(now, |held| held.first);
         counting < threshold.bounds.peer_threshold && threshold.forgives_more(target, first, &self.bans, now)

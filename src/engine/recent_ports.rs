@@ -65,7 +65,7 @@ impl RecentPorts {
     }
 
     /// True if `own` was in use recently, for any peer or for `peer`.
-    fn holds(&self, own: Service, peer: IpAddr, now: Tick) -> bool {
+    fn was_in_use(&self, own: Service, peer: IpAddr, now: Tick) -> bool {
         let Self { services, own_use, .. } = self;
         let anywhere = || Service { address: unspecified(own.address), ..own };
         services.has(own.port, now) && (services.until(own, None) > now || services.until(anywhere(), None) > now)
@@ -82,7 +82,7 @@ impl RecentPorts {
             return Some(IgnoreReason::Open);
         }
         let own = Service { address: destination, protocol, port };
-        if self.holds(own, observation.source, now) {
+        if self.was_in_use(own, observation.source, now) {
             return Some(IgnoreReason::RecentlyOpen);
         }
         host.services.contains(protocol, destination, port).then_some(IgnoreReason::RememberedService)
@@ -103,7 +103,7 @@ impl RecentPorts {
         let own = Service { address: observation.destination, protocol, port };
         listeners.is_open_anywhere(port)
             || host.services.contains(protocol, observation.destination, port)
-            || self.holds(own, observation.source, now)
+            || self.was_in_use(own, observation.source, now)
             || self.look_up(observation, (protocol, port), lookup, now)
     }
 
@@ -152,7 +152,7 @@ impl RecentPorts {
         }
         let (own, peer) = (Service { address: packet.source, protocol, port }, packet.destination);
         // While a record is valid for at least half of the span, no new look-up is needed.
-        if !self.holds(own, peer, now.tick().plus(Tick::ticks(self.span / 2))) {
+        if !self.was_in_use(own, peer, now.tick().plus(Tick::ticks(self.span / 2))) {
             if !self.hints.try_take(now) {
                 return None;
             }
@@ -334,7 +334,7 @@ mod tests {
         let now = Tick(20);
         (1..=100).for_each(|port| recent.served(own(port), now, RECENT));
         (0..200_000).for_each(|n| recent.used_with(own(u16::try_from(1_000 + n % 50_000).unwrap()), peer(n), now));
-        assert!((1..=100).all(|port| recent.holds(own(port), peer(0), now)), "all services are still remembered");
+        assert!((1..=100).all(|port| recent.was_in_use(own(port), peer(0), now)), "all services are still remembered");
         assert_eq!(recent.ports(Protocol::Udp, now).to_string(), "1-100", "a flow opens its port only to its peer");
         assert!(recent.own_use.entries.len() == PLACES, "the table does not grow");
     }
@@ -346,14 +346,14 @@ mod tests {
         (1..=1_000).for_each(|port| recent.published(own(port), peer(7), now));
         assert_eq!(recent.published_ports(now).count(), MAX_PUBLISHED);
         assert_eq!(recent.ports(Protocol::Udp, now).to_string(), "1-64");
-        assert!((1..=64).all(|port| recent.holds(own(port), peer(8), now)));
+        assert!((1..=64).all(|port| recent.was_in_use(own(port), peer(8), now)));
         assert!(
-            (65..=1_000).all(|port| !recent.holds(own(port), peer(8), now)),
+            (65..=1_000).all(|port| !recent.was_in_use(own(port), peer(8), now)),
             "one client's redirection opens no more"
         );
-        assert!(recent.holds(own(1_000), peer(7), now), "its own flow is excused");
+        assert!(recent.was_in_use(own(1_000), peer(7), now), "its own flow is excused");
         (1..=64).for_each(|port| recent.published(own(port), peer(8), now.plus(Tick(1))));
-        assert!(recent.holds(own(1), peer(9), now.plus(Tick::ticks(PUBLISHED))), "a known record is renewed");
+        assert!(recent.was_in_use(own(1), peer(9), now.plus(Tick::ticks(PUBLISHED))), "a known record is renewed");
     }
 
     #[test]
@@ -363,8 +363,8 @@ mod tests {
         recent.used(first, Tick(1));
         recent.used(second, Tick(100));
         let end = Tick(1).plus(Tick::ticks(RECENT));
-        assert!(recent.holds(first, peer(1), Tick(2)) && recent.holds(second, peer(1), Tick(100)));
-        assert!(!recent.holds(first, peer(1), end) && recent.holds(second, peer(1), end));
+        assert!(recent.was_in_use(first, peer(1), Tick(2)) && recent.was_in_use(second, peer(1), Tick(100)));
+        assert!(!recent.was_in_use(first, peer(1), end) && recent.was_in_use(second, peer(1), end));
     }
 
     #[test]
@@ -386,9 +386,11 @@ mod tests {
         recent.used_with(own(7), peer(1), Tick(1));
         let elsewhere = Service { address: "192.0.2.2".parse().unwrap(), ..own(7) };
         let other_protocol = Service { protocol: Protocol::Tcp, ..own(7) };
-        assert!(recent.holds(own(7), peer(1), Tick(1)));
-        assert!(!recent.holds(own(7), peer(2), Tick(1)));
-        assert!(!recent.holds(elsewhere, peer(1), Tick(1)) && !recent.holds(other_protocol, peer(1), Tick(1)));
-        assert!(!recent.holds(own(7), peer(1), Tick(1).plus(Tick::ticks(RECENT))));
+        assert!(recent.was_in_use(own(7), peer(1), Tick(1)));
+        assert!(!recent.was_in_use(own(7), peer(2), Tick(1)));
+        assert!(
+            !recent.was_in_use(elsewhere, peer(1), Tick(1)) && !recent.was_in_use(other_protocol, peer(1), Tick(1))
+        );
+        assert!(!recent.was_in_use(own(7), peer(1), Tick(1).plus(Tick::ticks(RECENT))));
     }
 }

@@ -10,7 +10,7 @@ use crate::types::{Expiry, PortSet, Protocol};
 
 /// Monitored ports of one protocol and the reaction to scans of them.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Watch {
+pub struct ProtocolSettings {
     /// The ports that are judged from packets.
     pub ports: PortSet,
     pub response: Response,
@@ -19,10 +19,10 @@ pub struct Watch {
 /// The configurable settings of the engine.
 #[derive(Clone, Debug)]
 pub struct Settings {
-    pub tcp: Watch,
+    pub tcp: ProtocolSettings,
     /// TCP ports that decoys serve if nothing else listens there (connect mode). A completed connection is evidence.
     pub decoys: PortSet,
-    pub udp: Watch,
+    pub udp: ProtocolSettings,
     /// SCTP INIT to any port counts; it blocks like TCP.
     pub sctp: bool,
     /// ICMP requests to several own addresses count; they are only logged, like UDP.
@@ -56,7 +56,7 @@ impl Settings {
     }
 
     /// True if packets or connections to `port` are judged.
-    pub(super) fn watches(&self, protocol: Protocol, port: u16) -> bool {
+    pub(super) fn monitors_port(&self, protocol: Protocol, port: u16) -> bool {
         match protocol {
             Protocol::Tcp => self.tcp.ports.contains(port) || self.decoys.contains(port),
             Protocol::Udp => self.udp.ports.contains(port),
@@ -66,7 +66,7 @@ impl Settings {
 
     /// The ports and the response for TCP or UDP. The response also applies to SCTP (as TCP) and ICMP (as UDP), the
     /// ports do not.
-    pub(super) fn watch(&self, protocol: Protocol) -> &Watch {
+    pub(super) fn of_protocol(&self, protocol: Protocol) -> &ProtocolSettings {
         match protocol {
             Protocol::Tcp | Protocol::Sctp => &self.tcp,
             Protocol::Udp | Protocol::Icmp => &self.udp,
@@ -78,7 +78,7 @@ impl Settings {
     pub(super) fn response_to(&self, observation: &Observation) -> Response {
         match observation.class.is_late_segment() && !self.ack_bans {
             true => Response::Log,
-            false => self.watch(observation.protocol).response,
+            false => self.of_protocol(observation.protocol).response,
         }
     }
 
@@ -96,12 +96,12 @@ impl Settings {
 
     /// Takes the settings from the configuration.
     pub fn from_config(config: &Config) -> Self {
-        let watch = |protocol: &ProtocolConfig| Watch {
+        let watch = |protocol: &ProtocolConfig| ProtocolSettings {
             // In connect mode only connections accepted by a decoy are evidence, unless half-open connections count as
             // well.
             ports: match (protocol.mode, protocol.half_open) {
                 (Mode::Connect, HalfOpenPolicy::Ignore) => PortSet::new(),
-                _ => protocol.watched(),
+                _ => protocol.monitored(),
             },
             response: match protocol.block {
                 BlockPolicy::Yes => Response::Block,
@@ -111,7 +111,7 @@ impl Settings {
         };
         Self {
             tcp: watch(&config.tcp),
-            decoys: if config.tcp.mode == Mode::Connect { config.tcp.watched() } else { PortSet::new() },
+            decoys: if config.tcp.mode == Mode::Connect { config.tcp.monitored() } else { PortSet::new() },
             udp: watch(&config.udp),
             sctp: config.detect.sctp,
             icmp: config.detect.icmp,

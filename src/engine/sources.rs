@@ -248,7 +248,7 @@ impl SourceTable {
     /// Marks the evidence about this port as verified.
     pub(super) fn verify(&mut self, slot: usize, checked: Evidence) {
         let held = self.sources.get_mut(slot).map(SourceEntry::held_mut).unwrap_or_default();
-        held.iter_mut().filter(|item| item.same_port(checked)).for_each(|item| *item = item.verified());
+        held.iter_mut().filter(|item| item.same_port(checked)).for_each(|item| *item = item.looked_up());
     }
 
     /// Removes the evidence against `key` about one port that turned out to be open.
@@ -297,7 +297,7 @@ impl SourceTable {
     }
 
     /// A summary of the evidence against `key` at `now`; `None` if its window has passed.
-    pub(super) fn held(&self, key: Hashed, now: Tick) -> Option<SourceSummary> {
+    pub(super) fn summary_of(&self, key: Hashed, now: Tick) -> Option<SourceSummary> {
         self.summary(self.sources.find(key)?, now).filter(|summary| now.since(summary.last) <= self.window)
     }
 

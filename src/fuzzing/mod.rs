@@ -52,7 +52,7 @@ pub fn capture(bytes: &[u8]) {
 pub fn config(bytes: &[u8]) {
     let Ok(text) = std::str::from_utf8(bytes) else { return };
     match Config::parse("portsentry.toml", text) {
-        Ok(config) => drop((config.tcp.watched(), config.udp.watched())),
+        Ok(config) => drop((config.tcp.monitored(), config.udp.monitored())),
         Err(errors) => assert!(!errors.to_string().is_empty()),
     }
 }

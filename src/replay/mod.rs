@@ -105,8 +105,8 @@ impl<'a> Replay<'a> {
     fn new(options: &'a ReplayOptions, config: &Config) -> Result<Self, ReplayError> {
         let mut settings = Settings::from_config(config);
         // In connect mode the daemon judges connections to its decoys. A capture has only the packets to their ports.
-        settings.tcp.ports = config.tcp.watched();
-        settings.udp.ports = config.udp.watched();
+        settings.tcp.ports = config.tcp.monitored();
+        settings.udp.ports = config.udp.monitored();
         let mut host = Host::new(local(options));
         for network in config.allow.read()? {
             host.allow.insert(network, Protection::Listed);

@@ -48,7 +48,7 @@ impl Enforcement {
             return false;
         }
         let nft = self.blocker.nft.as_mut();
-        match nft.map_or(Ok(true), |backend| backend.table.holds(target).map(|held| held.is_some())) {
+        match nft.map_or(Ok(true), |backend| backend.table.time_left(target).map(|held| held.is_some())) {
             Ok(false) if self.table_repair.incomplete => self.repair(scope, Backend::Nft, &[target]),
             Ok(false) => return true,
             Err(BlockError::Gone) => self.repair_missing_table(scope),

@@ -4,8 +4,8 @@ use std::time::{Duration, Instant, SystemTime};
 
 use portsentry::config::Config;
 use portsentry::engine::{
-    Class, Engine, Grade, HashKey, Host, LastBan, Local, NoLookup, Observation, RecentBans, Response, Settings,
-    Verdict, Watch,
+    Class, Engine, Grade, HashKey, Host, LastBan, Local, NoLookup, Observation, ProtocolSettings, RecentBans, Response,
+    Settings, Verdict,
 };
 use portsentry::ledger::{
     BanAuthor, BanRecord, Ended, Ending, FleetLift, KnownPeer, Ledger, LedgerChange, LedgerEntry, LiftedBy,
@@ -490,7 +490,7 @@ fn hundred_thousand_bans_read_back() {
 
 #[test]
 fn ban_keeps_evidence_with_deciding_port_first() {
-    let watch = Watch { ports: "1-65535".parse().unwrap(), response: Response::Block };
+    let watch = ProtocolSettings { ports: "1-65535".parse().unwrap(), response: Response::Block };
     let builtin = Settings::from_config(&Config::parse("", "").unwrap());
     let mut engine = Engine::new(Settings { tcp: watch.clone(), udp: watch, ..builtin }, HashKey(1, 2));
     let host = Host::new(Local::own(["2001:db8::80".parse().unwrap()]));

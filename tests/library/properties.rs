@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use portsentry::engine::{
     Class, Engine, Escalation, HashKey, Host, Local, MaxPrefix, Notice, Observation, PortLookup, PortUse, Protection,
-    Response, Settings, Verdict, Watch,
+    ProtocolSettings, Response, Settings, Verdict,
 };
 use portsentry::types::{BanTarget, Expiry, Prefix, Protocol, Timestamp};
 use portsentry::wire::{Checksum, Delivery, Packet, TcpFlags, Transport};
@@ -36,7 +36,7 @@ fn address(text: &str) -> IpAddr {
 }
 
 fn settings(scan_trigger: u8, udp_blocks: bool) -> Settings {
-    let watch = |response| Watch { ports: "1-1024,3389,65535".parse().unwrap(), response };
+    let watch = |response| ProtocolSettings { ports: "1-1024,3389,65535".parse().unwrap(), response };
     Settings {
         tcp: watch(Response::Block),
         udp: watch(if udp_blocks { Response::Block } else { Response::Log }),

@@ -21,11 +21,11 @@ fn ban_has_requested_timeout() {
             (target("192.0.2.8"), Expiry::Never),
         ];
         sets.block(&bans).unwrap();
-        assert!(nearly(sets.table.holds(bans[0].0).unwrap(), 86_400));
-        assert!(nearly(sets.table.holds(bans[1].0).unwrap(), 3_600));
-        assert!(nearly(sets.table.holds(bans[2].0).unwrap(), 60));
-        assert_eq!(sets.table.holds(bans[3].0).unwrap(), Some(None));
-        assert_eq!(sets.table.holds(target("192.0.2.9")).unwrap(), None);
+        assert!(nearly(sets.table.time_left(bans[0].0).unwrap(), 86_400));
+        assert!(nearly(sets.table.time_left(bans[1].0).unwrap(), 3_600));
+        assert!(nearly(sets.table.time_left(bans[2].0).unwrap(), 60));
+        assert_eq!(sets.table.time_left(bans[3].0).unwrap(), Some(None));
+        assert_eq!(sets.table.time_left(target("192.0.2.9")).unwrap(), None);
         let blocked = nft("list set inet portsentry blocked");
         assert!(blocked.contains("192.0.2.7 timeout 1d expires") && blocked.contains("192.0.2.8"), "{blocked}");
         let blocked6 = nft("list set inet portsentry blocked6");
@@ -42,12 +42,12 @@ fn blocking_again_sets_new_expiry() {
         let source = target("192.0.2.7");
         for expiry in [60, 3_600, 120, 120] {
             sets.block(&[(source, seconds(expiry))]).unwrap();
-            assert!(nearly(sets.table.holds(source).unwrap(), expiry), "{expiry}");
+            assert!(nearly(sets.table.time_left(source).unwrap(), expiry), "{expiry}");
         }
         sets.block(&[(source, Expiry::Never)]).unwrap();
-        assert_eq!(sets.table.holds(source).unwrap(), Some(None));
+        assert_eq!(sets.table.time_left(source).unwrap(), Some(None));
         sets.block(&[(source, seconds(60))]).unwrap();
-        assert!(nearly(sets.table.holds(source).unwrap(), 60));
+        assert!(nearly(sets.table.time_left(source).unwrap(), 60));
     });
 }
 
@@ -57,11 +57,11 @@ fn expired_ban_can_return() {
         let source = target("192.0.2.7");
         sets.block(&[(source, seconds(1))]).unwrap();
         let start = std::time::Instant::now();
-        eventually("the ban expires", || sets.table.holds(source).unwrap().is_none());
+        eventually("the ban expires", || sets.table.time_left(source).unwrap().is_none());
         assert!(start.elapsed() > Duration::from_millis(800));
         sets.lift(&[source]).unwrap();
         sets.block(&[(source, seconds(60))]).unwrap();
-        assert!(nearly(sets.table.holds(source).unwrap(), 60));
+        assert!(nearly(sets.table.time_left(source).unwrap(), 60));
     });
 }
 
@@ -70,7 +70,7 @@ fn repeated_target_in_call_gets_last_expiry() {
     installed(|sets| {
         let source = target("192.0.2.7");
         sets.block(&[(source, seconds(60)), (source, seconds(3_600))]).unwrap();
-        assert!(nearly(sets.table.holds(source).unwrap(), 3_600));
+        assert!(nearly(sets.table.time_left(source).unwrap(), 3_600));
     });
 }
 
@@ -82,12 +82,12 @@ fn full_set_names_refused_bans() {
         assert_eq!(failed.len(), 2);
         for failure in &failed {
             assert!(matches!(failure.reason, Failure::Full { set: "blocked", size: 4 }), "{failure:?}");
-            assert_eq!(sets.table.holds(failure.target).unwrap(), None);
+            assert_eq!(sets.table.time_left(failure.target).unwrap(), None);
         }
         let alone = sets.block(&bans[5..]).unwrap_err().to_string();
         assert!(alone.contains("set inet portsentry blocked is full (4 elements)"), "{alone}");
         sets.block(&[(bans[0].0, seconds(3_600)), (target("2001:db8::1"), seconds(60))]).unwrap();
-        assert!(nearly(sets.table.holds(bans[0].0).unwrap(), 3_600));
+        assert!(nearly(sets.table.time_left(bans[0].0).unwrap(), 3_600));
         assert_eq!(sets.table.elements().unwrap().len(), 5);
     });
 }
@@ -159,10 +159,10 @@ fn restored_ban_shows_full_and_remaining_time() {
             assert!(blocked.contains("192.0.2.9 }") || blocked.contains("192.0.2.9,"), "{blocked}");
             assert!(nft("list set inet portsentry blocked6").contains("2001:db8:: timeout 1d expires "));
             assert!(
-                bans[..3].iter().all(|(source, ..)| nearly(sets.table.holds(*source).unwrap(), 3_600)),
+                bans[..3].iter().all(|(source, ..)| nearly(sets.table.time_left(*source).unwrap(), 3_600)),
                 "{before:?}"
             );
-            assert_eq!(sets.table.holds(bans[3].0).unwrap(), Some(None));
+            assert_eq!(sets.table.time_left(bans[3].0).unwrap(), Some(None));
         }
     });
 }
@@ -172,8 +172,8 @@ fn restored_ban_expires_on_time() {
     installed(|sets| {
         let source = target("192.0.2.7");
         sets.restore(&[(source, Some(Duration::from_secs(86_400)), Expiry::After(Duration::from_secs(1)))]).unwrap();
-        assert!(sets.table.holds(source).unwrap().is_some());
-        eventually("the ban expires", || sets.table.holds(source).unwrap().is_none());
+        assert!(sets.table.time_left(source).unwrap().is_some());
+        eventually("the ban expires", || sets.table.time_left(source).unwrap().is_none());
     });
 }
 

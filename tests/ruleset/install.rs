@@ -42,7 +42,7 @@ fn own_table_is_adopted_with_bans() {
         let mut second = Nft::open().unwrap();
         let adopted = Installed::Adopted((131_072, 131_072));
         assert_eq!(second.install(&RulesetSpec::default()).unwrap(), adopted);
-        assert!(nearly(second.table.holds(target("192.0.2.1")).unwrap(), 60));
+        assert!(nearly(second.table.time_left(target("192.0.2.1")).unwrap(), 60));
     });
 }
 
@@ -82,7 +82,7 @@ fn altered_table_is_repaired_at_start() {
             nft(change);
             let done = sets.install(&RulesetSpec::default()).unwrap();
             assert!(matches!(&done, Installed::Repaired { difference, .. } if difference.contains(part)), "{done:?}");
-            assert!(nearly(sets.table.holds(source).unwrap(), 60), "bans stay: {change}");
+            assert!(nearly(sets.table.time_left(source).unwrap(), 60), "bans stay: {change}");
             assert!(matches!(sets.install(&RulesetSpec::default()), Ok(Installed::Adopted(_))), "{change}");
         });
     }
@@ -195,7 +195,7 @@ fn deleted_table_is_reported_and_reinstalled() {
         assert!(matches!(sets.block(&[(source, seconds(60))]), Err(BlockError::Gone)));
         assert!(matches!(sets.block(&[(source, seconds(60)); 3]), Err(BlockError::Gone)));
         assert!(matches!(sets.lift(&[source]), Err(BlockError::Gone)));
-        assert!(matches!(sets.table.holds(source), Err(BlockError::Gone)));
+        assert!(matches!(sets.table.time_left(source), Err(BlockError::Gone)));
         assert!(matches!(sets.table.elements(), Err(BlockError::Gone)));
         assert!(matches!(
             sets.allowed.replace(&mut sets.table, &["10.0.0.0/8".parse().unwrap()]),

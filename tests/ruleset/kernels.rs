@@ -43,24 +43,24 @@ fn last_expiry_of_ban_wins() {
         let (wide, gone) = (target("2001:db8:1:2::5"), target("192.0.2.9"));
         sets.block(&[(there, seconds(60)), (wide, seconds(86_400))]).unwrap();
         sets.block(&[(gone, seconds(1))]).unwrap();
-        eventually("the ban expires", || sets.table.holds(gone).unwrap().is_none());
+        eventually("the ban expires", || sets.table.time_left(gone).unwrap().is_none());
         // Missing, present, longer, and expired but perhaps not yet removed: all in one transaction.
         for span in [3_600, 120, 120] {
             let bans = [new, there, wide, gone].map(|source| (source, seconds(span)));
             sets.block(&bans).unwrap();
             for (source, _) in bans {
-                assert!(nearly(sets.table.holds(source).unwrap(), span), "{source} {span}");
+                assert!(nearly(sets.table.time_left(source).unwrap(), span), "{source} {span}");
             }
         }
         sets.block(&[(there, Expiry::Never)]).unwrap();
-        assert_eq!(sets.table.holds(there).unwrap(), Some(None));
+        assert_eq!(sets.table.time_left(there).unwrap(), Some(None));
         sets.restore(&[(there, Some(Duration::from_secs(3_600)), seconds(60))]).unwrap();
-        assert!(nearly(sets.table.holds(there).unwrap(), 60));
+        assert!(nearly(sets.table.time_left(there).unwrap(), 60));
         let text = nft("list set inet portsentry blocked");
         assert!(text.contains("192.0.2.8 timeout 1h expires"), "{text}");
         // For a target listed twice the last expiry counts.
         sets.block(&[(there, seconds(60)), (there, seconds(7_200))]).unwrap();
-        assert!(nearly(sets.table.holds(there).unwrap(), 7_200));
+        assert!(nearly(sets.table.time_left(there).unwrap(), 7_200));
     });
 }
 

@@ -29,11 +29,11 @@ fn million_bans_are_held_and_bounded() {
 
         let start = Instant::now();
         let (one_more, _) = ban(1_000_000);
-        assert_eq!(sets.table.holds(one_more).unwrap(), None);
+        assert_eq!(sets.table.time_left(one_more).unwrap(), None);
         sets.block(&[ban(1_000_000)]).unwrap();
-        assert!(nearly(sets.table.holds(one_more).unwrap(), 86_400));
+        assert!(nearly(sets.table.time_left(one_more).unwrap(), 86_400));
         sets.block(&[(one_more, seconds(60))]).unwrap();
-        assert!(nearly(sets.table.holds(one_more).unwrap(), 60), "a ban among a million changes");
+        assert!(nearly(sets.table.time_left(one_more).unwrap(), 60), "a ban among a million changes");
         sets.lift(&[one_more]).unwrap();
         let sample: Vec<_> = (0..=1_000_000).step_by(1_000).map(|number| ban(number).0).collect();
         assert_eq!(sets.table.missing(&sample).unwrap(), [one_more]);

@@ -45,10 +45,8 @@ fn networks_and_sources_read_back_together() {
         let mut expected: Vec<&str> = all.iter().copied().chain(["192.0.2.7"]).collect();
         expected.sort_unstable();
         assert_eq!(held(sets), expected);
-        assert!(
-            bans.iter()
-                .all(|(target, _)| nearly(sets.table.holds(*target).unwrap(), 60) && sets.table.has(*target).unwrap())
-        );
+        assert!(bans.iter().all(|(target, _)| nearly(sets.table.time_left(*target).unwrap(), 60)
+            && sets.table.has_exactly(*target).unwrap()));
         let text = nft("list set inet portsentry blocked_nets");
         assert!(text.contains("198.51.100.0/24 timeout 1m expires "), "{text}");
         assert_eq!(sets.table.missing(&[network("198.51.100.0/24"), network("198.51.101.0/24")]).unwrap().len(), 1);
@@ -63,14 +61,14 @@ fn target_spelled_differently_is_same_ban() {
         let target = network("198.51.100.0/24");
         for (expiry, expected) in [(60, 60), (600, 600), (30, 30)] {
             sets.block(&[(target, seconds(expiry))]).unwrap();
-            assert!(nearly(sets.table.holds(target).unwrap(), expected), "{expiry}");
+            assert!(nearly(sets.table.time_left(target).unwrap(), expected), "{expiry}");
         }
         sets.restore(&[(target, Some(Duration::from_secs(86_400)), seconds(3_600))]).unwrap();
         assert!(
-            nft("list ruleset").contains("timeout 1d expires ") && nearly(sets.table.holds(target).unwrap(), 3_600)
+            nft("list ruleset").contains("timeout 1d expires ") && nearly(sets.table.time_left(target).unwrap(), 3_600)
         );
         sets.block(&[(target, Expiry::Never)]).unwrap();
-        assert_eq!(sets.table.holds(target).unwrap(), Some(None));
+        assert_eq!(sets.table.time_left(target).unwrap(), Some(None));
     });
 }
 
@@ -82,10 +80,10 @@ fn wider_network_replaces_inner_networks() {
         sets.block(&[(network("10.2.0.0/24"), seconds(600)), (network("10.1.0.0/16"), seconds(60))]).unwrap();
         assert_eq!(held(sets), ["10.1.0.0/16", "10.2.0.0/24"]);
         assert!(
-            nearly(sets.table.holds(network("10.1.255.254/31")).unwrap(), 60),
+            nearly(sets.table.time_left(network("10.1.255.254/31")).unwrap(), 60),
             "blocked by the surrounding network"
         );
-        assert!(!sets.table.has(network("10.1.255.254/31")).unwrap());
+        assert!(!sets.table.has_exactly(network("10.1.255.254/31")).unwrap());
     });
 }
 
@@ -105,7 +103,7 @@ fn inner_network_outlasting_outer_is_refused() {
             sets.lift(&[network(inside)]).unwrap();
         }
         assert_eq!(held(sets), ["10.1.0.0/16"]);
-        assert!(nearly(sets.table.holds(network("10.1.0.0/16")).unwrap(), 600));
+        assert!(nearly(sets.table.time_left(network("10.1.0.0/16")).unwrap(), 600));
         // Both in one call, where the inner ban does not outlast the outer one.
         let both = [(network("10.3.3.0/24"), seconds(60)), (network("10.3.0.0/16"), seconds(60))];
         sets.block(&both).unwrap();
@@ -132,8 +130,8 @@ fn foreign_interval_is_reported_and_kept() {
     installed_with(WIDE, |sets| {
         nft("add element inet portsentry blocked_nets { 10.0.0.4-10.0.0.11 timeout 1h }");
         assert_eq!(held(sets), ["10.0.0.4/30", "10.0.0.8/30"]);
-        assert!(sets.table.holds(network("10.0.0.8/30")).unwrap().is_some());
-        assert!(sets.table.holds(network("10.0.0.0/29")).unwrap().is_none(), "half of it is not blocked");
+        assert!(sets.table.time_left(network("10.0.0.8/30")).unwrap().is_some());
+        assert!(sets.table.time_left(network("10.0.0.0/29")).unwrap().is_none(), "half of it is not blocked");
         assert!(why(sets.block(&[(network("10.0.0.0/29"), seconds(60))])).contains("10.0.0.0/29"));
         assert_eq!(held(sets), ["10.0.0.4/30", "10.0.0.8/30"]);
     });
@@ -145,7 +143,7 @@ fn network_ban_expires_and_returns() {
         let (inner, outer) = (network("10.1.1.0/24"), network("10.1.0.0/16"));
         sets.block(&[(inner, seconds(1))]).unwrap();
         sleep(Duration::from_millis(1_200));
-        assert!(sets.table.holds(inner).unwrap().is_none() && held(sets).is_empty());
+        assert!(sets.table.time_left(inner).unwrap().is_none() && held(sets).is_empty());
         // The expired element may not have been removed yet.
         sets.block(&[(outer, seconds(1))]).unwrap();
         sleep(Duration::from_millis(1_200));

@@ -81,12 +81,12 @@ fn lift_removes_ban_that_trap_made_as_well() {
             sets.table.kernel = [None, Some(KernelFeatures::default())][round % 2];
             if round % 4 > 1 {
                 sets.block(&[(source, seconds(3_600))]).unwrap();
-                assert!(nearly(sets.table.holds(source).unwrap(), 3_600), "round {round}");
+                assert!(nearly(sets.table.time_left(source).unwrap(), 3_600), "round {round}");
             }
             // Before the ban is lifted: until then, a late SYN is dropped before the trap.
             trap_sets::forget(&mut sets.table, &[source]).unwrap();
             sets.lift(&[source]).unwrap();
-            if sets.table.holds(source).unwrap().is_some() {
+            if sets.table.time_left(source).unwrap().is_some() {
                 assert_eq!(trap_sets::caught(&mut sets.table).unwrap(), [source], "round {round}: no later SYN");
                 sets.lift(&[source]).unwrap();
             }

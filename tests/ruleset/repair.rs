@@ -34,7 +34,7 @@ fn repaired(spec: RulesetSpec, alter: &[&str]) -> Repaired {
         done = Some(sets.repair(&spec).unwrap());
         if !matches!(&done, Some(Repaired::Repaired { emptied, .. }) if !emptied.is_empty()) {
             assert_eq!(now(), before, "{alter:?}");
-            assert!(bans.iter().all(|(target, _)| nearly(sets.table.holds(*target).unwrap(), 600)), "{alter:?}");
+            assert!(bans.iter().all(|(target, _)| nearly(sets.table.time_left(*target).unwrap(), 600)), "{alter:?}");
         }
         assert_eq!(sets.repair(&spec).unwrap(), Repaired::Unchanged, "{alter:?}");
     });
@@ -162,8 +162,8 @@ fn lost_sets_are_recreated_and_named() {
         );
         let done = sets.repair(&RulesetSpec::default()).unwrap();
         assert_eq!(done, repaired_result("no set \"allowed\"", &[Set::Blocked6, Set::Allowed]));
-        assert!(nearly(sets.table.holds(target("192.0.2.1")).unwrap(), 600));
-        assert_eq!(sets.table.holds(target("2001:db8::")).unwrap(), None);
+        assert!(nearly(sets.table.time_left(target("192.0.2.1")).unwrap(), 600));
+        assert_eq!(sets.table.time_left(target("2001:db8::")).unwrap(), None);
         assert_eq!(sets.repair(&RulesetSpec::default()).unwrap(), Repaired::Unchanged);
     });
 }

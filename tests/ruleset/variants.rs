@@ -229,7 +229,7 @@ fn ruleset_variants_convert_with_their_bans() {
                     false => Installed::Rebuilt((131_072, 131_072)),
                 };
                 assert_eq!(done, expected, "{before:?} -> {after:?}");
-                assert!(nearly(sets.table.holds(target("192.0.2.1")).unwrap(), 60));
+                assert!(nearly(sets.table.time_left(target("192.0.2.1")).unwrap(), 60));
                 sets.lift(&[target("192.0.2.1")]).unwrap();
                 assert_eq!(&sorted(&nft("list table inet portsentry")), expected_listing, "{before:?} -> {after:?}");
             });

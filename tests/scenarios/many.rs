@@ -100,7 +100,7 @@ fn flush_during_restore_loses_no_ban() {
     let lab = Lab::new(&["attacker"]);
     fill_ledger(&lab);
     let daemon = Daemon::start_configured(&lab, "expire = \"1h\"\n", &[]);
-    let holds = |number: u32| lab.inside("victim", || Table::open().unwrap().holds(source(number)));
+    let holds = |number: u32| lab.inside("victim", || Table::open().unwrap().time_left(source(number)));
     // Another program changes other tables all the time. Then everything is flushed, after the first bans are restored
     // but usually before the last.
     lab.run("victim", "nft", &["add table ip another; delete table ip another"]);

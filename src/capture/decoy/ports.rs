@@ -33,7 +33,7 @@ impl DecoyPorts {
     /// The ports that connect mode opens.
     pub fn from_config(config: &Config) -> Self {
         let ports = |protocol: &config::ProtocolConfig| match protocol.mode {
-            Mode::Connect => protocol.watched(),
+            Mode::Connect => protocol.monitored(),
             Mode::Off | Mode::Stealth | Mode::Advanced => PortSet::new(),
         };
         Self { tcp: ports(&config.tcp), udp: ports(&config.udp), shared: None }

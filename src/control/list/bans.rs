@@ -136,7 +136,7 @@ fn one(directory: &Path, asked: IpNet, target: BanTarget, now: SystemTime) -> Re
         Ok(found)
     });
     let mut kernel = Kernel::open();
-    let elements = kernel.ask(|table| table.holds(target));
+    let elements = kernel.ask(|table| table.time_left(target));
     let elements = elements.map(|elements| elements.map_or_else(Vec::new, |left| vec![(target, left)]));
     join(remembered, elements, &mut kernel)
 }
@@ -210,7 +210,7 @@ fn join(
     }));
     let disagree = |ban: &&mut Listed| ban.kernel == KernelState::Absent || ban.remembered.is_none();
     for ban in bans.iter_mut().filter(disagree).take(MAX_RECHECKED) {
-        if let Ok(left) = kernel.ask(|table| table.holds(ban.target)) {
+        if let Ok(left) = kernel.ask(|table| table.time_left(ban.target)) {
             ban.kernel = left.map_or(KernelState::Absent, KernelState::Blocked);
         }
     }

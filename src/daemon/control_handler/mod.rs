@@ -32,7 +32,7 @@ use super::trial::Trial;
 use crate::config::{parse_expiry, parse_network};
 use crate::control::address_info::AddressInfo;
 use crate::control::protocol::{
-    Allowances, Allowed, AllowedEntry, Answer, Blocked, Disallowed, ErrorKind, Failure, MAX_LISTED, Reloaded, Reply,
+    Allowed, AllowedEntry, AllowedList, Answer, Blocked, Disallowed, ErrorKind, Failure, MAX_LISTED, Reloaded, Reply,
     Request, ServiceForgotten, ServicePort, Unblocked,
 };
 use crate::control::scoped_network::{parse_address, parse_target};
@@ -157,7 +157,7 @@ impl ControlHandler {
                 let mut allowed = self.host_state.allow.entries();
                 let more = allowed.len().saturating_sub(MAX_LISTED);
                 allowed.truncate(MAX_LISTED);
-                Box::pin(ready(Ok(Answer::Allowances(Allowances { allowed, more }))))
+                Box::pin(ready(Ok(Answer::Allowances(AllowedList { allowed, more }))))
             }
             Request::Fleet { after } => {
                 let after = after

@@ -163,7 +163,7 @@ fn allows_all(host: &Host) -> Vec<String> {
 }
 
 fn monitored(protocol: &ProtocolConfig, in_use: &PortSet, enforces: bool) -> MonitoredPorts {
-    let configured = protocol.watched();
+    let configured = protocol.monitored();
     let monitored = configured.without(in_use);
     MonitoredPorts {
         mode: protocol.mode,

@@ -30,7 +30,7 @@ pub(super) fn read(remembered: &[ActiveBan]) -> Result<Vec<Element>, BlockError>
         let seen: HashSet<BanTarget> = elements.iter().map(|(target, _)| *target).collect();
         let unseen = remembered.iter().filter(|ban| !seen.is_empty() && !seen.contains(&ban.target));
         for ActiveBan { target, .. } in unseen {
-            elements.extend(table.holds(*target)?.map(|remaining| (*target, remaining)));
+            elements.extend(table.time_left(*target)?.map(|remaining| (*target, remaining)));
         }
         Ok(elements)
     };

@@ -94,7 +94,7 @@ pub(super) fn run(mut command: Command, input: &[u8], limit: Duration, quit: &Pi
     let ended = start(&mut command, input).and_then(|(child, reader)| {
         // Copies of the pipe's write end would keep the pipe open.
         drop(command);
-        Watch { child, reader: Some(reader), output: Vec::new(), read: 0 }.follow(started, limit, quit)
+        RunningCommand { child, reader: Some(reader), output: Vec::new(), read: 0 }.follow(started, limit, quit)
     });
     let (outcome, output) = match ended {
         Ok((outcome, output)) => (outcome, printable(&output)),
@@ -122,7 +122,7 @@ fn stdin(input: &[u8]) -> io::Result<Stdio> {
 }
 
 /// A process and its output so far.
-struct Watch {
+struct RunningCommand {
     child: Child,
     /// `None` once its output has ended or is no longer needed.
     reader: Option<PipeReader>,
@@ -130,7 +130,7 @@ struct Watch {
     read: usize,
 }
 
-impl Watch {
+impl RunningCommand {
     fn follow(mut self, started: Instant, limit: Duration, quit: &PipeReader) -> io::Result<(Outcome, Vec<u8>)> {
         // Until the process is reaped, even as a zombie, no other group can get its id.
         let group = Pid::from_child(&self.child);

@@ -130,7 +130,7 @@ impl Nft {
         let mut remaining = mem::take(&mut self.remaining);
         remaining.clear();
         let looked = bans.iter().try_for_each(|(target, expiry)| {
-            match self.table.holds(*target)? {
+            match self.table.time_left(*target)? {
                 Some(left) if is_as_long(left, *expiry) => return Ok(()),
                 Some(_) => self.blocked_anew = Some(Instant::now()),
                 None => {}
@@ -220,7 +220,7 @@ impl Nft {
     /// # Errors
     /// The sets cannot be read or changed.
     pub fn remove_ban(&mut self, target: BanTarget) -> Result<bool, BlockError> {
-        let found = match self.table.has(target) {
+        let found = match self.table.has_exactly(target) {
             Err(BlockError::Gone) => false,
             found => found?,
         };

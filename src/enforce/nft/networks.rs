@@ -45,7 +45,7 @@ fn block_one(
         }
         // Another network overlaps it, or did until it expired: read the current networks.
         let held = table.networks()?.ok_or(BlockError::Gone)?;
-        let held = || held.iter().filter_map(|(target, remaining)| Some((as_wide(*target)?, *remaining)));
+        let held = || held.iter().filter_map(|(target, remaining)| Some((as_prefix(*target)?, *remaining)));
         if let Some((around, remaining)) = held().find(|(other, _)| contains(*other, network) && *other != network) {
             return Ok((!lasts(remaining, left)).then_some(Failure::Inside { around: BanTarget::Prefix(around) }));
         }
@@ -67,7 +67,7 @@ fn block_one(
 pub(super) fn lift(table: &mut Table, targets: &[BanTarget]) -> Result<Vec<Failed>, BlockError> {
     let mut failed = Vec::new();
     for target in targets.iter().copied() {
-        let Some(network) = as_wide(target) else { continue };
+        let Some(network) = as_prefix(target) else { continue };
         match table.transact(|batch| put_lift(batch, network)) {
             Ok(()) => {}
             // The ban or the set does not exist.
@@ -84,7 +84,7 @@ fn put_lift(batch: &mut Batch, network: Prefix) {
     nft::put_lift(batch, KernelFeatures::default(), BanTarget::Prefix(network));
 }
 
-fn as_wide(target: BanTarget) -> Option<Prefix> {
+fn as_prefix(target: BanTarget) -> Option<Prefix> {
     if let BanTarget::Prefix(wide) = target { Some(wide) } else { None }
 }
 

@@ -53,7 +53,7 @@ impl SetWriter {
                 let target = target(item);
                 if operation == Operation::Block
                     && let Some(reason) = self.was_full(target)
-                    && table.holds(target)?.is_none()
+                    && table.time_left(target)?.is_none()
                 {
                     failed.push(Failed { target, reason });
                     continue;

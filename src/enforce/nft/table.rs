@@ -70,7 +70,7 @@ impl Table {
     ///
     /// # Errors
     /// [`BlockError::Gone`] if the set does not exist.
-    pub fn holds(&mut self, target: BanTarget) -> Result<Option<Remaining>, BlockError> {
+    pub fn time_left(&mut self, target: BanTarget) -> Result<Option<Remaining>, BlockError> {
         Ok(self.element_of(target)?.map(|found| found.remaining))
     }
 
@@ -78,7 +78,7 @@ impl Table {
     /// of it.
     ///
     /// # Errors
-    /// As for [`Table::holds`].
+    /// As for [`Table::time_left`].
     pub(crate) fn element_of(&mut self, target: BanTarget) -> Result<Option<SetElement>, BlockError> {
         if let BanTarget::Prefix(network) = target {
             // The network is blocked if its first and its last address are in the same interval.
@@ -92,10 +92,10 @@ impl Table {
     }
 
     /// True if a ban of exactly `target` is in force, which can be lifted.
-    pub fn has(&mut self, target: BanTarget) -> Result<bool, BlockError> {
+    pub fn has_exactly(&mut self, target: BanTarget) -> Result<bool, BlockError> {
         match target {
             BanTarget::Prefix(_) => Ok(self.networks()?.is_some_and(|held| held.iter().any(|(one, _)| *one == target))),
-            _ => self.holds(target).map(|held| held.is_some()),
+            _ => self.time_left(target).map(|held| held.is_some()),
         }
     }
 
@@ -104,7 +104,7 @@ impl Table {
     pub fn missing(&mut self, targets: &[BanTarget]) -> Result<Vec<BanTarget>, BlockError> {
         let mut missing = Vec::new();
         for target in targets {
-            if self.holds(*target)?.is_none() {
+            if self.time_left(*target)?.is_none() {
                 missing.push(*target);
             }
         }

@@ -2,7 +2,7 @@
 
 use super::scene::Gist::{Block, Innocent, Probe};
 use super::scene::{CLIENT, HERE, HERE_TOO, SCANNER, SERVER, Scene, nth_source, target, tcp, udp};
-use crate::engine::{IgnoreReason, PortUse, Response, Settings, Watch};
+use crate::engine::{IgnoreReason, PortUse, ProtocolSettings, Response, Settings};
 use crate::types::{PortSet, Protocol};
 use crate::wire::TcpFlags;
 use crate::wire::fixtures::{ACK, FIN, PSH, SYN};
@@ -365,7 +365,7 @@ fn udp_ports_without_socket_are_closed() {
     assert!(Scene::new().closed_ports(Protocol::Udp).is_empty(), "no source is blocked for them");
 
     let mut scene = Scene::with(|settings| {
-        settings.udp = Watch { ports: "53,901-905,40000".parse().unwrap(), response: Response::Block };
+        settings.udp = ProtocolSettings { ports: "53,901-905,40000".parse().unwrap(), response: Response::Block };
     });
     assert_eq!(scene.closed_ports(Protocol::Udp).to_string(), "53,901-905,40000");
     scene.change(|host| {

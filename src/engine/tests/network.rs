@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
 use super::scene::Scene;
-use crate::engine::{Class, Host, Local, Response, Verdict, Watch};
+use crate::engine::{Class, Host, Local, ProtocolSettings, Response, Verdict};
 use crate::types::{Expiry, PortSet, Protocol, Timestamp, at};
 use crate::wire::fixtures::{packet, tcp};
 use crate::wire::{Packet, TcpFlags};
@@ -27,8 +27,8 @@ fn syn(destination: IpAddr, port: u16) -> Packet<'static> {
 fn judge(local: Local, packets: impl IntoIterator<Item = Packet<'static>>) -> Verdict {
     let mut scene = Scene::with(|settings| {
         let ports: PortSet = "1-1024".parse().unwrap();
-        settings.tcp = Watch { ports: ports.clone(), response: Response::Block };
-        settings.udp = Watch { ports, response: Response::Log };
+        settings.tcp = ProtocolSettings { ports: ports.clone(), response: Response::Block };
+        settings.udp = ProtocolSettings { ports, response: Response::Log };
         (settings.icmp, settings.window, settings.expiry) = (true, Duration::from_secs(60), Expiry::Never);
         settings.max_new_bans_per_minute = 600;
     });

@@ -8,7 +8,7 @@ use std::time::Duration;
 use crate::config::Config;
 use crate::engine::{
     ActiveBan, Ban, Class, Engine, HashKey, Host, IgnoreReason, Local, Notice, Observation, PortLookup, PortUse,
-    Protection, Repeated, Response, Service, Settings, Verdict, Watch,
+    Protection, ProtocolSettings, Repeated, Response, Service, Settings, Verdict,
 };
 pub(super) use crate::types::DAY;
 use crate::types::{BanTarget, Expiry, PortSet, Protocol, Timestamp, at};
@@ -87,7 +87,7 @@ pub(super) struct Scene {
 
 /// The built-in settings, with fewer ports above 1024.
 pub(crate) fn builtin() -> Settings {
-    let watch = |ports: &str, response| Watch { ports: ports.parse().unwrap(), response };
+    let watch = |ports: &str, response| ProtocolSettings { ports: ports.parse().unwrap(), response };
     Settings {
         tcp: watch("1-112,114-138,140-1024,3389,5900,8080,31337", Response::Block),
         udp: watch("1-66,69-136,139-519,521-545,547-1024,1900,5353,31337", Response::Log),
