@@ -32,6 +32,7 @@ use crate::host::snapshot::{
 };
 use crate::netlink::conntrack::Conntrack;
 use crate::netlink::sock_diag::{Bound, Connection, Listener, SockDiag};
+use crate::panic_guard::failpoint;
 use crate::sensor::SensorCommand;
 
 /// Number of ticks after which everything is read again: a killed session leaves its record without a change to any
@@ -355,8 +356,11 @@ impl HostState {
 /// continues.
 async fn capture(wanted: &Wanted, ring: Ring) -> Result<Live, DaemonError> {
     let filter = wanted.to_filter();
-    let opened = tokio::task::spawn_blocking(move || Live::open(&filter, ring)).await;
-    Ok(opened.map_err(|_| DaemonError::SensorGone)??)
+    let opened = tokio::task::spawn_blocking(move || {
+        failpoint("capture");
+        Live::open(&filter, ring)
+    });
+    Ok(opened.await.map_err(|_| DaemonError::SensorGone)??)
 }
 
 /// True for a socket of the decoys.

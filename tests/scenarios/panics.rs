@@ -125,3 +125,23 @@ fn sensor_panic_ends_program_with_bans_kept() {
     assert!(ended.log.contains("portsentry: the sensor thread panicked"), "{}", ended.log);
     assert_eq!(lab.banned().len(), 1);
 }
+
+#[test]
+fn reload_without_new_capture_changes_nothing() {
+    let mut lab = scene();
+    let daemon = tripping(&lab, "capture", &["nft"]);
+    let old = text(&lab, "portsentry.toml");
+    let new = format!("[tcp]\nports = \"1-2000\"\n[allow]\nnetworks = [\"198.51.100.0/24\"]\n{old}");
+    lab.write("portsentry.toml", &new);
+    let refused = lab.operate(&["reload"]);
+    assert_ne!(refused.code, Some(0), "{refused:?}");
+    expect_report(&daemon, "capture", "blocking");
+    // A change of the host makes the program create its snapshot anew.
+    lab.join("late");
+    lab.victim_ip("route add default via 10.77.2.66");
+    eventually("the gateway is known", || lab.set_text("allowed").contains("10.77.2.66"));
+    assert_eq!(lab.set_text("allowed").matches("198.51.100").count(), 0);
+    lab.succeed(&["reload"]);
+    eventually("the new network is allowed", || lab.set_text("allowed").contains("198.51.100"));
+    daemon.stop();
+}
