@@ -9,12 +9,7 @@
 //! clock.
 //!
 //! `cargo bench --bench block_latency -- "first probe" busy` measures only the rows with all of these words.
-#![expect(
-    clippy::unwrap_used,
-    clippy::print_stdout,
-    clippy::indexing_slicing,
-    reason = "a benchmark prints its results"
-)]
+#![cfg(test)]
 
 mod support;
 

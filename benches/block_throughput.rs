@@ -1,12 +1,7 @@
 //! Measures how many sources the program bans per second, each by one packet, whether it loses any, and the cost of a
 //! packet from a banned source. Compares it with a forked `nft add element` and with a single `nft -f` in the same run.
 //! Needs root.
-#![expect(
-    clippy::unwrap_used,
-    clippy::print_stdout,
-    clippy::indexing_slicing,
-    reason = "a benchmark prints its results"
-)]
+#![cfg(test)]
 
 mod support;
 

@@ -5,14 +5,7 @@
 //!
 //! `HOSTS=300` sets the number of hosts, `RUNS=1` shortens it; `-- fleet` and `-- late` run one part. Needs
 //! redis-server; no root.
-#![expect(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    clippy::print_stdout,
-    clippy::indexing_slicing,
-    reason = "a benchmark prints its results"
-)]
+#![cfg(test)]
 
 #[path = "../tests/fleet/engine.rs"]
 mod engine;

@@ -1,13 +1,7 @@
 //! Measures how long a just started service stays in the kernel's set of trapped ports, and the effect on its first
 //! client: twenty services one after another, each with a client that connects immediately. The threshold is zero, so a
 //! single probe of a closed port leads to a ban. Needs root.
-#![expect(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::print_stdout,
-    clippy::indexing_slicing,
-    reason = "a benchmark prints its results"
-)]
+#![cfg(test)]
 
 mod support;
 

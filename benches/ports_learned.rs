@@ -9,12 +9,7 @@
 //!
 //! `cargo bench --bench ports_learned -- default trap` measures only the rows with all of these words; `-- default -sT`
 //! measures them with one kind of scan.
-#![expect(
-    clippy::unwrap_used,
-    clippy::print_stdout,
-    clippy::indexing_slicing,
-    reason = "a benchmark prints its results"
-)]
+#![cfg(test)]
 
 mod support;
 

@@ -4,12 +4,7 @@
 //! namespace. Needs root.
 //!
 //! `RUNS=1` shortens it, `MILLION=no` omits the second table.
-#![expect(
-    clippy::unwrap_used,
-    clippy::print_stdout,
-    clippy::indexing_slicing,
-    reason = "a benchmark prints its results"
-)]
+#![cfg(test)]
 
 mod support;
 
@@ -134,8 +129,8 @@ fn once(bans: u32) -> Run {
     // The last ban of the last part: parts are restored in order. It is polled slowly, because each query delays the
     // restore.
     for last in [source(0), source(bans - 1)] {
-        let patient = || begin.elapsed() < netns_lab::TIMEOUT;
-        let back = support::wait_for_ban(&lab, last.element(), Duration::from_millis(2), patient);
+        let within_timeout = || begin.elapsed() < netns_lab::TIMEOUT;
+        let back = support::wait_for_ban(&lab, last.element(), Duration::from_millis(2), within_timeout);
         assert!(back, "{last} is not restored");
     }
     let started = begin.elapsed();

@@ -466,7 +466,7 @@ const CASES: [Case; 48] = [
 ];
 
 /// A cause of honest bans in earlier runs, and the rule that has removed it.
-struct Mended {
+struct FixedCause {
     cause: &'static str,
     scenario: Scenario,
     /// Rules that are switched off in both runs, because they would have the same effect.
@@ -476,50 +476,50 @@ struct Mended {
 
 /// The scenarios are listed instead of the positions of their bans, which change with every added behaviour. The
 /// replayed position is that of the first honest ban without the rule.
-const MENDED: [Mended; 8] = [
-    Mended {
+const FIXED_CAUSES: [FixedCause; 8] = [
+    FixedCause {
         cause: "clients return while several services are stopped",
         scenario: OUTAGES,
         without: |all| all.engine.related_ports = false,
         rule: |all| all.daemon.service_memory = false,
     },
-    Mended {
+    FixedCause {
         cause: "clients return before the services of a new installation are up",
         scenario: REINSTALLED,
         without: |_| (),
         rule: |all| all.daemon.settling = false,
     },
-    Mended {
+    FixedCause {
         cause: "a mail program guesses ports of a host without mail",
         scenario: scenario(WEB, 400, 2, &["mail program"]),
         without: |_| (),
         rule: |all| all.engine.bounds.unrelated = None,
     },
-    Mended {
+    FixedCause {
         cause: "a mail program guesses ports of a host that had mail lately",
         scenario: scenario(VOICE, 200, 5, &["mail program", "test of ports"]),
         without: |_| (),
         rule: |all| all.engine.bounds.unrelated = None,
     },
-    Mended {
+    FixedCause {
         cause: "a neighbour adds a printer",
         scenario: scenario(WORKSTATION, 60, 3, &["printer"]),
         without: |_| (),
         rule: |all| all.engine.bounds.unrelated = None,
     },
-    Mended {
+    FixedCause {
         cause: "containers take longer than the services after a boot",
         scenario: scenario(CONTAINERS, 60, 10, &["reboot", "regular client"]),
         without: |_| (),
         rule: |all| all.daemon.published_ports = false,
     },
-    Mended {
+    FixedCause {
         cause: "a connected user tries ports",
         scenario: scenario(MAIL, 60, 2, &["user at work"]),
         without: |_| (),
         rule: |all| all.daemon.known_peers = false,
     },
-    Mended {
+    FixedCause {
         cause: "a user continues to try ports after a reboot has ended the connection",
         scenario: INTERRUPTED,
         without: |_| (),
@@ -529,7 +529,7 @@ const MENDED: [Mended; 8] = [
 
 #[test]
 fn mended_honest_bans_replay_without_ban() {
-    for_each(&MENDED, |Mended { cause, scenario, without, rule }| {
+    for_each(&FIXED_CAUSES, |FixedCause { cause, scenario, without, rule }| {
         let mut options = scenario.options();
         without(&mut options);
         let mut broken = options.clone();

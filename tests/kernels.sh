@@ -16,7 +16,7 @@ mkdir -p "$work"
 tools=(sh bash awk grep sed find xargs ps pgrep kill sysctl ip ss tc nft iptables-nft nmap masscan zmap hping3 strace ping tcpdmatch
     kmod modprobe depmod insmod lsmod getent perl mkfs.ext4)
 packages=(coreutils util-linux mount)
-data=(/usr/share/nmap /etc/zmap /etc/services /etc/protocols /etc/nsswitch.conf /etc/ld.so.conf /etc/ld.so.conf.d
+data=(/usr/share/nmap /etc/zmap /etc/services /etc/protocols /etc/ld.so.conf /etc/ld.so.conf.d
     /etc/alternatives/awk /usr/lib/x86_64-linux-gnu/perl-base /usr/lib/x86_64-linux-gnu/xtables)
 
 # Without ARGUMENTS: the tests to run of programs whose other tests do not use the kernel, and the tests to skip because
@@ -127,9 +127,7 @@ build_root() {
     for path in "${data[@]}"; do
         [ ! -e "$path" ] || { mkdir -p "$root$(dirname "$path")" && cp -a "$path" "$root$path"; }
     done
-    printf 'root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/nonexistent:/usr/sbin/nologin\n' >"$root/etc/passwd"
-    printf 'root:x:0:\nnogroup:x:65534:\n' >"$root/etc/group"
-    printf '127.0.0.1 localhost\n::1 localhost\n' >"$root/etc/hosts"
+    cp tests/netns_lab/etc/* "$root/etc/"
     : >"$root/etc/resolv.conf"
     : >"$root/etc/shadow" && chmod 600 "$root/etc/shadow"
 

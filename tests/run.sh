@@ -11,15 +11,18 @@ skipped=()
 # Most tests wait, and the simulation computes: it runs beside them, at the lowest priority.
 beside=(--test host_life)
 niceness=19
+waiting=()
 if [ "${1:-}" = --fast ]; then
     shift
     # Most of the fast tests compute as well, so the simulation runs at normal priority. The tests of the ledger mostly wait, and follow it.
     beside+=(--test ledger)
     niceness=0
+    # These do nothing but wait, for half a minute, so they run beside both.
+    waiting=(--test slow_backends)
     programs=(--lib --bins --test allocation --test architecture --test config --test import --test library --test replay
         --test repository)
-    # These tests load rules into a namespace or mount a small disk.
-    skipped=(-- --skip example_ruleset_loads --skip full_disk)
+    # These tests load rules into a namespace, end connections in one, or mount a small disk.
+    skipped=(-- --skip example_ruleset_loads --skip connections:: --skip full_disk)
     # These compute for ten seconds and more each: a simulated day of a flood, the fuzz targets' inputs with every byte
     # changed, and a hundred runs of the simulation with disabled rules.
     skipped+=(--skip forged_flood_of_a_day --skip fuzzing::tests::corpus --skip disabled_rule_fails_its_scenario)
@@ -40,10 +43,11 @@ export RUST_TEST_THREADS="${RUST_TEST_THREADS:-$((2 * $(nproc)))}"
 
 log=$(mktemp)
 beside_log=$(mktemp)
-trap 'rm -f "$log" "$beside_log"' EXIT
+waiting_log=$(mktemp)
+trap 'rm -f "$log" "$beside_log" "$waiting_log"' EXIT
 outcome=0
 if [ $# -gt 0 ]; then
-    [ "${#programs[@]}" -eq 0 ] || programs+=("${beside[@]}")
+    [ "${#programs[@]}" -eq 0 ] || programs+=("${beside[@]}" "${waiting[@]}")
     cargo test --locked --no-fail-fast "${programs[@]}" "$@" "${skipped[@]}" 2>&1 | tee "$log" || outcome=$?
 else
     documentation=false
@@ -57,13 +61,17 @@ else
             [ "$name" = host_life ] || programs+=(--test "$name")
         done
     fi
-    cargo test --locked --no-run "${programs[@]}" "${beside[@]}" 2>&1 | tee "$log" || outcome=$?
+    cargo test --locked --no-run "${programs[@]}" "${beside[@]}" "${waiting[@]}" 2>&1 | tee "$log" || outcome=$?
     nice -n "$niceness" cargo test --locked --no-fail-fast "${beside[@]}" "${skipped[@]}" >"$beside_log" 2>&1 &
-    second=$!
+    running=($!)
+    if [ "${#waiting[@]}" -gt 0 ]; then
+        cargo test --locked --no-fail-fast "${waiting[@]}" "${skipped[@]}" >"$waiting_log" 2>&1 &
+        running+=($!)
+    fi
     cargo test --locked --no-fail-fast "${programs[@]}" "${skipped[@]}" 2>&1 | tee -a "$log" || outcome=$?
     ! "$documentation" || cargo test --locked --no-fail-fast --doc 2>&1 | tee -a "$log" || outcome=$?
-    wait "$second" || outcome=$?
-    tee -a "$log" <"$beside_log"
+    for second in "${running[@]}"; do wait "$second" || outcome=$?; done
+    cat "$beside_log" "$waiting_log" | tee -a "$log"
 fi
 
 # `test result: ok. 5 passed; 0 failed; …`, once per test program.

@@ -12,7 +12,7 @@ use super::table_identity::FoundTable;
 use crate::config::{BlockPolicy, Config};
 use crate::enforce::command::{Outcome, Spawner};
 use crate::enforce::nft::{
-    BlockError, DecoyRules, Installed, Nft, RulesetError, RulesetSpec, Table, Watched, trap_sets,
+    BlockError, DecoyRules, Installed, Nft, RulesetError, RulesetSpec, Table, TrapContents, trap_sets,
 };
 use crate::enforce::route::Routes;
 use crate::enforce::slow_backends::{BackendEvent, CommandPhase, Settings, SlowBackends, SlowQueue, SlowTask};
@@ -150,9 +150,9 @@ pub(super) fn open(
         // A trap that a crashed run left armed must not continue to block. Usually there is none. Each set is emptied
         // separately, because a missing set makes the kernel refuse the whole transaction.
         let none: Option<&[(u16, u16)]> = Some(&[]);
-        drop(trap_sets::arm(&mut table, Watched { tcp: none, ..Watched::default() }));
-        drop(trap_sets::arm(&mut table, Watched { udp: none, ..Watched::default() }));
-        drop(trap_sets::arm(&mut table, Watched { services: none, ..Watched::default() }));
+        drop(trap_sets::arm(&mut table, TrapContents { tcp: none, ..TrapContents::default() }));
+        drop(trap_sets::arm(&mut table, TrapContents { udp: none, ..TrapContents::default() }));
+        drop(trap_sets::arm(&mut table, TrapContents { services: none, ..TrapContents::default() }));
     }
     for store in &used.stores {
         if let Err(error) = store.check() {

@@ -23,7 +23,7 @@ impl RulesetSpec {
             fleet: config.fleet.is_joined().then_some(config.fleet.accept.size),
             // Only the daemon knows the ports of the decoy listener.
             decoys: None,
-            wide: config.block.widest_ipv4 < 32 || config.block.widest_ipv6 < 64,
+            prefix_sets: config.block.widest_ipv4 < 32 || config.block.widest_ipv6 < 64,
         }
     }
 }

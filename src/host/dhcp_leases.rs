@@ -156,7 +156,7 @@ pub(crate) fn fuzz(text: &[u8]) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::host::file_watch::FileWatch;
+    use crate::host::file_watch::{FileWatch, tests::assert_noticed_once};
     use std::fs;
     use tempfile::TempDir;
 
@@ -252,16 +252,13 @@ mod tests {
     #[test]
     fn changed_lease_is_noticed_once() {
         let (_folder, files) = in_folder();
-        let mut watch = FileWatch::new(files.clone());
-        assert!(!watch.poll());
         let path = files.dhclient[0].join("dhclient.leases");
-        fs::write(&path, LEASE).unwrap();
-        assert!(watch.poll() && !watch.poll());
-        fs::write(&path, LEASE.repeat(2)).unwrap();
-        assert!(watch.poll() && !watch.poll());
-        fs::write(files.networkd.join("2"), "SERVER_ADDRESS=192.0.2.3\n").unwrap();
-        assert!(watch.poll() && !watch.poll());
-        fs::remove_file(&path).unwrap();
-        assert!(watch.poll() && !watch.poll());
+        let changes: [&dyn Fn(); 4] = [
+            &|| fs::write(&path, LEASE).unwrap(),
+            &|| fs::write(&path, LEASE.repeat(2)).unwrap(),
+            &|| fs::write(files.networkd.join("2"), "SERVER_ADDRESS=192.0.2.3\n").unwrap(),
+            &|| fs::remove_file(&path).unwrap(),
+        ];
+        assert_noticed_once(&mut FileWatch::new(files.clone()), &changes);
     }
 }

@@ -153,8 +153,17 @@ fn stamp(path: &Path) -> Option<Stamp> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
+
+    /// Asserts that nothing has changed, and that one call of `poll` notices each of these changes.
+    pub(in crate::host) fn assert_noticed_once<F: Files>(watch: &mut FileWatch<F>, changes: &[&dyn Fn()]) {
+        assert!(!watch.poll());
+        for (number, change) in changes.iter().enumerate() {
+            change();
+            assert!(watch.poll() && !watch.poll(), "change {number}");
+        }
+    }
 
     #[test]
     fn address_is_read_without_zone() {
@@ -194,15 +203,12 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("file");
         let mut watch = FileWatch::new(path.clone());
-        assert!(!watch.poll());
-        fs::write(&path, "one").unwrap();
-        assert!(watch.poll() && !watch.poll());
-        fs::write(folder.path().join("new"), "two").unwrap();
-        assert!(!watch.poll(), "another file");
-        fs::rename(folder.path().join("new"), &path).unwrap();
-        assert!(watch.poll() && !watch.poll());
-        fs::remove_file(&path).unwrap();
-        assert!(watch.poll() && !watch.poll());
+        assert_noticed_once(&mut watch, &[&|| fs::write(&path, "one").unwrap()]);
+        // Another file.
+        let new = folder.path().join("new");
+        fs::write(&new, "two").unwrap();
+        let changes: [&dyn Fn(); 2] = [&|| fs::rename(&new, &path).unwrap(), &|| fs::remove_file(&path).unwrap()];
+        assert_noticed_once(&mut watch, &changes);
     }
 
     #[test]

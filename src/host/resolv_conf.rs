@@ -94,7 +94,7 @@ mod tests {
     use tempfile::TempDir;
 
     use super::*;
-    use crate::host::file_watch::FileWatch;
+    use crate::host::file_watch::{FileWatch, tests::assert_noticed_once};
 
     fn in_folder() -> (TempDir, ResolverFiles) {
         let folder = TempDir::new().unwrap();
@@ -157,16 +157,14 @@ mod tests {
     #[test]
     fn changed_file_is_noticed_once() {
         let (folder, files) = in_folder();
-        let mut watch = FileWatch::new(files.clone());
-        assert!(!watch.poll());
-        fs::write(&files.main, "nameserver 192.0.2.1\n").unwrap();
-        assert!(watch.poll() && !watch.poll());
-        fs::write(folder.path().join("new"), "nameserver 192.0.2.2\n").unwrap();
-        fs::rename(folder.path().join("new"), &files.main).unwrap();
-        assert!(watch.poll() && !watch.poll());
-        fs::write(&files.upstream[1], "").unwrap();
-        assert!(watch.poll() && !watch.poll());
-        fs::remove_file(&files.main).unwrap();
-        assert!(watch.poll() && !watch.poll());
+        let new = folder.path().join("new");
+        fs::write(&new, "nameserver 192.0.2.2\n").unwrap();
+        let changes: [&dyn Fn(); 4] = [
+            &|| fs::write(&files.main, "nameserver 192.0.2.1\n").unwrap(),
+            &|| fs::rename(&new, &files.main).unwrap(),
+            &|| fs::write(&files.upstream[1], "").unwrap(),
+            &|| fs::remove_file(&files.main).unwrap(),
+        ];
+        assert_noticed_once(&mut FileWatch::new(files.clone()), &changes);
     }
 }

@@ -296,7 +296,7 @@ impl BanController {
             && let Some(backend) = &mut self.enforcement.blocker.nft
         {
             // Every later creation of the table includes sets for prefixes.
-            backend.spec.wide = true;
+            backend.spec.prefix_sets = true;
         }
         if bans.iter().any(|ban| self.observer.host.allow.protects_target(ban.target).is_some()) {
             self.exempt_check_at = Some(now);

@@ -17,7 +17,9 @@ use super::pending_bans::PendingBans;
 use super::reporter::Reporter;
 use super::trap_arming::TrapArming;
 use super::trap_review::{Counting, Review, TrapReview, UNCONFIRMED_FOR};
-use crate::enforce::nft::{BlockError, DecoyCounts, HoldCounts, Nft, RulesetSpec, Table, Trap, Watched, trap_sets};
+use crate::enforce::nft::{
+    BlockError, DecoyCounts, HoldCounts, Nft, RulesetSpec, Table, Trap, TrapContents, trap_sets,
+};
 use crate::engine::{CAPPED_BAN, Verdict};
 use crate::events::event::EventKind;
 use crate::types::{BanTarget, Expiry, Protocol, Timestamp, first_and_more};
@@ -131,7 +133,7 @@ impl TrapControl {
         self.suspend(blocker, reporter);
         if let Some(backend) = blocker.nft.as_mut().filter(|backend| backend.spec.decoys.is_some()) {
             // Without a listener the rules of decoys have no effect.
-            let _ = trap_sets::arm(&mut backend.table, Watched { tcp: Some(&[]), ..Watched::default() });
+            let _ = trap_sets::arm(&mut backend.table, TrapContents { tcp: Some(&[]), ..TrapContents::default() });
         }
     }
 
@@ -165,7 +167,7 @@ impl TrapControl {
             reporter.metrics.hold_full.add(since(counts.full, last.full));
         }
         if let Ok(Some(usage)) = trap_sets::filling(&mut nft.table, rules) {
-            reporter.metrics.trap_touched.set(usage.touched.into());
+            reporter.metrics.trap_touched.set(usage.probed.into());
             reporter.metrics.trap_suspects.set(usage.suspects.into());
         }
     }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::observer::Scope;
 use super::reporter::Reporter;
-use crate::enforce::nft::{BlockError, Nft, RulesetSpec, TRAP_BURST, Table, Trap, Watched, trap_sets};
+use crate::enforce::nft::{BlockError, Nft, RulesetSpec, TRAP_BURST, Table, Trap, TrapContents, trap_sets};
 use crate::types::{PortSet, Protocol, Timestamp};
 
 /// Window within which a loss counts; at most twice as long.
@@ -97,8 +97,8 @@ impl TrapArming {
         let tcp = decoys.or(tcp);
         let [tcp, udp, related, services] = [&tcp, &udp, &related, &services].map(Option::as_deref);
         let (interfaces, ceiling_reached) = (wanted.interfaces.as_deref(), wanted.ceiling_reached);
-        let watched = Watched { tcp, udp, related, services, interfaces, ceiling_reached };
-        trap_sets::arm(&mut backend.table, watched)?;
+        let contents = TrapContents { tcp, udp, related, services, interfaces, ceiling_reached };
+        trap_sets::arm(&mut backend.table, contents)?;
         self.armed = Some(wanted);
         self.update_metrics(reporter);
         Ok(true)
@@ -111,8 +111,8 @@ impl TrapArming {
         let [tcp, udp] = [rules.tcp, rules.udp].map(|counts| none.filter(|_| counts));
         let held = none.filter(|_| rules.hold.is_some());
         let interfaces = Some(&[][..]);
-        let watched = Watched { tcp, udp, related: held, services: held, interfaces, ceiling_reached: None };
-        trap_sets::arm(table, watched)
+        let contents = TrapContents { tcp, udp, related: held, services: held, interfaces, ceiling_reached: None };
+        trap_sets::arm(table, contents)
     }
 
     /// Takes the next number of ports as the new reference, because the configuration has changed.

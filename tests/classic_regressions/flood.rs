@@ -19,7 +19,7 @@ const SCANNERS: u32 = 60_000;
 const CEILING: usize = 60;
 const SHORT: Duration = Duration::from_secs(300);
 /// The limit of the program's resident allocated memory, in KiB.
-const MOST: u64 = 64 << 10;
+const MAX_RESIDENT_KIB: u64 = 64 << 10;
 
 /// Resident memory in KiB, without the pages of the program's file.
 fn resident(daemon: &Daemon) -> u64 {
@@ -38,7 +38,7 @@ fn flood_of_250000_sources_is_bounded() {
     let begin = Instant::now();
     wire.pace(50_000, forged(SUSPECTS).map(|source| raw::tcp(source, target, 23, SYN)));
     wire.pace(50_000, forged(SCANNERS).map(|source| raw::tcp(source, target, 23, 0)));
-    assert!(resident(&daemon) < MOST, "{} KiB after the flood", resident(&daemon));
+    assert!(resident(&daemon) < MAX_RESIDENT_KIB, "{} KiB after the flood", resident(&daemon));
     // Packets are judged in order: this scanner's after those of the flood.
     let scanner = lab.provoke_ban("scanner");
     let bans = lab.set("blocked");
@@ -50,7 +50,7 @@ fn flood_of_250000_sources_is_bounded() {
     assert!(bans.iter().any(|ban| ban.address == scanner));
     assert!(lab.is_served("client", lab.victim_v4("client").into(), 80, TIMEOUT));
     drop(services);
-    let quiet = within(TIMEOUT, || (resident(&daemon) < MOST).then_some(()));
+    let quiet = within(TIMEOUT, || (resident(&daemon) < MAX_RESIDENT_KIB).then_some(()));
     assert!(quiet.is_some(), "{} KiB at rest", resident(&daemon));
     daemon.stop();
 }

@@ -188,7 +188,7 @@ fn forged_flood_of_a_whole_minute() {
     }
 }
 
-/// Gives the program files with login sessions, the DHCP server's lease and /etc/hosts, in its own mount namespace.
+/// Gives the program files with login sessions and the DHCP server's lease, in its own mount namespace.
 const SYSTEM: &str = r#"
 set -e
 target=$(readlink -m /etc/resolv.conf)
@@ -198,7 +198,6 @@ cp "$1/utmp" /run/utmp
 mount -t tmpfs tmpfs /var/lib
 mkdir /var/lib/dhcp
 cp "$1/leases" /var/lib/dhcp/dhclient.leases
-mount --bind "$1/hosts" /etc/hosts
 shift
 exec "$@"
 "#;

@@ -86,7 +86,6 @@ impl Host {
 
     fn command(&self, arguments: &[&str]) -> Command {
         let mut command = self.namespace.command(env!("CARGO_BIN_EXE_portsentry"));
-        command.env_remove("COLUMNS");
         command.args(["list", "--state-dir"]).arg(self.directory()).args(arguments);
         command
     }
@@ -273,7 +272,7 @@ fn many_bans_are_read_from_ledger() {
 #[test]
 fn names_are_resolved_where_requested() {
     let host = Host::with(&[ban("127.0.0.1", ago(60), HOUR), ban("192.0.2.1", ago(60), HOUR)]);
-    // In the namespace only /etc/hosts resolves names.
+    // In the namespace only the lab's /etc/hosts resolves names.
     let list = host.json(&["--names"]);
     let of = |text: &str| list["bans"].as_array().unwrap().iter().find(|ban| ban["subject"] == text).unwrap().clone();
     assert_eq!((&of("127.0.0.1")["name"], &of("192.0.2.1")["name"]), (&"localhost".into(), &Value::Null));

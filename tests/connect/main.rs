@@ -17,7 +17,7 @@ mod tests {
 
     use netns_lab::daemon::Daemon;
     use netns_lab::services::Services;
-    use netns_lab::{AT_ONCE, Lab, TIMEOUT, enter, raw, slowness};
+    use netns_lab::{Lab, PROMPT_TIMEOUT, TIMEOUT, enter, raw, slowness};
 
     const TCP: &str = "[tcp]\nports = \"7001-7010\"\nport_banner = \"Go away.\\r\\n\"\n[udp]\nmode = \"off\"\n";
     const BANNER: &str = "Go away.\r\n";
@@ -351,7 +351,7 @@ mod tests {
             connect_until_banned(&lab, "late", [7001, 7002, 7003]);
             let (ended, took) = daemon.end_by(Signal::TERM);
             done.store(true, Ordering::Relaxed);
-            assert!(ended.status.success() && took < AT_ONCE * slowness(), "{took:?} {ended:?}");
+            assert!(ended.status.success() && took < PROMPT_TIMEOUT * slowness(), "{took:?} {ended:?}");
             assert!(ended.log.contains(&format!("Connect from {friend} to TCP port")), "{}", ended.log);
         });
         assert!(!lab.banned().contains(&friend.into()));

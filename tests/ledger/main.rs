@@ -5,8 +5,8 @@
 
 mod damage;
 mod model;
-mod page;
 mod refusals;
+mod report;
 mod store;
 mod support;
 mod texts;

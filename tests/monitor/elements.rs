@@ -62,7 +62,7 @@ fn transaction_is_reported_as_one() {
 #[test]
 fn network_is_reported_as_one() {
     watched(async |monitor, socket| {
-        install(socket, &RulesetSpec { wide: true, ..RulesetSpec::default() }).unwrap();
+        install(socket, &RulesetSpec { prefix_sets: true, ..RulesetSpec::default() }).unwrap();
         let network = |text: &str| BanTarget::exactly(text.parse().unwrap()).unwrap();
         for (set, one, two) in
             [("blocked_nets", "10.0.0.0/24", "10.0.1.0/24"), ("blocked_nets6", "2001:db8::/56", "2001:db8:0:100::/56")]

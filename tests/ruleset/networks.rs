@@ -12,7 +12,7 @@ const WIDE: RulesetSpec = RulesetSpec {
     size: 131_072,
     action: portsentry::types::Action::Drop,
     log_drops: None,
-    wide: true,
+    prefix_sets: true,
     own_source: false,
     fleet: None,
     trap: None,

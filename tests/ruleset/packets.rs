@@ -5,7 +5,7 @@ use std::sync::Barrier;
 use std::thread;
 use std::time::Duration;
 
-use portsentry::enforce::nft::{KernelFeatures, Nft, RulesetSpec, Trap, Watched, trap_sets};
+use portsentry::enforce::nft::{KernelFeatures, Nft, RulesetSpec, Trap, TrapContents, trap_sets};
 use portsentry::types::{BanTarget, Rate};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, connect, socket_with};
 
@@ -15,7 +15,7 @@ use super::{nearly, run, seconds, target};
 
 /// Two namespaces joined by a veth pair: the host with the table installed, and a remote host.
 fn cabled(test: impl FnOnce(&mut Nft, &Namespace) + Send) {
-    cabled_with(RulesetSpec { wide: true, ..RulesetSpec::default() }, test);
+    cabled_with(RulesetSpec { prefix_sets: true, ..RulesetSpec::default() }, test);
 }
 
 fn cabled_with(spec: RulesetSpec, test: impl FnOnce(&mut Nft, &Namespace) + Send) {
@@ -56,7 +56,7 @@ fn lift_removes_ban_that_trap_made_as_well() {
     cabled_with(RulesetSpec { trap: Some(trap), ..RulesetSpec::default() }, |sets, remote| {
         trap_sets::arm(
             &mut sets.table,
-            Watched { tcp: Some(&[(901, 905)]), ceiling_reached: Some(false), ..Watched::default() },
+            TrapContents { tcp: Some(&[(901, 905)]), ceiling_reached: Some(false), ..TrapContents::default() },
         )
         .unwrap();
         let source = target("192.0.2.2");

@@ -154,8 +154,8 @@ fn variants() -> [(RulesetSpec, String); 22] {
         (RulesetSpec { log_drops: log, ..plain }, only_log),
         (RulesetSpec { action: reject, ..plain }, reject_without(&["limit rate 3/minute"])),
         (RulesetSpec { action: reject, log_drops: log, ..plain }, REJECT_LOG.to_owned()),
-        (RulesetSpec { wide: true, ..plain }, NETWORKS.to_owned()),
-        (RulesetSpec { wide: true, action: reject, log_drops: log, ..plain }, rejecting(NETWORKS)),
+        (RulesetSpec { prefix_sets: true, ..plain }, NETWORKS.to_owned()),
+        (RulesetSpec { prefix_sets: true, action: reject, log_drops: log, ..plain }, rejecting(NETWORKS)),
         (RulesetSpec { fleet: Some(16_384), ..plain }, FLEET.to_owned()),
         (RulesetSpec { fleet: Some(16_384), action: reject, log_drops: log, ..plain }, rejecting(FLEET)),
         (own, OWN_SOURCE.to_owned()),
@@ -210,7 +210,7 @@ fn ruleset_variants_convert_with_their_bans() {
         let others = variants.iter().enumerate().filter(|(column, _)| (5 * row + column).is_multiple_of(step));
         for (_, (after, _)) in others {
             // A table with prefix bans keeps its network sets, or the bans would be lost.
-            let after = &RulesetSpec { wide: before.wide || after.wide, ..*after };
+            let after = &RulesetSpec { prefix_sets: before.prefix_sets || after.prefix_sets, ..*after };
             if created.iter().all(|(spec, _)| spec != after) {
                 let listed = Namespace::with_loopback().inside(|| {
                     Nft::open().unwrap().install(after).unwrap();

@@ -16,7 +16,7 @@ use seccompiler::{BpfProgram, SeccompAction, SeccompFilter, apply_filter};
 fn run_alone(test: &str) -> Output {
     let name = format!("lacking::{test}");
     let own = std::env::current_exe().unwrap();
-    netns_lab::command_with_users(&own)
+    netns_lab::command_with_etc(&own)
         .args(["--exact", &name, "--ignored", "--nocapture", "--test-threads=1"])
         .output()
         .unwrap()

@@ -27,7 +27,7 @@ const ICMP_COUNTS: &str = "[detect]\nicmp = true\n";
 const ICMP_BLOCKS: &str = "[udp]\nblock = true\n[detect]\nicmp = true\n";
 
 /// A single probe leads to a ban with any threshold.
-const AT_ONCE: [Outcome; 2] = [Blocked(1), Blocked(1)];
+const BLOCKED_AT_FIRST: [Outcome; 2] = [Blocked(1), Blocked(1)];
 /// Counted, with two ports forgiven.
 const THIRD: [Outcome; 2] = [Blocked(3), Blocked(1)];
 /// The same, but only logged.
@@ -56,28 +56,28 @@ macro_rules! rows {
 rows! {
     syn: "nmap -sS", BOTH, BUILT_IN, Means::Tool, NORMAL => THIRD;
     connect: "nmap -sT", BOTH, BUILT_IN, Means::Tool, NORMAL => THIRD;
-    fin: "nmap -sF", BOTH, BUILT_IN, Means::Tool, FIN_ONLY => AT_ONCE;
-    null: "nmap -sN", BOTH, BUILT_IN, Means::Tool, "TCP NULL scan" => AT_ONCE;
-    xmas: "nmap -sX", BOTH, BUILT_IN, Means::Tool, XMAS => AT_ONCE;
+    fin: "nmap -sF", BOTH, BUILT_IN, Means::Tool, FIN_ONLY => BLOCKED_AT_FIRST;
+    null: "nmap -sN", BOTH, BUILT_IN, Means::Tool, "TCP NULL scan" => BLOCKED_AT_FIRST;
+    xmas: "nmap -sX", BOTH, BUILT_IN, Means::Tool, XMAS => BLOCKED_AT_FIRST;
     maimon: "nmap -sM", BOTH, BUILT_IN, Means::Tool, "TCP FIN/ACK (Maimon) scan" => ONLY_LOGGED;
     maimon_banned: "nmap -sM", BOTH, ACK_BANS, Means::Tool, "TCP FIN/ACK (Maimon) scan" => THIRD;
     ack: "nmap -sA", BOTH, BUILT_IN, Means::Tool, "TCP ACK/Window scan" => ONLY_LOGGED;
     ack_banned: "nmap -sA", BOTH, ACK_BANS, Means::Tool, "TCP ACK/Window scan" => THIRD;
     window: "nmap -sW", BOTH, BUILT_IN, Means::Tool, "TCP ACK/Window scan" => ONLY_LOGGED;
     window_banned: "nmap -sW", BOTH, ACK_BANS, Means::Tool, "TCP ACK/Window scan" => THIRD;
-    syn_fin: "nmap -sS --scanflags SYNFIN", BOTH, BUILT_IN, Means::Tool, ILLEGAL => AT_ONCE;
-    syn_rst: "nmap -sS --scanflags SYNRST", BOTH, BUILT_IN, Means::Tool, ILLEGAL => AT_ONCE;
-    all_six: "nmap -sS --scanflags URGACKPSHRSTSYNFIN", BOTH, BUILT_IN, Means::Tool, ILLEGAL => AT_ONCE;
-    psh: "nmap -sS --scanflags PSH", BOTH, BUILT_IN, Means::Tool, ILLEGAL => AT_ONCE;
-    urg: "nmap -sS --scanflags URG", BOTH, BUILT_IN, Means::Tool, ILLEGAL => AT_ONCE;
+    syn_fin: "nmap -sS --scanflags SYNFIN", BOTH, BUILT_IN, Means::Tool, ILLEGAL => BLOCKED_AT_FIRST;
+    syn_rst: "nmap -sS --scanflags SYNRST", BOTH, BUILT_IN, Means::Tool, ILLEGAL => BLOCKED_AT_FIRST;
+    all_six: "nmap -sS --scanflags URGACKPSHRSTSYNFIN", BOTH, BUILT_IN, Means::Tool, ILLEGAL => BLOCKED_AT_FIRST;
+    psh: "nmap -sS --scanflags PSH", BOTH, BUILT_IN, Means::Tool, ILLEGAL => BLOCKED_AT_FIRST;
+    urg: "nmap -sS --scanflags URG", BOTH, BUILT_IN, Means::Tool, ILLEGAL => BLOCKED_AT_FIRST;
     source_port: "nmap -sS -g 53", BOTH, BUILT_IN, Means::Tool, NORMAL => THIRD;
     source_port_20: "nmap -sS -g 20", BOTH, BUILT_IN, Means::Tool, NORMAL => THIRD;
     data: "nmap -sS --data-length 20", BOTH, BUILT_IN, Means::Tool, NORMAL => THIRD;
     low_ttl: "nmap -sS --ttl 1", FOUR, BUILT_IN, Means::Tool, NORMAL => THIRD;
     ip_options: "nmap -sS --ip-options R", FOUR, BUILT_IN, Means::Tool, NORMAL => THIRD;
     polite: "nmap -sS -T2 --scan-delay 200ms", BOTH, BUILT_IN, Means::Tool, NORMAL => THIRD;
-    pieces_of_8: "nmap -sS -f", FOUR, BUILT_IN, Means::Tool, CUT => AT_ONCE;
-    fin_in_pieces_of_8: "nmap -sF -f", FOUR, BUILT_IN, Means::Tool, CUT => AT_ONCE;
+    pieces_of_8: "nmap -sS -f", FOUR, BUILT_IN, Means::Tool, CUT => BLOCKED_AT_FIRST;
+    fin_in_pieces_of_8: "nmap -sF -f", FOUR, BUILT_IN, Means::Tool, CUT => BLOCKED_AT_FIRST;
     pieces_of_16: "nmap -sS -f -f", FOUR, BUILT_IN, Means::Tool, NORMAL_CUT => THIRD;
     fin_in_pieces_of_16: "nmap -sF -f -f", FOUR, BUILT_IN, Means::Tool, "TCP FIN scan (fragmented)" => THIRD;
     mtu_16: "nmap -sS --mtu 16", FOUR, BUILT_IN, Means::Tool, NORMAL_CUT => THIRD;
@@ -93,24 +93,24 @@ rows! {
     zmap: "zmap -M tcp_synscan", FOUR, BUILT_IN, Means::Tool, NORMAL => THIRD;
     zmap_udp: "zmap -M udp", FOUR, UDP_BLOCKS, Means::Tool, DATAGRAM => THIRD;
     hping_syn: "hping3 -S", FOUR, BUILT_IN, Means::Tool, NORMAL => THIRD;
-    hping_fin: "hping3 -F", FOUR, BUILT_IN, Means::Tool, FIN_ONLY => AT_ONCE;
+    hping_fin: "hping3 -F", FOUR, BUILT_IN, Means::Tool, FIN_ONLY => BLOCKED_AT_FIRST;
     hping_ack: "hping3 -A", FOUR, BUILT_IN, Means::Tool, "TCP ACK/Window scan" => ONLY_LOGGED;
     hping_ack_banned: "hping3 -A", FOUR, ACK_BANS, Means::Tool, "TCP ACK/Window scan" => THIRD;
-    hping_push: "hping3 -P", FOUR, BUILT_IN, Means::Tool, ILLEGAL => AT_ONCE;
-    hping_xmas: "hping3 -F -P -U", FOUR, BUILT_IN, Means::Tool, XMAS => AT_ONCE;
-    hping_ece: "hping3 -X", FOUR, BUILT_IN, Means::Tool, ILLEGAL => AT_ONCE;
-    hping_cwr: "hping3 -Y", FOUR, BUILT_IN, Means::Tool, ILLEGAL => AT_ONCE;
+    hping_push: "hping3 -P", FOUR, BUILT_IN, Means::Tool, ILLEGAL => BLOCKED_AT_FIRST;
+    hping_xmas: "hping3 -F -P -U", FOUR, BUILT_IN, Means::Tool, XMAS => BLOCKED_AT_FIRST;
+    hping_ece: "hping3 -X", FOUR, BUILT_IN, Means::Tool, ILLEGAL => BLOCKED_AT_FIRST;
+    hping_cwr: "hping3 -Y", FOUR, BUILT_IN, Means::Tool, ILLEGAL => BLOCKED_AT_FIRST;
     hping_fragments: "hping3 -S -f", FOUR, BUILT_IN, Means::Tool, NORMAL_CUT => THIRD;
     hping_udp: "hping3 -2", FOUR, UDP_BLOCKS, Means::Tool, DATAGRAM => THIRD;
-    reserved_bits: "SYN with a reserved bit", BOTH, BUILT_IN, Means::Raw(reserved), ILLEGAL => AT_ONCE;
-    overlap: "SYN over the flags of an ACK in the first fragment (RFC 3128)", FOUR, BUILT_IN, Means::Raw(overlapping), CUT => AT_ONCE;
-    tiny_six: "SYN in fragments of 8 bytes", SIX, BUILT_IN, Means::Raw(tiny), CUT => AT_ONCE;
+    reserved_bits: "SYN with a reserved bit", BOTH, BUILT_IN, Means::Raw(reserved), ILLEGAL => BLOCKED_AT_FIRST;
+    overlap: "SYN over the flags of an ACK in the first fragment (RFC 3128)", FOUR, BUILT_IN, Means::Raw(overlapping), CUT => BLOCKED_AT_FIRST;
+    tiny_six: "SYN in fragments of 8 bytes", SIX, BUILT_IN, Means::Raw(tiny), CUT => BLOCKED_AT_FIRST;
     split_six: "SYN in fragments of 16 bytes", SIX, BUILT_IN, Means::Raw(split), NORMAL_CUT => THIRD;
     atomic: "SYN behind an atomic fragment header", SIX, BUILT_IN, Means::Raw(behind_atomic), NORMAL => THIRD;
     destination: "SYN behind destination options", SIX, BUILT_IN, Means::Raw(behind_destination), NORMAL => THIRD;
     hop_by_hop: "SYN behind hop-by-hop options", SIX, BUILT_IN, Means::Raw(behind_hop_by_hop), NORMAL => THIRD;
-    chain: "FIN behind three extension headers", SIX, BUILT_IN, Means::Raw(behind_three), FIN_ONLY => AT_ONCE;
-    hidden: "first fragment that ends in destination options (RFC 7112)", SIX, BUILT_IN, Means::Raw(cut_in_options), CUT => AT_ONCE;
+    chain: "FIN behind three extension headers", SIX, BUILT_IN, Means::Raw(behind_three), FIN_ONLY => BLOCKED_AT_FIRST;
+    hidden: "first fragment that ends in destination options (RFC 7112)", SIX, BUILT_IN, Means::Raw(cut_in_options), CUT => BLOCKED_AT_FIRST;
 }
 
 fn reserved(source: IpAddr, target: IpAddr, port: u16) -> Vec<Vec<u8>> {

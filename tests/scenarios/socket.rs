@@ -7,7 +7,7 @@ use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
 use netns_lab::daemon::{Daemon, binary};
-use netns_lab::{AT_ONCE, Lab, slowness};
+use netns_lab::{Lab, PROMPT_TIMEOUT, slowness};
 
 /// The longest wait of a client in these tests: far below the server's own timeouts.
 const SOON: Duration = Duration::from_secs(20);
@@ -101,7 +101,7 @@ fn forty_clients_are_served_or_refused() {
     let well = netns_lab::within(SOON, || (lab.operate(&["status"]).code == Some(0)).then_some(()));
     assert!(well.is_some(), "closed connections make room");
     let (ended, took) = daemon.end_by(rustix::process::Signal::TERM);
-    assert!(ended.status.success() && took < AT_ONCE * slowness(), "{took:?} {ended:?}");
+    assert!(ended.status.success() && took < PROMPT_TIMEOUT * slowness(), "{took:?} {ended:?}");
     assert!(!lab.path("socket").exists());
 }
 

@@ -15,7 +15,7 @@ use crate::Protocol::Tcp;
 use crate::banned_at_last;
 
 /// Longer than a hold, and shorter than the time until a SYN's second retransmission.
-const PATIENCE: Duration = Duration::from_millis(1_500);
+const CONNECT_TIMEOUT: Duration = Duration::from_millis(1_500);
 
 fn nft(lab: &Lab, command: &str) {
     lab.run("victim", "nft", &[command]);
@@ -104,7 +104,7 @@ fn related_port_holds_without_counting() {
             lab.probe("mail", source, target, &[143, 995, 110, 587]);
         }
         for (_, target) in ends("browser") {
-            let refused = connect(&lab, "browser", target, 443, PATIENCE);
+            let refused = connect(&lab, "browser", target, 443, CONNECT_TIMEOUT);
             assert_eq!(refused, Some(ErrorKind::ConnectionRefused), "{target}");
         }
         assert!(was_held(&lab, lab.v4("mail")) && was_held(&lab, lab.v6_network("mail")));
@@ -250,7 +250,7 @@ fn connect_from(source: IpAddr, target: SocketAddr) -> Option<ErrorKind> {
     let family = if source.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
     let socket = socket(family, SocketType::STREAM, None).unwrap();
     bind(&socket, &SocketAddr::new(source, 0)).unwrap();
-    sockopt::set_socket_timeout(&socket, sockopt::Timeout::Send, Some(PATIENCE)).unwrap();
+    sockopt::set_socket_timeout(&socket, sockopt::Timeout::Send, Some(CONNECT_TIMEOUT)).unwrap();
     connect(&socket, &target).err().map(|errno| match errno {
         rustix::io::Errno::CONNREFUSED => ErrorKind::ConnectionRefused,
         rustix::io::Errno::INPROGRESS | rustix::io::Errno::AGAIN => ErrorKind::TimedOut,
@@ -267,7 +267,8 @@ fn published_port_is_held_forwarded_is_not() {
     let (container, target) = (IpAddr::from(lab.v4("container")), IpAddr::from(lab.victim_v4("other")));
     publish(&lab, (target, 8_080), container);
     let _listener = lab.inside("container", || TcpListener::bind((container, 80)).unwrap());
-    let try_both = || [(container, 80), (target, 8_080)].map(|(ip, port)| connect(&lab, "other", ip, port, PATIENCE));
+    let try_both =
+        || [(container, 80), (target, 8_080)].map(|(ip, port)| connect(&lab, "other", ip, port, CONNECT_TIMEOUT));
     assert_eq!(try_both(), [None, None]);
     hold(&lab, lab.v4("other"));
     assert_eq!(try_both(), [None, Some(ErrorKind::TimedOut)]);

@@ -59,7 +59,7 @@ impl AllowSet {
             return self.write(table, wanted);
         }
         let put = |batch: &mut _| {
-            changes.iter().for_each(|(set, out, into)| nft::put_protected_change(batch, *set, out, into));
+            changes.iter().for_each(|(set, out, into)| nft::put_allowed_change(batch, *set, out, into));
         };
         match table.transact(put) {
             Ok(()) => {
@@ -76,7 +76,7 @@ impl AllowSet {
         self.known = None;
         table.send(|batch| {
             for (set, prefixes) in wanted.families() {
-                nft::put_protected(batch, set, &prefixes.iter().copied().collect::<Vec<_>>());
+                nft::put_allowed(batch, set, &prefixes.iter().copied().collect::<Vec<_>>());
             }
         })?;
         self.known = Some(wanted);

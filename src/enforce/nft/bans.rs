@@ -89,18 +89,18 @@ impl Nft {
     /// # Errors
     /// See [`Nft::repair`].
     pub fn replace_rules(&mut self, wanted: RulesetSpec) -> Result<(), RulesetError> {
-        let wide = self.spec.wide || wanted.wide;
+        let prefix_sets = self.spec.prefix_sets || wanted.prefix_sets;
         // The decoy listener does not change with the configuration.
-        self.repair(&RulesetSpec { wide, decoys: self.spec.decoys, ..wanted }).map(|_| ())
+        self.repair(&RulesetSpec { prefix_sets, decoys: self.spec.decoys, ..wanted }).map(|_| ())
     }
 
     /// Adds the sets for prefixes to the table if one of `targets` needs them.
     fn ensure_prefix_sets(&mut self, mut targets: impl Iterator<Item = BanTarget>) -> Result<(), Gone> {
-        if self.spec.wide || !targets.any(|target| matches!(target, BanTarget::Prefix(_))) {
+        if self.spec.prefix_sets || !targets.any(|target| matches!(target, BanTarget::Prefix(_))) {
             return Ok(());
         }
         // The bans run into the same error, and it is reported with them.
-        let repaired = self.repair(&RulesetSpec { wide: true, ..self.spec });
+        let repaired = self.repair(&RulesetSpec { prefix_sets: true, ..self.spec });
         if matches!(repaired, Ok(Repaired::Created)) { Err(Gone) } else { Ok(()) }
     }
 

@@ -21,7 +21,7 @@ pub use trap_sets::{DecoyCounts, Hold, HoldCounts, TrapUsage};
 
 pub use crate::netlink::nft::{
     DecoyRules, Installed, KernelFeatures, MAX_HOLDS, Remaining, Repaired, RulesetError, RulesetSpec, TRAP_BURST, Trap,
-    Watched,
+    TrapContents,
 };
 use crate::netlink::socket::SocketError;
 

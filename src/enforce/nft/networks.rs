@@ -35,7 +35,7 @@ fn block_one(
     for _ in 0..MAX_ATTEMPTS {
         answer = table.transact(|batch| {
             inside.iter().for_each(|other| put_lift(batch, *other));
-            let put = if there { nft::put_network } else { nft::put_new_network };
+            let put = if there { nft::put_prefix_ban } else { nft::put_new_prefix_ban };
             put(batch, (BanTarget::Prefix(network), length, left));
         });
         match &answer {

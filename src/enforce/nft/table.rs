@@ -139,7 +139,7 @@ impl Table {
         let mut all = Vec::new();
         for set in [Set::BlockedNets, Set::BlockedNets6] {
             match self.read_set(set, Vec::new, |bounds, bound| bounds.push(bound)) {
-                Ok(bounds) => all.extend(nft::networks(bounds)),
+                Ok(bounds) => all.extend(nft::decode_prefixes(bounds)),
                 Err(BlockError::Gone) => return Ok(None),
                 Err(error) => return Err(error),
             }

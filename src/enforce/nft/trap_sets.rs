@@ -3,14 +3,14 @@
 use std::time::Duration;
 
 use super::{BlockError, Table};
-use crate::netlink::nft::{self, Set, SetElement, Trap, Watched};
+use crate::netlink::nft::{self, Set, SetElement, Trap, TrapContents};
 use crate::types::BanTarget;
 
 /// Fill level of the trap's memory.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct TrapUsage {
     /// Probed ports of sources, of both families and protocols. Expired ones count until the kernel removes them.
-    pub touched: u32,
+    pub probed: u32,
     /// Sources that probed a port.
     pub suspects: u32,
 }
@@ -46,8 +46,8 @@ pub struct Hold {
 ///
 /// # Errors
 /// [`BlockError::Gone`] if the table has no trap for one of the protocols; nothing is changed then.
-pub fn arm(table: &mut Table, watched: Watched<'_>) -> Result<(), BlockError> {
-    table.send(|batch| nft::put_trapped(batch, watched))
+pub fn arm(table: &mut Table, contents: TrapContents<'_>) -> Result<(), BlockError> {
+    table.send(|batch| nft::put_trapped(batch, contents))
 }
 
 /// Sources that the trap has blocked and that [`forget`] has not removed.
@@ -120,7 +120,7 @@ pub fn filling(table: &mut Table, trap: Trap) -> Result<Option<TrapUsage>, Block
         let sum = match set {
             Set::Suspects | Set::Suspects6 | Set::PeerSuspects | Set::PeerSuspects6 => &mut filling.suspects,
             Set::TrapBanned | Set::TrapBanned6 => continue,
-            _ => &mut filling.touched,
+            _ => &mut filling.probed,
         };
         match nft::set_count(&mut table.socket, set).map_err(BlockError::in_table)? {
             Some(count) => *sum = sum.saturating_add(count),

@@ -77,7 +77,7 @@ fn nf_tables() {
         named_interfaces: false,
         hold: Some(Duration::from_millis(900)),
     };
-    let spec = RulesetSpec { size: 65_536, wide: true, trap: Some(trap), ..RulesetSpec::default() };
+    let spec = RulesetSpec { size: 65_536, prefix_sets: true, trap: Some(trap), ..RulesetSpec::default() };
     nft::install(&mut socket, &spec).unwrap();
     let mut batch = Batch::new();
     let hour = Expiry::After(Duration::from_secs(3600));
@@ -87,9 +87,9 @@ fn nf_tables() {
         &[(target("192.0.2.7"), hour), (target("198.51.100.1"), Expiry::Never)],
     );
     nft::put_bans(&mut batch, nft::KernelFeatures::default(), &[(target("2001:db8:1:2::/64"), hour)]);
-    nft::put_network(&mut batch, (target("203.0.113.0/24"), None, hour));
-    nft::put_protected(&mut batch, nft::Set::Allowed, &["192.0.2.128/25".parse().unwrap()]);
-    nft::put_trapped(&mut batch, nft::Watched { tcp: Some(&[(1, 21), (23, 79)]), ..nft::Watched::default() });
+    nft::put_prefix_ban(&mut batch, (target("203.0.113.0/24"), None, hour));
+    nft::put_allowed(&mut batch, nft::Set::Allowed, &["192.0.2.128/25".parse().unwrap()]);
+    nft::put_trapped(&mut batch, nft::TrapContents { tcp: Some(&[(1, 21), (23, 79)]), ..nft::TrapContents::default() });
     socket.transact(&mut batch).unwrap();
     batch.clear();
     nft::put_lift(&mut batch, nft::KernelFeatures::default(), target("192.0.2.7"));

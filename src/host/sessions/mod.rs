@@ -110,7 +110,7 @@ pub(crate) fn fuzz(bytes: &[u8]) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::host::file_watch::FileWatch;
+    use crate::host::file_watch::{FileWatch, tests::assert_noticed_once};
     use std::fs;
     use tempfile::TempDir;
 
@@ -207,14 +207,10 @@ mod tests {
     fn login_and_logout_are_noticed_once() {
         let (folder, files) = in_folder();
         let mut watch = FileWatch::new(files.clone());
-        assert!(!watch.poll());
-        fs::write(&files.utmp[0], [0; 384]).unwrap();
-        assert!(watch.poll() && !watch.poll());
-        fs::write(folder.path().join(".new"), session("203.0.113.9", "active")).unwrap();
-        assert!(!watch.poll());
-        fs::rename(folder.path().join(".new"), files.logind.join("1")).unwrap();
-        assert!(watch.poll() && !watch.poll());
-        fs::remove_file(files.logind.join("1")).unwrap();
-        assert!(watch.poll() && !watch.poll());
+        assert_noticed_once(&mut watch, &[&|| fs::write(&files.utmp[0], [0; 384]).unwrap()]);
+        let (new, one) = (folder.path().join(".new"), files.logind.join("1"));
+        fs::write(&new, session("203.0.113.9", "active")).unwrap();
+        let changes: [&dyn Fn(); 2] = [&|| fs::rename(&new, &one).unwrap(), &|| fs::remove_file(&one).unwrap()];
+        assert_noticed_once(&mut watch, &changes);
     }
 }

@@ -162,20 +162,20 @@ pub(crate) fn put_peers(batch: &mut Batch, out: &[BanTarget], into: &[BanTarget]
 /// Appends `ban`, which is of a network, in the form that every kernel supports. The set must contain either exactly
 /// this network or nothing that overlaps it. If both bounds of the network are bounds of inner networks, Linux 6.1 and
 /// older take it for an existing element.
-pub(crate) fn put_network(batch: &mut Batch, ban: RestoredBan) {
+pub(crate) fn put_prefix_ban(batch: &mut Batch, ban: RestoredBan) {
     put_steps(batch, ADD_DELETE_ADD, Set::for_target(ban.0), std::iter::once(restored_ban(&ban)));
 }
 
 /// Appends `ban`, of a network that is not blocked yet. The transaction must already delete everything inside it;
 /// otherwise it fails. The network is not deleted here as well, because the kernel cannot handle two dead elements and
 /// a live one at the same address.
-pub(crate) fn put_new_network(batch: &mut Batch, ban: RestoredBan) {
+pub(crate) fn put_new_prefix_ban(batch: &mut Batch, ban: RestoredBan) {
     put_steps(batch, ADD_NEW, Set::for_target(ban.0), std::iter::once(restored_ban(&ban)));
 }
 
 /// Appends the replacement of a prefix set's contents: removes all elements, then adds these prefixes. They must be of
 /// one family, sorted and free of overlaps.
-pub(crate) fn put_protected(batch: &mut Batch, set: Set, prefixes: &[IpNet]) {
+pub(crate) fn put_allowed(batch: &mut Batch, set: Set, prefixes: &[IpNet]) {
     put_flush(batch, set);
     put_prefixes(batch, sys::NFT_MSG_NEWSETELEM, set, prefixes);
 }
@@ -183,7 +183,7 @@ pub(crate) fn put_protected(batch: &mut Batch, set: Set, prefixes: &[IpNet]) {
 /// Appends a change of a prefix set's contents: removes the prefixes `out`, which must exist exactly as given, then
 /// adds `into`. No bound may occur in both: the kernel cannot distinguish two dead elements and a live one at the same
 /// address.
-pub(crate) fn put_protected_change(batch: &mut Batch, set: Set, out: &[IpNet], into: &[IpNet]) {
+pub(crate) fn put_allowed_change(batch: &mut Batch, set: Set, out: &[IpNet], into: &[IpNet]) {
     put_prefixes(batch, sys::NFT_MSG_DELSETELEM, set, out);
     put_prefixes(batch, sys::NFT_MSG_NEWSETELEM, set, into);
 }
@@ -192,10 +192,10 @@ fn put_prefixes(batch: &mut Batch, kind: u32, set: Set, prefixes: &[IpNet]) {
     put_each(batch, kind, set, prefixes, |elements, prefix| put_interval(elements, *prefix, Times::default()));
 }
 
-/// Ports and interfaces that the trap monitors. Ports are inclusive ranges, ascending and not adjacent. `None` if the
+/// The contents of the trap's sets: ports and interfaces that it monitors. Ports are inclusive ranges, ascending and not adjacent. `None` if the
 /// table has no set for the protocol, because its probes do not count.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Watched<'a> {
+pub struct TrapContents<'a> {
     /// TCP ports.
     pub tcp: Option<&'a [(u16, u16)]>,
     /// UDP ports.
@@ -211,9 +211,9 @@ pub struct Watched<'a> {
 }
 
 /// Appends the replacement of the monitored ports and interfaces.
-pub(crate) fn put_trapped(batch: &mut Batch, watched: Watched<'_>) {
-    let trapped = [(Set::Trapped, watched.tcp), (Set::TrappedUdp, watched.udp), (Set::Related, watched.related)];
-    for (set, ports) in trapped.into_iter().chain([(Set::Services, watched.services)]) {
+pub(crate) fn put_trapped(batch: &mut Batch, contents: TrapContents<'_>) {
+    let trapped = [(Set::Trapped, contents.tcp), (Set::TrappedUdp, contents.udp), (Set::Related, contents.related)];
+    for (set, ports) in trapped.into_iter().chain([(Set::Services, contents.services)]) {
         let Some(ports) = ports else { continue };
         put_flush(batch, set);
         put_each(batch, sys::NFT_MSG_NEWSETELEM, set, ports, |elements, (first, last)| {
@@ -223,10 +223,10 @@ pub(crate) fn put_trapped(batch: &mut Batch, watched: Watched<'_>) {
             }
         });
     }
-    if let Some(interfaces) = watched.interfaces {
+    if let Some(interfaces) = contents.interfaces {
         put_interfaces(batch, Set::TrapInterfaces, interfaces);
     }
-    if let Some(ceiling_reached) = watched.ceiling_reached {
+    if let Some(ceiling_reached) = contents.ceiling_reached {
         put_flush(batch, Set::CeilingReached);
         let protocols: &[u8] = if ceiling_reached { &[TCP, UDP] } else { &[] };
         put_each(batch, sys::NFT_MSG_NEWSETELEM, Set::CeilingReached, protocols, |elements, protocol| {
@@ -260,7 +260,7 @@ const RANGES_A_MESSAGE: usize = 500;
 
 #[cfg(test)]
 mod tests {
-    use super::super::element::{CENTURY, Remaining, elements_of, networks};
+    use super::super::element::{CENTURY, Remaining, decode_prefixes, elements_of};
     use super::*;
     use crate::netlink::message::{Messages, attributes};
     use crate::types::Prefix;
@@ -401,7 +401,7 @@ mod tests {
         let prefixes: Vec<IpNet> =
             (0..1_200_u128).map(|n| ipnet::Ipv6Net::new_assert((n << 80).into(), 64).into()).collect();
         let mut batch = Batch::new();
-        put_protected(&mut batch, Set::Allowed6, &prefixes);
+        put_allowed(&mut batch, Set::Allowed6, &prefixes);
         let lists = lists(&batch);
         assert_eq!(lists.iter().map(|(_, list)| bans_of(list).count()).collect::<Vec<_>>(), [0, 1000, 1000, 400]);
         assert!(lists.iter().all(|(_, list)| list.len() < usize::from(u16::MAX)));
@@ -410,7 +410,7 @@ mod tests {
     #[test]
     fn interval_to_last_address_has_no_end() {
         let mut batch = Batch::new();
-        put_protected(&mut batch, Set::Allowed, &["0.0.0.0/0".parse().unwrap()]);
+        put_allowed(&mut batch, Set::Allowed, &["0.0.0.0/0".parse().unwrap()]);
         let elements: usize = lists(&batch).into_iter().map(|(_, list)| bans_of(list).count()).sum();
         assert_eq!(elements, 1);
     }
@@ -424,10 +424,10 @@ mod tests {
         for text in ["203.0.113.0/24", "10.0.0.0/8", "255.255.255.0/24", "192.0.2.6/31", "2001:db8:1:ff00::/56"] {
             let mut batch = Batch::new();
             let (minute, left) = (Duration::from_secs(60), Expiry::After(Duration::from_secs(20)));
-            put_network(&mut batch, (wide(text), Some(minute), left));
+            put_prefix_ban(&mut batch, (wide(text), Some(minute), left));
             let lists = lists(&batch);
             assert_eq!(lists.iter().map(|(kind, _)| *kind).collect::<Vec<_>>(), [12, 14, 12]);
-            let found = networks(elements_of(lists[2].1).collect());
+            let found = decode_prefixes(elements_of(lists[2].1).collect());
             let remaining = Some(Duration::from_secs(20));
             assert_eq!(found, [(wide(text), remaining)]);
         }

@@ -176,7 +176,7 @@ mod tests {
         named_interfaces: false,
         hold: None,
     };
-    const FIRST_TOUCH: Trap = Trap { forgiven: 0, window: Duration::ZERO, ..TRAP };
+    const FIRST_PROBE: Trap = Trap { forgiven: 0, window: Duration::ZERO, ..TRAP };
     const BOTH: Trap = Trap { udp: true, ..TRAP };
     const UDP: Trap = Trap { tcp: false, ..BOTH };
     const TRANSLATED: Trap =
@@ -207,35 +207,43 @@ mod tests {
                 size: 7,
                 ..RulesetSpec::default()
             },
-            RulesetSpec { wide: true, ..RulesetSpec::default() },
+            RulesetSpec { prefix_sets: true, ..RulesetSpec::default() },
             RulesetSpec { fleet: Some(16_384), ..RulesetSpec::default() },
-            RulesetSpec { fleet: Some(7), action: Action::Reject, wide: true, ..RulesetSpec::default() },
+            RulesetSpec { fleet: Some(7), action: Action::Reject, prefix_sets: true, ..RulesetSpec::default() },
             RulesetSpec { fleet: Some(7), trap: Some(HOLD), ..RulesetSpec::default() },
-            RulesetSpec { action: Action::Reject, wide: true, ..RulesetSpec::default() },
+            RulesetSpec { action: Action::Reject, prefix_sets: true, ..RulesetSpec::default() },
             trapped(TRAP),
             trapped(Trap { forgiven: 15, ..TRAP }),
             trapped(Trap { expiry: Expiry::Never, ..TRAP }),
             trapped(Trap { ceiling: Rate::per_minute(1), ..TRAP }),
             trapped(Trap { window: Duration::from_secs(1), ..TRAP }),
-            RulesetSpec { trap: Some(Trap { named_interfaces: true, ..TRAP }), wide: true, ..RulesetSpec::default() },
-            RulesetSpec { trap: Some(FIRST_TOUCH), action: Action::Reject, ..RulesetSpec::default() },
+            RulesetSpec {
+                trap: Some(Trap { named_interfaces: true, ..TRAP }),
+                prefix_sets: true,
+                ..RulesetSpec::default()
+            },
+            RulesetSpec { trap: Some(FIRST_PROBE), action: Action::Reject, ..RulesetSpec::default() },
             trapped(BOTH),
             trapped(TRANSLATED),
             trapped(UDP),
             trapped(Trap { named_interfaces: true, ..UDP }),
-            RulesetSpec { trap: Some(Trap { udp: true, ..FIRST_TOUCH }), wide: true, ..RulesetSpec::default() },
-            trapped(Trap { udp: true, tcp: false, ..FIRST_TOUCH }),
+            RulesetSpec { trap: Some(Trap { udp: true, ..FIRST_PROBE }), prefix_sets: true, ..RulesetSpec::default() },
+            trapped(Trap { udp: true, tcp: false, ..FIRST_PROBE }),
             RulesetSpec { own_source: true, ..RulesetSpec::default() },
             RulesetSpec { own_source: true, trap: Some(HOLD), ..RulesetSpec::default() },
             trapped(HOLD),
             trapped(Trap { hold: Some(Duration::from_millis(100)), ..HOLD }),
             trapped(Trap { udp: true, named_interfaces: true, ..HOLD }),
-            RulesetSpec { trap: Some(Trap { forgiven: 0, ..HOLD }), wide: true, ..RulesetSpec::default() },
+            RulesetSpec { trap: Some(Trap { forgiven: 0, ..HOLD }), prefix_sets: true, ..RulesetSpec::default() },
             trapped(Trap { window: Duration::from_secs(1), ..HOLD }),
             RulesetSpec { decoys: Some(DECOYS), ..RulesetSpec::default() },
             RulesetSpec { decoys: Some(DecoyRules { v6: None, ..DECOYS }), trap: Some(UDP), ..RulesetSpec::default() },
             RulesetSpec { decoys: Some(DecoyRules { max_new_tracked: Some(64), ..DECOYS }), ..RulesetSpec::default() },
-            RulesetSpec { decoys: Some(DecoyRules { v4: 40_002, ..DECOYS }), wide: true, ..RulesetSpec::default() },
+            RulesetSpec {
+                decoys: Some(DecoyRules { v4: 40_002, ..DECOYS }),
+                prefix_sets: true,
+                ..RulesetSpec::default()
+            },
         ]
     }
 

@@ -254,10 +254,10 @@ fn read_element(element: &[u8]) -> Option<SetElement> {
     })
 }
 
-/// The networks formed by these bounds, which are of one family and in any order. An interval that is not a network,
+/// Decodes the networks that these bounds form, which are of one family and in any order. An interval that is not a network,
 /// which only another program can have added, is split into networks. Networks outside of the permitted prefix lengths
 /// are skipped.
-pub(crate) fn networks(mut bounds: Vec<SetElement>) -> Vec<(BanTarget, Remaining)> {
+pub(crate) fn decode_prefixes(mut bounds: Vec<SetElement>) -> Vec<(BanTarget, Remaining)> {
     // If two bounds have the same address, the end belongs to the preceding interval.
     bounds.sort_by_key(|bound| (bound.address, !bound.is_end));
     bounds.dedup_by_key(|bound| (bound.address, bound.is_end));
@@ -296,7 +296,7 @@ mod tests {
     use super::*;
 
     fn shown(bounds: Vec<SetElement>) -> Vec<String> {
-        networks(bounds).into_iter().map(|(target, _)| target.to_string()).collect()
+        decode_prefixes(bounds).into_iter().map(|(target, _)| target.to_string()).collect()
     }
 
     fn bound(address: &str, is_end: bool) -> SetElement {

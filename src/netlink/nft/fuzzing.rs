@@ -1,7 +1,7 @@
 //! Reads arbitrary bytes as replies and notifications of nf_tables, for a fuzz target.
 
 use super::desired_ruleset::DesiredRuleset;
-use super::element::{elements_of, networks};
+use super::element::{decode_prefixes, elements_of};
 use super::monitor;
 use super::recognise::recognise;
 use super::snapshot::TableSnapshot;
@@ -24,7 +24,7 @@ pub(crate) fn read(datagram: &[u8]) {
     }
     assert!(bounds.len() <= datagram.len() / ELEMENT);
     let most = bounds.len() * PIECES;
-    assert!(networks(bounds).len() <= most);
+    assert!(decode_prefixes(bounds).len() <= most);
     assert!(shape.differences(&shape, |_, _| "").is_empty());
     if shape.exists {
         let old = recognise(&shape, 65_536);

@@ -45,7 +45,7 @@ pub(super) fn early_rules(trap: &Trap) -> impl Iterator<Item = Rule> {
 }
 
 /// The rules that hold a source without a probe of a closed port: for SYNs that a scanner built, and for SYNs to two
-/// services within [`AT_ONCE`].
+/// services within [`HOLD_PAIR_WINDOW`].
 fn syn_rules(trap: &Trap) -> impl Iterator<Item = Rule> {
     let rule = || Rule::new(TRAP_SYN);
     let scanner = rule().text("meta l4proto tcp @th,96,32 & 0xfffffffe == 0x60020400").meta(MetaType::L4Proto, TCP);
@@ -62,14 +62,14 @@ fn syn_rules(trap: &Trap) -> impl Iterator<Item = Rule> {
     passing.chain([scanner]).chain(returning(not_counted)).chain(services).chain(hold)
 }
 
-/// Holds a source at the second service to which it sends a SYN within [`AT_ONCE`]. HTTP and HTTPS are one service.
+/// Holds a source at the second service to which it sends a SYN within [`HOLD_PAIR_WINDOW`]. HTTP and HTTPS are one service.
 fn two_services(family: &Family, https: bool) -> Rule {
     let (how, port) = if https { (CmpOp::Eq, "80") } else { (CmpOp::Neq, "tcp dport") };
     let rule = Rule::new(TRAP_SYN).text(if https { "tcp dport 443" } else { "tcp dport != 443" });
     let rule = rule.meta(MetaType::L4Proto, TCP).port(DESTINATION).compare(how, HTTPS.to_be_bytes());
     let rule = rule.family(family).target(family);
     let rule = if https { rule.constant_behind(family, HTTP) } else { rule.port_behind(family, DESTINATION) };
-    let (key, time) = (format!("{} . {port}", family.target), || Some(Span::brief(AT_ONCE)));
+    let (key, time) = (format!("{} . {port}", family.target), || Some(Span::brief(HOLD_PAIR_WINDOW)));
     let rule = rule.add(family.set(Set::ServicePorts), &key, time(), Some(Limit::first()), sys::NFT_DYNSET_OP_ADD);
     let second = Some(Limit::above_total(1));
     rule.target(family)
@@ -81,7 +81,7 @@ const HTTP: u16 = 80;
 const HTTPS: u16 = 443;
 /// A scanner sends its first SYNs within a millisecond. A client that connects to a second service because of what the
 /// first one answered needs longer.
-const AT_ONCE: Duration = Duration::from_millis(20);
+const HOLD_PAIR_WINDOW: Duration = Duration::from_millis(20);
 
 /// Header length, flags and window of the SYNs of nmap and masscan: 24 bytes, so that a segment size is the only
 /// option, SYN alone, and a window of 1,024 or 1,025 bytes. The stacks of operating systems add options for timestamps,

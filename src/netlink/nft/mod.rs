@@ -25,15 +25,15 @@ mod table;
 mod trap_rules;
 
 pub(crate) use bans::{
-    BANS_A_MESSAGE, RestoredBan, put_back, put_bans, put_bans_in, put_forget, put_interfaces, put_lift, put_lifts,
-    put_network, put_new_bans, put_new_network, put_peers, put_protected, put_protected_change, put_restored,
+    BANS_A_MESSAGE, RestoredBan, put_allowed, put_allowed_change, put_back, put_bans, put_bans_in, put_forget,
+    put_interfaces, put_lift, put_lifts, put_new_bans, put_new_prefix_ban, put_peers, put_prefix_ban, put_restored,
     put_trapped,
 };
-pub use bans::{KernelFeatures, Watched, put_ban};
+pub use bans::{KernelFeatures, TrapContents, put_ban};
 pub use element::Remaining;
 pub(crate) use element::{
-    SetElement, elements_of, has_answered, has_sent_from, networks, next_address, put_ban_query, put_element_query,
-    put_flush, put_set_dump,
+    SetElement, decode_prefixes, elements_of, has_answered, has_sent_from, next_address, put_ban_query,
+    put_element_query, put_flush, put_set_dump,
 };
 pub use firewall::Firewall;
 pub(crate) use generation::{await_turn, counted_packets, generation, kernel_features};

@@ -18,12 +18,12 @@ use crate::types::{Action, Expiry, Rate};
 /// Returns the spec with which this program created the table `found`. If another program created it, a table built
 /// from the result differs from `found`.
 pub(super) fn recognise(found: &TableSnapshot, size: u32) -> RulesetSpec {
-    let wide = found.has_set(Set::BlockedNets);
+    let prefix_sets = found.has_set(Set::BlockedNets);
     let fleet = found.has_set(Set::Fleet).then(|| found.size(Set::Fleet));
     let own_source = found.has_set(Set::Guarded);
     let trap = recognise_trap(found);
     let decoys = recognise_decoys(found);
-    let mut spec = RulesetSpec { size, wide, own_source, fleet, trap, decoys, ..RulesetSpec::default() };
+    let mut spec = RulesetSpec { size, prefix_sets, own_source, fleet, trap, decoys, ..RulesetSpec::default() };
     for rule in found.rules(REFUSE) {
         let names: Vec<&str> = rule.iter().map(|(name, _)| name.as_str()).collect();
         match (names.as_slice(), rule.first()) {

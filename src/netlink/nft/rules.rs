@@ -47,7 +47,7 @@ fn source_rules(spec: &RulesetSpec) -> Vec<Rule> {
     let mut rules = Vec::from([V4, V6].map(|family| accept(rule().source_in(&family, Set::Allowed))));
     rules.extend(bans(Set::Blocked));
     rules.push(refuse(on_link));
-    if spec.wide {
+    if spec.prefix_sets {
         rules.extend([V4, V6].map(|family| refuse(rule().source_in(&family, Set::BlockedNets))));
     }
     if spec.fleet.is_some() {

@@ -237,7 +237,7 @@ fn recognise_own(found: &TableSnapshot, size: u32) -> Result<RulesetSpec, Rulese
 /// Returns `spec`, with the network sets added if the table has them, so that their elements are kept.
 fn kept(spec: &RulesetSpec, found: &TableSnapshot) -> RulesetSpec {
     let both = found.has_set(Set::BlockedNets) && found.has_set(Set::BlockedNets6);
-    RulesetSpec { wide: spec.wide || both, ..*spec }
+    RulesetSpec { prefix_sets: spec.prefix_sets || both, ..*spec }
 }
 
 /// Sends the transaction. If the table changed after it was read, returns the error to report if this was the last

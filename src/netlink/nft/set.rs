@@ -25,9 +25,9 @@ pub enum Set {
     Allowed,
     /// IPv6 prefixes that are never dropped.
     Allowed6,
-    /// Blocked IPv4 networks. Only in a table with [`RulesetSpec::wide`].
+    /// Blocked IPv4 networks. Only in a table with [`RulesetSpec::prefix_sets`].
     BlockedNets,
-    /// Blocked IPv6 networks wider than a /64. Only in a table with [`RulesetSpec::wide`].
+    /// Blocked IPv6 networks wider than a /64. Only in a table with [`RulesetSpec::prefix_sets`].
     BlockedNets6,
     /// IPv4 addresses blocked because other hosts have reported them. Only with [`RulesetSpec::fleet`].
     Fleet,
@@ -48,9 +48,9 @@ pub enum Set {
     /// The same for IPv6, by /64.
     Probed6,
     /// Sources and the UDP ports that they probed.
-    TouchedUdp,
+    ProbedUdp,
     /// The same for IPv6, by /64.
-    TouchedUdp6,
+    ProbedUdp6,
     /// Trapped UDP ports from which this host sent recently.
     Outbound,
     /// Peers whose SYN a socket on a trapped TCP port has answered recently, with the port.
@@ -120,8 +120,8 @@ const DEFINITIONS: [(Set, Definition); 43] = [
     // Link-local neighbours only.
     (Set::BlockedLink, define("blocked_link", Part::Base, INTERFACE_AND_IPV6, TIMED, Some(8_192))),
     // Bounds of 4,096 networks. The time to add one grows with their number, about 0.2 ms here.
-    (Set::BlockedNets, define("blocked_nets", Part::Networks, IPV4, RANGES | sys::NFT_SET_TIMEOUT, Some(8_192))),
-    (Set::BlockedNets6, define("blocked_nets6", Part::Networks, IPV6, RANGES | sys::NFT_SET_TIMEOUT, Some(8_192))),
+    (Set::BlockedNets, define("blocked_nets", Part::Prefixes, IPV4, RANGES | sys::NFT_SET_TIMEOUT, Some(8_192))),
+    (Set::BlockedNets6, define("blocked_nets6", Part::Prefixes, IPV6, RANGES | sys::NFT_SET_TIMEOUT, Some(8_192))),
     // The configuration determines their size. It is separate, so that reports of other hosts never displace a local
     // ban.
     (Set::Fleet, define("fleet", Part::Fleet, IPV4, TIMED, None)),
@@ -133,8 +133,8 @@ const DEFINITIONS: [(Set, Definition); 43] = [
     (Set::TrapInterfaces, define("trap_interfaces", Part::Trap, INTERFACE, 0, None)),
     (Set::Probed, define("touched", Part::TrapTcp, IPV4_AND_PORT, TIMED, Some(131_072))),
     (Set::Probed6, define("touched6", Part::TrapTcp, IPV6_AND_PORT, TIMED, Some(65_536))),
-    (Set::TouchedUdp, define("touched_udp", Part::TrapUdp, IPV4_AND_PORT, TIMED, Some(65_536))),
-    (Set::TouchedUdp6, define("touched_udp6", Part::TrapUdp, IPV6_AND_PORT, TIMED, Some(32_768))),
+    (Set::ProbedUdp, define("touched_udp", Part::TrapUdp, IPV4_AND_PORT, TIMED, Some(65_536))),
+    (Set::ProbedUdp6, define("touched_udp6", Part::TrapUdp, IPV6_AND_PORT, TIMED, Some(32_768))),
     // Room for every port.
     (Set::Outbound, define("asked", Part::TrapUdp, PORT, TIMED, Some(65_536))),
     // Only needed for the second until a new listener is known and its port has left the trap.
@@ -176,7 +176,7 @@ const DEFINITIONS: [(Set, Definition); 43] = [
 #[derive(Clone, Copy)]
 enum Part {
     Base,
-    Networks,
+    Prefixes,
     Fleet,
     OwnSource,
     /// The ports of a trap for TCP, or of decoys.
@@ -237,7 +237,7 @@ impl Set {
         let spec = *spec;
         let needed = move |part| match part {
             Part::Base => true,
-            Part::Networks => spec.wide,
+            Part::Prefixes => spec.prefix_sets,
             Part::Fleet => spec.fleet.is_some(),
             Part::OwnSource => spec.own_source,
             Part::Ports => spec.decoys.is_some() || spec.trap.is_some_and(|trap| trap.tcp),

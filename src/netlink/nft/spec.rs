@@ -16,7 +16,7 @@ pub struct RulesetSpec {
     pub log_drops: Option<Rate>,
     /// True if whole networks can be blocked, in separate sets. A table that already has these sets keeps them in any
     /// case, because they may hold bans.
-    pub wide: bool,
+    pub prefix_sets: bool,
     /// True if frames that arrive with an own source address are dropped, on the interfaces listed in a set. Needs
     /// nft_fib.
     pub own_source: bool,
@@ -90,7 +90,7 @@ impl Default for RulesetSpec {
             size: 131_072,
             action: Action::Drop,
             log_drops: None,
-            wide: false,
+            prefix_sets: false,
             own_source: false,
             trap: None,
             fleet: None,

@@ -4,6 +4,7 @@
 use rustables::{Chain, ChainPolicy, ChainType, Hook, HookClass, MsgType, ProtocolFamily, Table};
 
 use super::spec::RulesetSpec;
+use crate::netlink::socket::BATCH_MARKER_LEN;
 use crate::types::Action;
 
 /// The daemon's own table, in the family `inet`.
@@ -110,10 +111,7 @@ pub(super) fn encode(fill: impl FnOnce(&mut rustables::Batch)) -> Vec<u8> {
     let mut messages = rustables::Batch::new();
     fill(&mut messages);
     let mut bytes = messages.finalize();
-    bytes.truncate(bytes.len().saturating_sub(MARK));
-    bytes.drain(..MARK.min(bytes.len()));
+    bytes.truncate(bytes.len().saturating_sub(BATCH_MARKER_LEN));
+    bytes.drain(..BATCH_MARKER_LEN.min(bytes.len()));
     bytes
 }
-
-/// Length of BEGIN and of END.
-const MARK: usize = 20;

@@ -107,7 +107,7 @@ fn probe_rules(trap: &Trap) -> Vec<Rule> {
         return rules.chain([rule().jump(TRAP_BAN)]).collect();
     }
     let tcp = trap.tcp.then_some(Transport { name: "tcp", number: TCP, probed: Set::Probed });
-    let udp = trap.udp.then_some(Transport { name: "udp", number: UDP, probed: Set::TouchedUdp });
+    let udp = trap.udp.then_some(Transport { name: "udp", number: UDP, probed: Set::ProbedUdp });
     let counted: Vec<Transport> = tcp.into_iter().chain(udp).collect();
     rules.chain(count_rules(trap, &counted)).collect()
 }

@@ -23,7 +23,7 @@ impl Batch {
 
     /// True if it contains no message.
     pub fn is_empty(&self) -> bool {
-        self.0.len() <= MARK
+        self.0.len() <= BATCH_MARKER_LEN
     }
 
     /// Appends a message of this kind, with the attributes that `fill` appends.
@@ -51,7 +51,7 @@ impl Batch {
 
     /// Bytes of the messages, without BEGIN.
     pub(in crate::netlink) fn messages(&self) -> &[u8] {
-        self.0.get(MARK..).unwrap_or_default()
+        self.0.get(BATCH_MARKER_LEN..).unwrap_or_default()
     }
 
     fn mark(&mut self, kind: u16) {
@@ -80,7 +80,7 @@ const BATCH_BEGIN: u16 = 0x10;
 /// NFNL_MSG_BATCH_END.
 const BATCH_END: u16 = 0x11;
 /// Length of BEGIN and of END: struct nlmsghdr and struct nfgenmsg.
-const MARK: usize = 20;
+pub(in crate::netlink) const BATCH_MARKER_LEN: usize = 20;
 
 #[cfg(test)]
 mod tests {
@@ -115,6 +115,6 @@ mod tests {
         batch.append(12, 0, |list| list.put(1, &[0; 400]));
         let room = batch.0.capacity();
         batch.clear();
-        assert!(batch.is_empty() && batch.0.len() == MARK && batch.0.capacity() == room);
+        assert!(batch.is_empty() && batch.0.len() == BATCH_MARKER_LEN && batch.0.capacity() == room);
     }
 }

@@ -23,7 +23,7 @@ use rustix::net::sockopt::{self, Timeout};
 
 use super::message::{Message, Messages, field, number, patch, text};
 pub use batch::Batch;
-pub(super) use batch::{FAMILY_INET, SUBSYSTEM, put_inet_message};
+pub(super) use batch::{BATCH_MARKER_LEN, FAMILY_INET, SUBSYSTEM, put_inet_message};
 pub use error::SocketError;
 use error::{ANSWER_TIMEOUT, MAX_ATTEMPTS};
 
@@ -100,9 +100,9 @@ impl Socket {
         let count = last.wrapping_sub(first);
         let mut refused = None;
         self.receive_answers(first, count, |place, message| {
-            let Some(answer) = Answer::read(message) else { return Continue(()) };
+            let Some(ack) = Ack::read(message) else { return Continue(()) };
             if refused.is_none() {
-                refused = answer.refusal(place);
+                refused = ack.refusal(place);
             }
             // An error about BEGIN concerns the whole transaction, and may be the only answer.
             if place == count || (place == 0 && refused.is_some()) { Break(()) } else { Continue(()) }
@@ -138,11 +138,11 @@ impl Socket {
         let sequence = self.number(request);
         send(&self.inner, request)?;
         let refused = self.receive_answers(sequence, 0, |_, message| {
-            let answer = Answer::read(message);
-            if answer.is_none() {
+            let ack = Ack::read(message);
+            if ack.is_none() {
                 take(message);
             }
-            Break(answer.and_then(|answer| answer.refusal(1)))
+            Break(ack.and_then(|ack| ack.refusal(1)))
         })?;
         refused.map_or(Ok(()), Err)
     }
@@ -181,10 +181,10 @@ impl Socket {
         let mut steady = true;
         self.receive_answers(sequence, 0, |_, message| {
             steady &= message.flags & NLM_F_DUMP_INTR == 0;
-            Break(match Answer::read(message) {
+            Break(match Ack::read(message) {
                 // EINTR: the kernel aborted the list.
-                Some(answer) if answer.errno == Some(Errno::INTR) => Ok(false),
-                Some(answer) => answer.refusal(1).map_or(Ok(steady), Err),
+                Some(ack) if ack.errno == Some(Errno::INTR) => Ok(false),
+                Some(ack) => ack.refusal(1).map_or(Ok(steady), Err),
                 None if message.kind == NLMSG_DONE => Ok(steady),
                 None => {
                     take(message);
@@ -209,11 +209,11 @@ impl Socket {
         send(&self.inner, requests)?;
         self.receive_answers(first, more, |number, message| {
             let Ok(place) = usize::try_from(number) else { return Continue(()) };
-            let Some(answer) = Answer::read(message) else {
+            let Some(ack) = Ack::read(message) else {
                 take(place, Ok(message));
                 return Continue(());
             };
-            if let Some(refusal) = answer.refusal(number.saturating_add(1)) {
+            if let Some(refusal) = ack.refusal(number.saturating_add(1)) {
                 take(place, Err(refusal));
             }
             if number == more { Break(()) } else { Continue(()) }
@@ -228,15 +228,15 @@ impl Socket {
     }
 }
 
-/// The kernel's answer to one message: NLMSG_ERROR, or NLMSG_DONE with an error.
-struct Answer<'a> {
+/// The kernel's acknowledgement of one message: NLMSG_ERROR with zero or an error, or NLMSG_DONE with an error.
+struct Ack<'a> {
     /// `None` on success.
     errno: Option<Errno>,
     text: &'a str,
 }
 
-impl<'a> Answer<'a> {
-    /// Reads an answer; `None` if the message is not one.
+impl<'a> Ack<'a> {
+    /// Reads an acknowledgement; `None` if the message is not one.
     fn read(message: &Message<'a>) -> Option<Self> {
         let (code, rest) = message.body.split_first_chunk::<4>()?;
         let code = i32::from_ne_bytes(*code);
@@ -329,7 +329,7 @@ fn receive<'a>(socket: &netlink_sys::Socket, replies: &'a mut Vec<u8>) -> Result
 #[cfg(any(test, fuzzing))]
 pub(crate) fn fuzz(datagram: &[u8]) {
     for message in Messages(datagram) {
-        let refusal = Answer::read(&message).and_then(|answer| answer.refusal(2));
+        let refusal = Ack::read(&message).and_then(|ack| ack.refusal(2));
         assert!(refusal.is_none_or(|refusal| refusal.to_string().len() <= message.body.len() + 512));
     }
 }
@@ -350,7 +350,7 @@ mod tests {
     fn answer(flags: u16, code: i32, rest: &[u8]) -> Option<SocketError> {
         let mut body = code.to_ne_bytes().to_vec();
         body.extend_from_slice(rest);
-        Answer::read(&Message { kind: NLMSG_ERROR, flags, sequence: 7, body: &body }).unwrap().refusal(2)
+        Ack::read(&Message { kind: NLMSG_ERROR, flags, sequence: 7, body: &body }).unwrap().refusal(2)
     }
 
     #[test]
@@ -373,9 +373,7 @@ mod tests {
     #[test]
     fn answer_truncated_before_code_is_ignored() {
         for end in 0..4 {
-            assert!(
-                Answer::read(&Message { kind: NLMSG_ERROR, flags: 0, sequence: 7, body: &[0; 4][..end] }).is_none()
-            );
+            assert!(Ack::read(&Message { kind: NLMSG_ERROR, flags: 0, sequence: 7, body: &[0; 4][..end] }).is_none());
         }
     }
 

@@ -1,11 +1,9 @@
-//! Tests the decoding of IPv4 headers, lengths and fragments.
+//! Tests the decoding of IPv4 headers and lengths.
 
 use super::super::{LinkType, Transport, Undecoded};
 use super::{SYN, SYN_SEEN, assert_stable_when_cut, decode, ipv4_packet, joined, transport_of};
 
-const MORE: u16 = 0x2000;
-
-fn with_payload(seen: Transport, bytes: u16) -> Transport {
+pub(super) fn with_payload(seen: Transport, bytes: u16) -> Transport {
     let Transport::Tcp { source_port, destination_port, flags, .. } = seen else { panic!("{seen:?}") };
     Transport::Tcp { source_port, destination_port, flags, payload: bytes }
 }
@@ -56,43 +54,6 @@ fn zero_total_length_means_captured_length() {
     assert_eq!(transport_of(&packet), Ok(with_payload(SYN_SEEN, 100)));
     packet[6] = 0x20;
     assert_eq!(transport_of(&packet), Err(Undecoded::Malformed), "a fragment always knows its length");
-}
-
-#[test]
-fn first_fragment_with_flags_is_packet() {
-    let packet = ipv4_packet(6, MORE, 24, &joined(&[&SYN, &[0; 4]]));
-    assert_stable_when_cut(LinkType::Raw, &packet);
-    let packet = decode(LinkType::Raw, &packet).unwrap();
-    assert_eq!((packet.transport, packet.fragmented), (with_payload(SYN_SEEN, 4), true));
-}
-
-#[test]
-fn first_fragment_without_flags_is_tiny() {
-    for claimed in 0..16_u16 {
-        let packet = ipv4_packet(6, MORE, claimed, &SYN);
-        assert_stable_when_cut(LinkType::Raw, &packet);
-        // A receiver uses whole units of 8 bytes and cuts 15 bytes down to 8, so it never reads the flags in bytes 12
-        // and 13.
-        let ports = (claimed >= 8).then_some((40000, 23));
-        assert_eq!(transport_of(&packet), Ok(Transport::TinyFragment { ports }), "{claimed} bytes");
-    }
-    assert!(matches!(transport_of(&ipv4_packet(6, MORE, 16, &SYN)), Ok(Transport::Tcp { .. })));
-}
-
-#[test]
-fn tcp_fragment_at_offset_one_overlaps() {
-    for (protocol, offset, seen) in [
-        (6, 1, Transport::OverlappingFragment),
-        (6, 2, Transport::LaterFragment { protocol: 6 }),
-        (17, 1, Transport::LaterFragment { protocol: 17 }),
-        (6, 0x1fff, Transport::LaterFragment { protocol: 6 }),
-    ] {
-        for more in [0, MORE] {
-            let packet = ipv4_packet(protocol, offset | more, 20, &SYN);
-            let packet = decode(LinkType::Raw, &packet).unwrap();
-            assert_eq!((packet.transport, packet.fragmented), (seen, false), "{protocol} at {offset}");
-        }
-    }
 }
 
 #[test]

@@ -1,13 +1,13 @@
-//! Tests the decoding of IPv6 extension headers, fragments and jumbograms.
+//! Tests the decoding of IPv6 extension headers, chains of fragment headers and jumbograms.
 
 use super::super::{Checksum, LinkType, Transport, Undecoded};
 use super::{SYN, SYN_SEEN, assert_stable_when_cut, decode, honest_ipv6, ipv6_packet, joined, transport_of};
 
 const TCP: u8 = 6;
-const FRAGMENT: u8 = 44;
-const DESTINATION: u8 = 60;
+pub(super) const FRAGMENT: u8 = 44;
+pub(super) const DESTINATION: u8 = 60;
 
-fn fragment(next: u8, offset: u16, more: bool) -> [u8; 8] {
+pub(super) fn fragment(next: u8, offset: u16, more: bool) -> [u8; 8] {
     let [o0, o1] = (offset << 3 | u16::from(more)).to_be_bytes();
     [next, 0, o0, o1, 0, 0, 0, 7]
 }
@@ -99,26 +99,6 @@ fn atomic_fragment_is_complete_packet() {
 }
 
 #[test]
-fn first_fragment_with_flags_is_packet() {
-    let packet = honest_ipv6(FRAGMENT, &joined(&[&fragment(TCP, 0, true), &SYN, &[0; 4]]));
-    assert_stable_when_cut(LinkType::Raw, &packet);
-    let packet = decode(LinkType::Raw, &packet).unwrap();
-    assert!(packet.fragmented);
-    assert!(matches!(packet.transport, Transport::Tcp { destination_port: 23, payload: 4, .. }), "{packet:?}");
-}
-
-#[test]
-fn fragment_splitting_tcp_header_is_tiny() {
-    for claimed in 0..16 {
-        let packet = ipv6_packet(FRAGMENT, 8 + claimed, &joined(&[&fragment(TCP, 0, true), &SYN]));
-        assert_stable_when_cut(LinkType::Raw, &packet);
-        let ports = (claimed >= 8).then_some((40000, 23));
-        let packet = decode(LinkType::Raw, &packet).unwrap();
-        assert_eq!((packet.transport, packet.fragmented), (Transport::TinyFragment { ports }, true), "{claimed} bytes");
-    }
-}
-
-#[test]
 fn fragment_splitting_header_chain_is_tiny() {
     let options = [TCP, 2, 1, 4, 0, 0, 0, 0];
     for claimed in [0, 8, 16, 23] {
@@ -126,20 +106,6 @@ fn fragment_splitting_header_chain_is_tiny() {
         let packet = ipv6_packet(FRAGMENT, 8 + claimed, &pieces);
         assert_stable_when_cut(LinkType::Raw, &packet);
         assert_eq!(transport_of(&packet), Ok(Transport::TinyFragment { ports: None }), "{claimed} bytes");
-    }
-}
-
-#[test]
-fn tcp_fragment_at_offset_one_overlaps() {
-    for (protocol, offset, seen) in [
-        (TCP, 1, Transport::OverlappingFragment),
-        (TCP, 2, Transport::LaterFragment { protocol: TCP }),
-        (17, 1, Transport::LaterFragment { protocol: 17 }),
-        (DESTINATION, 1, Transport::LaterFragment { protocol: DESTINATION }),
-    ] {
-        let packet = honest_ipv6(FRAGMENT, &joined(&[&fragment(protocol, offset, true), &SYN]));
-        let packet = decode(LinkType::Raw, &packet).unwrap();
-        assert_eq!((packet.transport, packet.fragmented), (seen, false), "{protocol} at {offset}");
     }
 }
 

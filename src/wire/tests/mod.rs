@@ -1,5 +1,6 @@
 //! Tests the decoder with captured frames, with the same frames truncated at every length, and with hostile ones.
 
+mod fragments;
 mod frames;
 mod ipv4;
 mod ipv6;

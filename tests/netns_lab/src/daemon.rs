@@ -11,23 +11,18 @@ use std::time::{Duration, Instant};
 use rustix::net::sockopt::set_socket_send_buffer_size;
 use rustix::process::{Pid, Signal, kill_process};
 
-use crate::{AT_ONCE, Lab, TIMEOUT, eventually, slowness, within};
+use crate::namespace::with_etc;
+use crate::{Lab, PROMPT_TIMEOUT, TIMEOUT, eventually, slowness, within};
 
 /// The line that the program logs when it is ready.
 const READY: &str = "adminalert: PortSentry is now active and listening.";
 
-/// Gives the program the lab's own resolver and users, and no configuration of this machine. It runs in the mount
-/// namespace of `ip netns exec`, so no other process is affected. `exec` keeps the process id, to which signals are
-/// sent.
-const WRAPPER: &str = r#"
-set -e
+/// Gives the program the lab's own resolver and no configuration of this machine.
+const PREPARE: &str = r#"
 target=$(readlink -m /etc/resolv.conf)
 case $target in /run/*) mkdir -p "${target%/*}"; [ -e "$target" ] || : >"$target" ;; esac
 mount --bind "$1/resolv.conf" "$target"
-for file in passwd group; do mount --bind "$1/$file" "/etc/$file"; done
 [ ! -d /etc/portsentry ] || mount -t tmpfs tmpfs /etc/portsentry
-shift
-exec "$@"
 "#;
 
 /// A running daemon; killed when dropped.
@@ -96,7 +91,7 @@ impl Daemon {
 
     fn spawn_with(lab: &Lab, wrapper: &[&str], arguments: &[&str], stderr: Stdio) -> Self {
         let mut command: Command = lab.command("victim", "sh");
-        command.args(["-c", WRAPPER, "sh"]).arg(lab.path("")).args(wrapper).arg(binary()).args(arguments);
+        command.args(with_etc(&lab.path(""), PREPARE)).args(wrapper).arg(binary()).args(arguments);
         // The ledger belongs to the lab and outlives a daemon, so that the next one in the same lab finds it.
         for (option, name) in [("--state-dir", "state"), ("--socket", "socket")] {
             if !arguments.contains(&option) {
@@ -141,7 +136,7 @@ impl Daemon {
     /// Stops the program as an administrator does. Returns its log; panics unless it exits quickly with code 0.
     pub fn stop(self) -> String {
         let (ended, took) = self.end_by(Signal::TERM);
-        assert!(took < AT_ONCE * slowness(), "it took {took:?} to end; {}", ended.log);
+        assert!(took < PROMPT_TIMEOUT * slowness(), "it took {took:?} to end; {}", ended.log);
         assert!(ended.status.success(), "{}; {}", ended.status, ended.log);
         ended.log
     }

@@ -31,14 +31,15 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-pub use namespace::{Namespace, command_with_users, enter};
+use namespace::{ETC, ETC_FILES};
+pub use namespace::{Namespace, command_with_etc, enter};
 pub use operator::Answer;
 
 /// Time limit for any expected event, long enough for a busy machine.
 pub const TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Time limit for an immediate action, on a machine with other load.
-pub const AT_ONCE: Duration = Duration::from_secs(5);
+pub const PROMPT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// One victim and the hosts around it.
 pub struct Lab {
@@ -55,8 +56,9 @@ impl Lab {
         std::fs::set_permissions(directory.path(), Permissions::from_mode(0o1777)).expect("it is ours");
         let mut lab = Self { victim: Namespace::with_loopback(), hosts: Vec::new(), directory };
         lab.set_resolver(Ipv4Addr::new(10, 77, 255, 53).into());
-        lab.write("passwd", include_str!("../etc/passwd"));
-        lab.write("group", include_str!("../etc/group"));
+        for file in ETC_FILES {
+            std::fs::copy(Path::new(ETC).join(file), lab.path(file)).expect("the lab's directory can be written");
+        }
         for host in hosts {
             lab.join(host);
         }

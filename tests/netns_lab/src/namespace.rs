@@ -1,6 +1,7 @@
 //! Creates a named network namespace and removes it on drop. It needs root, or `unshare -Urnm` with a writable
 //! /run/netns.
 
+use std::ffi::OsString;
 use std::fs::File;
 use std::io::Write as _;
 use std::os::fd::AsFd as _;
@@ -12,16 +13,10 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 const PREFIX: &str = "pslab";
-/// Runs a program that finds only the users root and nobody, regardless of this machine's users. It must run in a
-/// separate mount namespace, so that no other process is affected. `exec` keeps the process id, to which signals are
-/// sent.
-const WITH_USERS: [&str; 5] = [
-    "sh",
-    "-ec",
-    r#"for file in passwd group; do mount --bind "$1/$file" "/etc/$file"; done; shift; exec "$@""#,
-    "sh",
-    concat!(env!("CARGO_MANIFEST_DIR"), "/etc"),
-];
+/// The directory with the files that replace those of this machine in /etc.
+pub(crate) const ETC: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/etc");
+/// Its files: the users root and nobody, and where users and host names are looked up.
+pub(crate) const ETC_FILES: [&str; 4] = ["passwd", "group", "hosts", "nsswitch.conf"];
 
 pub struct Namespace {
     name: String,
@@ -79,16 +74,20 @@ impl Namespace {
         assert!(status.success(), "{program} {words} failed");
     }
 
-    /// A command that runs inside and finds only the users root and nobody.
+    /// A command that runs inside with the lab's users and host names.
     pub fn command(&self, program: &str) -> Command {
-        let mut command = self.enter_by_ip(&WITH_USERS);
-        command.arg(program);
+        let mut command = self.enter_by_ip(&["sh"]);
+        command.args(with_etc(ETC.as_ref(), "")).arg(program);
         command
     }
 
+    /// A command that runs inside, in a mount namespace of its own, without this machine's locale and SSH session.
     pub(crate) fn enter_by_ip(&self, words: &[&str]) -> Command {
         let mut command = Command::new("ip");
-        command.args(["netns", "exec", &self.name]).args(words);
+        command.args(["netns", "exec", &self.name]).args(words).env("LC_ALL", "C.UTF-8");
+        ["COLUMNS", "SSH_CLIENT", "SSH_CONNECTION"].iter().for_each(|variable| {
+            command.env_remove(variable);
+        });
         command
     }
 
@@ -117,11 +116,22 @@ impl Drop for Namespace {
     }
 }
 
-/// A command that runs in this process's network and finds only the users root and nobody.
-pub fn command_with_users(program: &Path) -> Command {
+/// A command that runs in this process's network with the lab's users and host names.
+pub fn command_with_etc(program: &Path) -> Command {
     let mut command = Command::new("unshare");
-    command.arg("--mount").args(WITH_USERS).arg(program);
+    command.args(["--mount", "sh"]).args(with_etc(ETC.as_ref(), "")).arg(program);
     command
+}
+
+/// The arguments of a shell that binds the files in `directory` over those of /etc, then runs the commands `prepare`
+/// with `directory` as `$1`, then the program of the following arguments. It must run in a separate mount namespace, so
+/// that no other process is affected. A file that this machine lacks stays missing. `exec` keeps the process id, to
+/// which signals are sent.
+pub(crate) fn with_etc(directory: &Path, prepare: &str) -> [OsString; 4] {
+    let files = ETC_FILES.join(" ");
+    let bind =
+        format!(r#"for file in {files}; do [ ! -e "/etc/$file" ] || mount --bind "$1/$file" "/etc/$file"; done"#);
+    ["-ec".into(), format!("{bind}\n{prepare}\nshift\nexec \"$@\"").into(), "sh".into(), directory.into()]
 }
 
 /// Moves the calling thread into a named namespace.

@@ -10,7 +10,7 @@ use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
 
 use crate::services::BANNER;
-use crate::{AT_ONCE, Lab, TIMEOUT, within};
+use crate::{Lab, PROMPT_TIMEOUT, TIMEOUT, within};
 
 /// An element of a set in the table `inet portsentry`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -227,7 +227,7 @@ const SCANNED: [u16; 20] =
 /// Calls `send`, which sends a packet in the calling thread's namespace, again if the packet is lost. All namespaces
 /// share the kernel's packet backlog: while a flood in another test fills it, packets of this one are lost.
 pub fn send_surely(mut send: impl FnMut()) {
-    within(AT_ONCE, || {
+    within(PROMPT_TIMEOUT, || {
         let before = lost_packets();
         send();
         (lost_packets() == before).then_some(())

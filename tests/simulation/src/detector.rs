@@ -100,7 +100,7 @@ pub fn settings(rules: &EngineRules) -> (Settings, RulesetSpec) {
 
 /// The engine's verdict on a packet.
 #[derive(Clone, Debug)]
-pub enum Judgement {
+pub enum PacketVerdict {
     /// No evidence, with the engine's reason.
     Ignored(IgnoreReason),
     /// Evidence, with the number of distinct ports so far.
@@ -120,7 +120,7 @@ pub enum Judgement {
     LogOnly,
 }
 
-impl Judgement {
+impl PacketVerdict {
     /// The source that is banned.
     #[must_use]
     pub fn target(&self) -> Option<BanTarget> {
@@ -196,7 +196,7 @@ impl Detector {
         packet: &Packet,
         taker: impl FnMut(Protocol, SocketAddr, SocketAddr) -> Taker,
         watches: impl Fn((Protocol, u16)) -> bool,
-    ) -> Judgement {
+    ) -> PacketVerdict {
         let verdict = if self.rules.socket_lookup {
             self.engine.observe(now, packet, &self.host, &mut Lookup(taker))
         } else {
@@ -205,7 +205,7 @@ impl Detector {
         if self.rules.trap_excuses {
             self.review.excuse(now, packet, verdict, self.engine.forgiven(), watches);
         }
-        Judgement::of(verdict)
+        PacketVerdict::of(verdict)
     }
 
     /// Returns the verdict on the next source that waited while the host settled.
@@ -213,8 +213,8 @@ impl Detector {
         &mut self,
         now: Timestamp,
         taker: impl FnMut(Protocol, SocketAddr, SocketAddr) -> Taker,
-    ) -> Option<Judgement> {
-        self.engine.judge_waiting(now, &self.host, &mut Lookup(taker)).map(Judgement::of)
+    ) -> Option<PacketVerdict> {
+        self.engine.judge_waiting(now, &self.host, &mut Lookup(taker)).map(PacketVerdict::of)
     }
 
     /// Suspends bans until the given time.

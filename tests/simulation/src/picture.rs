@@ -9,7 +9,7 @@ const ROW: u32 = 22;
 const WIDTH: u32 = 860;
 /// Start of the bars, and length of the longest.
 const BAR: u32 = 330;
-const LONGEST: f64 = 280.0;
+const MAX_BAR_WIDTH: f64 = 280.0;
 
 const HEAD: &str = r##"  <style>
     text { fill: #1f2328; }
@@ -41,7 +41,7 @@ impl Chart {
 
     /// Draws a bar between its name and its numbers. `share` is its length as a fraction of the longest.
     fn bar(&mut self, name: &str, share: f64, class: &str, numbers: &str) {
-        let (top, base, width) = (self.y + 4, self.y + 16, (share * LONGEST).max(1.0));
+        let (top, base, width) = (self.y + 4, self.y + 16, (share * MAX_BAR_WIDTH).max(1.0));
         let class = if share > 0.0 { class } else { "none" };
         let _ = writeln!(
             self.body,

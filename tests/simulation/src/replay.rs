@@ -9,7 +9,7 @@ use std::time::Duration;
 use portsentry::types::{BanTarget, Timestamp};
 use portsentry::wire::{Packet, Transport};
 
-use crate::detector::Judgement;
+use crate::detector::PacketVerdict;
 use crate::kernel::Passage;
 use crate::world::{Role, World};
 use crate::{Options, populate};
@@ -82,7 +82,7 @@ impl Trace {
         step: u64,
         role: Role,
         packet: &Packet,
-        seen: Option<(Passage, &Judgement)>,
+        seen: Option<(Passage, &PacketVerdict)>,
     ) {
         let source = BanTarget::containing(packet.source);
         if step == self.step {
@@ -96,7 +96,7 @@ impl Trace {
             Role::Honest(behaviour) | Role::Dishonest(behaviour) | Role::Authorised(behaviour) => behaviour,
             Role::Backstage => "the host",
         };
-        let Some((passage, judgement)) = seen else {
+        let Some((passage, verdict)) = seen else {
             return self.note(now, format!("{} [{sent_by}] lost: the host is off", Shown(packet)));
         };
         let passage = match passage {
@@ -106,7 +106,7 @@ impl Trace {
             Passage::Illegal => "dropped: no TCP stack sends such flags",
             Passage::Trapped => "dropped: the trap blocks the source",
         };
-        let text = format!("{} [{sent_by}] kernel: {passage}; engine: {}", Shown(packet), shown(judgement));
+        let text = format!("{} [{sent_by}] kernel: {passage}; engine: {}", Shown(packet), shown(verdict));
         self.note(now, text);
     }
 
@@ -136,14 +136,14 @@ impl fmt::Display for Shown<'_> {
     }
 }
 
-pub(crate) fn shown(judgement: &Judgement) -> String {
-    match judgement {
-        Judgement::Ignored(reason) => format!("ignored ({reason:?})"),
-        Judgement::Probe(distinct) => format!("probe, {distinct} distinct"),
-        Judgement::Exempt => "exempt".to_owned(),
-        Judgement::Repeated => "has a ban already".to_owned(),
-        Judgement::LogOnly => "only logged".to_owned(),
-        Judgement::Ban { target, ports, .. } => format!("BAN of {target} for {ports}"),
+pub(crate) fn shown(verdict: &PacketVerdict) -> String {
+    match verdict {
+        PacketVerdict::Ignored(reason) => format!("ignored ({reason:?})"),
+        PacketVerdict::Probe(distinct) => format!("probe, {distinct} distinct"),
+        PacketVerdict::Exempt => "exempt".to_owned(),
+        PacketVerdict::Repeated => "has a ban already".to_owned(),
+        PacketVerdict::LogOnly => "only logged".to_owned(),
+        PacketVerdict::Ban { target, ports, .. } => format!("BAN of {target} for {ports}"),
     }
 }
 

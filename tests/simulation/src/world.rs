@@ -84,7 +84,7 @@ impl Armed {
 
     /// The engine remembers published ports for a day. If the end is noticed up to an hour late, slightly more is
     /// excused.
-    const LONGEST: Duration = hours(1);
+    const MAX_ARMED: Duration = hours(1);
 
     fn is_armed(&self) -> bool {
         self.at != Timestamp::ZERO

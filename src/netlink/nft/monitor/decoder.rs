@@ -5,7 +5,7 @@ use std::mem;
 
 use rustables::sys;
 
-use super::super::element::{Remaining, SetElement, elements_of, networks};
+use super::super::element::{Remaining, SetElement, decode_prefixes, elements_of};
 use super::super::message::field;
 use super::super::set::Set;
 use super::super::table::TABLE;
@@ -151,8 +151,8 @@ impl Decoder {
         for wanted in [sys::NFT_MSG_DELSETELEM, sys::NFT_MSG_NEWSETELEM] {
             for set in [Set::BlockedNets, Set::BlockedNets6] {
                 let of_these = bounds.iter().filter(|(of, kind, _)| (*of, *kind) == (set, wanted));
-                let networks = networks(of_these.map(|(.., bound)| *bound).collect());
-                networks.into_iter().for_each(|(target, left)| self.add(element_change(wanted, target, left)));
+                let prefixes = decode_prefixes(of_these.map(|(.., bound)| *bound).collect());
+                prefixes.into_iter().for_each(|(target, left)| self.add(element_change(wanted, target, left)));
             }
         }
     }

@@ -30,13 +30,13 @@ struct Profile {
     ports: usize,
     popular_first: bool,
     /// Number of probes in a row without a reply after which the scan ends.
-    patience: u32,
+    max_unanswered: u32,
     /// The time between two such scans of one host.
     every: Duration,
 }
 
 const fn nmap(role: &'static str, gap_micros: u64, ports: usize, every: Duration) -> Profile {
-    Profile { role, gap: Duration::from_micros(gap_micros), ports, popular_first: true, patience: 60, every }
+    Profile { role, gap: Duration::from_micros(gap_micros), ports, popular_first: true, max_unanswered: 60, every }
 }
 
 /// nmap's reference guide defines the gaps of T0 to T2. Those of T3 to T5 depend on the replies, and typical values are
@@ -53,7 +53,7 @@ const MANNERS: [Profile; 7] = [
         gap: Duration::from_millis(10),
         ports: 3_000,
         popular_first: false,
-        patience: 3_000,
+        max_unanswered: 3_000,
         every: days(6),
     },
 ];
@@ -97,7 +97,7 @@ impl Actor for Scanner {
         let port = self.ports.pop()?;
         let source = SocketAddr::new(self.source, self.chance.client_port());
         self.unanswered = if world.syn(source, port) == Reply::Silence { self.unanswered + 1 } else { 0 };
-        let more = !self.ports.is_empty() && self.unanswered < self.profile.patience;
+        let more = !self.ports.is_empty() && self.unanswered < self.profile.max_unanswered;
         more.then(|| world.now.after(self.profile.gap))
     }
 }

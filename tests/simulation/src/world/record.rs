@@ -4,12 +4,12 @@ use portsentry::types::{BanTarget, Expiry, Timestamp};
 use portsentry::wire::Packet;
 
 use super::{Role, Sent, World, next_tick};
-use crate::detector::{CAPPED_BAN, Judgement};
+use crate::detector::{CAPPED_BAN, PacketVerdict};
 use crate::kernel::Passage;
 use crate::outcome::{HonestBan, MAX_MISSED};
 
 impl World {
-    pub(super) fn record(&mut self, role: Role, packet: &Packet, port: u16, passage: Passage, judgement: &Judgement) {
+    pub(super) fn record(&mut self, role: Role, packet: &Packet, port: u16, passage: Passage, verdict: &PacketVerdict) {
         if passage == Passage::Trapped {
             let tick = next_tick(self.now);
             self.review_at.get_or_insert(tick);
@@ -18,14 +18,14 @@ impl World {
             let sent = Sent { actor: self.current, role, step: self.step };
             self.senders.insert(BanTarget::containing(packet.source), sent);
         }
-        let banned = matches!(judgement, Judgement::Ban { .. });
+        let banned = matches!(verdict, PacketVerdict::Ban { .. });
         let source = BanTarget::containing(packet.source);
         let owner = self.owners.get(&source).copied();
         match role {
             Role::Honest(behaviour) => {
                 let seen = self.outcome.honest.entry(behaviour).or_default();
                 seen.packets += 1;
-                seen.alarms += u64::from(matches!(judgement, Judgement::LogOnly));
+                seen.alarms += u64::from(matches!(verdict, PacketVerdict::LogOnly));
                 seen.trapped += u64::from(passage == Passage::Trapped);
                 seen.refused += u64::from(passage == Passage::Blocked);
             }
@@ -34,8 +34,8 @@ impl World {
                 seen.packets += 1;
                 let Some(part) = self.parts.get_mut(&self.current) else { return };
                 let long = |expiry: &Expiry| !matches!(expiry, Expiry::After(span) if *span <= CAPPED_BAN);
-                seen.long_bans += u64::from(matches!(judgement, Judgement::Ban { expiry, .. } if long(expiry)));
-                seen.alarms += u64::from(matches!(judgement, Judgement::LogOnly));
+                seen.long_bans += u64::from(matches!(verdict, PacketVerdict::Ban { expiry, .. } if long(expiry)));
+                seen.alarms += u64::from(matches!(verdict, PacketVerdict::LogOnly));
                 let reported = self.detector.reports_distributed_scan(self.now);
                 // A forged packet is not a detection of its sender, unless the sender only sends forged packets.
                 if !part.banned && (owner.is_none() || behaviour.starts_with("forger")) {
@@ -57,19 +57,19 @@ impl World {
             }
             Role::Backstage => {}
         }
-        self.record_ban(role, self.step, judgement);
+        self.record_ban(role, self.step, verdict);
     }
 
     /// Records a ban of an honest source, whose last packet was `step` and came from `role`.
-    fn record_ban(&mut self, role: Role, step: u64, judgement: &Judgement) {
-        let Judgement::Ban { target, expiry, ports, .. } = judgement else { return };
+    fn record_ban(&mut self, role: Role, step: u64, verdict: &PacketVerdict) {
+        let PacketVerdict::Ban { target, expiry, ports, .. } = verdict else { return };
         self.record_honest_ban(self.now, (role, step), (*target, *expiry), ports.clone());
     }
 
     /// Records a ban that was made without a packet of its source.
-    pub(super) fn record_late_ban(&mut self, target: BanTarget, judgement: &Judgement) {
+    pub(super) fn record_late_ban(&mut self, target: BanTarget, verdict: &PacketVerdict) {
         if let Some(Sent { role, step, .. }) = self.senders.get(&target).copied() {
-            self.record_ban(role, step, judgement);
+            self.record_ban(role, step, verdict);
             self.record_found(target);
         }
     }

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use portsentry::wire::{Delivery, Packet, TcpFlags, Transport};
 
 use super::{Role, View, World, ends};
-use crate::detector::{IgnoreReason, Judgement};
+use crate::detector::{IgnoreReason, PacketVerdict};
 use crate::host::Reply;
 use crate::kernel::Passage;
 
@@ -31,18 +31,18 @@ impl World {
         let passage = self.kernel.input(now, &packet, &View(&self.host, now));
         self.note_hold();
         let (host, kernel) = (&self.host, &self.kernel);
-        let judgement = self.detector.observe(
+        let verdict = self.detector.observe(
             now,
             &packet,
             |protocol, source, to| host.taker(now, protocol, source, to),
             |(protocol, port)| kernel.traps(protocol, port),
         );
-        if matches!(judgement, Judgement::Ignored(IgnoreReason::Open)) && self.kernel.traps(protocol, to.port()) {
+        if matches!(verdict, PacketVerdict::Ignored(IgnoreReason::Open)) && self.kernel.traps(protocol, to.port()) {
             self.armed.change(now);
         }
-        self.trace_packet(role, &packet, Some((passage, &judgement)));
-        self.record(role, &packet, to.port(), passage, &judgement);
-        self.ban(&judgement);
+        self.trace_packet(role, &packet, Some((passage, &verdict)));
+        self.record(role, &packet, to.port(), passage, &verdict);
+        self.ban(&verdict);
         if passage != Passage::Passed {
             return Reply::Silence;
         }
@@ -57,7 +57,7 @@ impl World {
     }
 
     /// Records a packet for a replay that has not reached its end.
-    fn trace_packet(&mut self, role: Role, packet: &Packet, seen: Option<(Passage, &Judgement)>) {
+    fn trace_packet(&mut self, role: Role, packet: &Packet, seen: Option<(Passage, &PacketVerdict)>) {
         if !self.is_replayed()
             && let Some(trace) = &mut self.trace
         {
@@ -66,8 +66,8 @@ impl World {
     }
 
     /// Applies a ban.
-    pub(super) fn ban(&mut self, judgement: &Judgement) {
-        if let Judgement::Ban { target, expiry, ban, .. } = judgement {
+    pub(super) fn ban(&mut self, verdict: &PacketVerdict) {
+        if let PacketVerdict::Ban { target, expiry, ban, .. } = verdict {
             self.kernel.block(self.now, *target, *expiry);
             self.daemon.record(self.now, ban);
         }

@@ -47,18 +47,16 @@ impl World {
         while self.waiting && !self.detector.is_settling(at) {
             let host = &self.host;
             let taker = |protocol, source, to| host.taker(at, protocol, source, to);
-            let Some(judgement) = self.detector.judge_waiting(at, taker) else {
+            let Some(verdict) = self.detector.judge_waiting(at, taker) else {
                 self.waiting = false;
                 self.armed.change(at);
                 return;
             };
-            if let Some(target) = judgement.target() {
-                self.record_late_ban(target, &judgement);
-                self.note_source(at, target, || {
-                    format!("{target} waited while the host settled: {}", shown(&judgement))
-                });
+            if let Some(target) = verdict.target() {
+                self.record_late_ban(target, &verdict);
+                self.note_source(at, target, || format!("{target} waited while the host settled: {}", shown(&verdict)));
             }
-            self.ban(&judgement);
+            self.ban(&verdict);
         }
     }
 
@@ -91,7 +89,7 @@ impl World {
         if at == tick || !changed && self.now < stale_at {
             return;
         }
-        let longest = self.now.after(Armed::LONGEST);
+        let longest = self.now.after(Armed::MAX_ARMED);
         let stale_at = if stale_at > self.now { stale_at.min(longest) } else { longest };
         self.armed = Armed { at: tick, changed: false, stale_at, ..self.armed };
         for protocol in [Protocol::Tcp, Protocol::Udp] {
