@@ -129,7 +129,7 @@ fn emit(line: Line) {
                 portsentry_port = record.port,
                 portsentry_method = record.method.as_deref(),
                 portsentry_reason = record.reason.as_deref(),
-                portsentry_expires = record.expires.as_deref(),
+                portsentry_expires = record.expires.map(tracing::field::display),
                 portsentry_json = %record.to_json(),
                 "{line}"
             )

@@ -22,6 +22,7 @@ use std::time::{Duration, SystemTime};
 pub use clock::Clock;
 
 use crate::capture::file::{FileError, Reader};
+use crate::clock::WallTime;
 use crate::config::{Config, ConfigErrors, DEFAULT_CONFIG, parse_network};
 use crate::engine::{Engine, HashKey, Host, IgnoreReason, Local, NoLookup, Observation, Protection, Settings, Verdict};
 use crate::events;
@@ -272,7 +273,7 @@ impl<'a> Replay<'a> {
         let event = Event { time, what };
         if !self.options.json {
             let Some(line) = text::line(&event.what) else { return Ok(()) };
-            return writeln!(out, "{} {line}", events::json::rfc3339(time));
+            return writeln!(out, "{} {line}", WallTime(time));
         }
         // Nothing was blocked, so there is no reaction time.
         let record = events::json::EventRecord { reaction_us: None, ..(&event).into() };

@@ -54,13 +54,13 @@ pub(super) fn write(summary: &Summary, out: &mut impl Write) -> io::Result<()> {
         let (target, victims) = (suspect.target, Joined(suspect.victims.iter()));
         writeln!(out, "  {target}: {ports} of {victims} ({probes}, at most {distinct} at one time)")?;
     }
-    if !summary.spared.is_empty() {
-        writeln!(out, "{} never blocked:", summary.spared.len())?;
+    if !summary.exempt.is_empty() {
+        writeln!(out, "{} never blocked:", summary.exempt.len())?;
     }
-    for protected in summary.spared.values() {
-        let ports = Joined(protected.ports.values());
-        let (source, protection) = (protected.source, protected.protection);
-        let probes = counted(protected.probes, "probe");
+    for exempt in summary.exempt.values() {
+        let ports = Joined(exempt.ports.values());
+        let (source, protection) = (exempt.source, exempt.protection);
+        let probes = counted(exempt.probes, "probe");
         writeln!(out, "  {source}: {protection}; {ports} ({probes})")?;
     }
     if summary.unlisted > 0 {
