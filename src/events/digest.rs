@@ -76,7 +76,7 @@ impl Digest {
 
     /// Adds `event`. `begins` is true for the first event that reports a ban, as several backends may report it.
     pub fn add(&mut self, event: &Event, begins: bool) {
-        match &event.what {
+        match &event.kind {
             EventKind::Blocked { ban, .. }
             | EventKind::Entered { ban: Some(ban), .. }
             | EventKind::Ran { ban: Some(ban), .. }

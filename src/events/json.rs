@@ -83,8 +83,8 @@ pub const WITHOUT_VERDICT: &str = "the kernel's trap counted its probes, without
 
 impl From<&Event> for EventRecord {
     fn from(event: &Event) -> Self {
-        let base = Self { event: kind(&event.what).into(), time: Some(WallTime(event.time)), ..Self::default() };
-        match &event.what {
+        let base = Self { event: kind(&event.kind).into(), time: Some(WallTime(event.time)), ..Self::default() };
+        match &event.kind {
             EventKind::Started | EventKind::Stopped => base,
             EventKind::Probe(probe) => Self {
                 distinct_ports: Some(probe.distinct.into()),
@@ -215,8 +215,8 @@ impl EventRecord {
     }
 }
 
-pub(super) fn kind(what: &EventKind) -> &'static str {
-    match what {
+pub(super) fn kind(kind: &EventKind) -> &'static str {
+    match kind {
         EventKind::Started => "start",
         EventKind::Probe(_) => "probe",
         EventKind::Scan(_) | EventKind::DistributedScan(_) => "scan",

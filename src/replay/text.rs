@@ -14,9 +14,9 @@ use crate::types::counted;
 const OPEN: usize = 32;
 
 /// The classic line of an event, reworded because a replay blocks nothing.
-pub(super) fn line(what: &EventKind) -> Option<String> {
-    let line = classic_log::line(what)?;
-    Some(match what {
+pub(super) fn line(kind: &EventKind) -> Option<String> {
+    let line = classic_log::line(kind)?;
+    Some(match kind {
         EventKind::Blocked { .. } => line.replacen(" has been blocked via ", " would be banned via ", 1),
         EventKind::Repeated { .. } => line.replacen(" is already blocked Ignoring", " would already be banned", 1),
         EventKind::Scan(_) => line + "; only logged",
