@@ -6,13 +6,14 @@ use std::time::{Duration, SystemTime};
 use serde::{Deserialize, Serialize};
 
 use super::fleet_info::FleetBan;
-use super::format::{compact_ports, line, nullable, span, to_seconds};
+use super::format::{compact_ports, line, nullable, span};
 use super::scoped_network::ScopedNetwork;
+use crate::clock::{BanEnd, WallTime};
 use crate::enforce::nft::{Hold, MAX_HOLDS};
-use crate::engine::{self, Explanation, Grade};
-use crate::events::json::{NEVER, PortRecord, expires, rfc3339};
+use crate::engine::{self, Class, Explanation, Grade};
+use crate::events::json::PortRecord;
 use crate::ledger::{BanAuthor, Ending, LedgerEntry};
-use crate::types::{Expiry, counted};
+use crate::types::{Backends, BanTarget, Expiry, counted};
 
 /// Maximum number of listed bans of an address, the latest ones.
 const MAX_HISTORY: usize = 20;
@@ -47,16 +48,14 @@ pub struct AddressInfo {
 /// The end of a verdict.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VerdictEnd {
-    /// A time, or "never".
-    pub expires: String,
+    pub expires: BanEnd,
     #[serde(deserialize_with = "nullable")]
     pub left_s: Option<u64>,
     /// The blocked network that contains the address.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub network: Option<String>,
-    /// Grade of the evidence: `forgeable` or `proven`.
+    pub network: Option<BanTarget>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub evidence: Option<String>,
+    pub evidence: Option<Grade>,
 }
 
 /// Hold state of a source in the kernel's trap.
@@ -84,28 +83,27 @@ pub struct SuspicionInfo {
 }
 
 #[serde_with::apply(Option => #[serde(deserialize_with = "nullable")])]
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PastBan {
     #[serde(rename = "subject")]
-    pub target: String,
-    pub since: String,
-    /// A time, or "never".
-    pub expires: String,
-    pub class: Option<String>,
-    pub evidence: Option<String>,
+    pub target: BanTarget,
+    pub since: WallTime,
+    pub expires: BanEnd,
+    pub class: Option<Class>,
+    pub evidence: Option<Grade>,
     pub ports: Vec<PortRecord>,
     pub probes: u32,
-    pub method: String,
-    pub author: String,
+    pub method: Backends,
+    pub author: BanAuthor,
     pub note: Option<String>,
     /// Number of bans of this target, including this one.
     pub strikes: u32,
     pub ended: Option<Ended>,
 }
 
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Ended {
-    pub at: String,
+    pub at: WallTime,
     pub how: String,
 }
 
@@ -113,14 +111,14 @@ impl AddressInfo {
     /// Builds the answer for `address` at `now`; `history` contains the ledger's entries, oldest first.
     pub fn new(address: ScopedNetwork, known: &Explanation, history: Option<&[LedgerEntry]>, now: SystemTime) -> Self {
         let remaining =
-            |end: Expiry| VerdictEnd { expires: expires(end, now), left_s: end.seconds(), ..VerdictEnd::default() };
+            |end: Expiry| VerdictEnd { expires: BanEnd::of(end, now), left_s: end.seconds(), ..VerdictEnd::default() };
         Self {
             address: address.to_string(),
             target: known.target.to_string(),
             protected: known.protection.map(|protection| protection.to_string()),
             blocked: known.blocked.map(|expiry| VerdictEnd {
-                network: known.network.map(|network| network.to_string()),
-                evidence: known.grade.map(|grade| grade.key().to_owned()),
+                network: known.network,
+                evidence: known.grade,
                 ..remaining(expiry)
             }),
             logged: known.logged.map(remaining),
@@ -163,7 +161,7 @@ impl From<&engine::Suspicion> for SuspicionInfo {
 impl From<&LedgerEntry> for PastBan {
     fn from(LedgerEntry { ban, strikes, ended }: &LedgerEntry) -> Self {
         let ended = ended.as_ref().map(|ended| Ended {
-            at: rfc3339(ended.at),
+            at: WallTime(ended.at),
             how: match &ended.how {
                 Ending::Expired => "expired".to_owned(),
                 Ending::Replaced => "replaced by another".to_owned(),
@@ -171,15 +169,15 @@ impl From<&LedgerEntry> for PastBan {
             },
         });
         Self {
-            target: ban.target.to_string(),
-            since: rfc3339(ban.since),
-            expires: ban.until.map_or_else(|| NEVER.to_owned(), rfc3339),
-            class: ban.class.map(|class| class.key().to_owned()),
-            evidence: ban.grade.map(Grade::key).map(str::to_owned),
+            target: ban.target,
+            since: WallTime(ban.since),
+            expires: ban.until.into(),
+            class: ban.class,
+            evidence: ban.grade,
             ports: ban.ports.iter().map(PortRecord::from).collect(),
             probes: ban.probes,
-            method: ban.methods.to_string(),
-            author: ban.author.key().to_owned(),
+            method: ban.methods,
+            author: ban.author,
             note: ban.note.clone(),
             strikes: strikes.saturating_add(1),
             ended,
@@ -222,24 +220,24 @@ impl fmt::Display for AddressInfo {
         line!(f, "strikes", "{}", self.strikes)?;
         line!(f, "ledger", "{}", counted(self.bans.unwrap_or(0), "ban"))?;
         for ban in self.history.iter().flatten() {
-            let end = match (&ban.ended, ban.expires.as_str()) {
-                (Some(Ended { at, how }), _) => format!("{how} {}", to_seconds(at)),
-                (None, NEVER) => "no end".to_owned(),
-                (None, expires) => format!("until {}", to_seconds(expires)),
+            let end = match (&ban.ended, ban.expires) {
+                (Some(Ended { at, how }), _) => format!("{how} {}", at.to_seconds()),
+                (None, BanEnd(None)) => "no end".to_owned(),
+                (None, BanEnd(Some(end))) => format!("until {}", end.to_seconds()),
             };
             let mut details = vec![end];
-            details.extend(ban.evidence.as_ref().map(|grade| format!("{grade} evidence")));
+            details.extend(ban.evidence.map(|grade| format!("{} evidence", grade.key())));
             // A ban of the surrounding network.
-            details.extend((ban.target != *target).then(|| ban.target.clone()));
+            details.extend(Some(ban.target.to_string()).filter(|of_ban| of_ban != target));
             let ports = compact_ports(ban.ports.iter().map(|port| (port.proto.as_ref(), port.port)));
             details.extend((!ports.is_empty()).then_some(ports));
             details.extend(ban.note.as_ref().map(|note| format!("{note:?}")));
-            let class = match &ban.class {
-                Some(class) => class,
-                None if ban.author == BanAuthor::Detector.key() => "trap",
-                None => "by hand",
+            let class = match (ban.class, ban.author) {
+                (Some(class), _) => class.key(),
+                (None, BanAuthor::Detector) => "trap",
+                (None, BanAuthor::Operator | BanAuthor::Import) => "by hand",
             };
-            writeln!(f, "  {}  {class:<10} {}", to_seconds(&ban.since), details.join("  "))?;
+            writeln!(f, "  {}  {class:<10} {}", ban.since.to_seconds(), details.join("  "))?;
         }
         Ok(())
     }
@@ -247,12 +245,12 @@ impl fmt::Display for AddressInfo {
 
 impl fmt::Display for VerdictEnd {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.left_s {
-            Some(left) => write!(f, "yes, until {} ({} left)", to_seconds(&self.expires), span(left))?,
-            None => f.write_str("yes, until it is lifted")?,
+        match (self.expires, self.left_s) {
+            (BanEnd(Some(end)), Some(left)) => write!(f, "yes, until {} ({} left)", end.to_seconds(), span(left))?,
+            _ => f.write_str("yes, until it is lifted")?,
         }
         self.network.iter().try_for_each(|network| write!(f, ", by the ban of {network}"))?;
-        self.evidence.iter().try_for_each(|grade| write!(f, ", on {grade} evidence"))
+        self.evidence.iter().try_for_each(|grade| write!(f, ", on {} evidence", grade.key()))
     }
 }
 

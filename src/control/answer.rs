@@ -7,11 +7,11 @@ use serde::{Deserialize, Serialize};
 use super::address_info::AddressInfo;
 use super::ban_info::BanPage;
 use super::fleet_info::FleetBans;
-use super::format::{nullable, to_seconds};
+use super::format::nullable;
 use super::status::Status;
-use crate::events::json::{NEVER, rfc3339};
+use crate::clock::{BanEnd, WallTime};
 use crate::ledger::Allowance;
-use crate::types::plain;
+use crate::types::{BanTarget, plain};
 
 /// The daemon's answer to a successful request.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -36,9 +36,8 @@ pub enum Answer {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Blocked {
     #[serde(rename = "subject")]
-    pub target: String,
-    /// A time, or "never".
-    pub expires: String,
+    pub target: BanTarget,
+    pub expires: BanEnd,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -51,11 +50,11 @@ pub struct Allowed {
     pub allowed: String,
     /// Null: until it is revoked.
     #[serde(deserialize_with = "nullable")]
-    pub until: Option<String>,
+    pub until: Option<WallTime>,
     /// Number of bans that this lifts.
     pub lifted: usize,
     /// Their targets, the first [`MAX_LISTED`].
-    pub bans: Vec<String>,
+    pub bans: Vec<BanTarget>,
 }
 
 /// Maximum number of bans and allowances in one answer, which must fit into a line.
@@ -84,14 +83,14 @@ pub struct AllowedEntry {
     /// The operator, or the key of the configuration.
     pub by: String,
     /// Null for what the configuration allows.
-    pub since: Option<String>,
+    pub since: Option<WallTime>,
     /// Null: until revoked, or removed from the configuration.
-    pub until: Option<String>,
+    pub until: Option<WallTime>,
 }
 
 impl From<Allowance> for AllowedEntry {
     fn from(Allowance { network, since, until, by }: Allowance) -> Self {
-        Self { network: plain(network), by, since: Some(rfc3339(since)), until: until.map(rfc3339) }
+        Self { network: plain(network), by, since: Some(WallTime(since)), until: until.map(WallTime) }
     }
 }
 
@@ -105,7 +104,7 @@ pub struct ServiceForgotten {
 pub struct TrialState {
     /// End of the log-only trial; null if scans are blocked again.
     #[serde(deserialize_with = "nullable")]
-    pub until: Option<String>,
+    pub until: Option<WallTime>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -114,19 +113,34 @@ pub struct Reloaded {
     pub needs_restart: Vec<String>,
 }
 
+impl Reloaded {
+    /// The keys that have changed, as the end of a sentence; `None` if there are none.
+    pub fn details(&self) -> Option<String> {
+        let lists = [("changed", &self.changed), ("takes effect after a restart", &self.needs_restart)];
+        let parts: Vec<_> = lists
+            .iter()
+            .filter(|(_, keys)| !keys.is_empty())
+            .map(|(title, keys)| format!("{title}: {}", keys.join(", ")))
+            .collect();
+        (!parts.is_empty()).then(|| parts.join("; "))
+    }
+}
+
 /// The answer as text; `--json` prints the object itself.
 impl fmt::Display for Answer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Status(status) => status.fmt(f),
-            Self::Blocked(Blocked { target, expires }) => match expires.as_str() {
-                NEVER => writeln!(f, "{target} is blocked until `portsentry unblock {target}`"),
-                end => writeln!(f, "{target} is blocked until {}", to_seconds(end)),
-            },
+            Self::Blocked(Blocked { target, expires: BanEnd(None) }) => {
+                writeln!(f, "{target} is blocked until `portsentry unblock {target}`")
+            }
+            Self::Blocked(Blocked { target, expires: BanEnd(Some(end)) }) => {
+                writeln!(f, "{target} is blocked until {}", end.to_seconds())
+            }
             Self::Unblocked(Unblocked { unblocked }) => writeln!(f, "bans lifted: {unblocked}"),
             Self::Allowed(Allowed { allowed, until, lifted, bans }) => {
                 match until {
-                    Some(until) => writeln!(f, "{allowed} is allowed until {}", to_seconds(until))?,
+                    Some(until) => writeln!(f, "{allowed} is allowed until {}", until.to_seconds())?,
                     None => writeln!(f, "{allowed} is allowed until `portsentry disallow {allowed}`")?,
                 }
                 if *lifted == 0 {
@@ -134,7 +148,11 @@ impl fmt::Display for Answer {
                 }
                 let more = lifted.saturating_sub(bans.len());
                 let more = if more > 0 { format!(" and {more} more") } else { String::new() };
-                writeln!(f, "bans lifted: {lifted} ({}{more})", bans.join(", "))
+                writeln!(
+                    f,
+                    "bans lifted: {lifted} ({}{more})",
+                    bans.iter().map(BanTarget::to_string).collect::<Vec<_>>().join(", ")
+                )
             }
             Self::Disallowed(Disallowed { disallowed, still: None }) => {
                 writeln!(f, "the allowance of {disallowed} is revoked")
@@ -150,7 +168,7 @@ impl fmt::Display for Answer {
                 for AllowedEntry { network, by, since, until } in allowed {
                     let until = match (since, until) {
                         (None, _) => String::new(),
-                        (_, Some(until)) => format!(", until {}", to_seconds(until)),
+                        (_, Some(until)) => format!(", until {}", until.to_seconds()),
                         (_, None) => ", until it is revoked".to_owned(),
                     };
                     writeln!(f, "{network:<width$}  by {by}{until}")?;
@@ -159,24 +177,14 @@ impl fmt::Display for Answer {
             }
             Self::Explained(info) => info.fmt(f),
             Self::ServiceForgotten(ServiceForgotten { forgotten }) => writeln!(f, "services forgotten: {forgotten}"),
-            Self::Reloaded(Reloaded { changed, needs_restart }) => {
-                let [changed, restart] = [changed, needs_restart].map(|keys| keys.join(", "));
-                match (changed.as_str(), restart.as_str()) {
-                    ("", "") => writeln!(f, "configuration reloaded: nothing has changed"),
-                    (changed, "") => writeln!(f, "configuration reloaded; changed: {changed}"),
-                    ("", restart) => writeln!(f, "configuration reloaded; takes effect after a restart: {restart}"),
-                    (changed, restart) => {
-                        writeln!(
-                            f,
-                            "configuration reloaded; changed: {changed}; takes effect after a restart: {restart}"
-                        )
-                    }
-                }
-            }
+            Self::Reloaded(reloaded) => match reloaded.details() {
+                Some(details) => writeln!(f, "configuration reloaded; {details}"),
+                None => writeln!(f, "configuration reloaded: nothing has changed"),
+            },
             Self::Trial(TrialState { until: Some(until) }) => writeln!(
                 f,
                 "scans are only logged until {}; the bans in force stay. `portsentry trial --end` resumes blocking",
-                to_seconds(until)
+                until.to_seconds()
             ),
             Self::Trial(TrialState { until: None }) => writeln!(f, "the trial has ended: scans are blocked again"),
             Self::Confirmed {} => writeln!(f, "confirmed: blocking continues"),

@@ -1,14 +1,17 @@
 //! A ban in the answer to `bans` and in the JSON of `list`: the fields of the ledger, and the state of the kernel.
 
+use std::net::IpAddr;
 use std::time::SystemTime;
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
+use serde_json::Value;
 
 use super::format::nullable;
+use crate::clock::{BanEnd, WallTime};
 use crate::engine::{Class, Grade};
-use crate::events::json::{NEVER, PortRecord, expires, rfc3339};
-use crate::ledger::{BanRecord, LedgerEntry};
-use crate::types::{BanTarget, Expiry, Protocol};
+use crate::events::json::PortRecord;
+use crate::ledger::{BanAuthor, BanRecord, LedgerEntry};
+use crate::types::{Backends, BanTarget, Expiry, Protocol};
 
 /// Maximum number of bans in one answer.
 pub const MAX_BANS: usize = 64;
@@ -19,8 +22,9 @@ const MAX_PAGE_LEN: usize = 48 << 10;
 /// The answer to `bans`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BanPage {
-    /// At most [`MAX_BANS`].
-    pub bans: Vec<BanInfo>,
+    /// At most [`MAX_BANS`]; `None` for one that this version cannot read.
+    #[serde(deserialize_with = "readable")]
+    pub bans: Vec<Option<BanInfo>>,
     /// Number of invalid rows of the ledger.
     pub unreadable: u64,
     /// Where the next page begins; `None` after the last one.
@@ -34,12 +38,13 @@ impl BanPage {
         let mut page = Self::default();
         let (mut left, all) = (MAX_PAGE_LEN, found.len());
         for (place, (position, entry)) in found.into_iter().enumerate() {
-            let info = entry.map(|entry| BanInfo::from_entry(&entry, entry.ban.left(now).unwrap_or(SECOND), now));
+            let info = entry
+                .map(|entry| BanInfo::new(entry.ban.target, Some(&entry), entry.ban.left(now).unwrap_or(SECOND), now));
             let length = info.as_ref().map_or(0, |info| serde_json::to_string(info).map_or(0, |text| text.len()));
             match (info, left.checked_sub(length)) {
                 (Some(_), None) if !page.bans.is_empty() => return page,
                 (Some(info), Some(rest)) => {
-                    page.bans.push(info);
+                    page.bans.push(Some(info));
                     left = rest;
                 }
                 // No ban of this program is as long as a page.
@@ -51,30 +56,35 @@ impl BanPage {
     }
 }
 
+/// Reads each ban on its own, so that one of another version does not hide the others.
+fn readable<'de, D: Deserializer<'de>>(bans: D) -> Result<Vec<Option<BanInfo>>, D::Error> {
+    let bans = Vec::<Value>::deserialize(bans)?;
+    Ok(bans.into_iter().map(|ban| serde_json::from_value(ban).ok()).collect())
+}
+
 /// Remaining time of a ban that has just expired.
 const SECOND: Expiry = Expiry::After(std::time::Duration::from_secs(1));
 
 /// A ban in force; fields from the ledger are null if it does not contain the ban.
 #[serde_with::apply(Option => #[serde(deserialize_with = "nullable")])]
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BanInfo {
     #[serde(rename = "subject")]
-    pub target: String,
-    pub source: Option<String>,
-    pub class: Option<String>,
-    pub evidence: Option<String>,
+    pub target: BanTarget,
+    pub source: Option<IpAddr>,
+    pub class: Option<Class>,
+    pub evidence: Option<Grade>,
     pub ports: Option<Vec<PortRecord>>,
     pub probes: Option<u32>,
-    pub since: Option<String>,
-    /// A time, or "never".
-    pub expires: String,
+    pub since: Option<WallTime>,
+    pub expires: BanEnd,
     pub left_s: Option<u64>,
     /// Number of bans of this target, including this one.
     pub strikes: Option<u32>,
-    pub author: Option<String>,
+    pub author: Option<BanAuthor>,
     /// The operator's note, if there is one.
     pub note: Option<String>,
-    pub method: Option<String>,
+    pub method: Option<Backends>,
     pub capped: Option<bool>,
     /// `None`: not queried.
     pub in_kernel: Option<bool>,
@@ -86,48 +96,47 @@ pub struct BanInfo {
 }
 
 impl BanInfo {
-    /// A ban that only the kernel has.
-    pub fn unknown(target: BanTarget, left: Expiry, now: SystemTime) -> Self {
-        Self { target: target.to_string(), expires: expires(left, now), left_s: left.seconds(), ..Self::default() }
-    }
-
-    /// A ban of the ledger, of which `left` remains at `now`.
-    pub fn from_entry(LedgerEntry { ban, strikes, .. }: &LedgerEntry, left: Expiry, now: SystemTime) -> Self {
+    /// A ban of which `left` remains at `now`, with its entry in the ledger if there is one.
+    pub fn new(target: BanTarget, entry: Option<&LedgerEntry>, left: Expiry, now: SystemTime) -> Self {
+        let ban = entry.map(|entry| &entry.ban);
         Self {
-            source: Some(ban.source.to_string()),
-            class: ban.class.map(|class| class.key().to_owned()),
-            evidence: ban.grade.map(|grade| grade.key().to_owned()),
-            ports: Some(ban.ports.iter().map(PortRecord::from).collect()),
-            probes: Some(ban.probes),
-            since: Some(rfc3339(ban.since)),
-            strikes: Some(strikes.saturating_add(1)),
-            author: Some(ban.author.key().to_owned()),
-            note: ban.note.clone(),
-            method: Some(ban.methods.to_string()),
-            capped: Some(ban.capped),
-            in_ledger: true,
-            ..Self::unknown(ban.target, left, now)
+            target,
+            source: ban.map(|ban| ban.source),
+            class: ban.and_then(|ban| ban.class),
+            evidence: ban.and_then(|ban| ban.grade),
+            ports: ban.map(|ban| ban.ports.iter().map(PortRecord::from).collect()),
+            probes: ban.map(|ban| ban.probes),
+            since: ban.map(|ban| WallTime(ban.since)),
+            expires: BanEnd::of(left, now),
+            left_s: left.seconds(),
+            strikes: entry.map(|entry| entry.strikes.saturating_add(1)),
+            author: ban.map(|ban| ban.author),
+            note: ban.and_then(|ban| ban.note.clone()),
+            method: ban.map(|ban| ban.methods),
+            capped: ban.map(|ban| ban.capped),
+            in_kernel: None,
+            in_ledger: entry.is_some(),
+            name: None,
         }
     }
 
-    /// The ban of the ledger; `None` if a field is missing or unknown to this version.
-    pub fn to_entry(&self) -> Option<LedgerEntry> {
-        let time = |text: &str| humantime::parse_rfc3339(text).ok();
+    /// The ban of the ledger; `None` if a field is null or unknown to this version.
+    pub fn into_entry(self) -> Option<LedgerEntry> {
         let port = |port: &PortRecord| Some((Protocol::from_key(&port.proto)?, port.port));
         let ban = BanRecord {
-            target: self.target.parse().ok()?,
-            source: self.source.as_ref()?.parse().ok()?,
-            since: time(self.since.as_ref()?)?,
-            until: if self.expires == NEVER { None } else { Some(time(&self.expires)?) },
-            class: self.class.as_ref().map_or(Some(None), |key| Class::from_key(key).map(Some))?,
-            grade: self.evidence.as_ref().map_or(Some(None), |key| Grade::from_key(key).map(Some))?,
+            target: self.target,
+            source: self.source?,
+            since: self.since?.0,
+            until: self.expires.0.map(|WallTime(end)| end),
+            class: self.class,
+            grade: self.evidence,
             ports: self.ports.as_ref()?.iter().map(port).collect::<Option<_>>()?,
             probes: self.probes?,
             interface: None,
             guest_port: None,
-            methods: self.method.as_ref()?.parse().ok()?,
-            author: self.author.as_ref()?.parse().ok()?,
-            note: self.note.clone(),
+            methods: self.method?,
+            author: self.author?,
+            note: self.note,
             capped: self.capped?,
         };
         Some(LedgerEntry { ban, strikes: self.strikes?.checked_sub(1)?, ended: None })
@@ -138,8 +147,9 @@ impl BanInfo {
 mod tests {
     use std::time::Duration;
 
+    use serde_json::json;
+
     use super::*;
-    use crate::ledger::BanAuthor;
     use crate::types::Backend;
 
     fn now() -> SystemTime {
@@ -162,6 +172,10 @@ mod tests {
         BanPage::new(entries.into_iter().enumerate().map(|(place, entry)| (place, Some(entry))).collect(), now())
     }
 
+    fn entries(page: BanPage) -> Vec<Option<LedgerEntry>> {
+        page.bans.into_iter().map(|ban| ban.and_then(BanInfo::into_entry)).collect()
+    }
+
     #[test]
     fn ban_reads_back_as_written() {
         let mut never = entry(1);
@@ -170,22 +184,24 @@ mod tests {
         for entry in [entry(2), never] {
             let text = serde_json::to_string(&page([entry.clone()])).unwrap();
             let read: BanPage = serde_json::from_str(&text).unwrap();
-            assert_eq!(read.bans.iter().map(BanInfo::to_entry).collect::<Vec<_>>(), [Some(entry)], "{text}");
             assert_eq!(read.next, None);
+            assert_eq!(entries(read), [Some(entry)], "{text}");
         }
     }
 
     #[test]
     fn ban_with_unknown_field_is_left_out() {
-        let ban = BanInfo::from_entry(&entry(1), SECOND, now());
-        for wrong in [
-            BanInfo { class: Some("new".to_owned()), ..ban.clone() },
-            BanInfo { expires: "soon".to_owned(), ..ban.clone() },
-            BanInfo { strikes: Some(0), ..ban.clone() },
-            BanInfo { target: "192.0.2.0/33".to_owned(), ..ban.clone() },
-            BanInfo { author: None, ..ban },
+        for (key, value) in [
+            ("class", json!("new")),
+            ("expires", json!("soon")),
+            ("strikes", json!(0)),
+            ("subject", json!("192.0.2.0/33")),
+            ("author", json!(null)),
         ] {
-            assert_eq!(wrong.to_entry(), None, "{wrong:?}");
+            let mut wrong = serde_json::to_value(page([entry(1), entry(2)])).unwrap();
+            wrong["bans"][0][key] = value;
+            let read = serde_json::from_value(wrong).unwrap();
+            assert_eq!(entries(read), [None, Some(entry(2))], "{key}");
         }
     }
 

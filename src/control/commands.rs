@@ -6,9 +6,10 @@ use std::path::PathBuf;
 
 use clap::error::ErrorKind;
 use clap::{ArgMatches, Args, Command, Error, FromArgMatches, Subcommand};
-use serde_json::json;
+use serde::Serialize;
 
 use super::client::{Client, ClientError};
+use super::format::to_line;
 use super::print;
 use super::protocol::Request;
 
@@ -58,6 +59,13 @@ impl FromArgMatches for ControlCommand {
     }
 }
 
+/// The status if no daemon runs.
+#[derive(Serialize)]
+struct NotRunning {
+    running: bool,
+    reason: String,
+}
+
 /// Sends the request and writes the answer.
 ///
 /// # Errors
@@ -70,8 +78,8 @@ pub fn run(ControlCommand { request, connection }: &ControlCommand, out: &mut im
         Ok(answer) => answer,
         // A program that requests the status also gets JSON if there is no daemon.
         Err(error @ ClientError::NotRunning(_)) if connection.json && *request == Request::Status => {
-            let reply = json!({"running": false, "reason": error.to_string()});
-            print(out, &format!("{reply}\n")).map_err(ClientError::Write)?;
+            let status = NotRunning { running: false, reason: error.to_string() };
+            print(out, &to_line(&status)).map_err(ClientError::Write)?;
             return Err(error);
         }
         Err(ClientError::NotRunning(path)) if matches!(request, Request::Unblock { .. }) => {
@@ -80,8 +88,7 @@ pub fn run(ControlCommand { request, connection }: &ControlCommand, out: &mut im
         Err(ClientError::NotPermitted(path)) if request.changes() => return Err(ClientError::NotRoot(path)),
         Err(error) => return Err(error),
     };
-    let text =
-        if connection.json { serde_json::to_string(&answer).unwrap_or_default() + "\n" } else { answer.to_string() };
+    let text = if connection.json { to_line(&answer) } else { answer.to_string() };
     print(out, &text).map_err(ClientError::Write)
 }
 

@@ -6,7 +6,8 @@ use serde::{Deserialize, Serialize};
 
 use super::fleet_protocol::IgnoredAuthor;
 use super::format::{nullable, span};
-use crate::types::counted;
+use crate::engine::{Class, Grade};
+use crate::types::{BanTarget, counted};
 
 /// Maximum number of targets in one answer, which must fit into a line.
 pub const MAX_FLEET_BANS: usize = 64;
@@ -46,10 +47,10 @@ pub enum FleetLink {
 }
 
 /// State of a target that other hosts have reported.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FleetBan {
     #[serde(rename = "subject")]
-    pub target: String,
+    pub target: BanTarget,
     pub state: FleetBanState,
     /// Remaining seconds for which it is blocked, would be blocked, or stays lifted.
     #[serde(deserialize_with = "nullable")]
@@ -77,12 +78,12 @@ pub enum FleetBanState {
 }
 
 /// One host's report.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FleetReportInfo {
     pub author: String,
-    pub evidence: String,
+    pub evidence: Grade,
     pub distinct_ports: u32,
-    pub class: String,
+    pub class: Class,
     pub left_s: u64,
 }
 
@@ -125,7 +126,8 @@ impl fmt::Display for FleetBan {
 impl fmt::Display for FleetReportInfo {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { author, evidence, distinct_ports, class, left_s } = self;
-        write!(f, "{author} ({evidence}, {class}, {}, {} left)", counted(*distinct_ports, "port"), span(*left_s))
+        let (evidence, ports) = (evidence.key(), counted(*distinct_ports, "port"));
+        write!(f, "{author} ({evidence}, {class}, {ports}, {} left)", span(*left_s))
     }
 }
 

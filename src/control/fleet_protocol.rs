@@ -36,7 +36,6 @@ pub enum FleetRequest {
     Reports {
         reports: Vec<FleetReport>,
         /// True if these are the last reports of a complete scan of the server.
-        #[serde(default)]
         scan_ends: bool,
     },
     /// An operator of the fleet has lifted the ban of `target`.
@@ -45,7 +44,6 @@ pub enum FleetRequest {
     Link {
         state: LinkState,
         /// Authors whose reports the fleet process ignores, the first [`MAX_IGNORED`].
-        #[serde(default)]
         ignored: Vec<IgnoredAuthor>,
     },
     /// Requests this host's own bans: those in force, and then every change, one [`OwnBanEvent`] per line. No further

@@ -25,11 +25,6 @@ pub(super) fn span(seconds: u64) -> String {
     Span(Duration::from_secs(seconds)).to_string()
 }
 
-/// A time without fractions of a second, as the remaining time of a ban is not known more precisely.
-pub(super) fn to_seconds(time: &str) -> String {
-    time.split_once('.').map_or_else(|| time.to_owned(), |(seconds, _)| format!("{seconds}Z"))
-}
-
 /// A message on a socket: one JSON object on one line.
 pub trait LineMessage: Serialize + DeserializeOwned {
     /// The error message for an invalid line: the text before and after the details.

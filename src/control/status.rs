@@ -1,15 +1,17 @@
 //! Formats the answer to `status`, the state and counters of the daemon, as JSON and as text.
 
 use std::fmt;
+use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
 
 use super::fleet_info::FleetStatus;
-use super::format::{line, nullable, span, to_seconds};
+use super::format::{line, nullable, span};
+use crate::clock::WallTime;
 use crate::config::{BlockPolicy, Mode};
 use crate::events::json::EventRecord;
 use crate::sandbox::Sandbox;
-use crate::types::counted;
+use crate::types::{Protocol, counted};
 
 #[serde_with::apply(Option => #[serde(deserialize_with = "nullable")])]
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -17,7 +19,7 @@ pub struct Status {
     pub running: bool,
     pub version: String,
     pub process: u32,
-    pub since: String,
+    pub since: WallTime,
     pub uptime_s: u64,
     pub state: State,
     pub trial_left_s: Option<u64>,
@@ -120,14 +122,14 @@ pub struct TrapCounts {
     pub hold_full: u64,
 }
 
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RememberedService {
-    pub proto: String,
+    pub proto: Protocol,
     pub port: u16,
     /// 0.0.0.0 and :: stand for every address of their family.
-    pub address: String,
+    pub address: IpAddr,
     pub served: bool,
-    pub last_served: String,
+    pub last_served: WallTime,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -174,7 +176,7 @@ impl fmt::Display for Status {
             (None, state) => state.to_string(),
         };
         line!(f, "portsentry", "{}, process {}, {state}", self.version, self.process)?;
-        line!(f, "since", "{}, for {}", to_seconds(&self.since), span(self.uptime_s))?;
+        line!(f, "since", "{}, for {}", self.since.to_seconds(), span(self.uptime_s))?;
         match self.state {
             State::OnlyLogging => {
                 let what = match self.bans.intended {
@@ -244,7 +246,8 @@ impl fmt::Display for Status {
         let Some(last) = &self.last_event else { return Ok(()) };
         let target = last.target.as_ref().or(last.source.as_ref());
         let target = target.map_or(String::new(), |target| format!(" {target}"));
-        line!(f, "last event", "{} {}{target}", to_seconds(last.time.as_deref().unwrap_or("?")), last.event)
+        let time = last.time.map_or("?".to_owned(), |time| time.to_seconds().to_string());
+        line!(f, "last event", "{time} {}{target}", last.event)
     }
 }
 
@@ -252,7 +255,7 @@ impl fmt::Display for Status {
 fn services(services: &[RememberedService]) -> String {
     let ports = |wanted: &dyn Fn(&RememberedService) -> bool| {
         let mut ports: Vec<String> =
-            services.iter().filter(|one| wanted(one)).map(|one| format!("{}/{}", one.port, one.proto)).collect();
+            services.iter().filter(|one| wanted(one)).map(|one| format!("{}/{}", one.port, one.proto.key())).collect();
         ports.dedup();
         ports.join(" ")
     };

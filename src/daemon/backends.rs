@@ -294,7 +294,7 @@ fn reporter(
                 let store = stores.iter().find(|store| store.backend() == backend);
                 let entry = store.map_or_else(String::new, |store| store.entry(&case));
                 let time = if ban.is_some() { since } else { SystemTime::now() };
-                return events.send(Event { time, what: EventKind::Entered { target, backend, ban, entry } });
+                return events.send(Event { time, kind: EventKind::Entered { target, backend, ban, entry } });
             }
             BackendEvent::Released { .. } | BackendEvent::Connections { ended: 0, .. } => {
                 return;
@@ -322,8 +322,7 @@ fn reporter(
                 let undone = (occasion == CommandPhase::Release && has_ended).then_some(case.since);
                 let outcome = format!("{outcome} after {took}{when}{wrote}").into();
                 let kind = EventKind::Ran { target: case.target, ban, command: command.into(), outcome, well, undone };
-                return events
-                    .send(Event { time: if ban.is_some() { case.since } else { SystemTime::now() }, what: kind });
+                return events.send(Event { time: if ban.is_some() { case.since } else { SystemTime::now() }, kind });
             }
             BackendEvent::Failed { task, .. } | BackendEvent::Unable { task, .. } => {
                 if let SlowTask::Ban(backend) = task {

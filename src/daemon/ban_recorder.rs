@@ -208,7 +208,7 @@ impl BanRecorder {
 
     /// Records the ban that `event` reports, if any; true if the event is the first to report a ban on evidence.
     pub(super) fn record(&mut self, event: &Event, host: Option<&Host>) -> bool {
-        let banned = match &event.what {
+        let banned = match &event.kind {
             EventKind::Blocked { ban, backend, .. } | EventKind::Entered { ban: Some(ban), backend, .. } => {
                 Some((ban, *backend))
             }
@@ -218,7 +218,7 @@ impl BanRecorder {
             _ => None,
         };
         let Some((ban, backend)) = banned else {
-            if let Some(change) = self.other(&event.what, event.time) {
+            if let Some(change) = self.other(&event.kind, event.time) {
                 self.write(change);
             }
             return false;

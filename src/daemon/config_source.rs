@@ -38,16 +38,12 @@ impl ConfigSource {
     }
 }
 
-pub(super) fn summary(Reloaded { changed, needs_restart }: &Reloaded) -> String {
-    let (changed, restart) = (changed.join(", "), needs_restart.join(", "));
-    match (changed.is_empty(), restart.is_empty()) {
-        (true, true) => "the configuration was reloaded; nothing has changed".to_owned(),
-        (true, false) => format!("the configuration was reloaded; takes effect after a restart: {restart}"),
-        (false, true) => format!("the new configuration is in force; changed: {changed}"),
-        (false, false) => {
-            format!("the new configuration is in force; changed: {changed}; takes effect after a restart: {restart}")
-        }
-    }
+pub(super) fn summary(reloaded: &Reloaded) -> String {
+    let what = match reloaded.changed.is_empty() {
+        true => "the configuration was reloaded",
+        false => "the new configuration is in force",
+    };
+    format!("{what}; {}", reloaded.details().unwrap_or_else(|| "nothing has changed".to_owned()))
 }
 
 /// Returns an error text if `config` names a file that the sandbox has made inaccessible since the start.

@@ -107,7 +107,7 @@ impl EventLoop {
     }
 
     fn dispatch(&mut self, event: &Event) {
-        if matches!(event.what, EventKind::Started) {
+        if matches!(event.kind, EventKind::Started) {
             systemd::ready("watching");
             background::ready();
         }

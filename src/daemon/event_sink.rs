@@ -64,8 +64,8 @@ impl EventSink {
 
     /// Writes all remaining data to the disk, and closes the outputs.
     pub(super) fn close(mut self, lost: u64) {
-        if let Some(what) = std::mem::take(&mut self.ban_recorder).close() {
-            self.log.write(&Event::now(what));
+        if let Some(kind) = std::mem::take(&mut self.ban_recorder).close() {
+            self.log.write(&Event::now(kind));
         }
         self.report_lost(lost);
         self.log.write(&Event::now(EventKind::Stopped));

@@ -43,7 +43,7 @@ impl GuestPorts {
     pub(super) fn follow(&mut self, event: &Event, host: &Host) {
         let (EventKind::Blocked { ban, .. }
         | EventKind::Entered { ban: Some(ban), .. }
-        | EventKind::Ran { ban: Some(ban), .. }) = &event.what
+        | EventKind::Ran { ban: Some(ban), .. }) = &event.kind
         else {
             return;
         };

@@ -9,12 +9,12 @@ use humantime::format_rfc3339_seconds;
 use super::event_sink::EventSink;
 use super::optional::deadline_reached;
 use super::sensor_thread::SensorHandle;
+use crate::clock::WallTime;
 use crate::config::{Config, parse_span};
 use crate::control::protocol::{Answer, Failure, Reply, TrialState};
 use crate::enforce::nft::RulesetSpec;
 use crate::engine::Settings;
 use crate::events::event::EventKind;
-use crate::events::json::rfc3339;
 use crate::ledger::LedgerChange;
 use crate::sensor::SensorCommand;
 
@@ -200,7 +200,7 @@ impl Trial {
              --end` resumes blocking",
             format_rfc3339_seconds(until)
         )));
-        Ok(Answer::Trial(TrialState { until: Some(rfc3339(until)) }))
+        Ok(Answer::Trial(TrialState { until: Some(WallTime(until)) }))
     }
 
     async fn end_log_only(&mut self, by: &str, config: &Config, sink: &mut EventSink) {

@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
 
-use crate::clock::printable_time;
+use crate::clock::BanEnd;
 use crate::config::Mode;
 use crate::engine::{Ban, Class};
 use crate::types::{BanTarget, Expiry, Protocol};
@@ -61,9 +61,8 @@ impl BanContext {
 
     /// The end in RFC 3339 format, UTC, with a resolution of seconds; or `never`.
     pub fn until(&self) -> String {
-        let end = self.expiry.span().and_then(|span| self.since.checked_add(span));
-        let Some(end) = end else { return "never".to_owned() };
-        humantime::format_rfc3339_seconds(printable_time(end)).to_string()
+        let end = BanEnd::of(self.expiry, self.since);
+        end.0.map_or_else(|| end.to_string(), |time| time.to_seconds().to_string())
     }
 
     /// A SYN scan of port 23 from `source`, banned for an hour from the first second of 2026, for testing templates.

@@ -47,7 +47,7 @@ impl Sender {
 
     /// Queues `event` without the wake-up, which is a system call.
     pub fn push(&self, event: Event) {
-        let no_room = event.what.is_attacker_driven() && self.0.events.len() >= self.0.attacker_driven;
+        let no_room = event.kind.is_attacker_driven() && self.0.events.len() >= self.0.attacker_driven;
         if no_room || self.0.events.push(event).is_err() {
             self.0.dropped.fetch_add(1, Ordering::Relaxed);
         }
@@ -107,6 +107,6 @@ mod tests {
         (0..3).for_each(|_| sender.send(Event::now(EventKind::Started)));
         assert_eq!(receiver.dropped(), 1, "the reserved room is limited as well");
         let taken: Vec<_> = std::iter::from_fn(|| receiver.poll()).collect();
-        assert_eq!(taken.iter().filter(|event| matches!(event.what, EventKind::Started)).count(), 2);
+        assert_eq!(taken.iter().filter(|event| matches!(event.kind, EventKind::Started)).count(), 2);
     }
 }

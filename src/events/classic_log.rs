@@ -22,13 +22,13 @@ pub enum Wording {
 }
 
 /// The line of an event; `None` for an event without a line (a repeated port).
-pub fn line(what: &EventKind) -> Option<String> {
-    line_with_name(what, None, Wording::Stealth)
+pub fn line(kind: &EventKind) -> Option<String> {
+    line_with_name(kind, None, Wording::Stealth)
 }
 
 /// The line that follows the classic line of an event, if there is additional information.
-pub fn addition(what: &EventKind) -> Option<String> {
-    match what {
+pub fn addition(kind: &EventKind) -> Option<String> {
+    match kind {
         EventKind::Scan(ban) => {
             let protocol = ban.probe.observation.protocol.name();
             Some(format!("attackalert: Ignoring {protocol} response per configuration file setting."))
@@ -55,8 +55,8 @@ pub fn addition(what: &EventKind) -> Option<String> {
 
 /// The address whose name is included in the line of an event. A network has no name, and the line of a source that is
 /// never blocked includes none, because it must not contain text that the source can choose.
-pub fn names(what: &EventKind) -> Option<IpAddr> {
-    match what {
+pub fn names(kind: &EventKind) -> Option<IpAddr> {
+    match kind {
         EventKind::Probe(probe) if probe.fresh => Some(probe.observation.source),
         EventKind::Scan(ban) => Some(ban.probe.observation.source),
         EventKind::Repeated { target, .. } if matches!(target.prefix_len(), 32 | 128) => Some(target.element()),
@@ -66,8 +66,8 @@ pub fn names(what: &EventKind) -> Option<IpAddr> {
 
 /// The line of an event, with the name of the address from [`names`]. `name` must be clean: letters, digits, ".", "-"
 /// and "_", and not an address.
-pub fn line_with_name(what: &EventKind, name: Option<&str>, wording: Wording) -> Option<String> {
-    Some(match what {
+pub fn line_with_name(kind: &EventKind, name: Option<&str>, wording: Wording) -> Option<String> {
+    Some(match kind {
         EventKind::Started => "adminalert: PortSentry is now active and listening.".to_owned(),
         EventKind::Probe(probe) if probe.fresh => scan(probe, name),
         EventKind::Probe(_) => return None,

@@ -8,7 +8,8 @@ use serde::Serialize;
 use serde_json::json;
 
 use super::event::{Event, EventKind};
-use super::json::{EventRecord, rfc3339};
+use super::json::EventRecord;
+use crate::clock::WallTime;
 use crate::engine::Grade;
 use crate::types::counted;
 
@@ -75,7 +76,7 @@ impl Digest {
 
     /// Adds `event`. `begins` is true for the first event that reports a ban, as several backends may report it.
     pub fn add(&mut self, event: &Event, begins: bool) {
-        match &event.what {
+        match &event.kind {
             EventKind::Blocked { ban, .. }
             | EventKind::Entered { ban: Some(ban), .. }
             | EventKind::Ran { ban: Some(ban), .. }
@@ -139,8 +140,8 @@ impl Digest {
         let count = self.bans();
         let digest = json!({
             "host": host,
-            "from": rfc3339(self.from),
-            "until": rfc3339(until),
+            "from": WallTime(self.from),
+            "until": WallTime(until),
             "summary": self.summary(host),
             "count": count,
             "proven": self.proven.count,

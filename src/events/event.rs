@@ -10,7 +10,7 @@ use crate::types::{Backend, BanTarget, Expiry, Protocol};
 #[derive(Clone, Debug)]
 pub struct Event {
     pub time: SystemTime,
-    pub what: EventKind,
+    pub kind: EventKind,
 }
 
 #[derive(Clone, Debug)]
@@ -221,7 +221,7 @@ impl From<Notice> for EventKind {
 
 impl Event {
     /// An event that happens now.
-    pub fn now(what: EventKind) -> Self {
-        Self { time: SystemTime::now(), what }
+    pub fn now(kind: EventKind) -> Self {
+        Self { time: SystemTime::now(), kind }
     }
 }

@@ -7,9 +7,9 @@ use std::time::SystemTime;
 use serde::{Deserialize, Serialize};
 
 use super::event::{Event, EventKind};
-use crate::clock::printable_time;
+use crate::clock::{BanEnd, WallTime};
 use crate::engine::{Ban, Class, Grade, Observation, Standing};
-use crate::types::{Backend, BanTarget, Expiry, Protocol};
+use crate::types::{Backend, BanTarget, Protocol};
 
 /// The serialised form of an event. Fields that do not apply are omitted. Both sides of the control socket use this
 /// type: a reader accepts unknown kinds, classes and methods.
@@ -19,7 +19,7 @@ pub struct EventRecord {
     /// `start`, `probe`, `scan`, `block`, `run`, `refused`, `repeat`, `unblock`, `expire`, `heal`, `error`, `stop`,
     /// `note`; on the control socket also `lost`.
     pub event: Cow<'static, str>,
-    pub time: Option<String>,
+    pub time: Option<WallTime>,
     pub source: Option<String>,
     pub destination: Option<String>,
     pub class: Option<Cow<'static, str>>,
@@ -42,7 +42,7 @@ pub struct EventRecord {
     pub note: Option<String>,
     pub sources: Option<u32>,
     pub distinct_ports: Option<u32>,
-    pub expires: Option<String>,
+    pub expires: Option<BanEnd>,
     pub method: Option<Cow<'static, str>>,
     pub reaction_us: Option<u64>,
     pub hosts_deny: Option<String>,
@@ -83,8 +83,8 @@ pub const WITHOUT_VERDICT: &str = "the kernel's trap counted its probes, without
 
 impl From<&Event> for EventRecord {
     fn from(event: &Event) -> Self {
-        let base = Self { event: kind(&event.what).into(), time: Some(rfc3339(event.time)), ..Self::default() };
-        match &event.what {
+        let base = Self { event: kind(&event.kind).into(), time: Some(WallTime(event.time)), ..Self::default() };
+        match &event.kind {
             EventKind::Started | EventKind::Stopped => base,
             EventKind::Probe(probe) => Self {
                 distinct_ports: Some(probe.distinct.into()),
@@ -100,7 +100,7 @@ impl From<&Event> for EventRecord {
             EventKind::Shortened { target, expiry, ports } => Self {
                 ports: (!ports.is_empty()).then(|| ports.iter().map(PortRecord::from).collect()),
                 evidence: Some(Grade::Forgeable.key().into()),
-                expires: Some(expires(*expiry, event.time)),
+                expires: Some(BanEnd::of(*expiry, event.time)),
                 capped: Some(true),
                 ..base.target(*target).method(Backend::Nft).reason(WITHOUT_VERDICT)
             },
@@ -152,7 +152,7 @@ impl From<&Event> for EventRecord {
             }
             EventKind::ByHand { target, expiry, by, note, .. } => Self {
                 note: note.clone(),
-                expires: Some(expires(*expiry, event.time)),
+                expires: Some(BanEnd::of(*expiry, event.time)),
                 ..base.target(*target).reason(format!("added by {by}"))
             },
             EventKind::Healed { bans } => base.reason("the table was missing").bans(*bans),
@@ -209,25 +209,14 @@ impl EventRecord {
             ports: Some(ban.ports.iter().map(PortRecord::from).collect()),
             evidence: Some(ban.grade.key().into()),
             probes: Some(ban.probe.probes),
-            expires: Some(expires(ban.expiry, at)),
+            expires: Some(BanEnd::of(ban.expiry, at)),
             ..self.subject(ban.probe.target).observation(&ban.probe.observation).reason(reason(ban))
         }
     }
 }
 
-/// The expiry of a ban that never expires.
-pub const NEVER: &str = "never";
-
-/// The end of a ban that begins at `at`: RFC 3339, or "never".
-pub fn expires(expiry: Expiry, at: SystemTime) -> String {
-    match expiry {
-        Expiry::Never => NEVER.to_owned(),
-        Expiry::After(span) => rfc3339(at + span),
-    }
-}
-
-pub(super) fn kind(what: &EventKind) -> &'static str {
-    match what {
+pub(super) fn kind(kind: &EventKind) -> &'static str {
+    match kind {
         EventKind::Started => "start",
         EventKind::Probe(_) => "probe",
         EventKind::Scan(_) | EventKind::DistributedScan(_) => "scan",
@@ -259,25 +248,5 @@ pub fn reason(ban: &Ban) -> String {
         (Some((_, port, class)), _) => format!("a {class} probe of port {port}, which no TCP stack sends"),
         (None, 1) => "a closed port was probed".to_owned(),
         (None, ports) => format!("{ports} distinct closed ports were probed"),
-    }
-}
-
-/// A time in UTC with microseconds.
-pub fn rfc3339(time: SystemTime) -> String {
-    humantime::format_rfc3339_micros(printable_time(time)).to_string()
-}
-
-#[cfg(test)]
-mod tests {
-    use std::time::{Duration, UNIX_EPOCH};
-
-    use super::*;
-
-    #[test]
-    fn times_beyond_calendar_are_formatted() {
-        let years = |count: u64| Duration::from_secs(count * 31_557_600);
-        assert_eq!(rfc3339(UNIX_EPOCH - years(292_000)), "1970-01-01T00:00:00.000000Z");
-        assert_eq!(rfc3339(UNIX_EPOCH + years(292_000)), "9999-12-31T23:59:59.000000Z");
-        assert_eq!(rfc3339(UNIX_EPOCH + Duration::from_micros(1_795_242_733_123_456)), "2026-11-21T06:32:13.123456Z");
     }
 }

@@ -235,7 +235,7 @@ mod tests {
     }
 
     fn next(reported: &Receiver) -> EventKind {
-        within(Duration::from_secs(10), || reported.poll()).unwrap().what
+        within(Duration::from_secs(10), || reported.poll()).unwrap().kind
     }
 
     fn text_is(path: &Path, expected: &str) {
@@ -323,7 +323,7 @@ mod tests {
             let (file, reported) = start(path);
             file.send("x".to_owned());
             drop(file);
-            assert!(matches!(reported.poll().unwrap().what, EventKind::Error(_)), "{}", path.display());
+            assert!(matches!(reported.poll().unwrap().kind, EventKind::Error(_)), "{}", path.display());
             assert!(reported.poll().is_none());
         }
         assert_eq!(fs::read_to_string(&target).unwrap(), "precious");

@@ -87,13 +87,13 @@ enum Line {
 /// Writes the line of `event`, if it has one, with `name`, the name of its source, if that is known. The journal fields
 /// are those of the JSON object.
 pub fn write(event: &Event, name: Option<&str>, wording: Wording) {
-    let Some(text) = classic_log::line_with_name(&event.what, name, wording) else { return };
-    let level = match &event.what {
+    let Some(text) = classic_log::line_with_name(&event.kind, name, wording) else { return };
+    let level = match &event.kind {
         EventKind::Error(_) | EventKind::BlockFailed { .. } | EventKind::Dropped { .. } => Level::ERROR,
         _ if text.starts_with("adminalert:") => Level::INFO,
         _ => Level::WARN,
     };
-    let addition = classic_log::addition(&event.what);
+    let addition = classic_log::addition(&event.kind);
     queue(Line::Event { level, text, addition, record: Box::new(event.into()), name: name.map(str::to_owned) });
 }
 
@@ -129,7 +129,7 @@ fn emit(line: Line) {
                 portsentry_port = record.port,
                 portsentry_method = record.method.as_deref(),
                 portsentry_reason = record.reason.as_deref(),
-                portsentry_expires = record.expires.as_deref(),
+                portsentry_expires = record.expires.map(tracing::field::display),
                 portsentry_json = %record.to_json(),
                 "{line}"
             )

@@ -43,8 +43,8 @@ impl Default for LogLimiter {
 
 impl LogLimiter {
     /// True if a line is left for this event; otherwise it is counted for the summary.
-    pub fn admit(&mut self, what: &EventKind, now: Timestamp) -> bool {
-        let class = what.line_class();
+    pub fn admit(&mut self, kind: &EventKind, now: Timestamp) -> bool {
+        let class = kind.line_class();
         let room = match class {
             LineClass::Host => true,
             LineClass::Operator => self.operators.admit(now),
@@ -54,8 +54,8 @@ impl LogLimiter {
             LineClass::Diagnostic => self.lines.admit(now),
         };
         if !room {
-            *self.left_out.entry(json::kind(what)).or_default() += 1;
-        } else if !matches!(class, LineClass::Host | LineClass::Operator) && classic_log::addition(what).is_some() {
+            *self.left_out.entry(json::kind(kind)).or_default() += 1;
+        } else if !matches!(class, LineClass::Host | LineClass::Operator) && classic_log::addition(kind).is_some() {
             self.lines.charge();
         }
         room
@@ -142,12 +142,12 @@ mod tests {
         kinds
     }
 
-    fn admitted(budget: &mut LogLimiter, what: &EventKind, events: usize, second: u64) -> usize {
-        (0..events).filter(|_| budget.admit(what, at(second))).count()
+    fn admitted(budget: &mut LogLimiter, kind: &EventKind, events: usize, second: u64) -> usize {
+        (0..events).filter(|_| budget.admit(kind, at(second))).count()
     }
 
     fn of_class(class: LineClass) -> Vec<EventKind> {
-        every_kind().into_iter().filter(|what| what.line_class() == class).collect()
+        every_kind().into_iter().filter(|kind| kind.line_class() == class).collect()
     }
 
     #[test]
@@ -208,7 +208,7 @@ mod tests {
         fn any_mix_stays_within_line_limit(
             mix in prop::collection::vec((0..100_usize, 1..2_000_usize, 0..59_u64), 1..12),
         ) {
-            let limited = |what: &EventKind| !matches!(what.line_class(), LineClass::Host | LineClass::Operator);
+            let limited = |kind: &EventKind| !matches!(kind.line_class(), LineClass::Host | LineClass::Operator);
             let kinds: Vec<_> = every_kind().into_iter().filter(limited).collect();
             let mut budget = LogLimiter::default();
             let (mut lines, mut events, mut mix) = (0, 0, mix);

@@ -9,14 +9,14 @@ use super::document::Value;
 use super::options::Options;
 use super::output::{OptionLine, Output};
 use crate::config::{BlockPolicy, is_command_word, is_deny_line};
-use crate::types::RouteKind;
+use crate::types::{Rate, RouteKind};
 
 /// The translation of the KILL_ options, each part with the line it comes from.
 #[derive(Default)]
 struct Plan<'o> {
     /// Lines that block in a packet filter; true if the filter answers the packets.
     nft: Vec<(&'o OptionLine<'o>, bool)>,
-    log: Option<(&'o OptionLine<'o>, String)>,
+    log: Option<(&'o OptionLine<'o>, Rate)>,
     route: Option<(&'o OptionLine<'o>, RouteKind)>,
     hosts_deny: Option<(&'o OptionLine<'o>, String)>,
     run: Option<Run<'o>>,
@@ -267,7 +267,7 @@ impl<'o> Plan<'o> {
                     "it logs packets that a packet filter blocks, but the result uses no packet filter",
                 );
             }
-            Some((entry, rate)) => output.set("block.nft", "log_drops", &Value::text(rate), entry),
+            Some((entry, rate)) => output.set("block.nft", "log_drops", &Value::text(rate.to_string()), entry),
             None => {}
         }
     }

@@ -4,7 +4,7 @@
 
 use super::words::Line;
 use crate::config::{is_gateway, parse_expiry};
-use crate::types::RouteKind;
+use crate::types::{Rate, RouteKind};
 use std::net::IpAddr;
 
 /// How a command blocks.
@@ -23,8 +23,8 @@ pub(super) enum Block {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct ParsedCommand {
     pub(super) blocks: Vec<Block>,
-    /// The rate limit for logging blocked packets, such as "3/minute".
-    pub(super) log: Option<String>,
+    /// The rate limit for logging blocked packets.
+    pub(super) log: Option<Rate>,
     /// The time after which the line removes the ban, such as "24h".
     pub(super) expire: Option<String>,
     /// The line removes the ban, immediately or later.
@@ -118,7 +118,7 @@ const BLOCKERS: [(&str, &str, &str); 6] = [
 pub(super) const TARGET: &str = "$TARGET$";
 
 /// The limit for a packet filter that logged without one, so that a flood does not fill the disk.
-const DEFAULT_LOG_RATE: &str = "3/minute";
+const DEFAULT_LOG_RATE: Rate = Rate::per_minute(3);
 
 /// Limits the number of settings that one line of commands can produce.
 const MAX_BLOCKS: usize = 8;
@@ -200,15 +200,13 @@ impl ParsedCommand {
         };
         match PATTERNS.iter().find(fits)?.2 {
             Unblocks => self.unblocks = true,
-            Logs => {
-                self.log = Some(after(&words, "--limit").and_then(rate).unwrap_or_else(|| DEFAULT_LOG_RATE.to_owned()))
-            }
+            Logs => self.log = Some(after(&words, "--limit").and_then(Rate::abbreviated).unwrap_or(DEFAULT_LOG_RATE)),
             Gateway => self.add_block(gateway(&words)?),
             Blocks(block) => {
                 self.add_block(block);
                 self.is_narrow |= has(&NARROWING);
                 if has(&LOGGING) {
-                    self.log = Some(DEFAULT_LOG_RATE.to_owned());
+                    self.log = Some(DEFAULT_LOG_RATE);
                 }
                 if let Some(timeout) = after(&words, "timeout").and_then(timeout) {
                     self.expire = Some(timeout);
@@ -297,15 +295,6 @@ fn gateway(words: &[&str]) -> Option<Block> {
     }
 }
 
-/// Converts a rate such as "3/min" to "3/minute".
-fn rate(text: &str) -> Option<String> {
-    let (number, unit) = text.split_once('/')?;
-    let number: u32 = number.parse().ok().filter(|number| *number > 0)?;
-    let units = ["second", "minute", "hour", "day"];
-    let unit = units.into_iter().find(|whole| !unit.is_empty() && whole.starts_with(unit))?;
-    Some(format!("{number}/{unit}"))
-}
-
 /// Parses the time after which a firewall ends a block: seconds, or a span.
 fn timeout(text: &str) -> Option<String> {
     let is_number = text.bytes().all(|byte| byte.is_ascii_digit());
@@ -385,10 +374,10 @@ mod tests {
                    --log-prefix 'Portsentry: dropping: '";
         for (limit, rate) in [("3/minute", "3/minute"), ("10/s", "10/second"), ("1/h", "1/hour"), ("0/m", "3/minute")] {
             let parsed = ParsedCommand::parse(&format!("{drop} && {}", log.replace("LIMIT", limit)));
-            assert_eq!((parsed.blocks.as_slice(), parsed.log.as_deref()), ([Block::Drop].as_slice(), Some(rate)));
+            assert_eq!((parsed.blocks.as_slice(), parsed.log), ([Block::Drop].as_slice(), rate.parse().ok()));
             assert!(parsed.rest.is_empty());
         }
-        assert_eq!(ParsedCommand::parse("ipchains -I input -s $TARGET$ -j DENY -l").log.as_deref(), Some("3/minute"));
+        assert_eq!(ParsedCommand::parse("ipchains -I input -s $TARGET$ -j DENY -l").log, "3/minute".parse().ok());
     }
 
     #[test]

@@ -170,15 +170,15 @@ impl Collector for All {
         all.counter("decoy_answers", "SYNs that the shared decoy listener answered", metrics.decoy_answers.get())?;
         let classes = Class::ALL.iter().map(|class| (class.key(), metrics.probes_of(*class)));
         all.by(Counter, ("probes", "class"), "Probes that count as evidence", classes)?;
-        let ways = Backend::ALL.into_iter().flat_map(|way| Class::ALL.iter().map(move |class| (way, *class)));
-        let kinds = ways.flat_map(|(way, class)| Grade::ALL.map(|grade| (way, class, grade)));
-        let bans = kinds.map(|(way, class, grade)| {
-            let labels = vec![("method", way.name()), ("reason", class.key()), ("evidence", grade.key())];
-            (labels, float(metrics.bans_by(way, class, grade)))
+        let pairs = Backend::ALL.into_iter().flat_map(|backend| Class::ALL.iter().map(move |class| (backend, *class)));
+        let kinds = pairs.flat_map(|(backend, class)| Grade::ALL.map(|grade| (backend, class, grade)));
+        let bans = kinds.map(|(backend, class, grade)| {
+            let labels = vec![("method", backend.name()), ("reason", class.key()), ("evidence", grade.key())];
+            (labels, float(metrics.bans_by(backend, class, grade)))
         });
         let values = bans.filter(|(_, count)| *count > 0.0).collect();
         all.put("bans", "Bans that were enforced", &Family { kind: Counter, values })?;
-        let failed = Backend::ALL.map(|way| (way.name(), metrics.failed_by(way)));
+        let failed = Backend::ALL.map(|backend| (backend.name(), metrics.failed_by(backend)));
         all.by(Counter, ("ban_failures", "method"), "Bans that a backend failed to enforce", failed)?;
         all.counter(
             "bans_capped",

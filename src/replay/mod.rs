@@ -22,6 +22,7 @@ use std::time::{Duration, SystemTime};
 pub use clock::Clock;
 
 use crate::capture::file::{FileError, Reader};
+use crate::clock::WallTime;
 use crate::config::{Config, ConfigErrors, DEFAULT_CONFIG, parse_network};
 use crate::engine::{Engine, HashKey, Host, IgnoreReason, Local, NoLookup, Observation, Protection, Settings, Verdict};
 use crate::events;
@@ -205,8 +206,8 @@ impl<'a> Replay<'a> {
             match packet::decode(link, frame.bytes) {
                 Ok(mut packet) => {
                     packet::deliver(&mut packet, &self.host.local);
-                    if let Some(what) = self.observe(frame.time, &packet) {
-                        progress.hide(|| self.write_event(out, time, what))?;
+                    if let Some(kind) = self.observe(frame.time, &packet) {
+                        progress.hide(|| self.write_event(out, time, kind))?;
                     }
                 }
                 Err(why) => self.summary.count_undecoded(why),
@@ -268,11 +269,11 @@ impl<'a> Replay<'a> {
         }
     }
 
-    fn write_event(&self, out: &mut impl Write, time: SystemTime, what: EventKind) -> io::Result<()> {
-        let event = Event { time, what };
+    fn write_event(&self, out: &mut impl Write, time: SystemTime, kind: EventKind) -> io::Result<()> {
+        let event = Event { time, kind };
         if !self.options.json {
-            let Some(line) = text::line(&event.what) else { return Ok(()) };
-            return writeln!(out, "{} {line}", events::json::rfc3339(time));
+            let Some(line) = text::line(&event.kind) else { return Ok(()) };
+            return writeln!(out, "{} {line}", WallTime(time));
         }
         // Nothing was blocked, so there is no reaction time.
         let record = events::json::EventRecord { reaction_us: None, ..(&event).into() };

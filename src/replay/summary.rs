@@ -8,11 +8,11 @@ use std::time::{Duration, SystemTime};
 
 use ipnet::IpNet;
 use serde::{Serialize, Serializer};
-use serde_with::SerializeDisplay;
 
 use super::port_inference::{HostPort, Sign};
+use crate::clock::{BanEnd, WallTime};
 use crate::engine::{Ban, Class, Exempt, IgnoreReason, Probe, Protection, Settings, Standing, Verdict};
-use crate::events::json::{reason, rfc3339};
+use crate::events::json::reason;
 use crate::types::{BanTarget, Expiry, Protocol, Timestamp, plain};
 use crate::wire::Undecoded;
 
@@ -27,9 +27,9 @@ const PORTS: usize = 32;
 #[serde(tag = "event", rename = "summary")]
 pub(super) struct Summary {
     #[serde(rename = "time", skip_serializing_if = "Option::is_none")]
-    pub(super) last: Option<Time>,
+    pub(super) last: Option<WallTime>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub(super) first: Option<Time>,
+    pub(super) first: Option<WallTime>,
     /// Frames of any kind.
     pub(super) packets: u64,
     pub(super) configuration: String,
@@ -47,8 +47,8 @@ pub(super) struct Summary {
     #[serde(serialize_with = "values")]
     pub(super) suspects: BTreeMap<(BanTarget, Protocol), Suspect>,
     /// Sources that are never blocked.
-    #[serde(serialize_with = "values")]
-    pub(super) spared: BTreeMap<IpAddr, Protected>,
+    #[serde(rename = "spared", serialize_with = "values")]
+    pub(super) exempt: BTreeMap<IpAddr, ExemptSource>,
     /// Number of sources that are not listed because there are too many.
     pub(super) unlisted: u64,
     /// Packets from sources that were already judged.
@@ -103,8 +103,8 @@ pub(super) struct Judged {
     #[serde(rename = "subject")]
     pub(super) target: BanTarget,
     source: IpAddr,
-    pub(super) time: Time,
-    pub(super) first: Time,
+    pub(super) time: WallTime,
+    pub(super) first: WallTime,
     pub(super) reason: String,
     pub(super) ports: Vec<Port>,
     /// The hosts whose ports it probed, up to the list limit.
@@ -139,7 +139,7 @@ pub(super) struct Suspect {
 
 /// A source that is never blocked.
 #[derive(Clone, Debug, Serialize)]
-pub(super) struct Protected {
+pub(super) struct ExemptSource {
     pub(super) source: IpAddr,
     #[serde(rename = "reason", serialize_with = "shown")]
     pub(super) protection: Protection,
@@ -202,16 +202,6 @@ pub(super) struct UndecodedFrames {
     pub(super) malformed: u64,
 }
 
-/// A time of the capture, in UTC.
-#[derive(Clone, Copy, Debug, SerializeDisplay)]
-pub(super) struct Time(pub SystemTime);
-
-impl fmt::Display for Time {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&rfc3339(self.0))
-    }
-}
-
 /// Start of a ban and its length.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct End {
@@ -221,10 +211,7 @@ pub(super) struct End {
 
 impl Serialize for End {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        match self.expiry {
-            Expiry::Never => serializer.serialize_str("never"),
-            Expiry::After(span) => Time(self.begin.checked_add(span).unwrap_or(self.begin)).serialize(serializer),
-        }
+        BanEnd::of(self.expiry, self.begin).serialize(serializer)
     }
 }
 
@@ -276,8 +263,8 @@ impl Summary {
 
     pub(super) fn count_packet(&mut self, time: SystemTime) {
         self.packets += 1;
-        self.first.get_or_insert(Time(time));
-        self.last = Some(Time(time));
+        self.first.get_or_insert(WallTime(time));
+        self.last = Some(WallTime(time));
     }
 
     pub(super) fn count_undecoded(&mut self, why: Undecoded) {
@@ -296,7 +283,7 @@ impl Summary {
         match verdict {
             Verdict::Ignored(why) => self.count_no_evidence(NoEvidence::Engine(*why)),
             Verdict::Probe(probe) => self.add_suspect(probe),
-            Verdict::Exempt(spared) => self.add_protected(spared),
+            Verdict::Exempt(exempt) => self.add_exempt(exempt),
             Verdict::Block(ban) => self.add_judged(ban, true, time, now),
             Verdict::LogOnly(ban) => self.add_judged(ban, false, time, now),
             Verdict::Repeated(repeated) => {
@@ -331,18 +318,18 @@ impl Summary {
         }
     }
 
-    fn add_protected(&mut self, spared: &Exempt) {
-        let source = spared.observation.source;
-        if self.spared.len() >= LISTED && !self.spared.contains_key(&source) {
-            self.unlisted += u64::from(spared.report == Some(1));
+    fn add_exempt(&mut self, exempt: &Exempt) {
+        let source = exempt.observation.source;
+        if self.exempt.len() >= LISTED && !self.exempt.contains_key(&source) {
+            self.unlisted += u64::from(exempt.report == Some(1));
             return;
         }
-        let fresh = Protected { source, protection: spared.protection, ports: BTreeMap::new(), probes: 0 };
-        let protected = self.spared.entry(source).or_insert(fresh);
-        protected.probes += 1;
-        if protected.ports.len() < PORTS {
-            let (protocol, port) = (spared.observation.protocol, spared.observation.port);
-            protected.ports.insert((protocol, port), Port { protocol, port, class: None });
+        let fresh = ExemptSource { source, protection: exempt.protection, ports: BTreeMap::new(), probes: 0 };
+        let listed = self.exempt.entry(source).or_insert(fresh);
+        listed.probes += 1;
+        if listed.ports.len() < PORTS {
+            let (protocol, port) = (exempt.observation.protocol, exempt.observation.port);
+            listed.ports.insert((protocol, port), Port { protocol, port, class: None });
         }
     }
 
@@ -362,8 +349,8 @@ impl Summary {
         list.push(Judged {
             target,
             source: target.element(),
-            time: Time(time),
-            first: Time(time.checked_sub(now.since(ban.first)).unwrap_or(SystemTime::UNIX_EPOCH)),
+            time: WallTime(time),
+            first: WallTime(time.checked_sub(now.since(ban.first)).unwrap_or(SystemTime::UNIX_EPOCH)),
             reason: reason(ban),
             ports: ports.collect(),
             victims,

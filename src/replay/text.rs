@@ -14,9 +14,9 @@ use crate::types::counted;
 const OPEN: usize = 32;
 
 /// The classic line of an event, reworded because a replay blocks nothing.
-pub(super) fn line(what: &EventKind) -> Option<String> {
-    let line = classic_log::line(what)?;
-    Some(match what {
+pub(super) fn line(kind: &EventKind) -> Option<String> {
+    let line = classic_log::line(kind)?;
+    Some(match kind {
         EventKind::Blocked { .. } => line.replacen(" has been blocked via ", " would be banned via ", 1),
         EventKind::Repeated { .. } => line.replacen(" is already blocked Ignoring", " would already be banned", 1),
         EventKind::Scan(_) => line + "; only logged",
@@ -54,13 +54,13 @@ pub(super) fn write(summary: &Summary, out: &mut impl Write) -> io::Result<()> {
         let (target, victims) = (suspect.target, Joined(suspect.victims.iter()));
         writeln!(out, "  {target}: {ports} of {victims} ({probes}, at most {distinct} at one time)")?;
     }
-    if !summary.spared.is_empty() {
-        writeln!(out, "{} never blocked:", summary.spared.len())?;
+    if !summary.exempt.is_empty() {
+        writeln!(out, "{} never blocked:", summary.exempt.len())?;
     }
-    for protected in summary.spared.values() {
-        let ports = Joined(protected.ports.values());
-        let (source, protection) = (protected.source, protected.protection);
-        let probes = counted(protected.probes, "probe");
+    for exempt in summary.exempt.values() {
+        let ports = Joined(exempt.ports.values());
+        let (source, protection) = (exempt.source, exempt.protection);
+        let probes = counted(exempt.probes, "probe");
         writeln!(out, "  {source}: {protection}; {ports} ({probes})")?;
     }
     if summary.unlisted > 0 {

@@ -37,11 +37,6 @@ pub(super) fn weekday_and_hour(time: SystemTime) -> (usize, usize) {
     (index(time.weekday().to_monday_zero_offset()), index(time.hour()))
 }
 
-/// "2026-11-21T06:32:13Z".
-pub(super) fn rfc3339(time: SystemTime) -> String {
-    utc(time).strftime("%Y-%m-%dT%H:%M:%SZ").to_string()
-}
-
 /// "2026-11-21 06:32".
 pub(super) fn minute(time: SystemTime) -> String {
     utc(time).strftime("%Y-%m-%d %H:%M").to_string()
@@ -134,12 +129,6 @@ mod tests {
         assert_eq!(weekday_and_hour(at("2026-11-21T06:32:13Z")), (5, 6));
         assert_eq!(weekday_and_hour(UNIX_EPOCH), (3, 0));
         assert_eq!(weekday_and_hour(at("2024-02-29T23:59:59Z")), (3, 23));
-    }
-
-    #[test]
-    fn times_outside_calendar_are_clamped() {
-        assert_eq!(rfc3339(UNIX_EPOCH - Duration::from_secs(9)), "1970-01-01T00:00:00Z");
-        assert_eq!(rfc3339(UNIX_EPOCH + Duration::from_secs(1 << 50)), "9999-12-31T23:59:59Z");
     }
 
     #[test]

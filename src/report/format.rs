@@ -4,7 +4,8 @@ use std::time::SystemTime;
 
 use maud::{Markup, PreEscaped, Render, html};
 
-use super::calendar::{minute, rfc3339};
+use super::calendar::minute;
+use crate::clock::WallTime;
 use crate::types::printable::is_hidden;
 
 /// Escapes text from outside of this program. Characters that reverse the writing direction or control a terminal
@@ -15,7 +16,7 @@ pub(super) fn untrusted(text: &str) -> Markup {
 
 /// A time, shown to the minute, and to the second in its machine-readable form.
 pub(super) fn time(time: SystemTime) -> Markup {
-    html! { time datetime=(rfc3339(time)) { (minute(time)) } }
+    html! { time datetime=(WallTime(time).to_seconds()) { (minute(time)) } }
 }
 
 /// A number with separators: "1,234,567".

@@ -23,7 +23,6 @@ use std::time::Duration;
 
 use clap::Args;
 use serde::Serialize;
-use serde_json::Value;
 
 use crate::atomic_file::{AtomicFile, TemporaryName};
 
@@ -62,7 +61,7 @@ pub fn host_name() -> Option<String> {
 }
 
 /// Renders the report about `host` as one JSON object, with the same names as the JSON events.
-pub fn json(stats: &ReportStats, host: Option<&str>) -> Value {
+pub fn json(stats: &ReportStats, host: Option<&str>) -> String {
     #[derive(Serialize)]
     struct Report<'a> {
         event: &'static str,
@@ -71,7 +70,7 @@ pub fn json(stats: &ReportStats, host: Option<&str>) -> Value {
         stats: &'a ReportStats,
     }
     // Cannot fail: all keys are strings.
-    serde_json::to_value(Report { event: "report", host, stats }).unwrap_or_default()
+    serde_json::to_string(&Report { event: "report", host, stats }).unwrap_or_default()
 }
 
 /// Why the report could not be written.

@@ -6,8 +6,9 @@ use std::time::{Duration, SystemTime};
 use ipnet::IpNet;
 use serde::{Serialize, Serializer};
 
-use super::calendar::{WEEKDAYS, rfc3339};
+use super::calendar::WEEKDAYS;
 use super::services;
+use crate::clock::WallTime;
 use crate::engine::Class;
 use crate::types::{BanTarget, Protocol};
 
@@ -159,7 +160,7 @@ pub struct Ends {
 }
 
 fn time<S: Serializer>(time: &SystemTime, serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.serialize_str(&rfc3339(*time))
+    serializer.collect_str(&WallTime(*time).to_seconds())
 }
 
 fn seconds<S: Serializer>(span: &Duration, serializer: S) -> Result<S::Ok, S::Error> {

@@ -40,7 +40,7 @@ impl Batch {
     }
 
     pub(super) fn report(&mut self, time: SystemTime, kind: EventKind) {
-        self.outcomes.push(Outcome::Report(Event { time, what: kind }));
+        self.outcomes.push(Outcome::Report(Event { time, kind }));
     }
 
     pub(super) fn block(&mut self, ban: Ban, seen: SystemTime) {
@@ -86,7 +86,7 @@ impl Batch {
     pub(super) fn withdraw(&mut self, target: BanTarget) {
         self.outcomes.retain(|outcome| match outcome {
             Outcome::Block(ban, _) => ban.probe.target != target,
-            Outcome::Report(event) => !matches!(&event.what, EventKind::Probe(probe) if probe.target == target),
+            Outcome::Report(event) => !matches!(&event.kind, EventKind::Probe(probe) if probe.target == target),
         });
     }
 }

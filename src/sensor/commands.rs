@@ -211,8 +211,8 @@ fn answer(request: SensorRequest, now: Timestamp, controller: &mut BanController
             let since = SystemTime::now();
             let result = controller.block(now, BanContext::by_hand(target, expiry, since));
             if result.is_ok() {
-                let what = EventKind::ByHand { target, expiry, by, note, backend: None };
-                controller.reporter.emit_event(Event { time: since, what });
+                let kind = EventKind::ByHand { target, expiry, by, note, backend: None };
+                controller.reporter.emit_event(Event { time: since, kind });
             }
             let _ = answer.send(result);
         }

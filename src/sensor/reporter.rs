@@ -52,13 +52,13 @@ impl Reporter {
     pub(super) fn emit_blocked(&self, ban: &Ban, backend: Backend, seen: SystemTime, applied: SystemTime) {
         self.metrics.blocked(backend, ban.probe.observation.class, ban.grade);
         let reaction = applied.duration_since(seen).unwrap_or_default();
-        let what = EventKind::Blocked { ban: *ban, reaction, backend };
-        self.emit_event(Event { time: seen, what });
+        let kind = EventKind::Blocked { ban: *ban, reaction, backend };
+        self.emit_event(Event { time: seen, kind });
     }
 
     pub(super) fn emit_refused(&self, time: SystemTime, refused: &Refused) {
         self.metrics.failed(refused.backend);
-        self.emit_event(Event { time, what: refused.into() });
+        self.emit_event(Event { time, kind: refused.into() });
     }
 
     pub(super) fn emit_unblocked(&self, target: BanTarget, by: impl Into<String>) {

@@ -7,6 +7,7 @@ use std::str::FromStr;
 
 use ipnet::IpNet;
 use serde::Deserialize;
+use serde_with::{DeserializeFromStr, SerializeDisplay};
 
 /// A backend: where a ban is enforced.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Deserialize)]
@@ -79,7 +80,7 @@ struct Facts {
 }
 
 /// The backends that enforce one ban.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, SerializeDisplay, DeserializeFromStr)]
 pub struct Backends([bool; Backend::ALL.len()]);
 
 impl Backends {
@@ -130,7 +131,8 @@ impl FromStr for Backends {
 }
 
 /// The error for a text that is not a list of backends.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("not a list of backends")]
 pub struct ParseBackendsError;
 
 /// How nftables handles packets from blocked sources.

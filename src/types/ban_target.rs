@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::str::FromStr;
 
 use ipnet::IpNet;
-use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error};
+use serde_with::{DeserializeFromStr, SerializeDisplay};
 
 use super::shared64;
 
@@ -39,7 +39,7 @@ impl Prefix {
 /// whole /64, and may send from any address in it (RFC 6177). Exceptions are the /64s that many hosts share, link-local
 /// and NAT64 ([`shared64`]), where each address is a separate target. If the operator permits wider bans, a target can
 /// also be a network.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, SerializeDisplay, DeserializeFromStr)]
 pub enum BanTarget {
     /// One IPv4 address.
     V4(Ipv4Addr),
@@ -205,18 +205,6 @@ impl FromStr for BanTarget {
             None => Self::exactly(text.parse().map(IpAddr::into).or_else(|_| text.parse()).ok()?),
         };
         parsed().filter(|target| target.to_string() == text).ok_or(ParseBanTargetError)
-    }
-}
-
-impl Serialize for BanTarget {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_str(self)
-    }
-}
-
-impl<'de> Deserialize<'de> for BanTarget {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        String::deserialize(deserializer)?.parse().map_err(D::Error::custom)
     }
 }
 

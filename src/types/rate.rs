@@ -39,6 +39,13 @@ impl Rate {
         UNITS.iter().any(|(_, length)| *length == seconds).then_some(Self { packets, seconds })
     }
 
+    /// A rate whose unit may be abbreviated, as in iptables: "3/min".
+    pub fn abbreviated(text: &str) -> Option<Self> {
+        let (packets, unit) = text.split_once('/')?;
+        let (_, seconds) = UNITS.iter().find(|(name, _)| !unit.is_empty() && name.starts_with(unit))?;
+        Self::from_kernel(packets.parse().ok()?, *seconds)
+    }
+
     /// The number of packets, and the unit of time in seconds.
     pub fn for_kernel(self) -> (u64, u64) {
         (self.packets.into(), self.seconds)

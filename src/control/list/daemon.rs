@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use std::path::Path;
 
 use super::bans::{Bans, KernelState, ListError, Listed, unreadable_note};
-use crate::control::ban_info::BanPage;
+use crate::control::ban_info::{BanInfo, BanPage};
 use crate::control::client::{Client, ClientError};
 use crate::control::fleet_info::{FleetBan, FleetBans};
 use crate::control::protocol::{Answer, Request};
@@ -36,7 +36,7 @@ pub(super) fn read(socket: &Path, asked: Option<ScopedNetwork>) -> Result<Bans, 
         };
         unreadable += rows;
         for ban in page {
-            match ban.to_entry() {
+            match ban.and_then(BanInfo::into_entry) {
                 Some(entry) if asked.is_none_or(|asked| asked.overlaps(entry.ban.target)) => {
                     let target = entry.ban.target;
                     bans.insert(target, Listed { target, remembered: Some(entry), kernel: KernelState::NotQueried });
@@ -65,11 +65,8 @@ pub(super) fn reports(socket: &Path, target: Option<ScopedNetwork>) -> Option<Ve
         else {
             return None;
         };
-        after = bans.last().map(|ban| ban.target.clone());
-        let wanted = |ban: &FleetBan| {
-            let found = ban.target.parse::<BanTarget>();
-            target.is_none_or(|target| found.is_ok_and(|found| target.overlaps(found)))
-        };
+        after = bans.last().map(|ban| ban.target.to_string());
+        let wanted = |ban: &FleetBan| target.is_none_or(|target| target.overlaps(ban.target));
         all.extend(bans.into_iter().filter(wanted));
         if !more || after.is_none() {
             break;

@@ -27,10 +27,11 @@ pub(super) use table::shortened;
 use super::ban_info::BanInfo;
 use super::client::{Client, ClientError};
 use super::fleet_info::FleetBan;
-use super::format::is_unicode;
+use super::format::{is_unicode, to_line};
 use super::print;
 use super::scoped_network::ScopedNetwork;
-use crate::events::json::{PortRecord, rfc3339};
+use crate::clock::WallTime;
+use crate::events::json::PortRecord;
 use crate::ledger::{Found, Logged, Reader, logged};
 
 #[derive(Args, Clone, Debug, PartialEq, Eq)]
@@ -148,8 +149,8 @@ pub fn run(options: &ListOptions, out: &mut impl Write) -> Result<Vec<String>, L
     let names = options.names.then(|| names::look_up(bans.iter().filter_map(Listed::source).collect(), &mut notes));
     let text = if options.json {
         let bans = bans.iter().map(|ban| info(ban, names.as_ref(), now)).collect();
-        let document = Document { time: rfc3339(now), kernel, notes: &notes, bans, fleet };
-        serde_json::to_string(&document).unwrap_or_default() + "\n"
+        let document = Document { time: WallTime(now), kernel, notes: &notes, bans, fleet };
+        to_line(&document)
     } else {
         let table = match bans.is_empty() {
             true => format!("{} is blocked\n", options.no_source()),
@@ -175,7 +176,7 @@ fn run_would_block(options: &ListOptions, now: SystemTime, out: &mut impl Write)
     let notes = Vec::from_iter(unreadable_note(unreadable));
     let text = if options.json {
         let would_block = items.iter().map(would_block).collect::<Vec<_>>();
-        json!({"time": rfc3339(now), "notes": notes, "would_block": would_block}).to_string() + "\n"
+        to_line(&json!({"time": WallTime(now), "notes": notes, "would_block": would_block}))
     } else {
         in_locale(match items.is_empty() {
             true => format!("{} would have been blocked\n", options.no_source()),
@@ -205,7 +206,7 @@ fn sort(bans: &mut [Listed], order: SortOrder, now: SystemTime) {
 /// The list as JSON.
 #[derive(Serialize)]
 struct Document<'a> {
-    time: String,
+    time: WallTime,
     kernel: bool,
     notes: &'a [String],
     bans: Vec<BanInfo>,
@@ -216,25 +217,20 @@ struct Document<'a> {
 /// An entry of `--would-block` as JSON.
 fn would_block(logged: &Logged) -> Value {
     json!({
-        "subject": logged.target.to_string(),
+        "subject": logged.target,
         "source": logged.source,
-        "class": logged.class.key(),
+        "class": logged.class,
         "reason": logged.reason,
         "ports": logged.ports.iter().map(PortRecord::from).collect::<Vec<_>>(),
         "probes": logged.probes,
-        "first": rfc3339(logged.first),
-        "last": rfc3339(logged.last),
+        "first": WallTime(logged.first),
+        "last": WallTime(logged.last),
         "times": logged.times,
     })
 }
 
 /// The ban as JSON.
 fn info(listed: &Listed, names: Option<&HashMap<IpAddr, String>>, now: SystemTime) -> BanInfo {
-    let left = listed.left(now);
-    let known = match &listed.remembered {
-        Some(entry) => BanInfo::from_entry(entry, left, now),
-        None => BanInfo::unknown(listed.target, left, now),
-    };
     BanInfo {
         in_kernel: match listed.kernel {
             KernelState::NotQueried => None,
@@ -242,6 +238,6 @@ fn info(listed: &Listed, names: Option<&HashMap<IpAddr, String>>, now: SystemTim
             KernelState::Blocked(_) => Some(true),
         },
         name: names.map(|names| listed.source().and_then(|source| names.get(&source)).cloned()),
-        ..known
+        ..BanInfo::new(listed.target, listed.remembered.as_ref(), listed.left(now), now)
     }
 }

@@ -16,7 +16,10 @@ use super::view::{Action, Mode, View};
 use crate::control::address_info::{AddressInfo, Ended, PastBan, VerdictEnd};
 use crate::control::protocol::{Answer, Request};
 use crate::control::status::{BanCounts, PacketCounts, Status};
+use crate::engine::Class;
 use crate::events::json::PortRecord;
+use crate::ledger::BanAuthor;
+use crate::types::Backend;
 
 /// 2026-11-21T06:32:13Z.
 fn now() -> SystemTime {
@@ -173,15 +176,20 @@ fn screens_match_their_files() {
     view.press(Key::Esc);
     let address = "203.0.113.77".to_owned();
     let ban = PastBan {
-        target: address.clone(),
-        since: "2026-11-20T06:32:13Z".to_owned(),
-        expires: "2026-11-21T06:32:13Z".to_owned(),
-        class: Some("syn".to_owned()),
+        target: address.parse().unwrap(),
+        since: "2026-11-20T06:32:13Z".parse().unwrap(),
+        expires: "2026-11-21T06:32:13Z".parse().unwrap(),
+        class: Some(Class::Syn),
+        evidence: None,
         ports: vec![PortRecord { proto: "tcp".into(), port: 23, class: None }],
-        ended: Some(Ended { at: "2026-11-21T06:32:13Z".to_owned(), how: "expired".to_owned() }),
-        ..PastBan::default()
+        probes: 1,
+        method: Backend::Nft.into(),
+        author: BanAuthor::Detector,
+        note: None,
+        strikes: 1,
+        ended: Some(Ended { at: "2026-11-21T06:32:13Z".parse().unwrap(), how: "expired".to_owned() }),
     };
-    let expires = "2026-11-21T06:42:13Z".to_owned();
+    let expires = "2026-11-21T06:42:13Z".parse().unwrap();
     let info = AddressInfo {
         address: address.clone(),
         target: address.clone(),

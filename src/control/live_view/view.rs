@@ -9,7 +9,7 @@ use ratatui::crossterm::event::{KeyCode, KeyEvent, KeyModifiers};
 
 use super::poller::{Ban, Message};
 use super::top_counts::TopCounts;
-use crate::clock::printable_time;
+use crate::clock::{BanEnd, WallTime};
 use crate::control::format::compact_ports;
 use crate::control::protocol::{Answer, Request};
 use crate::control::status::Status;
@@ -233,18 +233,14 @@ impl View {
         let (class, reason) = (text(event.class.as_deref()), text(event.reason.as_deref()));
         let mut parts = vec![target, port.unwrap_or_default(), class, reason, lost.unwrap_or_default()];
         parts.retain(|part| !part.is_empty());
-        let time = event.time.as_deref().and_then(|time| time.get(11..19)).map_or_else(|| clock(self.now), plain);
+        let time = clock(event.time.map_or(self.now, |time| time.0));
         push_bounded(&mut self.events, Line { time, kind, text: parts.join(" ") }, MAX_EVENTS);
     }
 
     /// Adds the ban that an event reports.
     fn begin(&mut self, event: &EventRecord, target: &str) {
-        let until = match event.expires.as_deref() {
-            Some("never") => None,
-            Some(time) => humantime::parse_rfc3339(time).ok(),
-            // A second backend blocks the same source; the event of the first one contains the expiry.
-            None => return,
-        };
+        // A second backend blocks the same source; the event of the first one contains the expiry.
+        let Some(BanEnd(until)) = event.expires else { return };
         let ports = compact_ports(event.ports.iter().flatten().map(|port| (port.proto.as_ref(), port.port)));
         let known = self.bans.iter().position(|ban| ban.target == target).map(|at| self.bans.remove(at));
         self.all += usize::from(known.is_none());
@@ -257,7 +253,7 @@ impl View {
             },
             ports: plain(&ports),
             strikes: known.map_or(0, |known| known.strikes),
-            until,
+            until: until.map(|time| time.0),
             lacking: false,
         };
         let place = self.bans.partition_point(|other| other.order(&ban) == Ordering::Less);
@@ -424,6 +420,6 @@ fn plain(text: &str) -> String {
 
 /// "06:32:13", in UTC.
 pub(super) fn clock(time: SystemTime) -> String {
-    let text = humantime::format_rfc3339_seconds(printable_time(time)).to_string();
+    let text = WallTime(time).to_string();
     text.get(11..19).unwrap_or_default().to_owned()
 }

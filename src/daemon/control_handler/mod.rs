@@ -29,6 +29,7 @@ use super::sensor_thread::SensorHandle;
 use super::service_tracker::ServiceState;
 use super::systemd;
 use super::trial::Trial;
+use crate::clock::{BanEnd, WallTime};
 use crate::config::{parse_expiry, parse_network};
 use crate::control::address_info::AddressInfo;
 use crate::control::protocol::{
@@ -39,7 +40,6 @@ use crate::control::scoped_network::{parse_address, parse_target};
 use crate::control::server::IncomingRequest;
 use crate::engine::Protection;
 use crate::events::event::EventKind;
-use crate::events::json::{expires, rfc3339};
 use crate::ledger::{Allowance, LedgerChange, LiftedBy};
 use crate::sandbox::Sandbox;
 use crate::sensor::SensorRequest;
@@ -142,8 +142,7 @@ impl ControlHandler {
                 let done = self.sensor.ask(|answer| SensorRequest::Block { target, expiry, by, note, answer });
                 Box::pin(async move {
                     of_sensor(done).await?.map_err(Failure::failed)?;
-                    let expires = expires(expiry, SystemTime::now());
-                    Ok(Answer::Blocked(Blocked { target: target.to_string(), expires }))
+                    Ok(Answer::Blocked(Blocked { target, expires: BanEnd::of(expiry, SystemTime::now()) }))
                 })
             }
             Request::Unblock { target, all } => Box::pin(self.unblock(by, target.as_deref(), all).await?),
@@ -313,8 +312,7 @@ impl ControlHandler {
         let lifts = if lifted > 0 { format!("; lifted bans: {lifted}") } else { String::new() };
         self.sink.emit(EventKind::Note(format!("{} has allowed {allowed} {how_long}{lifts}", allowance.by)));
         self.sink.ban_recorder.write(LedgerChange::Allowed(allowance));
-        let bans = bans.iter().map(ToString::to_string).collect();
-        Ok(Answer::Allowed(Allowed { allowed, until: until.map(rfc3339), lifted, bans }))
+        Ok(Answer::Allowed(Allowed { allowed, until: until.map(WallTime), lifted, bans }))
     }
 
     async fn disallow(&mut self, by: &str, target: &str) -> Reply {

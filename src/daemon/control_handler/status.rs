@@ -8,6 +8,7 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use tokio::sync::oneshot;
 
 use super::{ControlHandler, of_sensor};
+use crate::clock::WallTime;
 use crate::config::{BlockPolicy, Config, ProtocolConfig, classic_only_logs, pitfalls};
 use crate::control::fleet_info::FleetLink;
 use crate::control::protocol::{Answer, Reply};
@@ -16,7 +17,6 @@ use crate::daemon::command_helper::CommandHelper;
 use crate::daemon::service_tracker::ServiceState;
 use crate::enforce::nft::Table;
 use crate::engine::{Host, Service};
-use crate::events::json::rfc3339;
 use crate::metrics::{self, FleetSnapshot, Snapshot};
 use crate::sensor::SensorRequest;
 use crate::types::{Backend, PortSet};
@@ -60,7 +60,7 @@ impl ControlHandler {
             running: true,
             version: env!("CARGO_PKG_VERSION").to_owned(),
             process: std::process::id(),
-            since: rfc3339(self.started.0),
+            since: WallTime(self.started.0),
             uptime_s: self.started.1.elapsed().as_secs(),
             state: match (self.enforces(), self.trial.left()) {
                 (false, _) => State::OnlyLogging,
@@ -134,13 +134,7 @@ impl ControlHandler {
 impl From<&ServiceState> for RememberedService {
     fn from(state: &ServiceState) -> Self {
         let Service { protocol, port, address } = state.service;
-        Self {
-            proto: protocol.key().to_owned(),
-            port,
-            address: address.to_string(),
-            served: state.is_served,
-            last_served: rfc3339(state.served),
-        }
+        Self { proto: protocol, port, address, served: state.is_served, last_served: WallTime(state.served) }
     }
 }
 

@@ -43,10 +43,12 @@ impl Fleet {
         let now = boot_time();
         if let Some(until) = self.acceptance.lifts.until(target) {
             return Some(FleetBan {
-                target: target.to_string(),
+                target,
                 state: FleetBanState::Lifted,
                 left_s: Some(until.since(now).as_secs()),
-                ..FleetBan::default()
+                lacking: 0,
+                reports: Vec::new(),
+                more: 0,
             });
         }
         let entry = self.acceptance.entry(target)?;
@@ -66,13 +68,13 @@ impl Fleet {
         let left = entry.until.filter(|until| *until > now).map(|until| until.since(now).as_secs());
         let reports = entry.reports.iter().take(MAX_FLEET_REPORTS).map(|report| FleetReportInfo {
             author: report.author.to_string(),
-            evidence: report.grade.key().to_owned(),
+            evidence: report.grade,
             distinct_ports: report.distinct_ports,
-            class: report.class.key().to_owned(),
+            class: report.class,
             left_s: report.until.since(now).as_secs(),
         });
         FleetBan {
-            target: target.to_string(),
+            target,
             state: match (left, self.is_shadow()) {
                 (None, _) => FleetBanState::Waiting,
                 (Some(_), true) => FleetBanState::WouldBeBlocked,

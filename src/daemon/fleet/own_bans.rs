@@ -47,7 +47,7 @@ impl OwnBans {
 
     /// Converts `event` for the fleet; `None` for most events.
     pub(super) fn follow(&mut self, event: &Event) -> Option<OwnBanEvent> {
-        match &event.what {
+        match &event.kind {
             EventKind::Blocked { ban, .. } => self.add(ban, event.time),
             EventKind::Lifted { target } | EventKind::Unblocked { target, .. } => self.lift(*target),
             EventKind::Expired { target } => {
@@ -147,7 +147,7 @@ mod tests {
         let mut own = OwnBans::default();
         for number in 0..5_000_u32 {
             let mut event = blocked(Expiry::After(Duration::from_secs(60 + u64::from(number))));
-            if let EventKind::Blocked { ban, .. } = &mut event.what {
+            if let EventKind::Blocked { ban, .. } = &mut event.kind {
                 ban.probe.target = BanTarget::V4(number.into());
             }
             let _ = own.follow(&event);

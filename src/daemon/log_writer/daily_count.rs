@@ -23,8 +23,8 @@ impl DailyCount {
         Self { by_target: HashMap::new(), others: 0, since }
     }
 
-    pub(super) fn count(&mut self, what: &EventKind) {
-        match what {
+    pub(super) fn count(&mut self, kind: &EventKind) {
+        match kind {
             EventKind::Probe(probe) => {
                 let is_full = self.by_target.len() >= MAX_TARGETS;
                 match self.by_target.entry(probe.target) {
@@ -122,7 +122,7 @@ mod tests {
         ] {
             let mut daily = DailyCount::from(at(0));
             let other = EventKind::Probe(Probe { target: "198.51.100.7".parse().unwrap(), ..ban.probe });
-            [&probe, &other, &probe, &probe, &end].into_iter().for_each(|what| daily.count(what));
+            [&probe, &other, &probe, &probe, &end].into_iter().for_each(|kind| daily.count(kind));
             let line = daily.sentence(at(60)).unwrap_or_default();
             assert!(line.starts_with("1 single probe within 1m "), "only the other source's: {line} {end:?}");
         }

@@ -114,7 +114,7 @@ impl LogWriter {
     /// Writes `event`, if the line limit permits.
     pub(super) fn write(&mut self, event: &Event) {
         self.turn_minute();
-        if matches!(event.what, EventKind::Stopped) {
+        if matches!(event.kind, EventKind::Stopped) {
             let lost = (self.lost.0 > 0).then(|| lost_events(self.lost.0));
             lost.into_iter().for_each(|kind| self.write_both(kind));
             let (log, file) = (self.log_limit.summary(), self.file_limit.summary());
@@ -123,16 +123,16 @@ impl LogWriter {
             let after_stop = self.after_stop.take().map(EventKind::Note);
             daily.into_iter().chain(after_stop).for_each(|kind| self.write_both(kind));
         }
-        if self.file.is_some() && self.file_limit.admit(&event.what, boot_time()) {
+        if self.file.is_some() && self.file_limit.admit(&event.kind, boot_time()) {
             self.write_file(event);
         }
         if let Some(daily) = &mut self.daily {
-            daily.count(&event.what);
-            if matches!(event.what, EventKind::Probe(_)) {
+            daily.count(&event.kind);
+            if matches!(event.kind, EventKind::Probe(_)) {
                 return;
             }
         }
-        if self.log_limit.admit(&event.what, boot_time()) {
+        if self.log_limit.admit(&event.kind, boot_time()) {
             self.write_log(event);
         }
     }
@@ -180,7 +180,7 @@ impl LogWriter {
     }
 
     fn write_log(&mut self, event: &Event) {
-        let wording = wording(self.modes, &event.what);
+        let wording = wording(self.modes, &event.kind);
         match &mut self.naming {
             Some(naming) => naming.send(event, Instant::now(), wording),
             None => log::write(event, None, wording),
@@ -188,8 +188,8 @@ impl LogWriter {
     }
 }
 
-fn wording([tcp, udp]: [Mode; 2], what: &EventKind) -> Wording {
-    let EventKind::Repeated { protocol, .. } = what else { return Wording::default() };
+fn wording([tcp, udp]: [Mode; 2], kind: &EventKind) -> Wording {
+    let EventKind::Repeated { protocol, .. } = kind else { return Wording::default() };
     let (own, other) = match protocol {
         Some(Protocol::Udp | Protocol::Icmp) => (udp, tcp),
         Some(Protocol::Tcp | Protocol::Sctp) | None => (tcp, udp),
@@ -271,7 +271,7 @@ mod tests {
         let target: BanTarget = "192.0.2.7".parse().unwrap();
         let repeated =
             Event::now(EventKind::Repeated { target, standing: Standing::Blocked, protocol: None, packets: 1 });
-        let lines = (0..1_000).filter(|_| log.log_limit.admit(&repeated.what, boot_time())).count();
+        let lines = (0..1_000).filter(|_| log.log_limit.admit(&repeated.kind, boot_time())).count();
         assert_eq!(lines, 300, "all lines that probes may have are left");
         log.write(&repeated);
         log.emit(EventKind::Stopped);

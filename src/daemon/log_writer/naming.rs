@@ -35,16 +35,16 @@ impl Naming {
     }
 
     pub(super) fn send(&mut self, event: &Event, now: Instant, wording: Wording) {
-        if matches!(&event.what, EventKind::Probe(probe) if !probe.fresh) {
+        if matches!(&event.kind, EventKind::Probe(probe) if !probe.fresh) {
             // This event has no line, and must not displace one that waits.
             return;
         }
-        let (address, until) = (classic_log::names(&event.what), now + NAME_TIMEOUT);
+        let (address, until) = (classic_log::names(&event.kind), now + NAME_TIMEOUT);
         if let Some(address) = address {
             self.hosts.ask(address, now, until);
         }
         self.waiting.push_back(Waiting { event: event.clone(), wording, address, until });
-        if matches!(event.what, EventKind::Stopped) {
+        if matches!(event.kind, EventKind::Stopped) {
             self.write_all();
             return;
         }
@@ -100,7 +100,7 @@ mod tests {
 
     fn naming(lookup: fn(IpAddr) -> Option<String>) -> Naming {
         let write = |event: &Event, name: Option<&str>, wording: Wording| {
-            let line = classic_log::line_with_name(&event.what, name, wording).unwrap();
+            let line = classic_log::line_with_name(&event.kind, name, wording).unwrap();
             let part = |line: &str| line.split_whitespace().find(|word| word.contains('/')).map(str::to_owned);
             WRITTEN.with_borrow_mut(|written| written.push(part(&line).unwrap_or(line)));
         };
