@@ -6,13 +6,13 @@ use std::time::{Duration, SystemTime};
 use serde::{Deserialize, Serialize};
 
 use super::fleet_info::FleetBan;
-use super::format::{compact_ports, line, nullable, span, to_seconds};
+use super::format::{compact_ports, line, span, to_seconds};
 use super::scoped_network::ScopedNetwork;
 use crate::enforce::nft::{Hold, MAX_HOLDS};
 use crate::engine::{self, Explanation, Grade};
 use crate::events::json::{NEVER, PortRecord, expires, rfc3339};
 use crate::ledger::{BanAuthor, Ending, LedgerEntry};
-use crate::types::{Expiry, counted};
+use crate::types::{Expiry, counted, nullable};
 
 /// Maximum number of listed bans of an address, the latest ones.
 const MAX_HISTORY: usize = 20;

@@ -7,11 +7,11 @@ use serde::{Deserialize, Serialize};
 use super::address_info::AddressInfo;
 use super::ban_info::BanPage;
 use super::fleet_info::FleetBans;
-use super::format::{nullable, to_seconds};
+use super::format::to_seconds;
 use super::status::Status;
 use crate::events::json::{NEVER, rfc3339};
 use crate::ledger::Allowance;
-use crate::types::plain;
+use crate::types::{nullable, plain};
 
 /// The daemon's answer to a successful request.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]

@@ -4,11 +4,10 @@ use std::time::SystemTime;
 
 use serde::{Deserialize, Serialize};
 
-use super::format::nullable;
 use crate::engine::{Class, Grade};
 use crate::events::json::{NEVER, PortRecord, expires, rfc3339};
 use crate::ledger::{BanRecord, LedgerEntry};
-use crate::types::{BanTarget, Expiry, Protocol};
+use crate::types::{BanTarget, Expiry, Protocol, nullable};
 
 /// Maximum number of bans in one answer.
 pub const MAX_BANS: usize = 64;

@@ -4,9 +4,9 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use super::fleet_protocol::IgnoredAuthor;
-use super::format::{nullable, span};
-use crate::types::counted;
+use super::format::span;
+use crate::fleet::protocol::IgnoredAuthor;
+use crate::types::{counted, nullable};
 
 /// Maximum number of targets in one answer, which must fit into a line.
 pub const MAX_FLEET_BANS: usize = 64;

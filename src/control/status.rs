@@ -5,11 +5,11 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 use super::fleet_info::FleetStatus;
-use super::format::{line, nullable, span, to_seconds};
+use super::format::{line, span, to_seconds};
 use crate::config::{BlockPolicy, Mode};
 use crate::events::json::EventRecord;
 use crate::sandbox::Sandbox;
-use crate::types::counted;
+use crate::types::{counted, nullable};
 
 #[serde_with::apply(Option => #[serde(deserialize_with = "nullable")])]
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]

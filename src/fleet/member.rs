@@ -10,11 +10,11 @@ use super::connect::Endpoint;
 use super::daemon::{Daemon, OwnBanUpdate};
 use super::key::Keyspace;
 use super::own::OwnReports;
+use super::protocol::{FleetRequest, LINK_INTERVAL_S, LinkState};
 use super::relay::Relay;
 use super::scan::Schedule;
 use super::server::{Incoming, MAX_NOTICES, ServerConnection, ServerError};
 use crate::clock::boot_time;
-use crate::control::fleet_protocol::{FleetRequest, LINK_INTERVAL_S, LinkState};
 use crate::types::{Backoff, BanTarget, Span, Timestamp};
 
 /// Maximum delay between two attempts to connect.

@@ -7,6 +7,7 @@ mod daemon;
 pub mod key;
 mod member;
 mod own;
+pub mod protocol;
 mod relay;
 pub mod report;
 mod scan;
@@ -19,7 +20,6 @@ use std::time::Duration;
 use clap::{Args, Subcommand};
 
 use crate::config::{Config, ConfigErrors, Fleet, parse_fleet_name, parse_span};
-use crate::control::fleet_protocol::MAX_REMAINING;
 use crate::events::log;
 use crate::types::BanTarget;
 
@@ -29,6 +29,7 @@ use daemon::Daemon;
 use key::{FleetAuthor, HostName, Key, Keyspace};
 use member::Member;
 use own::OwnReports;
+use protocol::MAX_REMAINING;
 use server::ServerConnection;
 pub use server::ServerError;
 

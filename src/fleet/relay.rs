@@ -7,10 +7,10 @@ use std::time::{Duration, Instant};
 use super::authors::{KnownAuthors, NoticeOrder};
 use super::daemon::Daemon;
 use super::key::{FleetAuthor, Key};
+use super::protocol::{FleetReport, FleetRequest, MAX_REPORTS};
 use super::scan::{Pass, Progress, Scan, Schedule};
 use super::server::{Incoming, KeyContents, ServerConnection, ServerError};
 use crate::clock::boot_time;
-use crate::control::fleet_protocol::{FleetReport, FleetRequest, MAX_REPORTS};
 use crate::types::{BanTarget, Timestamp};
 
 /// Maximum number of keys that notices have named and that are not read yet. Further keys are left to a scan.
