@@ -1,5 +1,5 @@
-//! Tests the dependencies between the modules of `src`, read from the sources: which folder may use which, that sibling
-//! modules have no cycles, and that pure modules do no I/O. A test fails if an import breaks a rule, so that the core
+//! Tests the dependencies between the modules of `src`, read from the sources: that a module uses only those below it,
+//! that files have no cycles, and that pure modules do no I/O. A test fails if an import breaks a rule, so that the core
 //! stays a function of its input.
 
 #![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test fails by panicking, in its helpers too")]
@@ -7,72 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::path::{Path, PathBuf};
 
-/// The modules of the crate that each module may use. A packet passes them in the order of `lib.rs`; no module uses one
-/// that wires it.
-const MAY_NAME: [(&str, &[&str]); 28] = [
-    ("atomic_file", &[]),
-    ("lazy_queue", &[]),
-    ("panic_guard", &["types"]),
-    ("types", &[]),
-    ("clock", &["types"]),
-    ("worker", &["lazy_queue", "panic_guard"]),
-    ("sandbox", &[]),
-    ("wire", &[]),
-    ("config", &["sandbox", "types"]),
-    ("engine", &["config", "types", "wire"]),
-    ("netlink", &["engine", "types"]),
-    ("capture", &["config", "engine", "types", "wire"]),
-    ("host", &["engine", "netlink", "types"]),
-    ("ledger", &["atomic_file", "clock", "engine", "panic_guard", "types", "worker"]),
-    ("events", &["atomic_file", "clock", "config", "engine", "lazy_queue", "types", "worker"]),
-    ("enforce", &["atomic_file", "clock", "config", "engine", "netlink", "panic_guard", "types", "worker"]),
-    (
-        "sensor",
-        &["capture", "clock", "config", "enforce", "engine", "events", "netlink", "panic_guard", "types", "wire"],
-    ),
-    ("metrics", &["engine", "events", "sensor", "types"]),
-    ("report", &["atomic_file", "clock", "engine", "ledger", "types"]),
-    ("fleet", &["clock", "config", "control", "engine", "events", "types"]),
-    ("cli", &["check", "config", "control", "fleet", "import", "ledger", "replay", "report", "types"]),
-    ("import", &["atomic_file", "config", "types"]),
-    ("control", &["clock", "config", "enforce", "engine", "events", "host", "ledger", "sandbox", "types"]),
-    (
-        "daemon",
-        &[
-            "capture",
-            "clock",
-            "config",
-            "control",
-            "enforce",
-            "engine",
-            "events",
-            "host",
-            "ledger",
-            "metrics",
-            "netlink",
-            "panic_guard",
-            "sandbox",
-            "sensor",
-            "types",
-            "wire",
-        ],
-    ),
-    (
-        "check",
-        &[
-            "capture", "config", "control", "enforce", "engine", "fleet", "host", "ledger", "netlink", "sandbox",
-            "types",
-        ],
-    ),
-    ("replay", &["capture", "clock", "config", "engine", "events", "types", "wire"]),
-    ("fuzzing", &["capture", "config", "control", "daemon", "enforce", "fleet", "host", "import", "ledger", "netlink"]),
-    (
-        "main",
-        &["check", "cli", "config", "control", "daemon", "events", "fleet", "import", "portsentry", "replay", "report"],
-    ),
-];
-
-/// The folders of `src` from the top down: a module uses only folders after its own.
+/// The modules of the crate from the top down: a module uses only those after its own.
 const LAYOUT: [&str; 28] = [
     "fuzzing",
     "main",
@@ -81,8 +16,8 @@ const LAYOUT: [&str; 28] = [
     "check",
     "import",
     "replay",
-    "fleet",
     "control",
+    "fleet",
     "report",
     "metrics",
     "sensor",
@@ -104,15 +39,18 @@ const LAYOUT: [&str; 28] = [
     "types",
 ];
 
-/// The parts of the standard library and of other crates that pure modules may use. Everything else is refused, so that
-/// no clock, socket, file, thread or source of randomness can enter under an unexpected name.
-const PURE: [(&str, &[&str]); 3] = [
+/// The pure modules: each with the modules of this crate, and the parts of the standard library and of other crates that
+/// it may use. Everything else is refused, so that no clock, socket, file, thread or source of randomness can enter under
+/// an unexpected name.
+const PURE: [(&str, &[&str], &[&str]); 3] = [
     (
         "types",
+        &[],
         &[
             "ipnet::",
             "serde::Deserialize",
             "serde::Serialize",
+            "serde::de::DeserializeOwned",
             "serde_with::DeserializeFromStr",
             "serde_with::SerializeDisplay",
             "std::fmt",
@@ -123,9 +61,10 @@ const PURE: [(&str, &[&str]); 3] = [
             "std::time::Duration",
         ],
     ),
-    ("wire", &["std::fmt", "std::net::IpAddr", "std::net::Ipv4Addr", "std::net::Ipv6Addr"]),
+    ("wire", &[], &["std::fmt", "std::net::IpAddr", "std::net::Ipv4Addr", "std::net::Ipv6Addr"]),
     (
         "engine",
+        &["config", "types", "wire"],
         &[
             "ipnet::",
             "prefix_trie::AsView",
@@ -173,7 +112,7 @@ const OUTSIDE: [&str; 18] = [
     "getrandom",
 ];
 
-/// The sources of a top module without tests, whose imports do not count.
+/// The sources of a top module without tests, whose imports do not count. The program names the library `crate`.
 fn sources(module: &str) -> Vec<(PathBuf, String)> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
     let mut files = vec![root.join(format!("{module}.rs"))];
@@ -191,12 +130,14 @@ fn sources(module: &str) -> Vec<(PathBuf, String)> {
     }
     files.retain(|path| path.extension().is_some_and(|end| end == "rs") && path.exists());
     files.sort();
-    files.into_iter().map(|path| (path.clone(), code(&std::fs::read_to_string(path).unwrap()))).collect()
+    let text = |path: &Path| code(&std::fs::read_to_string(path).unwrap()).replace("portsentry::", "crate::");
+    files.into_iter().map(|path| (path.clone(), text(&path))).collect()
 }
 
 /// The text without comments and without its module of tests.
 fn code(text: &str) -> String {
-    let text = text.split("\n#[cfg(test)]\nmod tests {").next().unwrap_or_default();
+    let before = text.split_once("mod tests {").and_then(|(before, _)| before.rsplit_once("\n#[cfg(test)]"));
+    let text = before.map_or(text, |(before, _)| before);
     let lines = text.lines().map(|line| match line.find("//") {
         // "https://" in a string is not a comment.
         Some(at) if !line.get(..at).is_some_and(|before| before.ends_with(':')) => line.get(..at).unwrap_or_default(),
@@ -207,19 +148,19 @@ fn code(text: &str) -> String {
 
 /// All paths that the `use` statements of this text import, with braces expanded.
 fn imports(text: &str) -> BTreeSet<String> {
-    bindings(text).into_values().collect()
+    bindings(uses(text)).into_values().collect()
 }
 
-/// The names that the `use` statements of this text import, each with its path.
-fn bindings(text: &str) -> BTreeMap<String, String> {
+/// The names that these `use` statements import, each with its path.
+fn bindings<'a>(statements: impl Iterator<Item = &'a str>) -> BTreeMap<String, String> {
     let mut paths = BTreeSet::new();
-    for statement in uses(text) {
+    for statement in statements {
         let (_, tree) = statement.split_once("use ").unwrap_or_default();
         spread("", &tree.replace(" as ", "=").replace(['\n', ' '], ""), &mut paths);
     }
     let name = |path: &str| path.rsplit(['=', ':']).next().unwrap_or_default().to_owned();
-    // Traits imported as `_` have no name and keep their path.
-    let key = |path: &str| if path.ends_with("=_") { path.to_owned() } else { name(path) };
+    // Traits imported as `_`, and `*`, have no name and keep their path.
+    let key = |path: &str| if path.ends_with(['_', '*']) { path.to_owned() } else { name(path) };
     paths.iter().map(|path| (key(path), path.split('=').next().unwrap_or_default().to_owned())).collect()
 }
 
@@ -251,80 +192,51 @@ fn spread(prefix: &str, tree: &str, found: &mut BTreeSet<String>) {
     }
 }
 
-/// The modules of this crate that a text names by `crate::`, in imports and in full paths.
-fn named(text: &str) -> BTreeSet<String> {
-    let imports = imports(text).into_iter().filter_map(|path| Some(first(path.strip_prefix("crate::")?)));
-    let paths = text.match_indices("crate::").filter_map(|(at, prefix)| text.get(at + prefix.len()..));
-    imports.chain(paths.map(first)).filter(|name| !name.is_empty()).collect()
-}
-
 fn first(path: &str) -> String {
     path.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect()
 }
 
 #[test]
-fn every_module_has_import_rules() {
+fn every_module_has_place_in_layout() {
     let lib = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("src/lib.rs")).unwrap();
-    let modules: BTreeSet<&str> = code(&lib)
-        .lines()
-        .map(str::trim)
-        .filter_map(|line| line.strip_prefix("pub mod ")?.strip_suffix(';'))
-        .map(|name| {
-            MAY_NAME.iter().map(|(known, _)| *known).find(|known| *known == name).unwrap_or_else(|| {
-                panic!("src/lib.rs has a new module {name}: add to this file which modules it may use")
-            })
-        })
-        .collect();
-    assert_eq!(modules.len() + 1, MAY_NAME.len(), "all modules except main: {modules:?}");
+    let modules = code(&lib);
+    let modules = modules.lines().filter_map(|line| line.trim().strip_prefix("pub mod ")?.strip_suffix(';'));
+    let placed: BTreeSet<&str> = LAYOUT.into();
+    assert_eq!(modules.chain(["main"]).collect::<BTreeSet<_>>(), placed, "src/lib.rs and the layout in this file");
+    assert_eq!(placed.len(), LAYOUT.len());
 }
 
-#[test]
-fn modules_use_only_permitted_modules() {
-    let mut wrong = Vec::new();
-    for (module, may) in MAY_NAME {
-        let sources = sources(module);
-        assert!(!sources.is_empty(), "src/{module} has no sources");
-        for (path, text) in sources {
-            let others = named(&text).into_iter().filter(|name| name != module && !may.contains(&name.as_str()));
-            wrong.extend(others.map(|name| format!("{}: {name}", path.display())));
-        }
-    }
-    assert!(wrong.is_empty(), "{wrong:#?}");
-}
-
-#[test]
-fn allowed_dependencies_have_no_cycle() {
-    let mut left: BTreeMap<&str, &[&str]> = MAY_NAME.into();
-    // Repeatedly removes a module without dependencies; a cycle remains.
-    while let Some(free) =
-        left.iter().find(|(_, may)| may.iter().all(|name| !left.contains_key(name))).map(|(name, _)| *name)
-    {
-        left.remove(free);
-    }
-    assert!(left.is_empty(), "{left:?}");
-}
-
-/// The library's files by module path: `engine::suspects`, and an empty path for `lib.rs`.
+/// The crate's files by module path: `engine::suspects`, `main`, and an empty path for `lib.rs`.
 struct Modules(BTreeMap<String, Module>);
 
 struct Module {
     bindings: BTreeMap<String, String>,
-    /// Everything except the `use` statements.
+    /// The names that `pub use` exports again.
+    exports: BTreeSet<String>,
+    /// Everything except the `use` statements and the declarations of children.
     body: String,
 }
 
 impl Module {
     fn of(text: &str) -> Self {
         let body = uses(text).fold(text.to_owned(), |body, statement| body.replacen(statement, "", 1));
-        Self { bindings: bindings(text), body }
+        // A path in a visibility is no use of that module.
+        let body = body.replace("(in crate::", "(in ").replace("(in super::", "(in ");
+        let is_child = |line: &&str| line.ends_with(';') && line.split(' ').rev().nth(1) == Some("mod");
+        let body = body.lines().filter(|line| !is_child(line)).collect::<Vec<_>>().join("\n");
+        let exports = bindings(uses(text).filter(|statement| statement.starts_with("pub"))).into_keys().collect();
+        Self { bindings: bindings(uses(text)), exports, body }
     }
 }
 
 impl Modules {
+    fn of(files: &[(&str, &str)]) -> Self {
+        Self(files.iter().map(|(path, text)| ((*path).to_owned(), Module::of(text))).collect())
+    }
+
     fn read() -> Self {
         let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
-        let tops = MAY_NAME.iter().filter(|(name, _)| *name != "main");
-        let files = tops.flat_map(|(name, _)| sources(name)).chain([(root.join("lib.rs"), String::new())]);
+        let files = LAYOUT.into_iter().flat_map(sources).chain([(root.join("lib.rs"), String::new())]);
         let named = files.map(|(path, text)| {
             let path = path.strip_prefix(&root).unwrap().with_extension("");
             let parts = path.iter().map(|part| part.to_str().unwrap()).filter(|part| !["mod", "lib"].contains(part));
@@ -355,35 +267,42 @@ impl Modules {
         Some(module)
     }
 
-    /// The modules that a module needs: by its imports, and by full paths in its text.
+    /// The modules that a module needs: by its imports, and by full paths in its text. To export an item of its own
+    /// folder needs nothing of it.
     fn dependencies(&self, from: &str) -> BTreeSet<String> {
-        let Module { bindings, body } = &self.0[from];
+        let Module { bindings, exports, body } = &self.0[from];
         let mut paths: Vec<String> = Vec::new();
         for (name, path) in bindings {
             let within: Vec<_> =
                 paths_after(body, &format!("{name}::")).map(|rest| format!("{path}::{rest}")).collect();
+            let only_exported = exports.contains(name)
+                && paths_after(body, name).next().is_none()
+                && self.resolve(from, path).is_some_and(|module| module.starts_with(&format!("{from}::")));
             // If a whole module is imported, the items that are used from it count.
-            paths.extend(if within.is_empty() { vec![path.clone()] } else { within });
+            paths.extend(if within.is_empty() && !only_exported { vec![path.clone()] } else { within });
         }
-        for prefix in ["crate::", "super::"] {
+        let children = self.0.keys().filter(|module| !module.is_empty() && parent(module) == from);
+        for name in
+            children.filter_map(|module| module.rsplit("::").next()).filter(|name| !bindings.contains_key(*name))
+        {
+            paths.extend(paths_after(body, &format!("{name}::")).map(|rest| format!("self::{name}::{rest}")));
+        }
+        for prefix in ["crate::", "self::", "super::"] {
             paths.extend(paths_after(body, prefix).map(|rest| format!("{prefix}{rest}")));
         }
         paths.iter().filter_map(|path| self.resolve(from, path)).filter(|module| module != from).collect()
     }
 
-    /// The dependencies between the children of a module. A child is a file, or a folder with all its contents.
-    /// Dependencies between a child and the file of its own folder do not count: they belong together.
+    /// The dependencies between the children of a module, and the module's own file `mod.rs`. A child is a file, or a
+    /// folder with all its contents.
     fn arrows(&self) -> BTreeMap<String, BTreeSet<(String, String)>> {
         let mut arrows: BTreeMap<String, BTreeSet<_>> = BTreeMap::new();
         for from in self.0.keys() {
             for to in self.dependencies(from) {
                 let shared = from.split("::").zip(to.split("::")).take_while(|(a, b)| a == b).count();
-                let child =
-                    |path: &str| path.split("::").nth(shared).filter(|part| !part.is_empty()).map(str::to_owned);
-                if let (Some(one), Some(other)) = (child(from), child(&to)) {
-                    let parent = from.split("::").take(shared).collect::<Vec<_>>().join("::");
-                    arrows.entry(parent).or_default().insert((one, other));
-                }
+                let child = |path: &str| path.split("::").nth(shared).unwrap_or("mod.rs").to_owned();
+                let parent = from.split("::").take(shared).collect::<Vec<_>>().join("::");
+                arrows.entry(parent).or_default().insert((child(from), child(&to)));
             }
         }
         arrows
@@ -398,14 +317,15 @@ fn parent(module: &str) -> &str {
     module.rsplit_once("::").map_or("", |(parent, _)| parent)
 }
 
-/// The paths that follow `prefix`, wherever it begins a word.
+/// The paths that follow `prefix`, wherever it begins a word, and ends one if it is a name.
 fn paths_after<'a>(text: &'a str, prefix: &'a str) -> impl Iterator<Item = &'a str> {
     text.match_indices(prefix).filter_map(move |(at, _)| {
         let before = text.get(..at)?.chars().next_back();
         let rest = text.get(at + prefix.len()..)?;
         let end = rest.find(|c: char| !c.is_alphanumeric() && c != '_' && c != ':').unwrap_or(rest.len());
         let starts = !before.is_some_and(|c| c.is_alphanumeric() || c == '_' || c == ':');
-        starts.then(|| rest.get(..end).unwrap_or_default().trim_end_matches(':'))
+        let ends = prefix.ends_with(':') || !rest.starts_with(|c: char| c.is_alphanumeric() || c == '_');
+        (starts && ends).then(|| rest.get(..end).unwrap_or_default().trim_end_matches(':'))
     })
 }
 
@@ -430,7 +350,7 @@ fn cycles(arrows: &BTreeSet<(String, String)>) -> BTreeSet<Vec<&str>> {
 }
 
 #[test]
-fn sibling_modules_have_no_cycle() {
+fn files_have_no_cycle() {
     let arrows = Modules::read().arrows();
     assert!(arrows.len() > 10, "{:?}", arrows.keys());
     let found: Vec<(&str, Vec<&str>)> = arrows
@@ -452,21 +372,21 @@ fn sibling_modules_have_no_cycle() {
 #[test]
 fn import_cycles_are_found_on_all_paths() {
     let found = |files: &[(&str, &str)]| {
-        let modules = files.iter().map(|(path, text)| ((*path).to_owned(), Module::of(text)));
-        let arrows = Modules(modules.collect()).arrows();
+        let arrows = Modules::of(files).arrows();
         arrows
             .iter()
             .flat_map(|(parent, arrows)| cycles(arrows).into_iter().map(move |one| format!("{parent}: {one:?}")))
             .collect::<Vec<_>>()
     };
-    let folder = ("a", "mod b;\nmod c;\npub use b::Thing;\nfn f() { c::g() }");
-    // `c` uses an item of `b` that the folder's file exports; dependencies on that file itself do not count.
-    let export = "use super::Thing;\nuse super::f;";
+    let folder = ("a", "mod b;\nmod c;\npub use b::Thing;\nfn g() { b::h() }");
+    // `c` uses an item of `b` that the folder's file exports.
+    let export = ("a::c", "use super::Thing;");
     assert_eq!(
-        found(&[("", ""), folder, ("a::b", "use super::c as d;\nfn h() { d::g() }"), ("a::c", export)]),
+        found(&[("", ""), folder, ("a::b", "use super::c as d;\nfn h() { d::g() }"), export]),
         [r#"a: ["b", "c"]"#]
     );
-    assert_eq!(found(&[("", ""), folder, ("a::b", "fn h() { super::f() }"), ("a::c", export)]), [""; 0]);
+    let other = ("a::b", "fn h() { super::f() }");
+    assert_eq!(found(&[("", ""), folder, other, export]), [r#"a: ["b", "mod.rs"]"#]);
     // Dependencies count between folders, for any of their files.
     let inner = ("a::b", "fn h() { crate::z::k() }");
     assert_eq!(found(&[("", ""), folder, inner, ("z", "pub mod y;"), ("z::y", "fn k() {}")]), [""; 0]);
@@ -476,19 +396,34 @@ fn import_cycles_are_found_on_all_paths() {
     );
 }
 
+/// The dependencies of top modules on those above them.
+fn upward(modules: &Modules) -> Vec<String> {
+    let place = |name: &str| LAYOUT.iter().position(|known| *known == name);
+    let arrows = modules.arrows().remove("").unwrap_or_default().into_iter();
+    arrows.filter(|(from, to)| place(to) < place(from)).map(|(from, to)| format!("{from} -> {to}")).collect()
+}
+
 #[test]
-fn folders_use_only_lower_folders() {
-    let place = |name: &str| {
-        LAYOUT.iter().position(|known| *known == name).unwrap_or_else(|| panic!("add {name} to the layout"))
+fn modules_use_only_lower_modules() {
+    assert_eq!(upward(&Modules::read()), [""; 0]);
+}
+
+#[test]
+fn dependency_on_upper_module_is_found() {
+    let found = |text: &str| {
+        let files = [("", ""), ("daemon", ""), ("types", ""), ("engine", "pub mod a;"), ("engine::a", text)];
+        upward(&Modules::of(&files))
     };
-    let mut upward: BTreeSet<(String, String)> = BTreeSet::new();
-    for (module, _) in MAY_NAME {
-        let needed = sources(module).into_iter().flat_map(|(_, text)| named(&text));
-        let known = needed
-            .filter(|name| name != module && name != "portsentry" && MAY_NAME.iter().any(|(known, _)| known == name));
-        upward.extend(known.filter(|name| place(name) < place(module)).map(|name| (module.to_owned(), name)));
+    assert_eq!(found("use crate::types::Expiry;\nfn f() { super::g(crate::types::h()) }"), [""; 0]);
+    for text in [
+        "use crate::{daemon::{self, run}, types};",
+        "fn f() { crate::daemon::run() }",
+        "use super::super::daemon as d;\nfn f() { d::run() }",
+        "fn f() { super::super::daemon::run() }",
+        "pub use crate::daemon::run;",
+    ] {
+        assert_eq!(found(text), ["engine -> daemon"], "{text}");
     }
-    assert_eq!(upward, BTreeSet::new());
 }
 
 /// A target depends on the prefixes of NAT64 translators, which are set once at the start.
@@ -496,8 +431,11 @@ const SET_ONCE: (&str, &str) = ("types/shared64.rs", "std::sync::OnceLock");
 
 #[test]
 fn pure_modules_import_only_permitted_modules() {
+    let arrows = Modules::read().arrows().remove("").unwrap();
     let mut wrong = Vec::new();
-    for (module, may) in PURE {
+    for (module, lower, may) in PURE {
+        let others = arrows.iter().filter(|(from, to)| from == module && !lower.contains(&to.as_str()));
+        wrong.extend(others.map(|(from, to)| format!("{from}: {to}")));
         for (path, text) in sources(module) {
             // Paths that begin with a module of this crate, or with one of the file's own.
             let foreign = |path: &String| !["crate::", "super", "self::"].iter().any(|own| path.starts_with(own));
@@ -522,7 +460,7 @@ fn pure_modules_import_only_permitted_modules() {
 
 #[test]
 fn pure_modules_do_no_io() {
-    for (module, _) in PURE {
+    for (module, ..) in PURE {
         for (path, text) in sources(module) {
             for name in OUTSIDE {
                 let set_once = path.ends_with(SET_ONCE.0) && name == "std::sync";
@@ -532,12 +470,16 @@ fn pure_modules_do_no_io() {
     }
 }
 
-/// A module is `foo.rs`, or `foo/mod.rs` with its children.
+/// A module is `foo.rs`, or `foo/mod.rs` with its children; a test program is `foo.rs`, or `foo/main.rs`.
 #[test]
 fn modules_with_children_are_folders() {
-    for (path, _) in MAY_NAME.iter().flat_map(|(module, _)| sources(module)) {
-        let folder = path.with_extension("");
-        assert!(!folder.is_dir(), "move {} to {}/mod.rs", path.display(), folder.display());
+    let mut folders = ["src", "tests", "benches", "fuzz/fuzz_targets"].map(PathBuf::from).to_vec();
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join(folder)).unwrap() {
+            let path = entry.unwrap().path();
+            assert!(!path.is_dir() || !path.with_extension("rs").exists(), "move {}.rs into it", path.display());
+            folders.extend(path.is_dir().then_some(path));
+        }
     }
 }
 
@@ -548,8 +490,6 @@ fn source_reader_sees_imports() {
     let code = code(text);
     let found: Vec<String> = imports(&code).into_iter().collect();
     assert_eq!(found, ["allow::A", "std::fmt", "std::io", "std::io::Read"]);
-    assert_eq!(named(&code), ["daemon".to_owned()].into());
     let tree = imports("use crate::{\n    config::Config,\n    wire,\n};");
     assert_eq!(tree.into_iter().collect::<Vec<_>>(), ["crate::config::Config", "crate::wire"]);
-    assert_eq!(named("use crate::{config::Config, wire};"), ["config".to_owned(), "wire".to_owned()].into());
 }

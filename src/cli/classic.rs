@@ -5,6 +5,7 @@ use std::ffi::OsString;
 
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 
+use super::grammar::grammar;
 use crate::config::flags::CLASSIC_MODES;
 
 /// Dashes that word processors and web pages substitute for "-".
@@ -54,7 +55,7 @@ const OPTIONS: &[(&[&str], &str)] = &[
 /// program.
 pub(super) fn refusal(words: &[OsString]) -> Option<clap::Error> {
     let mut modes: Vec<&str> = Vec::new();
-    let grammar = super::grammar();
+    let grammar = grammar();
     // The check ends at a subcommand, which has its own options.
     let ends = |word: &str| word == "--" || grammar.find_subcommand(word).is_some();
     let mut follows_option = false;
@@ -136,7 +137,7 @@ pub(super) fn with_remedy(error: clap::Error, words: &[OsString]) -> clap::Error
 const CHECK_FILE: &str = "'check' takes the file without --config; write portsentry check FILE";
 
 fn error(kind: ErrorKind, message: &str) -> clap::Error {
-    super::grammar().error(kind, message)
+    grammar().error(kind, message)
 }
 
 #[cfg(test)]

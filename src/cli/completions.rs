@@ -1,20 +1,8 @@
 //! Generates shell completion scripts from the command line's grammar. For `unblock`, `disallow` and `forget-service`,
 //! the scripts ask the program for the values.
 
-use super::grammar;
+use super::grammar::{Shell, grammar};
 use crate::config::flags::CLASSIC_MODES;
-use clap::ValueEnum;
-
-/// A shell that completes command lines.
-#[derive(ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Shell {
-    /// bash, with bash-completion
-    Bash,
-    /// zsh
-    Zsh,
-    /// fish
-    Fish,
-}
 
 /// Prints the values for a command, one per line: banned targets, networks that operators allow, remembered services.
 /// There are none unless the shell's user is root or in the daemon's group. A daemon that does not answer must not

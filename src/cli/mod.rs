@@ -3,10 +3,11 @@
 
 mod classic;
 mod completions;
+mod grammar;
 
 use std::ffi::OsString;
 
-use clap::{Parser, Subcommand};
+use clap::Parser;
 
 use crate::config::flags::with_long_modes;
 
@@ -25,65 +26,8 @@ pub use crate::report::ReportOptions;
 pub use crate::types::exit_code::{
     CONFIG as EXIT_CONFIG, DONE as EXIT_DONE, FAILED as EXIT_FAILED, USAGE as EXIT_USAGE,
 };
-pub use completions::Shell;
-
-const HELP: &str = "\
-{name} {version}: {about}
-
-{usage-heading} {usage}
-
-{options}
-Commands (portsentry COMMAND --help):
-  status list watch events explain            state, bans, events, addresses
-  block unblock allow disallow allowed trial  change what is blocked
-  confirm reload check import forget-service  configuration and services
-  report replay fleet completions help        report, captures, fleet, shell
-Modes: connect -tcp -udp, stealth -stcp -sudp, advanced -atcp -audp (default)
-Bans in the kernel: nft list set inet portsentry blocked. Manual: man portsentry";
-
-const USAGE: &str = "portsentry [OPTIONS]
-       portsentry COMMAND";
-
-/// Detects port scans and blocks their sources in nftables
-#[derive(Parser)]
-#[command(name = "portsentry", version, help_template = HELP, override_usage = USAGE, max_term_width = 80)]
-#[command(args_conflicts_with_subcommands = true)]
-struct CommandLine {
-    #[command(flatten)]
-    run: RunOptions,
-    #[command(subcommand)]
-    command: Option<Command>,
-}
-
-/// The action that the command line requests.
-#[derive(Subcommand, Clone, Debug, PartialEq, Eq)]
-pub enum Command {
-    /// Watch and block
-    #[command(skip)]
-    Run(RunOptions),
-    #[command(flatten)]
-    Ask(ControlCommand),
-    /// Show what would be blocked for the packets of a capture file
-    Replay(ReplayOptions),
-    /// Translate the portsentry.conf of classic PortSentry to TOML
-    Import(ImportOptions),
-    /// Write an HTML page with statistics of the bans in the ledger
-    Report(ReportOptions),
-    /// Print a completion script for bash, zsh or fish
-    Completions {
-        /// Shell to print the script for
-        #[arg(value_name = "SHELL")]
-        shell: Shell,
-    },
-    /// List active bans
-    List(ListOptions),
-    /// Show a live view of bans and events in the terminal
-    Watch(WatchOptions),
-    /// Check the configuration, and show what it means on this host
-    Check(CheckOptions),
-    /// Run the process that shares bans with other hosts through Valkey or Redis
-    Fleet(FleetOptions),
-}
+use grammar::CommandLine;
+pub use grammar::{Command, Shell, grammar};
 
 /// Reads the command line, program name first.
 ///
@@ -102,9 +46,4 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command, clap::
     let words = with_long_modes(args.iter().take(modes).cloned()).chain(args.iter().skip(modes).cloned());
     let line = CommandLine::try_parse_from(words).map_err(|error| classic::with_remedy(error, &args))?;
     Ok(line.command.unwrap_or(Command::Run(line.run)))
-}
-
-/// The grammar of the command line, from which help, completions and the tests of the manual are generated.
-pub fn grammar() -> clap::Command {
-    <CommandLine as clap::CommandFactory>::command()
 }

@@ -193,7 +193,7 @@ pub struct ProtocolConfig {
 macro_rules! protocol_table {
     ($table:ident, $builtin:path, $ports:literal, $port_banner:literal, $half_open:literal) => {
         mod $table {
-            use super::*;
+            use crate::config::schema::*;
 
             fn builtin() -> ProtocolConfig {
                 $builtin()

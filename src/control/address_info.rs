@@ -6,14 +6,14 @@ use std::time::{Duration, SystemTime};
 use serde::{Deserialize, Serialize};
 
 use super::fleet_info::FleetBan;
-use super::format::{compact_ports, line, nullable, span};
+use super::format::{compact_ports, line, span};
 use super::scoped_network::ScopedNetwork;
 use crate::clock::{BanEnd, WallTime};
 use crate::enforce::nft::{Hold, MAX_HOLDS};
 use crate::engine::{self, Class, Explanation, Grade};
 use crate::events::json::PortRecord;
 use crate::ledger::{BanAuthor, Ending, LedgerEntry};
-use crate::types::{Backends, BanTarget, Expiry, counted};
+use crate::types::{Backends, BanTarget, Expiry, counted, nullable};
 
 /// Maximum number of listed bans of an address, the latest ones.
 const MAX_HISTORY: usize = 20;

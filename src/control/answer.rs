@@ -7,11 +7,10 @@ use serde::{Deserialize, Serialize};
 use super::address_info::AddressInfo;
 use super::ban_info::BanPage;
 use super::fleet_info::FleetBans;
-use super::format::nullable;
 use super::status::Status;
 use crate::clock::{BanEnd, WallTime};
 use crate::ledger::Allowance;
-use crate::types::{BanTarget, plain};
+use crate::types::{BanTarget, nullable, plain};
 
 /// The daemon's answer to a successful request.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]

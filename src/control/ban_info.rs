@@ -6,12 +6,11 @@ use std::time::SystemTime;
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::Value;
 
-use super::format::nullable;
 use crate::clock::{BanEnd, WallTime};
 use crate::engine::{Class, Grade};
 use crate::events::json::PortRecord;
 use crate::ledger::{BanAuthor, BanRecord, LedgerEntry};
-use crate::types::{Backends, BanTarget, Expiry, Protocol};
+use crate::types::{Backends, BanTarget, Expiry, Protocol, nullable};
 
 /// Maximum number of bans in one answer.
 pub const MAX_BANS: usize = 64;

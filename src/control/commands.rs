@@ -9,9 +9,9 @@ use clap::{ArgMatches, Args, Command, Error, FromArgMatches, Subcommand};
 use serde::Serialize;
 
 use super::client::{Client, ClientError};
-use super::format::to_line;
 use super::print;
 use super::protocol::Request;
+use crate::types::to_line;
 
 /// A command that talks to the running daemon.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -4,10 +4,10 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use super::fleet_protocol::IgnoredAuthor;
-use super::format::{nullable, span};
+use super::format::span;
 use crate::engine::{Class, Grade};
-use crate::types::{BanTarget, counted};
+use crate::fleet::protocol::IgnoredAuthor;
+use crate::types::{BanTarget, counted, nullable};
 
 /// Maximum number of targets in one answer, which must fit into a line.
 pub const MAX_FLEET_BANS: usize = 64;

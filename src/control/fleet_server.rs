@@ -9,10 +9,10 @@ use tokio::net::unix::UCred;
 use tokio::sync::{Mutex, oneshot};
 use tokio::time::sleep;
 
-use super::fleet_protocol::{FleetReply, FleetRequest, LineMessage as _, MAX_FLEET_LINE_LEN, OwnBanEvent};
 use super::listening_socket::{ClientConnection, ListeningSocket};
 use super::socket_file::{BoundSocket, ControlError};
 use crate::clock::boot_time;
+use crate::fleet::protocol::{FleetReply, FleetRequest, LineMessage as _, MAX_FLEET_LINE_LEN, OwnBanEvent};
 use crate::types::TokenBucket;
 
 /// One client for reports and one for events, and the same for a process that replaces another.

@@ -7,7 +7,6 @@ pub mod ban_info;
 pub mod client;
 pub mod commands;
 pub mod fleet_info;
-pub mod fleet_protocol;
 pub mod fleet_server;
 mod format;
 pub mod list;

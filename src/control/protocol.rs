@@ -13,11 +13,10 @@ pub use super::answer::{
     Allowed, AllowedEntry, AllowedList, Answer, Blocked, Disallowed, MAX_LISTED, Reloaded, ServiceForgotten,
     TrialState, Unblocked,
 };
-pub use super::format::LineMessage;
-use super::format::to_line;
 use super::scoped_network::{parse_address, parse_target, with_number};
 use crate::config::{parse_expiry, parse_network, parse_span};
-use crate::types::Protocol;
+pub use crate::types::LineMessage;
+use crate::types::{Protocol, to_line};
 
 /// Maximum length of a line in bytes, for both sides.
 pub const MAX_LINE_LEN: usize = 64 << 10;

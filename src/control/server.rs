@@ -3,11 +3,11 @@
 use tokio::net::unix::UCred;
 use tokio::sync::oneshot;
 
-use super::format::to_line;
 use super::listening_socket::{ClientConnection, ListeningSocket};
 use super::protocol::{Answer, ErrorKind, Failure, LineMessage as _, MAX_LINE_LEN, Reply, Request, reply_to_line};
 pub use super::socket_file::{Access, BoundSocket, ControlError};
 use crate::events::json::EventRecord;
+use crate::types::to_line;
 
 const MAX_CLIENTS: usize = 32;
 const MAX_PENDING: usize = 64;

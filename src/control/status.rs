@@ -6,12 +6,12 @@ use std::net::IpAddr;
 use serde::{Deserialize, Serialize};
 
 use super::fleet_info::FleetStatus;
-use super::format::{line, nullable, span};
+use super::format::{line, span};
 use crate::clock::WallTime;
 use crate::config::{BlockPolicy, Mode};
 use crate::events::json::EventRecord;
 use crate::sandbox::Sandbox;
-use crate::types::{Protocol, counted};
+use crate::types::{Protocol, counted, nullable};
 
 #[serde_with::apply(Option => #[serde(deserialize_with = "nullable")])]
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]

@@ -3,10 +3,12 @@
 
 use std::path::PathBuf;
 
-use super::Reread;
-use crate::config::{Config, Mode, ProtocolConfig};
+use crate::config::{Config, ConfigErrors, Mode, ProtocolConfig};
 use crate::control::protocol::Reloaded;
 use crate::sandbox::Sandbox;
+
+/// Reads the configuration again, including command-line flags.
+pub type Reread = Box<dyn Fn() -> Result<Config, ConfigErrors> + Send>;
 
 pub(super) struct ConfigSource {
     /// The configuration in force.

@@ -29,6 +29,7 @@ mod listers;
 mod log_writer;
 mod notifier;
 mod optional;
+mod places;
 mod recent_listeners;
 mod reconciler;
 mod reverse_dns;
@@ -44,7 +45,6 @@ mod table_monitor;
 mod trial;
 mod unfounded_bans;
 
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -54,7 +54,7 @@ use tokio::sync::oneshot;
 use crate::capture::decoy::{DecoyPorts, Decoys, SharedListener};
 use crate::capture::live::{Live, Ring};
 use crate::clock::boot_time;
-use crate::config::{Config, ConfigErrors, LogTarget};
+use crate::config::{Config, LogTarget};
 use crate::control::fleet_server::FleetServer;
 use crate::control::server::{Access, BoundSocket, ControlError, Server};
 use crate::enforce::ExemptPrefixes;
@@ -97,19 +97,9 @@ use table_monitor::TableMonitor;
 use trial::Trial;
 use unfounded_bans::UnfoundedBans;
 
+pub use config_source::Reread;
 pub use error::DaemonError;
-
-/// Locations of files and sockets.
-#[derive(Clone, Debug)]
-pub struct Places {
-    pub state_dir: PathBuf,
-    pub socket: PathBuf,
-    /// The configuration file, if it exists.
-    pub config: PathBuf,
-}
-
-/// Reads the configuration again, including command-line flags.
-pub type Reread = Box<dyn Fn() -> Result<Config, ConfigErrors> + Send>;
+pub use places::Places;
 
 /// Maximum number of events that wait for the log.
 const MAX_EVENTS: usize = 8192;

@@ -6,8 +6,8 @@ use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use super::Places;
 use super::backends::UsedBackends;
+use super::places::Places;
 use crate::config::{Config, Mode, ProtocolConfig};
 use crate::enforce::EntryStore;
 use crate::enforce::file_helper::Files;

@@ -6,13 +6,18 @@ use std::time::Duration;
 
 use super::ban_table::{ActiveBan, BanTable, SUMMARY};
 use super::ceiling::{Admission, BanRequest, Ceilings};
+use super::class::Grade;
 use super::expiry_jitter::ExpiryJitter;
+use super::host::Host;
 use super::key::{HashKey, Hashed, Key, Response};
 use super::prefix_bans::PrefixBans;
+use super::settings::Settings;
 use super::strikes::{StrikeHistory, Strikes};
 use super::verdict::{Ban, Notice, Repeated, Verdict};
-use super::{CAPPED_BAN, Grade, Host, Settings};
 use crate::types::{BanTarget, Expiry, Protocol, Tick, Timestamp, TokenBucket};
+
+/// Maximum duration of a ban above a ceiling.
+pub const CAPPED_BAN: Duration = Duration::from_secs(300);
 
 /// Set look-ups per second that verify the bans of sources that keep sending. Limits the cost of many blocked sources;
 /// each is checked within a few seconds.

@@ -43,6 +43,7 @@ use std::time::Duration;
 pub use acceptance::is_unicast;
 pub use allow::{AllowList, Protection};
 pub use ban_table::{ActiveBan, Standing};
+pub use bans::CAPPED_BAN;
 pub use ceiling::RecentBans;
 pub use class::{Class, Grade};
 pub use distributed_scan::DistributedScan;
@@ -72,9 +73,6 @@ use recent_ports::RecentPorts;
 use sources::SourceTable;
 use threshold::Threshold;
 use waiting::{Candidates, SettlingQueue};
-
-/// Maximum duration of a ban above a ceiling.
-pub const CAPPED_BAN: Duration = Duration::from_secs(300);
 
 /// Socket look-ups per second that verify fresh probes. Each takes a few microseconds. Above this rate evidence is only
 /// verified before a ban.

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use super::key::FleetAuthor;
-use crate::control::fleet_protocol::{IgnoredAuthor, MAX_IGNORED};
+use super::protocol::{IgnoredAuthor, MAX_IGNORED};
 use crate::types::{HOUR, LineLimiter, Timestamp, TokenBucket};
 
 /// Maximum number of tracked authors. Notices of further authors are read, but gaps in them are not detected.

@@ -8,13 +8,15 @@ use tokio::time::sleep;
 
 use super::connect::Endpoint;
 use super::daemon::{Daemon, OwnBanUpdate};
+use super::error::FleetError;
 use super::key::Keyspace;
 use super::own::OwnReports;
+use super::protocol::{FleetRequest, LINK_INTERVAL_S, LinkState};
+use super::random::chance;
 use super::relay::Relay;
 use super::scan::Schedule;
 use super::server::{Incoming, MAX_NOTICES, ServerConnection, ServerError};
 use crate::clock::boot_time;
-use crate::control::fleet_protocol::{FleetRequest, LINK_INTERVAL_S, LinkState};
 use crate::types::{Backoff, BanTarget, Span, Timestamp};
 
 /// Maximum delay between two attempts to connect.
@@ -86,7 +88,7 @@ impl Member {
     }
 
     /// Runs until the process ends.
-    pub(super) async fn run(mut self, mut updates: mpsc::Receiver<OwnBanUpdate>) -> Result<(), super::FleetError> {
+    pub(super) async fn run(mut self, mut updates: mpsc::Receiver<OwnBanUpdate>) -> Result<(), FleetError> {
         let mut backoff = Backoff::new(Duration::from_secs(1), MAX_BACKOFF);
         let mut away_since: Option<Timestamp> = None;
         loop {
@@ -114,7 +116,7 @@ impl Member {
                 away_since = Some(now);
             }
             self.set_link(LinkState::Away(error.to_string())).await;
-            let delay = retry_delay(backoff.extend(now), self.hosts(), super::chance()?);
+            let delay = retry_delay(backoff.extend(now), self.hosts(), chance()?);
             self.wait(delay, &mut updates).await;
         }
     }
@@ -153,7 +155,7 @@ impl Member {
         let now = boot_time();
         self.own.renew_all(now);
         self.relay.connected();
-        self.scan.connected((self.hosts(), super::chance().unwrap_or_default()), now);
+        self.scan.connected((self.hosts(), chance().unwrap_or_default()), now);
         (self.next.upkeep, self.next.write, self.next.ping) = (now, now, now.after(PING_INTERVAL));
         loop {
             let now = boot_time();
@@ -278,7 +280,7 @@ impl Member {
     }
 
     async fn scan_page(&mut self, server: &mut ServerConnection) -> Result<(), ServerError> {
-        let spread = (self.hosts(), super::chance().unwrap_or_default());
+        let spread = (self.hosts(), chance().unwrap_or_default());
         let page = self.relay.scan_page(server, &mut self.daemon, &mut self.scan, spread).await;
         if page.is_err() && !self.scan.is_broken_off() {
             self.scan.end(spread, boot_time());
@@ -288,7 +290,7 @@ impl Member {
 
     fn request_scan(&mut self, now: Timestamp) {
         self.relay.authors.forget_sequences();
-        self.scan.request((self.hosts(), super::chance().unwrap_or_default()), now);
+        self.scan.request((self.hosts(), chance().unwrap_or_default()), now);
     }
 
     async fn set_link(&mut self, link: LinkState) {

@@ -4,31 +4,36 @@
 mod authors;
 mod connect;
 mod daemon;
+mod error;
 pub mod key;
 mod member;
 mod own;
+pub mod protocol;
+mod random;
 mod relay;
 pub mod report;
 mod scan;
 mod server;
 
-use std::io::{self, Write};
+use std::io::Write;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Subcommand};
 
-use crate::config::{Config, ConfigErrors, Fleet, parse_fleet_name, parse_span};
-use crate::control::fleet_protocol::MAX_REMAINING;
+use crate::config::{Config, Fleet, parse_fleet_name, parse_span};
 use crate::events::log;
 use crate::types::BanTarget;
 
 use connect::Endpoint;
 pub use connect::SetupError;
 use daemon::Daemon;
+pub use error::FleetError;
 use key::{FleetAuthor, HostName, Key, Keyspace};
 use member::Member;
 use own::OwnReports;
+use protocol::MAX_REMAINING;
+use random::random;
 use server::ServerConnection;
 pub use server::ServerError;
 
@@ -100,27 +105,6 @@ fn parse_lift_span(text: &str) -> Result<Duration, String> {
     }
 }
 
-/// Why `portsentry fleet` fails.
-#[derive(Debug, thiserror::Error)]
-pub enum FleetError {
-    #[error(transparent)]
-    Config(#[from] ConfigErrors),
-    #[error(transparent)]
-    Setup(#[from] SetupError),
-    #[error("{url}: {error}")]
-    Server { url: String, error: ServerError },
-    #[error("cannot set up the log")]
-    Log,
-    #[error("cannot {0}: {1}")]
-    System(&'static str, io::Error),
-}
-
-impl FleetError {
-    fn system(doing: &'static str) -> impl Fn(io::Error) -> Self {
-        move |error| Self::System(doing, error)
-    }
-}
-
 /// Runs the subcommand of `options`, or the fleet process if there is none. Writes the output of a command to `out`.
 ///
 /// # Errors
@@ -179,15 +163,6 @@ fn print_acl(fleet: &Fleet, options: &AclOptions, out: &mut impl Write) -> Resul
     let author = host.cloned().map_or(FleetAuthor::Operator, FleetAuthor::Host);
     let line = Keyspace::new(&fleet.name).acl_line(&author, user, &password);
     writeln!(out, "{line}").map_err(FleetError::system("write to standard output"))
-}
-
-fn random() -> Result<u32, FleetError> {
-    getrandom::u32().map_err(|error| FleetError::System("get random bytes", error.into()))
-}
-
-/// A random number from 0 to 1, which spreads the actions of many hosts over time.
-fn chance() -> Result<f64, FleetError> {
-    Ok(f64::from(random()?) / f64::from(u32::MAX))
 }
 
 fn lift_bans(fleet: &Fleet, options: &LiftOptions, out: &mut impl Write) -> Result<(), FleetError> {

@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
 use super::key::{FleetAuthor, HostName, Key};
+use super::protocol::{MAX_REMAINING, OwnBanEvent};
 use super::report::BanReport;
-use crate::control::fleet_protocol::{MAX_REMAINING, OwnBanEvent};
 use crate::engine::{Class, Grade};
 use crate::types::{BanTarget, HOUR, Timestamp};
 

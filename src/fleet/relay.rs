@@ -7,10 +7,11 @@ use std::time::{Duration, Instant};
 use super::authors::{KnownAuthors, NoticeOrder};
 use super::daemon::Daemon;
 use super::key::{FleetAuthor, Key};
+use super::protocol::{FleetReport, FleetRequest, MAX_REPORTS};
+use super::random::chance;
 use super::scan::{Pass, Progress, Scan, Schedule};
 use super::server::{Incoming, KeyContents, ServerConnection, ServerError};
 use crate::clock::boot_time;
-use crate::control::fleet_protocol::{FleetReport, FleetRequest, MAX_REPORTS};
 use crate::types::{BanTarget, Timestamp};
 
 /// Maximum number of keys that notices have named and that are not read yet. Further keys are left to a scan.
@@ -92,7 +93,7 @@ impl Relay {
         if self.named.insert(key.clone()) {
             if self.waiting.is_empty() {
                 let spread = Duration::from_secs(1) * hosts / READS_PER_SECOND;
-                self.due = now.after(spread.mul_f64(super::chance().unwrap_or_default()));
+                self.due = now.after(spread.mul_f64(chance().unwrap_or_default()));
             }
             self.waiting.push(key);
         }

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::control::fleet_protocol::MAX_REMAINING;
+use super::protocol::MAX_REMAINING;
 use crate::engine::{Class, Grade};
 use crate::types::BanTarget;
 

@@ -160,6 +160,7 @@ pub fn sock_diag(bytes: &[u8]) {
 
 /// The messages between the daemon and its helper processes.
 pub fn spawner(bytes: &[u8]) {
-    enforce::command::fuzz(bytes);
+    enforce::command::fuzz_protocol(bytes);
+    enforce::command::fuzz_notification(bytes);
     enforce::file_helper::fuzz(bytes);
 }

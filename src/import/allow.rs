@@ -5,7 +5,7 @@ use super::diagnostics::{printable, shown};
 use super::document::Value;
 use super::options::Options;
 use super::output::{OptionLine, Output};
-use super::{MAX_LEN, ReadFile, Source};
+use super::source::{MAX_LEN, ReadFile, Source};
 use crate::config::ignore_file;
 use crate::types::plain;
 use ipnet::IpNet;

@@ -3,8 +3,8 @@
 use super::diagnostics::shown;
 use super::options::{Options, lines, name};
 use super::output::{OptionLine, Output};
+use super::source::{MAX_LEN, Source};
 use super::words::Line;
-use super::{MAX_LEN, Source};
 
 /// Parses `TCP_MODE` and `UDP_MODE` in `source`. The last assignment counts, as in a shell.
 pub(super) fn parse<'s>(source: &'s Source, output: &mut Output) -> Options<'s> {

@@ -1,7 +1,7 @@
 //! Collects errors and notes about the translated files, each with file, line and option. Their number is limited per
 //! file, because a megabyte of junk has half a million invalid lines.
 
-use super::Sources;
+use super::source::Sources;
 use serde::Serialize;
 use std::fmt;
 use std::io;

@@ -4,8 +4,11 @@ use std::fs::File;
 use std::io::{self, Read, Write};
 use std::path::Path;
 
+use super::ImportOptions;
 use super::diagnostics::ImportError;
-use super::{Import, ImportOptions, MAX_LEN, Source, Sources, translate};
+use super::output::Import;
+use super::source::{MAX_LEN, Source, Sources};
+use super::translate::translate;
 use crate::atomic_file::{AtomicFile, TemporaryName};
 
 const CONFIG: &str = "/etc/portsentry/portsentry.conf";

@@ -7,7 +7,7 @@
 
 use super::diagnostics::quoted;
 use super::output::{OptionLine, Output};
-use super::{MAX_LEN, Source};
+use super::source::{MAX_LEN, Source};
 
 /// Every option of 1.2, 2.0b1 and 2.0.x.
 const KEYS: &str = "TCP_PORTS UDP_PORTS ADVANCED_PORTS_TCP ADVANCED_PORTS_UDP ADVANCED_EXCLUDE_TCP ADVANCED_EXCLUDE_UDP \

@@ -1,9 +1,19 @@
 //! Collects the output of a translation in progress: the document, and the errors and notes about the lines it comes
 //! from.
 
-use super::diagnostics::{Diagnostics, quoted};
+use super::diagnostics::{Diagnostic, Diagnostics, ImportError, quoted};
 use super::document::{Document, Value};
-use super::{Import, ImportError, Sources};
+use super::source::Sources;
+use serde::Serialize;
+
+/// The result of a translation; its JSON form is the output of `portsentry import --json`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Import {
+    /// The configuration, with comments that state the origin of each line.
+    pub toml: String,
+    /// Notes for the operator, in the order of the input.
+    pub notes: Vec<Diagnostic>,
+}
 
 /// One option as written in its file, the unit of translation.
 #[derive(Clone, Debug)]

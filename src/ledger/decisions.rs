@@ -6,8 +6,10 @@ use ipnet::IpNet;
 use rusqlite::{Connection, Error, OptionalExtension, Row, named_params};
 
 use super::ban::{Allowance, FleetLift, LedgerChange};
-use super::row::{self, micros, time};
-use super::{Found, LedgerError, Reader, replace};
+use super::error::LedgerError;
+use super::found::Found;
+use super::reader::Reader;
+use super::row::{self, micros, replace, time};
 
 /// Deletes the trial, and records the time at which another one ends.
 pub(super) const REPLACE_TRIAL: [&str; 2] = ["DELETE FROM trial", "INSERT INTO trial (until) VALUES (?)"];

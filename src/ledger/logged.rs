@@ -6,9 +6,11 @@ use std::time::Duration;
 use rusqlite::{Error, Row, Statement, named_params};
 
 use super::ban::Logged;
+use super::error::LedgerError;
+use super::found::Found;
+use super::reader::Reader;
 use super::row::{self, micros, time};
 use super::schema::WITH_LOGGED;
-use super::{Found, LedgerError, Reader};
 use crate::engine::Class;
 
 /// Maximum number of rows. Beyond it, those with the oldest last scan are deleted.

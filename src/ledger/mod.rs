@@ -10,6 +10,7 @@
 mod ban;
 pub mod decisions;
 mod error;
+mod found;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod fuzzing;
 mod legacy_files;
@@ -27,7 +28,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
-use rusqlite::{Connection, Params, TransactionBehavior, named_params};
+use rusqlite::{Connection, TransactionBehavior, named_params};
 
 pub use crate::types::{Backend, Backends};
 pub use crate::worker::Stopped;
@@ -36,8 +37,10 @@ pub use ban::{
     LiftedBy, Logged, Page, Position,
 };
 pub use error::LedgerError;
+pub use found::Found;
 pub use legacy_files::{BLOCKED, HISTORY, LegacyFiles};
 pub use reader::Reader;
+pub use state_dir::DATABASE;
 pub use strikes::LoadedState;
 pub use writer::{Recorder, Writer, WriterEvent};
 
@@ -48,9 +51,6 @@ use statements::Statements;
 
 /// Default directory of the ledger.
 pub const DEFAULT_STATE_DIR: &str = "/var/lib/portsentry";
-
-/// The database's name in the state directory.
-pub const DATABASE: &str = "ledger.sqlite";
 
 /// Marker file that exists while bans are restored after a reboot.
 pub const RESTORING: &str = "restoring";
@@ -117,15 +117,6 @@ impl Default for Retention {
 
 /// Number of bans that may be written before the rows are counted again, which reads a whole index.
 pub const SLACK: u64 = 10_000;
-
-/// The read items, and the number of unreadable rows.
-#[derive(Clone, Debug, PartialEq, Eq)]
-#[must_use]
-pub struct Found<T> {
-    pub items: Vec<T>,
-    /// Number of invalid rows, which were skipped: written by another program or a failing disk.
-    pub unreadable: u64,
-}
 
 impl Ledger {
     /// Opens the ledger in `directory`, and creates missing parts: the directory with mode 0700, the database with
@@ -271,15 +262,4 @@ fn connect(place: &StateDir) -> Result<Reader, LedgerError> {
     let path = place.file(DATABASE);
     let connection = schema::connect(&path, used)?;
     Ok(Reader { connection, path, version: schema::NEWEST })
-}
-
-/// Replaces the rows of a table with `rows`, using a statement that deletes all and one that inserts a row.
-fn replace<R: Params>(
-    connection: &Connection,
-    [delete, insert]: [&str; 2],
-    rows: impl IntoIterator<Item = R>,
-) -> rusqlite::Result<()> {
-    connection.execute(delete, [])?;
-    let mut insert = connection.prepare(insert)?;
-    rows.into_iter().try_for_each(|row| insert.execute(row).map(drop))
 }

@@ -24,10 +24,10 @@ use rusqlite::{Connection, Error, OpenFlags, Row, ToSql, ffi, named_params};
 
 use super::ban::{BanSummary, LedgerEntry, Page, Position};
 use super::error::LedgerError;
+use super::found::Found;
 use super::row::{self, micros};
 use super::schema::{self, classify, pragma};
-use super::state_dir::if_found;
-use super::{DATABASE, Found};
+use super::state_dir::{DATABASE, if_found};
 use crate::types::BanTarget;
 
 /// Time limit and delay for retries while the daemon starts, ends or empties its log.

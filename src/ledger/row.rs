@@ -1,9 +1,9 @@
-//! Converts bans to columns and back. A failing disk or an attacker with root permissions may have written anything to
+//! Converts bans to columns and back, and replaces the rows of a table. A failing disk or an attacker with root permissions may have written anything to
 //! the file: an invalid row gives `None`, never a panic and never a partial ban.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use rusqlite::Row;
+use rusqlite::{Connection, Params, Row};
 
 use super::ban::{BanRecord, BanSummary, Ended, Ending, LedgerEntry};
 use crate::engine::{Class, Grade, LinkId};
@@ -131,6 +131,17 @@ pub(super) fn micros(time: SystemTime) -> i64 {
 pub(super) fn time(micros: i64) -> SystemTime {
     let span = Duration::from_micros(micros.unsigned_abs());
     if micros < 0 { UNIX_EPOCH - span } else { UNIX_EPOCH + span }
+}
+
+/// Replaces the rows of a table with `rows`, using a statement that deletes all and one that inserts a row.
+pub(super) fn replace<R: Params>(
+    connection: &Connection,
+    [delete, insert]: [&str; 2],
+    rows: impl IntoIterator<Item = R>,
+) -> rusqlite::Result<()> {
+    connection.execute(delete, [])?;
+    let mut insert = connection.prepare(insert)?;
+    rows.into_iter().try_for_each(|row| insert.execute(row).map(drop))
 }
 
 #[cfg(test)]

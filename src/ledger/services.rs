@@ -6,8 +6,10 @@ use std::time::SystemTime;
 use rusqlite::{Connection, OptionalExtension, Row, named_params};
 
 use super::ban::KnownPeer;
-use super::row::{self, micros};
-use super::{Found, LedgerError, Reader, replace};
+use super::error::LedgerError;
+use super::found::Found;
+use super::reader::Reader;
+use super::row::{self, micros, replace};
 use crate::engine::Service;
 use crate::types::Protocol;
 

@@ -10,6 +10,9 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::error::LedgerError;
 
+/// The database's name in the state directory.
+pub const DATABASE: &str = "ledger.sqlite";
+
 /// Mode bits for writing by others, refused for the directory.
 const WRITABLE_BY_OTHERS: u32 = 0o022;
 /// Mode bits for any access by others, refused for the database.

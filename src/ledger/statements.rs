@@ -5,10 +5,12 @@ use std::time::SystemTime;
 
 use rusqlite::{Connection, OptionalExtension, Statement, named_params};
 
+use super::ban::{BanAuthor, BanRecord, Ended, Ending, LedgerChange};
+use super::found::Found;
 use super::logged::{self, UPSERT};
 use super::reader::collect;
-use super::row::{self, micros};
-use super::{BanAuthor, BanRecord, Ended, Ending, Found, LedgerChange, decisions, replace, services};
+use super::row::{self, micros, replace};
+use super::{decisions, services};
 use crate::types::{Backend, Backends, BanTarget};
 
 /// The newest ban of a target: the only one that may be open, because each new one ends the previous one.

@@ -7,8 +7,9 @@ use std::time::{Duration, SystemTime};
 use rusqlite::{Row, named_params};
 
 use super::ban::BanSummary;
+use super::error::LedgerError;
+use super::reader::Reader;
 use super::row::{self, micros};
-use super::{LedgerError, Reader};
 use crate::engine::{Grade, LastBan, RecentBans, StrikeHistory};
 use crate::types::{BanTarget, DAY, Expiry, MINUTE};
 

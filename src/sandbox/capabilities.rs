@@ -7,7 +7,7 @@ use rustix::thread::{
     clear_ambient_capability_set, remove_capability_from_bounding_set, set_capabilities, set_capabilities_secure_bits,
 };
 
-use super::{Policy, Process};
+use super::policy::{Policy, Process};
 
 /// The numbers of all capabilities that a kernel can have (capability.h).
 const NUMBERS: std::ops::Range<u32> = 0..64;

@@ -12,8 +12,8 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{AtFlags, CWD, Dir, Gid, Mode, OFlags, Uid, chownat, openat};
 use rustix::io::Errno;
 
-use super::Policy;
 use super::dynamic_user;
+use super::policy::Policy;
 use super::user::{Account, NAME, user_id};
 
 /// Directories that belong to the system with all their contents, in addition to top-level ones and those in `/var`.

@@ -16,7 +16,7 @@ use landlock::{
     RulesetAttr, RulesetCreatedAttr, RulesetError, RulesetStatus, Scope,
 };
 
-use super::{Policy, Process};
+use super::policy::{Policy, Process};
 
 /// Restricted access rights, if the kernel supports them: everything up to device ioctls. Later additions (connecting
 /// to Unix sockets) would block the log.

@@ -10,6 +10,7 @@ mod handover;
 mod instance_lock;
 mod landlock;
 mod ownership;
+mod policy;
 mod seccomp;
 mod user;
 
@@ -25,64 +26,10 @@ pub use handover::HandoverError;
 pub use instance_lock::{InstanceLock, InstanceLockError};
 pub use landlock::Reach;
 pub use ownership::{Untrusted, only_ours};
+pub use policy::{Policy, Process};
+pub use seccomp::Calls;
 use user::Account;
 pub use user::{obstacle_for, user_id};
-
-/// The resources that the program needs after its start.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Policy {
-    /// Own directories. Missing ones are created, and they are given to the user of the process.
-    pub own: Vec<PathBuf>,
-    /// Names of the files that it creates in them; a trailing `*` matches any suffix.
-    pub own_files: Vec<String>,
-    /// The socket that it creates in one of them.
-    pub own_socket: Option<PathBuf>,
-    /// Another socket, used by processes of other users.
-    pub shared_socket: Option<PathBuf>,
-    /// Directories in which it creates, writes, renames and removes files.
-    pub write: Vec<PathBuf>,
-    /// Files that it reads again when they are replaced.
-    pub settings: Vec<PathBuf>,
-    /// Files, and directories with their contents, that it reads if possible.
-    pub read: Vec<PathBuf>,
-    /// True if it listens on ports below 1024.
-    pub low_ports: bool,
-    /// TCP ports on which it listens.
-    pub tcp_ports: Vec<u16>,
-    /// True for name look-ups, which load libraries.
-    pub names: bool,
-    /// The process to which the policy applies.
-    pub process: Process,
-    /// True if it replaces files of other users, which keep their owner.
-    pub others_files: bool,
-    /// Reason to stay root; `None` if the own user is sufficient.
-    pub root: Option<&'static str>,
-}
-
-impl Policy {
-    /// A policy with only the directories of a daemon's state and of its control socket. `files` are the names of the
-    /// files that it creates in them ([`Policy::own_files`]).
-    pub fn of_folders(state_dir: &Path, socket: &Path, files: &[&str]) -> Self {
-        let folder = socket.parent().filter(|folder| !folder.as_os_str().is_empty());
-        Self {
-            own: std::iter::once(state_dir).chain(folder).map(Path::to_owned).collect(),
-            own_files: files.iter().map(|&name| name.to_owned()).collect(),
-            own_socket: Some(socket.to_owned()),
-            ..Self::default()
-        }
-    }
-}
-
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Process {
-    /// Reads packets.
-    #[default]
-    Daemon,
-    /// Runs the administrator's commands, which inherit the sandbox.
-    Commands,
-    /// Writes files that only root can write.
-    Files,
-}
 
 /// The permanent state of the sandbox.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -102,27 +49,6 @@ pub struct Sandbox {
     /// The accessible files; `None`: all that its user can access.
     pub reach: Option<Reach>,
     pub warnings: Vec<String>,
-}
-
-/// The permitted system calls.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Calls {
-    All,
-    /// All except some that no command needs.
-    Most,
-    /// Only those on the list; any other call ends the process.
-    Listed,
-}
-
-impl Calls {
-    /// The name in `status`.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::All => "off",
-            Self::Most => "deny-list",
-            Self::Listed => "allow-list",
-        }
-    }
 }
 
 /// Refuses a policy whose own directories are not the program's own, if root would give them to the new user. Changes

@@ -17,7 +17,28 @@ use seccompiler::{
     SeccompRule, TargetArch, apply_filter,
 };
 
-use super::{Calls, Policy, Process};
+use super::policy::{Policy, Process};
+
+/// The permitted system calls.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Calls {
+    All,
+    /// All except some that no command needs.
+    Most,
+    /// Only those on the list; any other call ends the process.
+    Listed,
+}
+
+impl Calls {
+    /// The name in `status`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::All => "off",
+            Self::Most => "deny-list",
+            Self::Listed => "allow-list",
+        }
+    }
+}
 
 /// Why system calls are not restricted.
 #[derive(Debug, thiserror::Error)]

@@ -12,8 +12,8 @@ use std::path::{Path, PathBuf};
 use nix::unistd::{Gid, Group, Uid, User, getgrouplist, setgroups, setresgid, setresuid};
 use rustix::thread::{CapabilitySet, capabilities, set_keep_capabilities};
 
-use super::Policy;
 use super::dynamic_user::{self, is_mapped, looked_up};
+use super::policy::Policy;
 
 /// The program's own user, created by its package.
 pub(super) const NAME: &str = "portsentry";

@@ -7,7 +7,7 @@
 use std::fmt;
 
 use super::piece::Piece;
-use super::transport::{TCP, UDP, UDP_HEADER};
+use super::protocol::{TCP, UDP, UDP_HEADER};
 
 /// The result of verifying the checksums of a packet, the worst one last.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

@@ -5,10 +5,12 @@
 use std::net::{IpAddr, Ipv4Addr};
 
 use super::checksum::{LazyChecksum, Payload};
+use super::error::Undecoded;
 use super::link::Frame;
+use super::packet::Packet;
 use super::piece::Piece;
-use super::transport::{self, ICMPV4};
-use super::{Packet, Undecoded};
+use super::protocol::ICMPV4;
+use super::transport;
 
 #[inline]
 pub(super) fn decode<'a>(frame: &Frame<'a>) -> Result<Packet<'a>, Undecoded> {

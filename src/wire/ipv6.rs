@@ -6,10 +6,12 @@
 use std::net::{IpAddr, Ipv6Addr};
 
 use super::checksum::{LazyChecksum, Payload};
+use super::error::Undecoded;
 use super::link::Frame;
+use super::packet::{Packet, Transport};
 use super::piece::Piece;
-use super::transport::{self, ICMPV6};
-use super::{Packet, Transport, Undecoded};
+use super::protocol::{ICMPV6, TCP, UDP};
+use super::transport;
 
 #[inline]
 pub(super) fn decode<'a>(frame: &Frame<'a>) -> Result<Packet<'a>, Undecoded> {
@@ -25,7 +27,7 @@ pub(super) fn decode<'a>(frame: &Frame<'a>) -> Result<Packet<'a>, Undecoded> {
     let payload = Piece::new(rest, if claimed == 0 { rest.len() } else { claimed });
 
     let Carried { transport, whole, fragmented } = match next {
-        transport::TCP | transport::UDP | ICMPV6 => Carried::whole(next, payload)?,
+        TCP | UDP | ICMPV6 => Carried::whole(next, payload)?,
         _ => chain(next, payload, claimed == 0)?,
     };
     Ok(Packet {

@@ -5,7 +5,8 @@
 //!
 //! References: IEEE 802.1Q and 802.1ad, RFC 2516 (PPPoE), and the LINKTYPE pages of tcpdump.org.
 
-use super::{Delivery, LinkType, Undecoded};
+use super::error::Undecoded;
+use super::packet::{Delivery, LinkType};
 
 /// The IP version in the link-layer header.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -2,7 +2,7 @@
 //! the first bytes of a frame, so a claimed length beyond the captured bytes is normal. A header beyond the claimed
 //! length is malformed.
 
-use super::Undecoded;
+use super::error::Undecoded;
 
 /// The payload of an IP header. After `length` bytes, `captured` may contain padding (Ethernet pads short frames).
 /// Every read is checked against the length before the capture, so that padding is never read as a header.

@@ -3,8 +3,8 @@
 
 use std::net::IpAddr;
 
-use super::LinkType;
 use super::link::{self, Version, nibble};
+use super::packet::LinkType;
 use super::transport::ports;
 
 /// The headers of the quoted packet.

@@ -3,8 +3,10 @@
 //!
 //! References: RFC 9293 (TCP), RFC 768 (UDP), RFC 9260 (SCTP), RFC 792 and 4443 (ICMP), RFC 1858 and 3128 (fragments).
 
+use super::error::Undecoded;
+use super::packet::{TcpFlags, Transport};
 use super::piece::Piece;
-use super::{TcpFlags, Transport, Undecoded};
+use super::protocol::{SCTP, TCP, UDP, UDP_HEADER};
 
 /// Decodes the payload of an unfragmented packet. `icmp` is the protocol number of ICMP in the packet's IP version.
 ///
@@ -83,18 +85,11 @@ fn tiny(piece: Piece<'_>) -> Result<Transport, Undecoded> {
     Ok(Transport::TinyFragment { ports })
 }
 
-pub(super) const ICMPV4: u8 = 1;
-pub(super) const TCP: u8 = 6;
-pub(super) const UDP: u8 = 17;
-pub(super) const ICMPV6: u8 = 58;
-const SCTP: u8 = 132;
-
 const PORTS: usize = 4;
 const TCP_HEADER: usize = 20;
 /// The length of a TCP header up to its flags. Nothing after the flags is read, so a fragment that ends there is
 /// complete enough.
 const TCP_TO_FLAGS: usize = 14;
-pub(super) const UDP_HEADER: usize = 8;
 const SCTP_HEADER: usize = 12;
 const SCTP_CHUNK_HEADER: usize = 4;
 /// Type, code and checksum.

@@ -9,10 +9,10 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
-use portsentry::control::fleet_protocol::{
+use portsentry::engine::Grade;
+use portsentry::fleet::protocol::{
     FleetReply, FleetReport, FleetRequest, IgnoredAuthor, LineMessage as _, LinkState, OwnBanEvent, ReportOutcome,
 };
-use portsentry::engine::Grade;
 
 /// The requests of the fleet process so far.
 #[derive(Default)]

@@ -9,10 +9,10 @@ use std::time::Duration;
 use netns_lab::daemon::Daemon;
 use netns_lab::services::{EIGHT, Services};
 use netns_lab::{Lab, TIMEOUT, has_other_users, within};
-use portsentry::control::fleet_protocol::{
+use portsentry::engine::Grade;
+use portsentry::fleet::protocol::{
     FleetReply, FleetReport, FleetRequest, LineMessage as _, LinkState, MAX_REPORTS, OwnBanEvent, ReportOutcome,
 };
-use portsentry::engine::Grade;
 
 use crate::support::{FAR_NETWORK, is_served, is_served_at_last, scene};
 

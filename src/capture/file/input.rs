@@ -1,11 +1,35 @@
 //! Reads the bytes of a capture file record by record, and tracks the position for error messages.
 
 use std::io::{self, BufRead, BufReader, Chain, Cursor, Read};
+use std::ops::Range;
+use std::time::Duration;
 
-use super::{ByteOrder, FileError};
+use super::error::FileError;
 
 /// Bytes per read. Large, so that a capture of a gigabyte needs few system calls.
 const CHUNK: usize = 256 * 1024;
+
+/// The latest time of a frame, in the year 9892. Later times come from broken files, and the end of a ban must stay
+/// printable (up to the year 9999).
+pub const LATEST: Duration = Duration::from_secs(250_000_000_000);
+
+/// The maximum length of a frame that is decoded: libpcap's MAXIMUM_SNAPLEN. A longer frame has a broken length field.
+pub(super) const LARGEST_FRAME: usize = 262_144;
+
+/// Byte order of a file or of a section.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum ByteOrder {
+    #[default]
+    Little,
+    Big,
+}
+
+/// A frame, with the range of its bytes in the record of the input.
+pub(super) struct Found {
+    pub(super) time: Duration,
+    pub(super) link: i32,
+    pub(super) bytes: Range<usize>,
+}
 
 /// A reader and the record that is being read from it.
 pub(super) struct Input<R> {

@@ -4,17 +4,19 @@
 //!
 //! References: draft-ietf-opsawg-pcap and draft-ietf-opsawg-pcapng, and `pcap/dlt.h`.
 
+mod error;
 mod input;
 mod pcap;
 mod pcapng;
 
 use std::fs::File;
-use std::io::{self, Read, Take};
-use std::ops::Range;
+use std::io::{Read, Take};
 use std::path::Path;
 use std::time::Duration;
 
-use input::Input;
+pub use error::FileError;
+pub use input::LATEST;
+use input::{Found, Input};
 
 /// One captured frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,44 +32,6 @@ pub struct Frame<'a> {
     pub end: u64,
 }
 
-/// The latest time of a frame, in the year 9892. Later times come from broken files, and the end of a ban must stay
-/// printable (up to the year 9999).
-pub const LATEST: Duration = Duration::from_secs(250_000_000_000);
-
-/// Why a capture file cannot be read, or cannot be read further.
-#[derive(Debug, thiserror::Error)]
-pub enum FileError {
-    #[error("cannot open the file: {0}")]
-    Open(io::Error),
-    #[error("not a regular file, and the capture is read twice; save it to a file first")]
-    NotAFile,
-    #[error("the file is empty; write a capture with tcpdump -w or dumpcap")]
-    Empty,
-    #[error("the file is compressed with {0}; decompress it first")]
-    Compressed(&'static str),
-    #[error("the file is not in the format pcap or pcapng; write a capture with tcpdump -w or dumpcap")]
-    NotACapture,
-    #[error(
-        "the file is truncated: it ends at byte {offset}, inside the record that begins at byte {start}; complete packets: {frames}"
-    )]
-    Truncated {
-        frames: u64,
-        /// Offset of the incomplete part.
-        start: u64,
-        /// Offset of the end of the file.
-        offset: u64,
-    },
-    #[error("the file is damaged at byte {offset}: {what}; complete packets before it: {frames}")]
-    Broken {
-        frames: u64,
-        /// Offset of the broken part.
-        offset: u64,
-        what: String,
-    },
-    #[error("cannot read the file at byte {offset}: {error}")]
-    Read { offset: u64, error: io::Error },
-}
-
 pub struct Reader<R> {
     input: Input<R>,
     format: Format,
@@ -77,9 +41,6 @@ enum Format {
     Pcap(pcap::Dialect),
     Pcapng(pcapng::Section),
 }
-
-/// The maximum length of a frame that is decoded: libpcap's MAXIMUM_SNAPLEN. A longer frame has a broken length field.
-const LARGEST_FRAME: usize = 262_144;
 
 impl Reader<Take<File>> {
     /// Opens a capture, and reads no more than its present length: a file that grows has no end.
@@ -138,13 +99,6 @@ impl<R: Read> Reader<R> {
     }
 }
 
-/// A frame, with the range of its bytes in the record of the input.
-struct Found {
-    time: Duration,
-    link: i32,
-    bytes: Range<usize>,
-}
-
 fn compression(magic: [u8; 4]) -> Option<&'static str> {
     match magic {
         [0x1f, 0x8b, ..] => Some("gzip"),
@@ -156,14 +110,6 @@ fn compression(magic: [u8; 4]) -> Option<&'static str> {
         [b'P', b'K', 3, 4] => Some("zip"),
         _ => None,
     }
-}
-
-/// Byte order of a file or of a section.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-enum ByteOrder {
-    #[default]
-    Little,
-    Big,
 }
 
 #[cfg(test)]

@@ -3,8 +3,8 @@
 use std::io::Read;
 use std::time::Duration;
 
-use super::input::{Fields, Input};
-use super::{ByteOrder, FileError, Found, LARGEST_FRAME};
+use super::error::FileError;
+use super::input::{ByteOrder, Fields, Found, Input, LARGEST_FRAME};
 use crate::wire::LinkType;
 
 /// The dialect of a pcap file.

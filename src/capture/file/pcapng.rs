@@ -4,8 +4,8 @@
 use std::io::Read;
 use std::time::Duration;
 
-use super::input::{Fields, Input};
-use super::{ByteOrder, FileError, Found, LARGEST_FRAME, LATEST};
+use super::error::FileError;
+use super::input::{ByteOrder, Fields, Found, Input, LARGEST_FRAME, LATEST};
 
 /// The first four bytes of a section header block, the same in both byte orders.
 pub(super) const SECTION: [u8; 4] = [0x0a, 0x0d, 0x0d, 0x0a];

@@ -27,12 +27,13 @@ pub(super) use table::shortened;
 use super::ban_info::BanInfo;
 use super::client::{Client, ClientError};
 use super::fleet_info::FleetBan;
-use super::format::{is_unicode, to_line};
+use super::format::is_unicode;
 use super::print;
 use super::scoped_network::ScopedNetwork;
 use crate::clock::WallTime;
 use crate::events::json::PortRecord;
 use crate::ledger::{Found, Logged, Reader, logged};
+use crate::types::to_line;
 
 #[derive(Args, Clone, Debug, PartialEq, Eq)]
 pub struct ListOptions {

@@ -6,7 +6,7 @@ use crate::clock::boot_time;
 use crate::control::fleet_info::{
     FleetBan, FleetBanState, FleetBans, FleetReportInfo, FleetStatus, MAX_FLEET_BANS, MAX_FLEET_REPORTS,
 };
-use crate::control::fleet_protocol::{IgnoredAuthor, MAX_IGNORED};
+use crate::fleet::protocol::{IgnoredAuthor, MAX_IGNORED};
 use crate::types::{BanTarget, Timestamp, counted};
 
 impl Fleet {

@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 
 use super::verdict::Refusal;
 use crate::config::parse_fleet_name;
-use crate::control::fleet_protocol::IgnoredAuthor;
 use crate::events::event::EventKind;
+use crate::fleet::protocol::IgnoredAuthor;
 use crate::types::counted;
 
 /// Maximum number of tracked authors.

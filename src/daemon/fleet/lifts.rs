@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime};
 
-use crate::control::fleet_protocol::MAX_REMAINING;
+use crate::fleet::protocol::MAX_REMAINING;
 use crate::ledger::{FleetLift, LiftedBy};
 use crate::types::{BanTarget, Timestamp};
 

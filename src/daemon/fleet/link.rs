@@ -5,8 +5,8 @@ use std::time::{Duration, Instant};
 
 use crate::config::parse_fleet_name;
 use crate::control::fleet_info::FleetLink;
-use crate::control::fleet_protocol::{IgnoredAuthor, LINK_INTERVAL_S, LinkState, MAX_IGNORED, MAX_TEXT_LEN};
 use crate::events::event::EventKind;
+use crate::fleet::protocol::{IgnoredAuthor, LINK_INTERVAL_S, LinkState, MAX_IGNORED, MAX_TEXT_LEN};
 use crate::types::printable::quotable;
 
 /// Time without a message after which the fleet process counts as dead.

@@ -3,10 +3,10 @@
 use std::collections::BTreeMap;
 use std::time::SystemTime;
 
-use crate::control::fleet_protocol::OwnBanEvent;
 use crate::daemon::ban_recorder::Remembered;
 use crate::engine::{Ban, Class, Grade};
 use crate::events::event::{Event, EventKind};
+use crate::fleet::protocol::OwnBanEvent;
 use crate::ledger::Recorder;
 use crate::types::BanTarget;
 

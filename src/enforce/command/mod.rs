@@ -28,6 +28,11 @@ mod notification;
 mod process;
 mod protocol;
 
+#[cfg(any(test, fuzzing))]
+pub(crate) use notification::fuzz as fuzz_notification;
+#[cfg(any(test, fuzzing))]
+pub(crate) use protocol::fuzz as fuzz_protocol;
+
 pub use helper::serve;
 pub use helper_client::Spawner;
 pub use notification::{Delivery, MAX_DIGEST_LEN, Notifications, TIME_LIMIT, serve_notifications};
@@ -181,13 +186,6 @@ fn line<'a>(words: impl IntoIterator<Item = &'a String>) -> String {
 fn quoted(word: &str) -> String {
     let plain = |c: char| c.is_alphanumeric() || "_-./:=@%+,[]".contains(c);
     if !word.is_empty() && word.chars().all(plain) { word.to_owned() } else { format!("\"{}\"", word.escape_debug()) }
-}
-
-/// Runs any bytes through the message readers of both sides. For the fuzzer.
-#[cfg(any(test, fuzzing))]
-pub(crate) fn fuzz(bytes: &[u8]) {
-    protocol::fuzz(bytes);
-    notification::fuzz(bytes);
 }
 
 #[cfg(test)]

@@ -169,7 +169,7 @@ fn deliver(command: &[String], digest: &str, limit: Duration, quit: &PipeReader)
 
 /// Reads any bytes as a request; a valid one must be written back identically.
 #[cfg(any(test, fuzzing))]
-pub(super) fn fuzz(bytes: &[u8]) {
+pub(crate) fn fuzz(bytes: &[u8]) {
     if let Some((number, request)) = Request::read(bytes) {
         assert_eq!(request.to_bytes(number), bytes);
     }

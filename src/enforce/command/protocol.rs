@@ -58,7 +58,7 @@ pub(super) fn answer(socket: impl AsFd, number: u64, command: String, ran: Ran) 
 
 /// Reads any bytes as a message to either side; no message is valid for both.
 #[cfg(any(test, fuzzing))]
-pub(super) fn fuzz(bytes: &[u8]) {
+pub(crate) fn fuzz(bytes: &[u8]) {
     use crate::enforce::helper_socket::{MAX_TEXT_LEN, decode};
 
     let (request, answer) = (decode::<Request>(bytes), decode::<Answer>(bytes));

@@ -10,12 +10,9 @@ use std::path::Path;
 use rustix::fs::{Mode, OFlags, XattrFlags, fgetxattr, flistxattr, fsetxattr};
 use rustix::io::Errno;
 
-use super::HostsDenyError;
+use super::error::{HostsDenyError, MAX_FILE_LEN};
 use crate::atomic_file::{AtomicFile, TemporaryName};
 use crate::enforce::entry_store::Stamp;
-
-/// Maximum size of a file that is read and written. The TCP wrappers read the whole file for every connection.
-pub(crate) const LIMIT: u64 = 16 << 20;
 
 /// Mode of a new file: readable for every user, as in distributions.
 const MODE: u32 = 0o644;
@@ -60,8 +57,8 @@ pub(super) fn read(path: &Path) -> Result<Option<Old>, HostsDenyError> {
     // Read before the content, so that a concurrent write is detected.
     let found = file.metadata().map_err(system("inspect"))?;
     let mut bytes = Vec::new();
-    let read = (&file).take(LIMIT + 1).read_to_end(&mut bytes).map_err(system("read"))?;
-    if u64::try_from(read).is_ok_and(|read| read > LIMIT) {
+    let read = (&file).take(MAX_FILE_LEN + 1).read_to_end(&mut bytes).map_err(system("read"))?;
+    if u64::try_from(read).is_ok_and(|read| read > MAX_FILE_LEN) {
         return Err(HostsDenyError::TooBig(path.to_owned()));
     }
     Ok(Some(Old { bytes, file, stamp: Stamp::from_metadata(&found) }))

@@ -19,13 +19,16 @@ use super::template::{NAMES, expand, unknown};
 use super::{BanContext, EntryStore};
 use crate::types::{Backend, BanTarget};
 
+mod error;
 mod file;
 mod text;
 
-pub(super) use file::LIMIT as MAX_FILE_LEN;
+pub use error::HostsDenyError;
+pub(super) use error::MAX_FILE_LEN;
 #[cfg(any(test, fuzzing))]
 pub(crate) use text::fuzz;
 
+use error::MAX_ATTEMPTS;
 use text::{ParsedFile, Rule, hosts_pattern};
 
 /// The file that the TCP wrappers read.
@@ -36,9 +39,6 @@ pub const DEFAULT_TEMPLATE: &str = "ALL: $TARGET$";
 
 /// Maximum length of a template in bytes. The wrappers' line buffer has 2,048 bytes, and a macro may grow by 40.
 const MAX_TEMPLATE_LEN: usize = 512;
-
-/// Maximum number of attempts if other programs change the file concurrently.
-const MAX_ATTEMPTS: usize = 5;
 
 /// Why a template is invalid.
 #[derive(Debug, thiserror::Error)]
@@ -57,30 +57,6 @@ pub enum TemplateError {
     TooLong,
     #[error("{0} is not an absolute path; write for example \"{DEFAULT_PATH}\"")]
     Path(PathBuf),
-}
-
-/// Why hosts.deny cannot be read or written.
-#[derive(Debug, thiserror::Error)]
-pub enum HostsDenyError {
-    #[error("{0} is a symbolic link; configure the file that it points to")]
-    Link(PathBuf),
-    #[error("{0} is not a regular file; move it away")]
-    Kind(PathBuf),
-    #[error("{0} is larger than {limit} MiB; remove unneeded lines", limit = file::LIMIT >> 20)]
-    TooBig(PathBuf),
-    #[error("{0} has reached its maximum size of {limit} MiB; shorten `expire`, or use the backend nft alone", limit = file::LIMIT >> 20)]
-    Full(PathBuf),
-    #[error("another program changed {0} during each of {MAX_ATTEMPTS} attempts to rewrite it; stop that program")]
-    Unsteady(PathBuf),
-    #[error("cannot {doing} {path}: {error}")]
-    System { doing: &'static str, path: PathBuf, error: io::Error },
-}
-
-impl HostsDenyError {
-    fn system(doing: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self + use<> {
-        let path = path.to_owned();
-        move |error| Self::System { doing, path, error }
-    }
 }
 
 /// The file and the template of its lines.
@@ -162,7 +138,7 @@ impl HostsDeny {
             let bytes = old.as_ref().map_or(&[][..], |old| &old.bytes);
             let Some(edit) = ParsedFile::parse(bytes).edit(&add, &remove) else { return Ok(Vec::new()) };
             let grows = edit.text.len() > bytes.len();
-            if grows && u64::try_from(edit.text.len()).is_ok_and(|length| length > file::LIMIT) {
+            if grows && u64::try_from(edit.text.len()).is_ok_and(|length| length > MAX_FILE_LEN) {
                 return Err(HostsDenyError::Full(self.path.clone()));
             }
             if file::replace(&self.path, old.as_ref(), &edit.text)? {

@@ -2,7 +2,8 @@
 
 use std::sync::Arc;
 
-use super::{MAX_NEW_BANS, SharedExempt, SlowBackends, Task, TaskSender};
+use super::task::{MAX_NEW_BANS, SharedExempt, Task};
+use super::{SlowBackends, TaskSender};
 use crate::enforce::{BanBackend, BanContext, ExemptPrefixes, Gone, Refused};
 use crate::types::{Backend, BanTarget, Timestamp};
 

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeSet, HashMap, VecDeque};
 
-use super::MAX_BANS;
+use super::task::MAX_BANS;
 use crate::enforce::BanContext;
 use crate::types::{Backend, Backends, BanTarget, Expiry, Timestamp};
 

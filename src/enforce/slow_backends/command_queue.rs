@@ -7,7 +7,8 @@ use std::thread;
 use std::time::Duration;
 
 use super::ban_queue::Bans;
-use super::{BACKOFF, BackendEvent, CommandPhase, MAX_BANS, SlowTask};
+use super::events::{BackendEvent, CommandPhase, SlowTask};
+use super::task::{BACKOFF, MAX_BANS};
 use crate::config::Run;
 use crate::enforce::BanContext;
 use crate::enforce::command::{Answer, Outcome, Ran, Spawner, Which};

@@ -2,7 +2,8 @@
 
 use std::collections::HashSet;
 
-use super::{BACKOFF, BackendEvent, MAX_BANS, SlowTask};
+use super::events::{BackendEvent, SlowTask};
+use super::task::{BACKOFF, MAX_BANS};
 use crate::enforce::ExemptPrefixes;
 use crate::netlink::sock_diag::{Ended, SockDiag, SockDiagError, end_connections};
 use crate::types::{Backoff, BanTarget, Timestamp};

@@ -12,7 +12,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::ban_queue::Bans;
-use super::{BACKOFF, BackendEvent, MAX_BANS, SlowTask};
+use super::events::{BackendEvent, SlowTask};
+use super::task::{BACKOFF, MAX_BANS};
 use crate::enforce::{BanContext, EntryStore, Stamp};
 use crate::types::{Backend, Backoff, BanTarget, Timestamp};
 

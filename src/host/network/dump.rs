@@ -8,7 +8,7 @@ use netlink_packet_core::{NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NLMSG_DONE
 use rtnetlink::sys::{AsyncSocket, AsyncSocketExt, SocketAddr, TokioSocket};
 use rustix::io::Errno;
 
-use super::HostError;
+use super::error::HostError;
 
 /// A netlink header and eight zero bytes, which select every entry.
 const REQUEST: usize = 24;

@@ -10,8 +10,8 @@ use std::net::IpAddr;
 use rtnetlink::sys::protocols::NETLINK_XFRM;
 use rustix::io::Errno;
 
-use super::HostError;
 use super::dump::Dump;
+use super::error::HostError;
 use super::tunnels::is_peer;
 use crate::netlink::message::attributes;
 

@@ -12,8 +12,8 @@ use netlink_packet_route::route::{
 use rtnetlink::sys::protocols::NETLINK_ROUTE;
 use rustix::io::Errno;
 
-use super::HostError;
 use super::dump::Dump;
+use super::error::HostError;
 use crate::netlink::message::{attributes, ip};
 
 const RTM_NEWNEXTHOP: u16 = 104;

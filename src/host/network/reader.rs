@@ -10,8 +10,9 @@ use netlink_packet_route::route::{RouteMessage, RouteType};
 use netlink_packet_route::rule::RuleMessage;
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 
+use super::error::{HostError, MAX_IPV6_ROUTES_DUMP, TIMEOUT};
 use super::facts::HostFacts;
-use super::{HostError, MAX_IPV6_ROUTES_DUMP, TIMEOUT, ipsec, next_hops};
+use super::{ipsec, next_hops};
 use crate::host::resolv_conf::ResolverFiles;
 
 /// Number of attempts to read lists that change while they are read. After that, the notification of that change makes

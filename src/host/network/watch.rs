@@ -15,7 +15,8 @@ use rtnetlink::sys::{AsyncSocket, TokioSocket};
 use rustix::io::Errno;
 use tokio::time::{Instant, timeout_at};
 
-use super::{HostError, ipsec};
+use super::error::HostError;
+use super::ipsec;
 use crate::netlink::socket::listen;
 
 /// Quiet time to wait for: a DHCP client or `ip` makes several changes in a row.

@@ -14,6 +14,7 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 
 use super::file_watch::{Files, address, beginning, in_order, lines, listing};
+use utmp::RemoteLogin;
 
 /// Maximum number of remote addresses. Each becomes a protected address, so the list is limited.
 pub const MAX_SESSIONS: usize = 256;
@@ -75,13 +76,6 @@ impl Files for SessionFiles {
     fn paths(&self) -> Vec<PathBuf> {
         self.utmp.iter().chain([&self.logind]).cloned().chain(self.sessions()).collect()
     }
-}
-
-/// A login session from another host.
-#[derive(Debug, PartialEq, Eq)]
-struct RemoteLogin {
-    user: String,
-    address: IpAddr,
 }
 
 /// A remote session of logind, unless it is closing.

@@ -8,8 +8,14 @@
 use std::net::IpAddr;
 use std::path::Path;
 
-use super::RemoteLogin;
 use crate::host::file_watch::{address, beginning, foreign, lines};
+
+/// A login session from another host.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct RemoteLogin {
+    pub(super) user: String,
+    pub(super) address: IpAddr,
+}
 
 /// Length of a record, and offset of the address in it. glibc uses 32 bits for session and time on architectures that
 /// share the file with 32-bit programs, and 64 bits elsewhere.

@@ -15,9 +15,20 @@ use netlink_packet_route::route::{
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use nix::libc::{RTM_NEWNEIGH, RTM_NEWROUTE};
 
-use super::{METRIC_V6, PROTOCOL};
 use crate::netlink::message::Message;
 use crate::types::RouteKind;
+
+/// The routing protocol number of routes added by portsentry. It alone determines ownership: routes with this number
+/// are listed, replaced and removed, all others are never changed.
+///
+/// The kernel assigns no meaning to numbers above 4. Well-known numbers are avoided: 84 is OVN's, 80 Calico's, 186 to
+/// 199 are those of FRR's daemons. 112 is in no list of iproute2, the kernel or FRR, and is the letter p.
+pub const PROTOCOL: u8 = 112;
+
+/// Metric of IPv6 routes: the lowest possible one, as 0 would mean 1024. IPv4 routes have no metric, which is the
+/// lowest there. Therefore a route that another program adds later for the same prefix cannot silently replace a ban;
+/// with the same metric the kernel refuses the second route.
+const METRIC_V6: u32 = 1;
 
 pub(super) const FAMILIES: [AddressFamily; 2] = [AddressFamily::Inet, AddressFamily::Inet6];
 

@@ -15,8 +15,8 @@ use super::authors::{Authors, HourCount, Phase};
 use super::lifts::Lifts;
 use super::verdict::{MIN_PROVEN_PORTS, Refusal, Step, Verdict, target};
 use crate::config::{FleetAccept, parse_fleet_name};
-use crate::control::fleet_protocol::{FleetReport, MAX_REMAINING};
 use crate::engine::{Class, Grade};
+use crate::fleet::protocol::{FleetReport, MAX_REMAINING};
 use crate::ledger::LiftedBy;
 use crate::types::{BanTarget, Expiry, HOUR, Timestamp};
 

@@ -5,12 +5,12 @@
 
 #![cfg(test)]
 
-#[path = "import/program.rs"]
 mod program;
 
 use portsentry::config::{BlockPolicy, Config, Mode};
 use portsentry::import::{Import, ImportError, ReadFile, Source, Sources, translate};
 use proptest::prelude::*;
+use proptest::test_runner::FileFailurePersistence;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -519,6 +519,11 @@ fn option() -> impl Strategy<Value = String> {
 }
 
 proptest! {
+    #![proptest_config(ProptestConfig {
+        failure_persistence: Some(Box::new(FileFailurePersistence::WithSource("proptest-regressions"))),
+        ..ProptestConfig::default()
+    })]
+
     #[test]
     fn any_options_give_valid_toml(
         options in prop::collection::vec(option(), 1..12), mode in prop::sample::select(vec!["", "tcp", "stcp", "atcp"])

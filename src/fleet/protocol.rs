@@ -9,9 +9,9 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-pub use super::format::LineMessage;
-use super::format::nullable;
 use crate::engine::Grade;
+pub use crate::types::LineMessage;
+use crate::types::nullable;
 
 /// Maximum remaining time of a report, a lift, and a ban because of reports.
 pub const MAX_REMAINING: Duration = Duration::from_secs(4 * 3_600);

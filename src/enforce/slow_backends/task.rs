@@ -1,0 +1,86 @@
+//! Defines the settings, tasks and limits of the slow-backends thread.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::watch;
+
+use crate::config::Run;
+use crate::enforce::command::Spawner;
+use crate::enforce::{BanContext, EntryStore, ExemptPrefixes};
+use crate::types::{Backend, Backoff, BanTarget, Expiry};
+
+/// Maximum number of tasks in the queue: those that arrive while a file is synced to the disk. A [`LazyQueue`] takes
+/// 256 fewer while its first part is empty.
+///
+/// [`LazyQueue`]: crate::lazy_queue::LazyQueue
+pub(super) const MAX_PENDING: usize = MAX_NEW_BANS + 512;
+
+/// Maximum number of tasks in the queue to which another ban is added. The rest of the room is for releases, which
+/// would otherwise be lost in a burst of bans.
+pub(super) const MAX_NEW_BANS: usize = 4_096;
+
+/// Maximum number of bans: the default size of the kernel's sets.
+pub(super) const MAX_BANS: usize = 131_072;
+
+/// Delay between attempts: 1 s, 2 s, 4 s and so on, at most 5 min.
+pub(super) const BACKOFF: Backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(300));
+
+/// The configured backends.
+#[derive(Clone, Debug, Default)]
+pub struct Settings {
+    /// The files with an entry per ban.
+    pub stores: Vec<Arc<dyn EntryStore>>,
+    /// For [`Backend::Command`] and [`Task::Before`]: the configuration of commands, and the command helper.
+    pub run: Option<(Run, Spawner)>,
+    /// True if connections of every blocked source are ended, in the network namespace of the thread's starter.
+    pub end_connections: bool,
+}
+
+/// A task of the thread.
+#[derive(Clone, Debug)]
+pub enum Task {
+    /// A ban is about to begin: runs the command, then reports [`super::BackendEvent::Ready`], at the latest when the
+    /// command's time limit is over, so that many simultaneous sources cannot delay a block. The command does not run
+    /// again for the block that follows: leave [`Backend::Command`] out of its methods.
+    Before { case: BanContext },
+    /// A ban has begun.
+    Block {
+        case: BanContext,
+        /// The backends in order: each begins when the previous one has ended, with or without success.
+        methods: Arc<[Backend]>,
+    },
+    /// A ban from before the start that has no entry yet. Ignored if the target was banned in the meantime.
+    BlockUnknown { case: BanContext, methods: Arc<[Backend]> },
+    /// Bans have expired or were lifted.
+    Release { targets: Vec<BanTarget> },
+    /// All bans that were in force before the start. Entries of other targets are removed. Missing entries were removed
+    /// on purpose and are not restored.
+    Adopt { bans: Vec<Adopted> },
+    /// Bans that ended before the start, and whose command has to be undone. A target that was banned again is left
+    /// alone.
+    Undo { bans: Vec<BanContext> },
+}
+
+/// A ban from before the start.
+#[derive(Clone, Debug)]
+pub struct Adopted {
+    pub case: BanContext,
+    /// The backends of this thread that enforce it from now on.
+    pub methods: Arc<[Backend]>,
+    /// True if the command has run for it, so that the expiry command undoes it; otherwise the command runs now.
+    pub has_run: bool,
+    pub left: Expiry,
+}
+
+/// The prefixes that the thread leaves alone. Not a task, because a full queue must not keep them from the thread.
+pub(super) type SharedExempt = watch::Sender<Arc<ExemptPrefixes>>;
+
+/// Unfinished work.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Left {
+    /// Entries neither written nor removed.
+    pub lines: usize,
+    /// Commands that were not run, or did not end.
+    pub commands: usize,
+}

@@ -1,0 +1,10 @@
+//! Defines the result of reading rows that other programs can write.
+
+/// The read items, and the number of unreadable rows.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[must_use]
+pub struct Found<T> {
+    pub items: Vec<T>,
+    /// Number of invalid rows, which were skipped: written by another program or a failing disk.
+    pub unreadable: u64,
+}
