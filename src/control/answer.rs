@@ -147,11 +147,8 @@ impl fmt::Display for Answer {
                 }
                 let more = lifted.saturating_sub(bans.len());
                 let more = if more > 0 { format!(" and {more} more") } else { String::new() };
-                writeln!(
-                    f,
-                    "bans lifted: {lifted} ({}{more})",
-                    bans.iter().map(BanTarget::to_string).collect::<Vec<_>>().join(", ")
-                )
+                let bans: Vec<String> = bans.iter().map(BanTarget::to_string).collect();
+                writeln!(f, "bans lifted: {lifted} ({}{more})", bans.join(", "))
             }
             Self::Disallowed(Disallowed { disallowed, still: None }) => {
                 writeln!(f, "the allowance of {disallowed} is revoked")

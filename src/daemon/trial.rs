@@ -4,8 +4,6 @@
 
 use std::time::{Duration, Instant, SystemTime};
 
-use humantime::format_rfc3339_seconds;
-
 use super::event_sink::EventSink;
 use super::optional::deadline_reached;
 use super::sensor_thread::SensorHandle;
@@ -198,7 +196,7 @@ impl Trial {
         sink.emit(EventKind::Note(format!(
             "{by} has started a trial: until {} scans are only logged. Bans in force stay; `portsentry trial \
              --end` resumes blocking",
-            format_rfc3339_seconds(until)
+            WallTime(until).to_seconds()
         )));
         Ok(Answer::Trial(TrialState { until: Some(WallTime(until)) }))
     }

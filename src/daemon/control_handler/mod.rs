@@ -12,7 +12,6 @@ use std::path::PathBuf;
 use std::pin::Pin;
 use std::time::{Instant, SystemTime};
 
-use humantime::format_rfc3339_seconds;
 use tokio::net::unix::UCred;
 use tokio::sync::oneshot::{self, Receiver};
 
@@ -306,13 +305,13 @@ impl ControlHandler {
         let allowance = Allowance { network, since, until: span.and_then(|span| since.checked_add(span)), by };
         self.host_state.allow.by_hand.add(allowance.clone(), now()).map_err(Failure::failed)?;
         self.host_state.renew_waiting().await.map_err(Failure::failed)?;
-        let until = allowance.until;
-        let how_long = until
-            .map_or("until this is revoked".to_owned(), |until| format!("until {}", format_rfc3339_seconds(until)));
+        let until = allowance.until.map(WallTime);
+        let how_long =
+            until.map_or("until this is revoked".to_owned(), |until| format!("until {}", until.to_seconds()));
         let lifts = if lifted > 0 { format!("; lifted bans: {lifted}") } else { String::new() };
         self.sink.emit(EventKind::Note(format!("{} has allowed {allowed} {how_long}{lifts}", allowance.by)));
         self.sink.ban_recorder.write(LedgerChange::Allowed(allowance));
-        Ok(Answer::Allowed(Allowed { allowed, until: until.map(WallTime), lifted, bans }))
+        Ok(Answer::Allowed(Allowed { allowed, until, lifted, bans }))
     }
 
     async fn disallow(&mut self, by: &str, target: &str) -> Reply {
