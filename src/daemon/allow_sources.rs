@@ -1,6 +1,7 @@
 //! Combines all sources of allowed addresses: networks of the configuration, ignore files, names, temporary allowances,
 //! and exceptions for forced bans.
 
+use std::mem::{replace, take};
 use std::time::Instant;
 
 use ipnet::IpNet;
@@ -25,6 +26,14 @@ pub(super) struct AllowSources {
     messages: Vec<EventKind>,
 }
 
+/// What [`AllowSources::reconfigure`] has replaced.
+pub(super) struct Replaced {
+    configured: Allow,
+    files: IgnoreFiles,
+    /// `None` if the names are the same.
+    names: Option<AllowNames>,
+}
+
 impl AllowSources {
     /// Reads the files, and starts the look-ups of the names without waiting, so that an unreachable name server does
     /// not delay the start.
@@ -37,17 +46,24 @@ impl AllowSources {
         Ok(Self { configured: allow.clone(), files, names, by_hand, messages: Vec::new() })
     }
 
-    /// Applies another configuration.
+    /// Applies another configuration; returns what it replaces.
     ///
     /// # Errors
     /// As for [`AllowSources::open`]; the old configuration then stays in force.
-    pub(super) fn reconfigure(&mut self, allow: &Allow) -> Result<(), ConfigErrors> {
-        self.files = IgnoreFiles::open(allow)?;
-        if allow.names != self.configured.names {
-            self.names = look_up(allow);
+    pub(super) fn reconfigure(&mut self, allow: &Allow) -> Result<Replaced, ConfigErrors> {
+        let files = replace(&mut self.files, IgnoreFiles::open(allow)?);
+        let has_other_names = allow.names != self.configured.names;
+        let names = has_other_names.then(|| replace(&mut self.names, look_up(allow)));
+        Ok(Replaced { configured: replace(&mut self.configured, allow.clone()), files, names })
+    }
+
+    /// Undoes [`AllowSources::reconfigure`].
+    pub(super) fn restore(&mut self, Replaced { configured, files, names }: Replaced) {
+        self.configured = configured;
+        self.files = files;
+        if let Some(names) = names {
+            self.names = names;
         }
-        self.configured = allow.clone();
-        Ok(())
     }
 
     /// The allowed networks, each with its reason.
@@ -87,7 +103,7 @@ impl AllowSources {
     }
 
     pub(super) fn take_messages(&mut self) -> Vec<EventKind> {
-        std::mem::take(&mut self.messages)
+        take(&mut self.messages)
     }
 }
 

@@ -3,6 +3,7 @@
 //! snapshot, and a new capture if the filter changes.
 
 use std::collections::{BTreeMap, HashSet};
+use std::mem::{replace, take};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 use std::time::{Instant, SystemTime};
@@ -136,17 +137,28 @@ impl HostState {
         Arc::clone(&self.host)
     }
 
-    /// Applies another configuration, and sends `settings` and the new snapshot to the sensor. If the snapshot or its
-    /// capture cannot be created, the sensor keeps its settings, but the next tick applies the new interfaces and
-    /// allow-list.
+    /// Applies another configuration, and sends `settings` and the new snapshot to the sensor.
+    ///
+    /// # Errors
+    /// If an interface is missing, a file of the allow-list cannot be read, or the new capture cannot be opened. The old
+    /// configuration then stays in force.
     pub(super) async fn reconfigure(&mut self, config: &Config, settings: Settings) -> Result<(), DaemonError> {
         missing_interfaces(&config.interfaces, &self.facts).next().map_or(Ok(()), Err)?;
-        self.allow.reconfigure(&config.allow)?;
-        self.interfaces.clone_from(&config.interfaces);
-        self.settings = Settings::from_config(config);
+        let replaced = (
+            self.allow.reconfigure(&config.allow)?,
+            replace(&mut self.interfaces, config.interfaces.clone()),
+            replace(&mut self.settings, Settings::from_config(config)),
+        );
+        let commands = match self.refresh().await {
+            Ok(commands) => commands,
+            Err(error) => {
+                let (allow, interfaces, settings) = replaced;
+                self.allow.restore(allow);
+                (self.interfaces, self.settings) = (interfaces, settings);
+                return Err(error);
+            }
+        };
         self.network.request();
-        self.stale = true;
-        let commands = self.refresh().await?;
         // The settings before the snapshot: a newly monitored port must not be judged by the old snapshot.
         self.sensor.send(SensorCommand::Settings(Box::new(settings)));
         self.sensor.send_all(commands);
@@ -265,7 +277,7 @@ impl HostState {
         let resolvers = self.resolvers.poll();
         let changes = [self.peers.poll(), self.allow.tick(Instant::now(), resolvers)];
         self.ticks = (self.ticks + 1) % REREAD;
-        let is_owed = std::mem::take(&mut self.is_reading_owed);
+        let is_owed = take(&mut self.is_reading_owed);
         let has_changed_settings = self.ticks.is_multiple_of(5) && self.facts.has_changed_settings();
         if resolvers || self.ticks == 0 || is_owed || has_changed_settings {
             self.network.request();
@@ -276,7 +288,7 @@ impl HostState {
         self.first_unprivileged = first_unprivileged_port();
         let ports_moved = ephemeral_ports() != self.host.ephemeral;
         self.stale |= changes.contains(&true) || services_changed || ports_moved || self.ticks == 0;
-        let listeners_changed = std::mem::take(&mut self.listeners_changed);
+        let listeners_changed = take(&mut self.listeners_changed);
         self.update().await?;
         self.memory.query_published(now, &self.sensor);
         if self.memory.ends_settling(boot_time(), listeners_changed) {
