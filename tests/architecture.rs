@@ -22,7 +22,7 @@ const MAY_NAME: [(&str, &[&str]); 28] = [
     ("engine", &["config", "types", "wire"]),
     ("netlink", &["engine", "types"]),
     ("capture", &["config", "engine", "types", "wire"]),
-    ("host", &["engine", "netlink", "types"]),
+    ("host", &["engine", "netlink", "panic_guard", "types"]),
     ("ledger", &["atomic_file", "clock", "engine", "panic_guard", "types", "worker"]),
     ("events", &["atomic_file", "clock", "config", "engine", "lazy_queue", "types", "worker"]),
     ("enforce", &["atomic_file", "clock", "config", "engine", "netlink", "panic_guard", "types", "worker"]),

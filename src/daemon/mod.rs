@@ -8,6 +8,7 @@ mod backends;
 pub mod background;
 mod ban_recorder;
 mod command_helper;
+mod components;
 mod config_source;
 mod control_handler;
 mod decoys;
@@ -22,10 +23,11 @@ mod guest_ports;
 pub mod helper;
 pub mod helper_process;
 pub mod host_memory;
+mod host_readings;
+mod host_snapshot;
 mod host_state;
 mod ignore_files;
 mod known_peers;
-mod listers;
 mod log_writer;
 mod notifier;
 mod optional;
@@ -53,7 +55,6 @@ use tokio::sync::oneshot;
 
 use crate::capture::decoy::{DecoyPorts, Decoys, SharedListener};
 use crate::capture::live::{Live, Ring};
-use crate::clock::boot_time;
 use crate::config::{Config, ConfigErrors, LogTarget};
 use crate::control::fleet_server::FleetServer;
 use crate::control::server::{Access, BoundSocket, ControlError, Server};
@@ -65,6 +66,7 @@ use crate::engine::{Engine, HashKey, Settings};
 use crate::events::channel;
 use crate::events::event::EventKind;
 use crate::events::log::{self, LogThread};
+use crate::host::boot;
 use crate::ledger;
 use crate::metrics::http::Scrapes;
 use crate::netlink::routes::monitor::RouteMonitor;
@@ -72,12 +74,12 @@ use crate::netlink::socket::Socket;
 use crate::panic_guard;
 use crate::sandbox::{self, InstanceLock, Sandbox, check_folders, closed_folders};
 use crate::sensor::{KernelPorts, Sensor, SensorCommand};
-use crate::types::{BanTarget, Span, Timestamp, shared64};
+use crate::types::{Span, Timestamp, shared64};
 use backends::{OpenBackends, UsedBackends};
-use ban_recorder::{BanRecorder, Memory, Reading};
+use ban_recorder::{BanRecorder, Reading};
 use command_helper::CommandHelper;
+use components::Components;
 use config_source::ConfigSource;
-use control_handler::ControlHandler;
 use decoys::FirewallWatch;
 use event_loop::{EventLoop, catch_signals};
 use event_sink::EventSink;
@@ -89,7 +91,7 @@ use log_writer::LogWriter;
 use notifier::Notifier;
 use reconciler::Reconciler;
 use sensor_thread::{SensorHandle, SensorThread};
-use settling::{MAX_SETTLING, Settling};
+use settling::MAX_SETTLING;
 use startup_reconcile::StartupReconcile;
 use systemd::Systemd;
 use table_identity::TableIdentity;
@@ -232,7 +234,7 @@ async fn serve(
     let helper_warnings = command_helper.iter().flat_map(|helper| &helper.warnings);
     let notes = instance_lock.doubt.iter().chain(&sandbox.warnings).chain(helper_warnings).chain(&root_files.warnings);
     notes.for_each(|text| log.emit(EventKind::Note(text.clone())));
-    for warning in control_handler::warnings(&config, &places.config, &host_state.host()) {
+    for warning in config_source::warnings(&config, &places.config, &host_state.host()) {
         log.emit(EventKind::Note(format!("warning: {warning}")));
     }
 
@@ -244,7 +246,7 @@ async fn serve(
     let shared = shared.map(|listener| (listener, host_state.host().tcp.anywhere()));
     let mut decoys = Decoys::open(&decoy_ports, shared, &config.tcp.port_banner, cookies.clone())?;
     let (kernel, kernel_failure) = KernelPorts::open()?;
-    let live = Live::open(&host_state.wanted.to_filter(), Ring::Usual)?;
+    let live = Live::open(&host_state.wanted().to_filter(), Ring::Usual)?;
     let scrapes = match config.metrics.listen {
         Some(address) => Some(Scrapes::listen(address).await.map_err(|error| DaemonError::Metrics { address, error })?),
         None => None,
@@ -270,34 +272,17 @@ async fn serve(
     let (ban_recorder, memory, messages) = BanRecorder::open(reading, &events, &leftovers, &blocker.backends);
     let kernel_table = blocker.nft.as_mut().map(|backend| &mut backend.table);
     let table_monitor = TableMonitor::open(kernel_table, ban_recorder.recorder())?;
-    let Memory { mut bans, mut peers, table, booted, .. } = memory;
-    // After a reboot another link may have the same index.
-    let is_other_link = |target| booted && matches!(target, BanTarget::Link { .. });
-    bans.remembered.retain(|one| !is_other_link(one.ban.target));
-    peers.retain(|peer| !is_other_link(peer.target));
     let trial = Trial::new(&config, confirm, memory.trial, sensor.clone());
     messages.into_iter().for_each(|kind| log.emit(kind));
-    host_state.memory.services.recall(memory.services, ban_recorder.recorder(), SystemTime::now());
-    if booted {
+    if memory.host.booted {
         let settles = "this host has just booted: until its services have started, no source is banned";
         log.emit(EventKind::Note(format!("{settles}, for at most {} s", MAX_SETTLING.as_secs())));
-        // The sensor's time begins with its start, a moment from now.
-        engine.start_settling(Timestamp::at(MAX_SETTLING));
-        host_state.memory.settling = Some(Settling::new(boot_time()));
     }
-    let listeners = host_state.memory.recent_listeners.recall(memory.listeners, SystemTime::now());
-    engine.recall_listeners(Timestamp::default(), &listeners);
-    let known_peers = &mut host_state.memory.known_peers;
-    known_peers.recall(peers, boot_time(), SystemTime::now());
-    engine.know_peers(Timestamp::default(), &known_peers.ages(boot_time()));
+    let has_allowances = !memory.allowances.is_empty();
+    host_state.restore(memory.host, memory.allowances, ban_recorder.recorder(), &mut engine);
     // Before the first packet, so that returning sources are recognised from the start.
     memory.strikes.iter().for_each(|strikes| engine.remember(Timestamp::default(), strikes));
     engine.recall_bans(Timestamp::default(), memory.recent);
-    let has_allowances = !memory.allowances.is_empty();
-    for allowance in memory.allowances {
-        // The ledger stores no more than were accepted.
-        let _ = host_state.allow.by_hand.add(allowance, allowances::now());
-    }
     // Before a ban of the ledger is restored.
     host_state.renew().await?;
     if has_allowances {
@@ -317,7 +302,7 @@ async fn serve(
             let sets = blocker.nft.as_ref().map_or_else(Table::open, |backend| backend.table.try_clone())?;
             let enforces = trial.only_logs(&config).is_none();
             let mut fleet = Fleet::new(&config.fleet, server, FleetSets(sets), host_state.host(), enforces);
-            fleet.recall(ban_recorder.recorder(), &bans.remembered, &memory.fleet_lifts).await;
+            fleet.recall(ban_recorder.recorder(), &memory.bans.remembered, &memory.fleet_lifts).await;
             Some(fleet)
         }
         Some(Err(error)) => {
@@ -334,11 +319,11 @@ async fn serve(
             events: events.clone(),
             recorder: ban_recorder.recorder(),
             has_leftovers: ban_recorder.recorder().is_some(),
-            bans,
+            bans: memory.bans,
             backends: blocker.backends.clone(),
             exempt: ExemptPrefixes::new(host_state.host().allow.networks()),
             table_created: new_table.is_some(),
-            table_loaded: table_identity::is_loaded(table.as_deref(), settling::boot_id().as_deref(), table_found),
+            table_loaded: table_identity::is_loaded(memory.table.as_deref(), boot::boot_id().as_deref(), table_found),
             table_merged: table_found.is_some_and(|table| table.merged),
             trap_banned,
             marker: places.state_dir.join(ledger::RESTORING),
@@ -350,7 +335,7 @@ async fn serve(
         }
         .start()?;
     }
-    let table_identity = TableIdentity::new(blocker.nft.is_some().then(Socket::open).transpose()?, settling::boot_id());
+    let table_identity = TableIdentity::new(blocker.nft.is_some().then(Socket::open).transpose()?, boot::boot_id());
     let (uses_nft, routes) = (blocker.nft.is_some(), blocker.routes.is_some().then_some(config.block.route));
     let route_port = blocker.routes.as_ref().map(Routes::port_id);
     // A listener for all ports needs rules that redirect to it.
@@ -358,8 +343,7 @@ async fn serve(
         decoys = Decoys::open(&decoy_ports, None, &config.tcp.port_banner, cookies)?;
     }
     decoys::announce(&decoys, &mut log);
-    decoys.watch_only(host_state.addresses());
-    host_state.decoys = decoys.ports().clone();
+    host_state.exclude_decoys(&mut decoys);
     if let Some(error) = kernel_failure {
         let text = format!(
             "cannot read the kernel's connection tracking: {error}; a port that is forwarded by destination NAT \
@@ -395,7 +379,7 @@ async fn serve(
     let notifications = command_helper.as_mut().and_then(|helper| helper.notifications.take());
     let notifier = Notifier::new(&config.notify, notifications, SystemTime::now());
     let systemd = Systemd::new(Arc::clone(&sensor.metrics));
-    let handler = ControlHandler {
+    let components = Components {
         config: ConfigSource { current: config, path: places.config, reread },
         trial,
         state_dir: places.state_dir,
@@ -410,7 +394,7 @@ async fn serve(
         started: (SystemTime::now(), Instant::now()),
     };
     let mut event_loop = EventLoop {
-        handler,
+        components,
         table_monitor,
         received,
         scrapes,
@@ -421,8 +405,8 @@ async fn serve(
         table_identity,
     };
     let result = event_loop.run(signals, &mut end).await;
-    event_loop.handler.host_state.memory.write(boot_time(), SystemTime::now());
-    if let Some(fleet) = &mut event_loop.handler.fleet {
+    event_loop.components.host_state.write_memory();
+    if let Some(fleet) = &mut event_loop.components.fleet {
         fleet.write_lifts(true);
     }
     if result.is_ok() {
