@@ -42,7 +42,7 @@ pub(super) fn catch_signals() -> Result<Signals, DaemonError> {
 }
 
 /// Receives the result of the sensor at its end.
-type SensorEnd = oneshot::Receiver<Result<(), SensorError>>;
+pub(super) type SensorEnd = oneshot::Receiver<Result<(), SensorError>>;
 
 /// The sources of work, and the components that only the event loop uses.
 pub(super) struct EventLoop {
