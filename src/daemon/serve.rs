@@ -79,9 +79,13 @@ pub(super) async fn serve(
         Start { config, places, sandbox, command_helper, used, firewall_watch, events, sensor, host_state, log };
     start.log_warnings(&instance_lock, &root_files);
     let capture = start.open_capture(privileged.shared)?;
-    let scrapes = start.listen_for_scrapes().await?;
+    let scrapes = match start.config.metrics.listen {
+        Some(address) => Some(Scrapes::listen(address).await.map_err(|error| DaemonError::Metrics { address, error })?),
+        None => None,
+    };
     let mut backends = start.open_backends(capture.decoy_rules, confirm.is_some())?;
-    let control = start.serve_control(privileged.control);
+    let refused = |error| EventKind::Error(format!("{error}; the daemon runs without a control socket"));
+    let control = privileged.control.and_then(Server::serve).map_err(|error| start.log.emit(refused(error))).ok();
     let mut engine = Engine::new(Settings::from_config(&start.config), hash_key()?);
     let (ban_recorder, mut memory, messages) =
         BanRecorder::open(reading, &start.events, &backends.leftovers, &backends.blocker.backends);
@@ -216,12 +220,6 @@ impl Start {
         Decoys::open(&ports, shared, &self.config.tcp.port_banner, self.firewall_watch.cookies())
     }
 
-    async fn listen_for_scrapes(&self) -> Result<Option<Scrapes>, DaemonError> {
-        let Some(address) = self.config.metrics.listen else { return Ok(None) };
-        let scrapes = Scrapes::listen(address).await.map_err(|error| DaemonError::Metrics { address, error })?;
-        Ok(Some(scrapes))
-    }
-
     fn open_backends(&mut self, decoy_rules: Option<DecoyRules>, on_trial: bool) -> Result<OpenBackends, DaemonError> {
         let helper = self.command_helper.as_ref().filter(|_| self.used.runs_commands);
         let mut backends = backends::open(
@@ -235,16 +233,6 @@ impl Start {
         )?;
         take(&mut backends.messages).into_iter().for_each(|kind| self.log.emit(kind));
         Ok(backends)
-    }
-
-    /// Opens the control socket; `None` if that fails.
-    fn serve_control(&mut self, bound: Result<BoundSocket, ControlError>) -> Option<Server> {
-        bound
-            .and_then(Server::serve)
-            .map_err(|error| {
-                self.log.emit(EventKind::Error(format!("{error}; the daemon runs without a control socket")));
-            })
-            .ok()
     }
 
     /// Restores the state of earlier runs, and protects the allowed networks before a ban of the ledger is restored.

@@ -65,6 +65,8 @@ pub(super) struct Fleet {
     /// False if scans are only logged.
     enforces: bool,
     expired_at: Instant,
+    accepted: u64,
+    refused: u64,
 }
 
 impl Fleet {
@@ -88,6 +90,8 @@ impl Fleet {
             host,
             enforces,
             expired_at: Instant::now(),
+            accepted: 0,
+            refused: 0,
         }
     }
 
@@ -213,6 +217,9 @@ impl Fleet {
                 }
             });
         }
+        let refused = outcomes.iter().filter(|one| matches!(one, ReportOutcome::Refused { .. })).count();
+        self.refused += refused as u64;
+        self.accepted += (outcomes.len() - refused) as u64;
         if !shadow && !bans.is_empty() {
             self.kernel.block(&bans.into_iter().collect::<Vec<_>>());
         }
@@ -361,8 +368,8 @@ impl Fleet {
             reason,
             bans,
             waiting,
-            accepted: self.acceptance.accepted,
-            refused: self.acceptance.refused,
+            accepted: self.accepted,
+            refused: self.refused,
             ignored: above.chain(faulty).chain(self.link.ignored.iter().cloned()).take(MAX_IGNORED).collect(),
         }
     }

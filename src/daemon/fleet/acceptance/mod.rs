@@ -71,10 +71,6 @@ pub(super) struct Acceptance {
     phase: Phase,
     /// Number of blocked targets for IPv4 and IPv6.
     blocked: [usize; 2],
-    /// Number of accepted reports.
-    pub(super) accepted: u64,
-    /// Number of refused reports.
-    pub(super) refused: u64,
 }
 
 impl Acceptance {
@@ -88,8 +84,6 @@ impl Acceptance {
             lifts: Lifts::default(),
             phase: Phase::Starting,
             blocked: [0; 2],
-            accepted: 0,
-            refused: 0,
         }
     }
 
@@ -105,23 +99,8 @@ impl Acceptance {
         self.phase = Phase::Steady;
     }
 
-    /// Judges `report`, and counts it. `exempt` returns the reason why a network is never blocked, as for this host's
-    /// own bans.
+    /// Judges `report`. `exempt` returns the reason why a network is never blocked, as for this host's own bans.
     pub(super) fn judge(
-        &mut self,
-        now: Timestamp,
-        report: &FleetReport,
-        exempt: impl Fn(IpNet) -> Option<String>,
-    ) -> Result<Verdict, Refusal> {
-        let verdict = self.verdict(now, report, exempt);
-        match &verdict {
-            Ok(_) => self.accepted += 1,
-            Err(_) => self.refused += 1,
-        }
-        verdict
-    }
-
-    fn verdict(
         &mut self,
         now: Timestamp,
         report: &FleetReport,
