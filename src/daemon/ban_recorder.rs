@@ -7,19 +7,20 @@ use std::path::{Path, PathBuf};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, SystemTime};
 
+use super::host_memory::HostRecords;
 use super::known_peers::MAX_PEERS;
 use super::recent_listeners::MAX_LISTENERS;
 use super::service_tracker::MAX_SERVICES;
-use super::settling;
 use crate::clock::boot_time;
 use crate::config::Config;
-use crate::engine::{ActiveBan, Host, RecentBans, Service, StrikeHistory};
+use crate::engine::{ActiveBan, Host, RecentBans, StrikeHistory};
 use crate::events::channel::Sender;
 use crate::events::event::{Event, EventKind};
 use crate::events::json::{WITHOUT_VERDICT, reason};
+use crate::host::boot;
 use crate::ledger::{
-    Allowance, BanAuthor, BanRecord, BanSummary, Ended, Ending, FleetLift, Found, KnownPeer, Ledger, LedgerChange,
-    LedgerError, LegacyFiles, LoadedState, Logged, Opened, Recorder, Stopped, Writer, WriterEvent, decisions, services,
+    Allowance, BanAuthor, BanRecord, BanSummary, Ended, Ending, FleetLift, Found, Ledger, LedgerChange, LedgerError,
+    LegacyFiles, LoadedState, Logged, Opened, Recorder, Stopped, Writer, WriterEvent, decisions, services,
 };
 use crate::types::{Backend, Backends, BanTarget, Expiry};
 
@@ -39,12 +40,7 @@ pub(super) struct Memory {
     pub(super) strikes: Vec<StrikeHistory>,
     /// Bans that count towards the ceilings.
     pub(super) recent: RecentBans,
-    /// The remembered services, with the times at which they were last served.
-    pub(super) services: Vec<(Service, SystemTime)>,
-    /// The recently open ports, with the times at which they were closed; `None` if open at the end of the last run.
-    pub(super) listeners: Vec<(Service, Option<SystemTime>)>,
-    /// The sources that were connected to a service, also some that have been forgotten since.
-    pub(super) peers: Vec<KnownPeer>,
+    pub(super) host: HostRecords,
     /// End of a trial that an operator started.
     pub(super) trial: Option<SystemTime>,
     pub(super) allowances: Vec<Allowance>,
@@ -52,8 +48,16 @@ pub(super) struct Memory {
     pub(super) fleet_lifts: Vec<FleetLift>,
     /// Identity of the kernel's table when the daemon last ran.
     pub(super) table: Option<String>,
-    /// True if this is the first start since the boot.
-    pub(super) booted: bool,
+}
+
+impl Memory {
+    /// Records that this is the first start since the boot: another link may have the same index as a remembered one.
+    fn forget_links(&mut self) {
+        let is_link = |target| matches!(target, BanTarget::Link { .. });
+        self.bans.remembered.retain(|one| !is_link(one.ban.target));
+        self.host.peers.retain(|peer| !is_link(peer.target));
+        self.host.booted = true;
+    }
 }
 
 #[derive(Default)]
@@ -110,18 +114,22 @@ fn read(directory: &Path, config: &Config) -> Result<Read, LedgerError> {
         },
         strikes: struck,
         recent,
-        services: items(services::remembered(reader, MAX_SERVICES)?, &mut unreadable),
-        listeners: items(services::listeners(reader, MAX_LISTENERS)?, &mut unreadable),
-        peers: items(services::known_peers(reader, MAX_PEERS)?, &mut unreadable),
+        host: HostRecords {
+            services: items(services::remembered(reader, MAX_SERVICES)?, &mut unreadable),
+            listeners: items(services::listeners(reader, MAX_LISTENERS)?, &mut unreadable),
+            peers: items(services::known_peers(reader, MAX_PEERS)?, &mut unreadable),
+            booted: false,
+        },
         trial: decisions::trial(reader)?,
         allowances: items(decisions::allowances(reader)?, &mut unreadable),
         fleet_lifts: items(decisions::fleet_lifts(reader, MAX_FLEET_LIFTS)?, &mut unreadable),
         table: services::kernel_table(reader)?,
-        booted: false,
     };
-    let boot = settling::boot_id();
+    let boot = boot::boot_id();
     let last = boot.as_deref().map(|boot| ledger.enter_boot(boot)).transpose()?.flatten();
-    memory.booted = settling::has_booted(last.as_deref(), boot.as_deref(), boot_time().since_origin());
+    if boot::has_booted(last.as_deref(), boot.as_deref(), boot_time().since_origin()) {
+        memory.forget_links();
+    }
     let mut errors = Vec::new();
     if let Opened::Rebuilt { aside, damage } = opened {
         errors.push(format!(

@@ -1,10 +1,11 @@
 //! Owns the configuration in force, and reads it again. Keys that cannot change while the daemon runs keep their values
 //! until a restart and are reported.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-use crate::config::{Config, ConfigErrors, Mode, ProtocolConfig};
+use crate::config::{Config, ConfigErrors, Mode, ProtocolConfig, classic_only_logs, pitfalls};
 use crate::control::protocol::Reloaded;
+use crate::engine::Host;
 use crate::sandbox::Sandbox;
 
 /// Reads the configuration again, including command-line flags.
@@ -46,6 +47,14 @@ pub(super) fn summary(reloaded: &Reloaded) -> String {
         false => "the new configuration is in force",
     };
     format!("{what}; {}", reloaded.details().unwrap_or_else(|| "nothing has changed".to_owned()))
+}
+
+/// Warnings about configuration keys that have no effect on this host.
+pub(super) fn warnings(config: &Config, path: &Path, host: &Host) -> Vec<String> {
+    let (tcp, udp) = (host.tcp.everywhere(), host.udp.everywhere());
+    let classic = path.parent().and_then(|folder| classic_only_logs(config, folder));
+    let found = pitfalls(config, &tcp, &udp, &host.ephemeral).into_iter().chain(classic);
+    found.map(|warning| warning.to_string()).collect()
 }
 
 /// Returns an error text if `config` names a file that the sandbox has made inaccessible since the start.

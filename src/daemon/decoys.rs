@@ -2,8 +2,6 @@
 //! monitors two effects by which a scanner can tell decoys from services: rules of other programs (connections are
 //! tracked only if addresses are translated, and a filter may drop packets to decoys) and SYN cookies.
 
-use std::fs::{self, File};
-use std::os::unix::fs::FileExt as _;
 use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
@@ -13,8 +11,8 @@ use crate::capture::decoy::{DecoyPorts, Decoys, SharedListener, SynCookies};
 use crate::config::{Config, Mode};
 use crate::enforce::nft::DecoyRules;
 use crate::events::event::EventKind;
-use crate::netlink::nft::{Firewall, generation};
-use crate::netlink::socket::Socket;
+use crate::host::firewall::HostFirewall;
+use crate::netlink::nft::Firewall;
 use crate::sensor::{SensorCommand, SensorMetrics};
 use crate::types::{Protocol, counted};
 
@@ -36,45 +34,16 @@ pub(super) fn rules(
     });
     let rules = listener.as_ref().map(|listener| {
         let ports = listener.ports;
-        surroundings.refresh();
-        DecoyRules { v4: ports.v4, v6: ports.v6, max_new_tracked: surroundings.max_new_tracked }
+        surroundings.firewall.refresh();
+        DecoyRules { v4: ports.v4, v6: ports.v6, max_new_tracked: surroundings.firewall.max_new_tracked() }
     });
     (listener, rules)
 }
 
-/// The tables of legacy iptables, which nftables does not list.
-#[derive(Debug, Default)]
-struct LegacyTables(Vec<File>);
-
-impl LegacyTables {
-    fn open() -> Self {
-        Self(LEGACY.iter().filter_map(|path| File::open(path).ok()).collect())
-    }
-
-    /// True if one of them translates addresses. An unreadable table counts as translating.
-    fn translate(&self) -> bool {
-        let is_nat = |file: &File| {
-            let mut names = [0; 256];
-            let read = file.read_at(&mut names, 0).unwrap_or(0);
-            names.get(..read).unwrap_or_default().split(|byte| *byte == b'\n').any(|name| name == b"nat")
-        };
-        let there = LEGACY.iter().filter(|path| fs::exists(path).unwrap_or(false)).count();
-        there > self.0.len() || self.0.iter().any(is_nat)
-    }
-}
-
-/// The table names, one per line, in the network namespace of the reader.
-const LEGACY: [&str; 2] = ["/proc/net/ip_tables_names", "/proc/net/ip6_tables_names"];
-
 /// Effects of other programs' rules on the decoys.
 #[derive(Default)]
 pub(super) struct FirewallWatch {
-    legacy: LegacyTables,
-    socket: Option<Socket>,
-    generation: Option<u32>,
-    firewall: Firewall,
-    /// See [`DecoyRules::max_new_tracked`].
-    max_new_tracked: Option<u32>,
+    firewall: HostFirewall,
     /// SYNs to decoys and their answers before the last change of the rules of others.
     counted: (u64, u64),
     /// True at the first poll after a change. The sensor may not have counted all earlier answers.
@@ -87,29 +56,14 @@ pub(super) struct FirewallWatch {
 impl FirewallWatch {
     /// Opens what needs the initial privileges.
     pub(super) fn open(config: &Config) -> Self {
-        let legacy = if config.shares_decoys() { LegacyTables::open() } else { LegacyTables::default() };
+        let firewall = if config.shares_decoys() { HostFirewall::open() } else { HostFirewall::default() };
         let cookies = if config.tcp.mode == Mode::Connect { SynCookies::open() } else { SynCookies::default() };
         let sent = cookies.counts().map(|counts| counts.sent);
-        Self { legacy, cookies: CookieWatch { cookies, sent, changed_at: None }, ..Self::default() }
+        Self { firewall, cookies: CookieWatch { cookies, sent, changed_at: None }, ..Self::default() }
     }
 
     pub(super) fn cookies(&self) -> SynCookies {
         self.cookies.cookies.clone()
-    }
-
-    /// Reads the rules again if any have changed. An error counts as translation.
-    fn refresh(&mut self) {
-        if self.socket.is_none() {
-            self.socket = Socket::open().ok();
-        }
-        let Some(socket) = &mut self.socket else { return };
-        let generation = generation(socket).ok();
-        if generation.is_none() || generation != self.generation {
-            self.firewall = Firewall::read(socket).unwrap_or(Firewall { translates: true, ..Firewall::default() });
-            self.generation = generation;
-        }
-        let translates = self.firewall.translates || self.legacy.translate();
-        self.max_new_tracked = translates.then(max_new_tracked);
     }
 
     /// Checks for changed rules; returns a command for the sensor, and a new notice.
@@ -117,19 +71,19 @@ impl FirewallWatch {
         if metrics.decoy_ports.get() == 0 {
             return (None, None);
         }
-        let (before, firewall) = (self.max_new_tracked, self.firewall.clone());
-        self.refresh();
-        let changed = before != self.max_new_tracked;
+        let (before, rules) = (self.firewall.max_new_tracked(), self.firewall.rules().clone());
+        self.firewall.refresh();
+        let max_new_tracked = self.firewall.max_new_tracked();
         let (syns, answers) = (metrics.decoy_syns.get(), metrics.decoy_answers.get());
-        let has_changed = self.firewall != firewall;
+        let has_changed = *self.firewall.rules() != rules;
         if has_changed || self.has_changed {
             self.counted = (syns, answers);
         }
         self.has_changed = has_changed;
         // Answers from before a filter was added do not refute it.
         let (syns, answers) = (syns.saturating_sub(self.counted.0), answers.saturating_sub(self.counted.1));
-        let command = changed.then_some(SensorCommand::TrackDecoys(self.max_new_tracked));
-        let notice = notice(&self.firewall, syns, answers).or_else(|| self.cookies.notice(Instant::now()));
+        let command = (before != max_new_tracked).then_some(SensorCommand::TrackDecoys(max_new_tracked));
+        let notice = notice(self.firewall.rules(), syns, answers).or_else(|| self.cookies.notice(Instant::now()));
         let is_new = notice != self.notice;
         self.notice = notice;
         let event = self.notice.clone().filter(|_| is_new).map(|text| EventKind::Note(format!("warning: {text}")));
@@ -184,21 +138,8 @@ fn notice(firewall: &Firewall, syns: u64, answers: u64) -> Option<String> {
     silent.or_else(|| (answers == 0 && syns >= ENOUGH_SYNS).then(dropped))
 }
 
-/// Maximum number of new connections tracked at once: a quarter of the table size.
-fn max_new_tracked() -> u32 {
-    let text = fs::read_to_string("/proc/sys/net/netfilter/nf_conntrack_max").unwrap_or_default();
-    let most: u32 = text.trim().parse().unwrap_or(MIN_TRACKED);
-    (most / 4).max(MIN_NEW_CONNECTIONS)
-}
-
 /// Number of unanswered SYNs that indicates a filter. Fewer may have just arrived.
 const ENOUGH_SYNS: u64 = 8;
-
-/// Assumed table size if the kernel does not report it: the minimum on a small machine.
-const MIN_TRACKED: u32 = 8_192;
-
-/// Minimum number of new connections that are tracked at once.
-const MIN_NEW_CONNECTIONS: u32 = 16;
 
 /// Logs the ports of the decoys, with the classic lines of connect mode, and the ports left to services.
 pub(super) fn announce(decoys: &Decoys, log: &mut LogWriter) {
@@ -226,19 +167,5 @@ mod tests {
         assert_eq!(notice(&open, 7, 0), None, "the SYNs may be very recent");
         assert!(notice(&open, 8, 0).is_some_and(|text| text.contains("none of 8 SYNs to decoys was answered")));
         assert_eq!(notice(&open, 1_000, 1), None, "the SYN/ACKs of forged sources may be undeliverable");
-    }
-
-    #[test]
-    fn unreadable_legacy_table_counts_as_nat() {
-        let none = LegacyTables::default();
-        assert_eq!(none.translate(), LEGACY.iter().any(|path| fs::exists(path).unwrap()));
-        let folder = tempfile::tempdir().unwrap();
-        for (names, translates) in [("filter\nnat\n", true), ("filter\nnatural\n", false), ("", false)] {
-            let path = folder.path().join("names");
-            fs::write(&path, names).unwrap();
-            // As many tables as the kernel has.
-            let tables = LegacyTables(LEGACY.iter().map(|_| File::open(&path).unwrap()).collect());
-            assert_eq!(tables.translate(), translates, "{names}");
-        }
     }
 }

@@ -1,13 +1,14 @@
 //! Runs the event loop: waits for signals, changes of the host and the table, requests of operators and events of the
 //! sensor, and passes each to the responsible component. All work that may wait runs here, on one thread.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::oneshot;
 
 use super::background;
-use super::control_handler::ControlHandler;
+use super::components::Components;
+use super::control_handler;
 use super::error::DaemonError;
 use super::fleet::Fleet;
 use super::guest_ports::GuestPorts;
@@ -15,7 +16,7 @@ use super::optional::or_never;
 use super::systemd::{self, Systemd};
 use super::table_identity::TableIdentity;
 use super::table_monitor::{TableMonitor, repairs_table};
-use super::unfounded_bans::{Served, UnfoundedBans};
+use super::unfounded_bans::UnfoundedBans;
 use crate::clock::boot_time;
 use crate::enforce::slow_backends::SlowBackends;
 use crate::events::channel::Receiver;
@@ -41,11 +42,11 @@ pub(super) fn catch_signals() -> Result<Signals, DaemonError> {
 }
 
 /// Receives the result of the sensor at its end.
-type SensorEnd = oneshot::Receiver<Result<(), SensorError>>;
+pub(super) type SensorEnd = oneshot::Receiver<Result<(), SensorError>>;
 
 /// The sources of work, and the components that only the event loop uses.
 pub(super) struct EventLoop {
-    pub(super) handler: ControlHandler,
+    pub(super) components: Components,
     pub(super) table_monitor: TableMonitor,
     pub(super) received: Receiver,
     pub(super) scrapes: Option<Scrapes>,
@@ -75,31 +76,30 @@ impl EventLoop {
         let mut ticks = tokio::time::interval(TICK);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
-            let handler = &mut self.handler;
+            let components = &mut self.components;
             tokio::select! {
                 _ = interrupt.recv() => return Ok(()),
                 _ = terminate.recv() => return Ok(()),
-                _ = hangup.recv() => drop(handler.reload("SIGHUP").await),
+                _ = hangup.recv() => drop(components.reload("SIGHUP").await),
                 result = &mut *end => {
                     return Err(result.ok().and_then(Result::err).map_or(DaemonError::SensorGone, DaemonError::from));
                 }
                 event = self.received.receive() => self.dispatch(&event),
-                changed = handler.host_state.changed() => {
-                    handler.host_state.report(changed).into_iter().for_each(|kind| handler.sink.emit(kind));
+                changed = components.host_state.changed() => {
+                    components.host_state.report(changed).into_iter().for_each(|kind| components.sink.emit(kind));
                 }
                 changed = self.table_monitor.changed() => self.follow_table(changed),
-                request = handler.sink.next_request() => {
+                request = components.sink.next_request() => {
                     panic_guard::failpoint("shell");
-                    handler.handle_request(request).await;
+                    control_handler::handle(components, request).await;
                 }
-                place = or_never(self.scrapes.as_mut().map(Scrapes::next)) => handler.scrape(place),
-                work = or_never(handler.fleet.as_mut().map(Fleet::next)) => {
-                    handler.with_fleet(|fleet| fleet.work(work));
+                place = or_never(self.scrapes.as_mut().map(Scrapes::next)) => control_handler::scrape(components, place),
+                work = or_never(components.fleet.as_mut().map(Fleet::next)) => {
+                    components.with_fleet(|fleet| fleet.work(work));
                 }
-                () = handler.trial.expired() => handler.end_trial().await,
-                () = handler.sensor.metrics.flood.notified() => {
-                    handler.host_state.ring_sizer.flood_begins(Instant::now());
-                    handler.host_state.resize_ring().await;
+                () = components.trial.expired() => components.end_trial().await,
+                () = components.sensor.metrics.flood.notified() => {
+                    components.host_state.follow_flood().await;
                 }
                 _ = ticks.tick() => self.tick().await,
             }
@@ -111,72 +111,72 @@ impl EventLoop {
             systemd::ready("watching");
             background::ready();
         }
-        if let Some(fleet) = &mut self.handler.fleet {
+        if let Some(fleet) = &mut self.components.fleet {
             fleet.follow(event);
         }
-        let host = self.handler.host_state.host();
-        self.handler.sink.dispatch(event, Some(&host));
+        let host = self.components.host_state.host();
+        self.components.sink.dispatch(event, Some(&host));
         self.guest_ports.follow(event, &host);
     }
 
     async fn tick(&mut self) {
-        let handler = &mut self.handler;
-        handler.sink.report_lost(self.received.dropped());
+        let components = &mut self.components;
+        components.sink.report_lost(self.received.dropped());
         self.instance_lock.hang_up();
         if self.systemd.is_due() {
-            handler.sensor.send(SensorCommand::Heartbeat);
+            components.sensor.send(SensorCommand::Heartbeat);
         }
-        handler.host_state.resize_ring().await;
-        let changed = handler.host_state.tick().await;
-        handler.host_state.report(changed).into_iter().for_each(|kind| handler.sink.emit(kind));
-        let recorder = handler.sink.ban_recorder.recorder();
+        components.host_state.resize_ring().await;
+        let changed = components.host_state.tick().await;
+        components.host_state.report(changed).into_iter().for_each(|kind| components.sink.emit(kind));
+        let recorder = components.sink.ban_recorder.recorder();
         if let Some(recorder) = &recorder {
             self.lift_unfounded_bans(recorder);
         }
-        let handler = &mut self.handler;
-        let guest_bans = self.guest_ports.take_found(&handler.host_state.host(), recorder.as_ref());
+        let components = &mut self.components;
+        let guest_bans = self.guest_ports.take_found(&components.host_state.host(), recorder.as_ref());
         if !guest_bans.is_empty() {
-            handler.sensor.send(SensorCommand::FollowGuests(guest_bans));
+            components.sensor.send(SensorCommand::FollowGuests(guest_bans));
         }
         self.table_identity.record(recorder.as_ref());
-        let (command, notice) = handler.firewall_watch.poll(&handler.sensor.metrics);
-        handler.sensor.send_all(command);
-        notice.into_iter().for_each(|kind| handler.sink.emit(kind));
-        handler.with_fleet(Fleet::tick);
+        let (command, notice) = components.firewall_watch.poll(&components.sensor.metrics);
+        components.sensor.send_all(command);
+        notice.into_iter().for_each(|kind| components.sink.emit(kind));
+        components.with_fleet(Fleet::tick);
     }
 
     /// Lifts the bans of clients of a service that is remembered from now on, starts to listen, or is served again.
     fn lift_unfounded_bans(&mut self, recorder: &Recorder) {
-        let handler = &mut self.handler;
+        let components = &mut self.components;
         let now = boot_time();
-        if self.unfounded_bans.may_ask(now) && std::mem::take(&mut handler.host_state.memory.served_again) {
-            let remembered = handler.host_state.host().services.clone();
-            let services = Served { remembered, listening: handler.host_state.listening() };
-            self.unfounded_bans.ask(recorder, now, services, handler.config.current.detect.scan_trigger);
+        if self.unfounded_bans.may_ask(now)
+            && let Some(services) = components.host_state.take_served_again()
+        {
+            self.unfounded_bans.ask(recorder, now, services, components.config.current.detect.scan_trigger);
         }
         let unfounded = self.unfounded_bans.take_answer();
         if !unfounded.is_empty() {
             let by = "portsentry, because the ports belong to services of this host".to_owned();
-            drop(handler.lift_bans(Some(unfounded), by));
+            drop(components.lift_bans(Some(unfounded), by));
         }
     }
 
     fn follow_table(&mut self, changed: Result<(Vec<SensorCommand>, Vec<EventKind>), DaemonError>) {
-        let handler = &mut self.handler;
+        let components = &mut self.components;
         match changed {
             // Commands first, so that the log reports completed work.
             Ok((commands, events)) => {
-                if let Some(fleet) = handler.fleet.as_mut().filter(|_| commands.iter().any(repairs_table)) {
+                if let Some(fleet) = components.fleet.as_mut().filter(|_| commands.iter().any(repairs_table)) {
                     fleet.table_changed();
                 }
-                handler.sensor.send_all(commands);
+                components.sensor.send_all(commands);
                 for kind in events {
                     // A ban that an operator deleted from the kernel's set.
                     self.dispatch(&Event::now(kind));
                 }
             }
             // Failed reads are retried; until then the last state stays in force.
-            Err(error) => handler.sink.emit(EventKind::Error(error.to_string())),
+            Err(error) => components.sink.emit(EventKind::Error(error.to_string())),
         }
     }
 
@@ -191,13 +191,13 @@ impl EventLoop {
         systemd::stopping();
         self.take_in();
         // The command helper must still run, because it sends the last digest.
-        let event = self.handler.sink.notifier.finish().await;
-        event.into_iter().for_each(|kind| self.handler.sink.emit(kind));
+        let event = self.components.sink.notifier.finish().await;
+        event.into_iter().for_each(|kind| self.components.sink.emit(kind));
         if let Some(slow_backends) = slow_backends {
             // The thread reports unfinished work itself, or the next start finds it.
             let _ = slow_backends.stop(SLOW_BACKENDS_TIMEOUT);
         }
         self.take_in();
-        self.handler.sink.close(self.received.dropped());
+        self.components.sink.close(self.received.dropped());
     }
 }

@@ -9,11 +9,13 @@ pub use super::known_peers::KnownPeers;
 use super::optional::take_answer;
 pub use super::recent_listeners::RecentListeners;
 use super::sensor_thread::SensorHandle;
-pub use super::service_tracker::{FIRST_UNPRIVILEGED, Observed, PortRanges, ServiceState, ServiceTracker};
-use super::service_tracker::{is_eligible, services};
+pub use super::service_tracker::{Observed, ServiceState, ServiceTracker};
 pub use super::settling::{MAX_SETTLING, Settling};
 pub use super::unfounded_bans::{Served, unfounded};
-use crate::engine::{Host, Service, ServiceMemory};
+use crate::clock::boot_time;
+use crate::engine::{Engine, Host, Service};
+use crate::host::service_ports::PortRanges;
+use crate::ledger::{KnownPeer, Recorder};
 use crate::netlink::sock_diag::{Connection, Listener};
 use crate::sensor::{SensorCommand, SensorRequest};
 use crate::types::Timestamp;
@@ -21,24 +23,52 @@ use crate::types::Timestamp;
 /// Interval between two queries for the published ports.
 const QUERY_INTERVAL: Duration = Duration::from_secs(10);
 
+/// The memory of earlier runs; empty if the ledger cannot be opened.
+#[derive(Default)]
+pub(super) struct HostRecords {
+    /// The remembered services, with the times at which they were last served.
+    pub(super) services: Vec<(Service, SystemTime)>,
+    /// The recently open ports, with the times at which they were closed; `None` if open at the end of the last run.
+    pub(super) listeners: Vec<(Service, Option<SystemTime>)>,
+    /// The sources that were connected to a service, also some that have been forgotten since.
+    pub(super) peers: Vec<KnownPeer>,
+    /// True if this is the first start since the boot.
+    pub(super) booted: bool,
+}
+
 /// The daemon's own memory of its host, which the ledger keeps across restarts.
 #[derive(Default)]
 pub(super) struct HostMemory {
     pub(super) services: ServiceTracker,
-    pub(super) recent_listeners: RecentListeners,
-    pub(super) known_peers: KnownPeers,
+    recent_listeners: RecentListeners,
+    known_peers: KnownPeers,
     /// True if the sensor does not have the current peers yet.
     peers_changed: bool,
     /// The query for published ports that the sensor has not answered yet.
     published: Option<Receiver<Vec<Service>>>,
     next_query: Timestamp,
     /// `None` if the services have started.
-    pub(super) settling: Option<Settling>,
+    settling: Option<Settling>,
     /// True if a service was newly remembered, started to listen, or is served again, until this is taken.
-    pub(super) served_again: bool,
+    served_again: bool,
 }
 
 impl HostMemory {
+    /// Restores the memory of earlier runs, also that of `engine`, before the first packet. Later changes go to
+    /// `recorder`.
+    pub(super) fn restore(&mut self, records: HostRecords, recorder: Option<Recorder>, engine: &mut Engine) {
+        self.services.recall(records.services, recorder, SystemTime::now());
+        if records.booted {
+            // The sensor's time begins with its start, a moment from now.
+            engine.start_settling(Timestamp::at(MAX_SETTLING));
+            self.settling = Some(Settling::new(boot_time()));
+        }
+        let listeners = self.recent_listeners.recall(records.listeners, SystemTime::now());
+        engine.recall_listeners(Timestamp::default(), &listeners);
+        self.known_peers.recall(records.peers, boot_time(), SystemTime::now());
+        engine.know_peers(Timestamp::default(), &self.known_peers.ages(boot_time()));
+    }
+
     /// Records the currently open ports and the known peers at the end of the run.
     pub(super) fn write(&mut self, now: Timestamp, wall: SystemTime) {
         self.recent_listeners.write(self.services.recorder.as_ref());
@@ -74,6 +104,11 @@ impl HostMemory {
         observed.changed
     }
 
+    /// True if a service was newly remembered, started to listen, or is served again since the last call.
+    pub(super) fn take_served_again(&mut self) -> bool {
+        std::mem::take(&mut self.served_again)
+    }
+
     /// The known peers for the sensor, if they have changed.
     pub(super) fn changed_peers(&mut self, now: Timestamp) -> Option<SensorCommand> {
         let changed = std::mem::take(&mut self.peers_changed);
@@ -89,9 +124,4 @@ impl HostMemory {
             self.next_query = now.after(QUERY_INTERVAL);
         }
     }
-}
-
-/// The service ports among `listeners`: those of system users or privileged ones, outside of the ephemeral range.
-pub fn listening(listeners: &[Listener], ranges: PortRanges<'_>) -> ServiceMemory {
-    listeners.iter().filter(|one| is_eligible(one, ranges)).flat_map(services).collect()
 }

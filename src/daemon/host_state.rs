@@ -1,141 +1,169 @@
-//! Maintains the snapshot of this host: addresses, routes, resolvers, leases, sessions, listeners and the allow-list.
-//! Changes that it finds are sent to the sensor; for changes by operators and reloads, the commands are returned: a new
-//! snapshot, and a new capture if the filter changes.
+//! Maintains the snapshot of this host from its readings, the allow-list, and the daemon's memory of its services.
+//! Changes are sent to the sensor as a new snapshot, and a new capture if the filter changes.
 
-use std::collections::{BTreeMap, HashSet};
-use std::mem::{replace, take};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::collections::HashSet;
+use std::mem::replace;
+use std::net::IpAddr;
 use std::sync::Arc;
-use std::time::{Instant, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
+
+use ipnet::IpNet;
 
 use super::allow_sources::AllowSources;
+use super::allowances::now;
 use super::error::DaemonError;
-use super::host_memory::{self, HostMemory, PortRanges};
-use super::listers::{Listed, Listing, NetworkLister, SocketLister};
-use super::ring_size::RingSizer;
+use super::host_memory::{HostMemory, HostRecords, Served, ServiceState};
+use super::host_readings::{Change, HostReadings};
+use super::host_snapshot::HostSnapshot;
 use super::sensor_thread::SensorHandle;
-use crate::capture::decoy::DecoyPorts;
+use crate::capture::decoy::Decoys;
 use crate::capture::filter::Wanted;
-use crate::capture::live::{Live, Ring};
 use crate::clock::boot_time;
 use crate::config::Config;
-use crate::engine::{Host, ServiceMemory, Settings};
+use crate::engine::{Engine, Host, Settings};
 use crate::events::channel::Sender;
 use crate::events::event::EventKind;
-use crate::host::dhcp_leases::LeaseFiles;
-use crate::host::file_watch::FileWatch;
-use crate::host::network::{HostError, HostFacts, HostReading, Watcher};
-use crate::host::resolv_conf::ResolverFiles;
-use crate::host::sessions::SessionFiles;
+use crate::host::service_ports::{PortRanges, listening};
 use crate::host::snapshot::{
     ephemeral_ports, first_unprivileged_port, missing_interfaces, snapshot, watched_interfaces,
 };
-use crate::netlink::conntrack::Conntrack;
-use crate::netlink::sock_diag::{Bound, Connection, Listener, SockDiag};
-use crate::panic_guard::failpoint;
+use crate::ledger::{Allowance, Recorder};
 use crate::sensor::SensorCommand;
-
-/// Number of ticks after which everything is read again: a killed session leaves its record without a change to any
-/// file.
-const REREAD: u32 = 300;
+use crate::types::Protocol;
 
 pub(super) struct HostState {
     interfaces: Vec<String>,
     settings: Settings,
-    pub(super) allow: AllowSources,
-    sensor: SensorHandle,
-    events: Sender,
-    watcher: Watcher,
-    network: NetworkLister,
-    /// Error of the last attempt to read addresses, routes and links; meanwhile older facts apply.
-    unread: Option<String>,
+    readings: HostReadings,
     /// The error of the last report.
     reported: Option<String>,
-    /// True if the next tick requests another reading.
-    is_reading_owed: bool,
-    resolvers: FileWatch<ResolverFiles>,
-    peers: FileWatch<(SessionFiles, LeaseFiles)>,
-    lister: SocketLister,
-    /// The lists that could not be read completely, each with its error.
-    unlisted: BTreeMap<&'static str, String>,
-    facts: HostFacts,
-    listeners: Vec<Listener>,
-    /// True if the listeners changed since the last tick.
-    listeners_changed: bool,
-    pub(super) memory: HostMemory,
     /// `net.ipv4.ip_unprivileged_port_start` at the last tick.
     first_unprivileged: u16,
-    /// Ports of the decoys. Their sockets belong to this program and do not count as listeners.
-    pub(super) decoys: DecoyPorts,
-    host: Arc<Host>,
-    pub(super) wanted: Wanted,
-    pub(super) ring_sizer: RingSizer,
+    allow: AllowSources,
+    memory: HostMemory,
+    snapshot: HostSnapshot,
     /// True if a change is not part of the snapshot yet.
     stale: bool,
-    ticks: u32,
+    sensor: SensorHandle,
+    events: Sender,
 }
 
 impl HostState {
     pub(super) async fn open(config: &Config, sensor: SensorHandle, events: Sender) -> Result<Self, DaemonError> {
-        // Watches are installed first, so that changes during the initial reads are noticed.
-        let watcher = Watcher::open()?;
-        let resolvers = FileWatch::new(ResolverFiles::default());
-        let peers = FileWatch::new((SessionFiles::default(), LeaseFiles::default()));
-        let mut network = NetworkLister::start().map_err(DaemonError::system("start a thread"))?;
-        network.request();
-        let HostReading { facts, late, is_owed } = network.next().await?;
-        // If the kernel has no connection tracking, the sensor reports it.
-        let mut lister = SocketLister::start(SockDiag::open()?, Conntrack::open().ok())
-            .map_err(DaemonError::system("start a thread"))?;
-        missing_interfaces(&config.interfaces, &facts).next().map_or(Ok(()), Err)?;
+        let mut readings = HostReadings::open(events.clone()).await?;
+        missing_interfaces(&config.interfaces, readings.facts()).next().map_or(Ok(()), Err)?;
         let allow = AllowSources::open(&config.allow)?;
         let settings = Settings::from_config(config);
-        // Listeners are listed first. If a table takes too long, only a part of it is known.
-        let listing = match lister.next().await {
-            Listed::Listeners(listing) => listing?,
-            Listed::Connections(_) | Listed::Published(_) => Listing::default(),
-        };
-        let host = Arc::new(snapshot(&config.interfaces, &allow.networks(), &facts, &listing.listeners));
-        let mut state = Self {
-            wanted: Wanted::new(&settings, &host),
+        readings.list_listeners().await?;
+        let host = snapshot(&config.interfaces, &allow.networks(), readings.facts(), readings.listeners());
+        Ok(Self {
             interfaces: config.interfaces.clone(),
+            snapshot: HostSnapshot::new(&settings, host),
             settings,
+            readings,
+            reported: None,
+            first_unprivileged: first_unprivileged_port(),
             allow,
+            memory: HostMemory::default(),
+            stale: false,
             sensor,
             events,
-            watcher,
-            network,
-            unread: None,
-            reported: None,
-            is_reading_owed: is_owed,
-            resolvers,
-            peers,
-            lister,
-            unlisted: BTreeMap::new(),
-            facts,
-            listeners_changed: !listing.listeners.is_empty(),
-            listeners: listing.listeners,
-            memory: HostMemory::default(),
-            first_unprivileged: first_unprivileged_port(),
-            decoys: DecoyPorts::default(),
-            host,
-            ring_sizer: RingSizer::new(Instant::now()),
-            stale: false,
-            ticks: 0,
-        };
-        state.report_list("IPv6 routes", late.map(|error| error.to_string()));
-        state.report_list("listeners", listing.late.map(|error| error.to_string()));
-        Ok(state)
+        })
     }
 
-    /// The ports on which system programs listen now.
-    pub(super) fn listening(&self) -> ServiceMemory {
-        let ranges = PortRanges { ephemeral: &self.host.ephemeral, first_unprivileged: self.first_unprivileged };
-        host_memory::listening(&self.listeners, ranges)
+    /// Restores what the ledger keeps about this host, also for `engine`. Later changes go to `recorder`. It is part of
+    /// the snapshot after [`HostState::renew`].
+    pub(super) fn restore(
+        &mut self,
+        records: HostRecords,
+        allowances: Vec<Allowance>,
+        recorder: Option<Recorder>,
+        engine: &mut Engine,
+    ) {
+        self.memory.restore(records, recorder, engine);
+        for allowance in allowances {
+            // The ledger stores no more than were accepted.
+            let _ = self.allow.by_hand.add(allowance, now());
+        }
     }
 
     pub(super) fn host(&self) -> Arc<Host> {
-        Arc::clone(&self.host)
+        Arc::clone(self.snapshot.host())
+    }
+
+    /// What the capture has to see.
+    pub(super) fn wanted(&self) -> &Wanted {
+        self.snapshot.wanted()
+    }
+
+    /// The sources of allowed addresses, for display.
+    pub(super) fn allow_sources(&self) -> &AllowSources {
+        &self.allow
+    }
+
+    /// The remembered services, sorted.
+    pub(super) fn services(&self) -> Vec<ServiceState> {
+        self.memory.services.states()
+    }
+
+    /// The ports of this host's services, if a service was newly remembered, started to listen, or is served again
+    /// since the last call.
+    pub(super) fn take_served_again(&mut self) -> Option<Served> {
+        if !self.memory.take_served_again() {
+            return None;
+        }
+        let host = self.snapshot.host();
+        let ranges = PortRanges { ephemeral: &host.ephemeral, first_unprivileged: self.first_unprivileged };
+        let listening = listening(self.readings.listeners(), ranges);
+        Some(Served { remembered: host.services.clone(), listening })
+    }
+
+    /// Restricts `decoys` to the addresses on which connections count, and no longer counts their sockets as listeners.
+    pub(super) fn exclude_decoys(&mut self, decoys: &mut Decoys) {
+        decoys.watch_only(self.addresses());
+        self.readings.exclude(decoys.ports().clone());
+    }
+
+    /// Allows a network.
+    ///
+    /// # Errors
+    /// There are too many entries, or the snapshot cannot be renewed.
+    pub(super) async fn allow(&mut self, allowance: Allowance) -> Result<(), String> {
+        self.allow.by_hand.add(allowance, now())?;
+        self.renew_waiting().await.map_err(|error| error.to_string())
+    }
+
+    /// Revokes the allowance of exactly `network`; false if there is none.
+    pub(super) async fn disallow(&mut self, network: IpNet) -> Result<bool, DaemonError> {
+        let is_revoked = self.allow.by_hand.remove(network);
+        if is_revoked {
+            self.renew_waiting().await?;
+        }
+        Ok(is_revoked)
+    }
+
+    /// Removes the protection of `network` for `span`, or without a limit.
+    ///
+    /// # Errors
+    /// As for [`HostState::allow`].
+    pub(super) async fn force(&mut self, network: IpNet, span: Option<Duration>) -> Result<(), String> {
+        self.allow.by_hand.force(network, span, now())?;
+        self.renew().await.map_err(|error| error.to_string())
+    }
+
+    /// Protects `network` again, or with `None` all networks that were forced.
+    pub(super) async fn unforce(&mut self, network: Option<IpNet>) -> Result<(), DaemonError> {
+        match self.allow.by_hand.unforce(network) {
+            true => self.renew().await,
+            false => Ok(()),
+        }
+    }
+
+    /// Forgets the services on `port`; returns their number. A running service is remembered again when it has lasted.
+    pub(super) async fn forget_service(&mut self, port: u16, protocol: Option<Protocol>) -> Result<usize, DaemonError> {
+        let forgotten = self.memory.services.forget(port, protocol);
+        self.renew().await?;
+        Ok(forgotten)
     }
 
     /// Applies another configuration, and sends `settings` and the new snapshot to the sensor.
@@ -144,7 +172,7 @@ impl HostState {
     /// If an interface is missing, a file of the allow-list cannot be read, or the new capture cannot be opened. The old
     /// configuration then stays in force.
     pub(super) async fn reconfigure(&mut self, config: &Config, settings: Settings) -> Result<(), DaemonError> {
-        missing_interfaces(&config.interfaces, &self.facts).next().map_or(Ok(()), Err)?;
+        missing_interfaces(&config.interfaces, self.readings.facts()).next().map_or(Ok(()), Err)?;
         let replaced = (
             self.allow.reconfigure(&config.allow)?,
             replace(&mut self.interfaces, config.interfaces.clone()),
@@ -159,7 +187,7 @@ impl HostState {
                 return Err(error);
             }
         };
-        self.network.request();
+        self.readings.request_network();
         // The settings before the snapshot: a newly monitored port must not be judged by the old snapshot.
         self.sensor.send(SensorCommand::Settings(Box::new(settings)));
         self.sensor.send_all(commands);
@@ -174,7 +202,7 @@ impl HostState {
     }
 
     /// As [`HostState::renew`]; waits while the sensor's inbox is full.
-    pub(super) async fn renew_waiting(&mut self) -> Result<(), DaemonError> {
+    async fn renew_waiting(&mut self) -> Result<(), DaemonError> {
         for command in self.refresh().await? {
             self.sensor.send_waiting(command).await;
         }
@@ -182,9 +210,9 @@ impl HostState {
     }
 
     /// The own addresses on which connections count; `None` (all) if no interface is configured.
-    pub(super) fn addresses(&self) -> Option<HashSet<IpAddr>> {
-        let watched = watched_interfaces(&self.interfaces, &self.facts);
-        let on_watched = self.facts.addresses.iter().filter(|(index, _)| watched.contains(index));
+    fn addresses(&self) -> Option<HashSet<IpAddr>> {
+        let watched = watched_interfaces(&self.interfaces, self.readings.facts());
+        let on_watched = self.readings.facts().addresses.iter().filter(|(index, _)| watched.contains(index));
         (!self.interfaces.is_empty()).then(|| on_watched.map(|(_, address)| address.addr()).collect())
     }
 
@@ -193,13 +221,14 @@ impl HostState {
     pub(super) async fn changed(&mut self) -> Result<(), DaemonError> {
         // Recorded in `stale`, because the caller may cancel before everything is read; then the next tick continues.
         tokio::select! {
-            changed = self.watcher.changed() => {
-                changed?;
-                self.network.request();
+            change = self.readings.changed() => {
+                let Change { is_new, connections } = change?;
+                self.stale |= is_new;
+                if let Some(connections) = connections {
+                    self.memory.observe_connections(boot_time(), &connections, self.snapshot.host());
+                }
             }
-            reading = self.network.next() => self.take_reading(reading),
             changed = self.allow.name_answered() => self.stale |= changed,
-            listed = self.lister.next() => self.take_sockets(listed),
         }
         self.update().await
     }
@@ -208,7 +237,7 @@ impl HostState {
     /// otherwise `None`, because each tick retries.
     pub(super) fn report(&mut self, result: Result<(), DaemonError>) -> Option<EventKind> {
         // If both reads fail, the same error is reported each time, so that the two do not alternate in the log.
-        let error = self.unread.clone().or_else(|| result.err().map(|error| error.to_string()));
+        let error = self.readings.unread().map(str::to_owned).or_else(|| result.err().map(|error| error.to_string()));
         if error == self.reported {
             return None;
         }
@@ -219,77 +248,18 @@ impl HostState {
         })
     }
 
-    fn take_reading(&mut self, reading: Result<HostReading, HostError>) {
-        match reading {
-            Ok(HostReading { facts, late, is_owed }) => {
-                self.stale |= facts != self.facts;
-                self.facts = facts;
-                self.unread = None;
-                self.is_reading_owed |= is_owed;
-                self.report_list("IPv6 routes", late.map(|error| error.to_string()));
-            }
-            Err(error) => {
-                self.unread = Some(error.to_string());
-                self.is_reading_owed = true;
-            }
-        }
-    }
-
-    /// Applies a list of sockets.
-    fn take_sockets(&mut self, listed: Listed) {
-        let (name, error) = match listed {
-            Listed::Listeners(Ok(Listing { mut listeners, late })) => {
-                listeners.retain(|one| !is_decoy(&self.decoys, one));
-                self.listeners_changed |= listeners != self.listeners;
-                self.listeners = listeners;
-                ("listeners", late.map(|error| error.to_string()))
-            }
-            Listed::Listeners(Err(error)) => ("listeners", Some(error.to_string())),
-            Listed::Connections(connections) => ("connections", self.take_connections(connections)),
-            Listed::Published(connections) => ("connections through NAT", self.take_connections(connections)),
-        };
-        self.stale |= self.listeners_changed;
-        self.report_list(name, error);
-    }
-
-    /// Applies a list of connections; returns its error.
-    fn take_connections(&mut self, connections: Result<Vec<Connection>, String>) -> Option<String> {
-        connections.map(|list| self.memory.observe_connections(boot_time(), &list, &self.host)).err()
-    }
-
-    /// Reports once that a list cannot be read, and once that it can be read again. Meanwhile the last list stays in
-    /// use.
-    fn report_list(&mut self, name: &'static str, error: Option<String>) {
-        let last = match &error {
-            Some(error) => self.unlisted.insert(name, error.clone()),
-            None => self.unlisted.remove(name),
-        };
-        if error != last {
-            self.events.emit(match error {
-                Some(error) => EventKind::Error(format!("{error}; retrying, the last list is used")),
-                None => EventKind::Note(format!("the {name} of this host can be listed again")),
-            });
-        }
-    }
-
     /// Reads changed files again, and requests new readings from the threads.
     pub(super) async fn tick(&mut self) -> Result<(), DaemonError> {
-        // All of them are polled, because each keeps its own state.
-        let resolvers = self.resolvers.poll();
-        let changes = [self.peers.poll(), self.allow.tick(Instant::now(), resolvers)];
-        self.ticks = (self.ticks + 1) % REREAD;
-        let is_owed = take(&mut self.is_reading_owed);
-        let has_changed_settings = self.ticks.is_multiple_of(5) && self.facts.has_changed_settings();
-        if resolvers || self.ticks == 0 || is_owed || has_changed_settings {
-            self.network.request();
-        }
-        let now = boot_time();
-        let ranges = PortRanges { ephemeral: &self.host.ephemeral, first_unprivileged: self.first_unprivileged };
-        let services_changed = self.memory.observe(now, SystemTime::now(), &self.listeners, ranges);
+        let (resolvers_changed, peers_changed) = self.readings.poll_files();
+        let allow_changed = self.allow.tick(Instant::now(), resolvers_changed);
+        let reads_all = self.readings.tick(resolvers_changed);
+        let (now, host) = (boot_time(), self.snapshot.host());
+        let ranges = PortRanges { ephemeral: &host.ephemeral, first_unprivileged: self.first_unprivileged };
+        let services_changed = self.memory.observe(now, SystemTime::now(), self.readings.listeners(), ranges);
         self.first_unprivileged = first_unprivileged_port();
-        let ports_moved = ephemeral_ports() != self.host.ephemeral;
-        self.stale |= changes.contains(&true) || services_changed || ports_moved || self.ticks == 0;
-        let listeners_changed = take(&mut self.listeners_changed);
+        let ports_moved = ephemeral_ports() != host.ephemeral;
+        self.stale |= peers_changed || allow_changed || services_changed || ports_moved || reads_all;
+        let listeners_changed = self.readings.take_listeners_changed();
         self.update().await?;
         self.memory.query_published(now, &self.sensor);
         if self.memory.ends_settling(boot_time(), listeners_changed) {
@@ -314,61 +284,31 @@ impl HostState {
 
     /// Creates the snapshot anew; returns the commands for the sensor.
     async fn refresh(&mut self) -> Result<Vec<SensorCommand>, DaemonError> {
-        let mut host = snapshot(&self.interfaces, &self.allow.networks(), &self.facts, &self.listeners);
+        let networks = self.allow.networks();
+        let mut host = snapshot(&self.interfaces, &networks, self.readings.facts(), self.readings.listeners());
         self.allow.by_hand.forced().for_each(|network| host.allow.except(network));
         host.services = self.memory.services.memory();
         host.find_related();
-        let wanted = Wanted::new(&self.settings, &host);
-        // Before the snapshot is replaced: if it fails, the sensor does not get the new one either.
-        let live = match wanted != self.wanted {
-            true => Some(capture(&wanted, self.ring_sizer.ring).await?),
-            false => None,
-        };
-        self.wanted = wanted;
-        self.host = Arc::new(host);
+        let live = self.snapshot.replace(&self.settings, host).await?;
         self.stale = false;
         let mut commands = vec![SensorCommand::Host(self.host()), SensorCommand::Addresses(self.addresses())];
         commands.extend(live.map(SensorCommand::Capture));
         Ok(commands)
     }
 
-    /// Replaces the capture by one with a larger ring buffer while the sensor's counters show a high packet rate, and
-    /// by one with the usual ring buffer afterwards.
+    /// Adapts the size of the capture's ring buffer to the packet rate.
     pub(super) async fn resize_ring(&mut self) {
-        let (now, metrics) = (Instant::now(), &self.sensor.metrics);
-        let Some(ring) = self.ring_sizer.wanted(now, metrics.frames.get(), metrics.dropped.get()) else { return };
-        match capture(&self.wanted, ring).await {
-            Ok(live) => {
-                self.ring_sizer.ring = ring;
-                self.sensor.send(SensorCommand::Capture(live));
-            }
-            Err(error) => {
-                self.ring_sizer.refused(now);
-                self.events.emit(EventKind::Error(format!(
-                    "cannot change the size of the capture's ring buffer: {error}; the capture continues with the old one"
-                )));
-            }
-        }
+        self.snapshot.resize_ring(&self.sensor, &self.events).await;
     }
-}
 
-/// Opens another capture. Compiling its filter takes about 50 ms and runs on a separate thread, while the old capture
-/// continues.
-async fn capture(wanted: &Wanted, ring: Ring) -> Result<Live, DaemonError> {
-    let filter = wanted.to_filter();
-    let opened = tokio::task::spawn_blocking(move || {
-        failpoint("capture");
-        Live::open(&filter, ring)
-    });
-    Ok(opened.await.map_err(|_| DaemonError::SensorGone)??)
-}
+    /// Enlarges the capture's ring buffer, because the sensor reports a high packet rate.
+    pub(super) async fn follow_flood(&mut self) {
+        self.snapshot.flood_begins();
+        self.resize_ring().await;
+    }
 
-/// True for a socket of the decoys.
-fn is_decoy(decoys: &DecoyPorts, listener: &Listener) -> bool {
-    let address = match listener.bound {
-        Bound::One(address) => address,
-        Bound::AnyV4 => Ipv4Addr::UNSPECIFIED.into(),
-        Bound::AnyV6 | Bound::Any => Ipv6Addr::UNSPECIFIED.into(),
-    };
-    decoys.holds(listener.protocol, address, listener.port)
+    /// Writes the memory of this host to the ledger at the end of the run.
+    pub(super) fn write_memory(&mut self) {
+        self.memory.write(boot_time(), SystemTime::now());
+    }
 }

@@ -4,8 +4,8 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime};
 
-use super::service_tracker::{PortRanges, is_eligible, services};
 use crate::engine::{RECENT, Service};
+use crate::host::service_ports::{PortRanges, is_eligible, services};
 use crate::ledger::{LedgerChange, Recorder};
 use crate::netlink::sock_diag::Listener;
 use crate::types::Timestamp;

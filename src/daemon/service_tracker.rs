@@ -2,13 +2,13 @@
 //! keeps them across restarts and reboots; the engine receives them with the snapshot of the host.
 
 use std::collections::HashMap;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::{Duration, SystemTime};
 
 use crate::engine::{MAX_PUBLISHED, Service, ServiceMemory};
+use crate::host::service_ports::{PortRanges, is_eligible, services};
 use crate::ledger::{LedgerChange, Recorder};
-use crate::netlink::sock_diag::{Bound, Listener};
-use crate::types::{PortSet, Protocol, Timestamp};
+use crate::netlink::sock_diag::Listener;
+use crate::types::{Protocol, Timestamp};
 
 /// Minimum age of a listener before it counts as a service. A port that is open only for moments is not a service.
 const LASTED: Duration = Duration::from_secs(600);
@@ -28,19 +28,6 @@ const MAX_CANDIDATES: usize = 1_024;
 
 /// Interval at which the last-served time of a running service is written.
 const RECORD_INTERVAL: Duration = Duration::from_secs(3_600);
-
-/// The port ranges that sysctls define.
-#[derive(Clone, Copy, Debug)]
-pub struct PortRanges<'a> {
-    /// `net.ipv4.ip_local_port_range`: ports that the kernel assigns at random.
-    pub ephemeral: &'a PortSet,
-    /// `net.ipv4.ip_unprivileged_port_start`: only privileged programs can open lower ports. It is 1,024 unless an
-    /// administrator has lowered it; higher values count as 1,024.
-    pub first_unprivileged: u16,
-}
-
-/// The highest [`PortRanges::first_unprivileged`], which is the kernel's default.
-pub const FIRST_UNPRIVILEGED: u16 = 1_024;
 
 #[derive(Clone, Copy)]
 struct Candidate {
@@ -226,38 +213,12 @@ fn record(recorder: Option<&Recorder>, change: LedgerChange) {
     }
 }
 
-/// True for a listener of a system user or on a privileged port, except on ephemeral ports and on single interfaces.
-pub(super) fn is_eligible(listener: &Listener, ranges: PortRanges<'_>) -> bool {
-    let is_system = is_system_user(listener.user) || listener.port < ranges.first_unprivileged.min(FIRST_UNPRIVILEGED);
-    // Remembered services apply to all interfaces.
-    is_system && listener.interface == 0 && !ranges.ephemeral.contains(listener.port)
-}
-
-/// True for users that are not persons: those below 1000 (login.defs: SYS_UID_MAX is 999), those of systemd services
-/// with `DynamicUser=` (<https://systemd.io/UIDS-GIDS/>), and nobody, which services in containers on the host's
-/// network often use.
-fn is_system_user(user: u32) -> bool {
-    matches!(user, 0..=999 | 61_184..=65_519 | 65_534)
-}
-
-/// The ports of a listener that packets from outside can reach, one entry per family.
-pub(super) fn services(listener: &Listener) -> impl Iterator<Item = Service> + use<> {
-    const V4: IpAddr = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
-    const V6: IpAddr = IpAddr::V6(Ipv6Addr::UNSPECIFIED);
-    let (protocol, port) = (listener.protocol, listener.port);
-    let addresses = match listener.bound {
-        Bound::AnyV4 => [Some(V4), None],
-        Bound::AnyV6 => [Some(V6), None],
-        Bound::Any => [Some(V4), Some(V6)],
-        Bound::One(address) => [Some(address).filter(|one| !one.is_loopback()), None],
-    };
-    addresses.into_iter().flatten().map(move |address| Service { protocol, port, address })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::types::{DAY, at};
+    use crate::host::service_ports::FIRST_UNPRIVILEGED;
+    use crate::netlink::sock_diag::Bound;
+    use crate::types::{DAY, PortSet, at};
 
     struct Scene {
         tracker: ServiceTracker,

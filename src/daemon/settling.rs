@@ -10,24 +10,6 @@ pub const MAX_SETTLING: Duration = Duration::from_secs(60);
 /// Time for which the listeners must not change.
 const QUIET: Duration = Duration::from_secs(5);
 
-/// Uptime below which a host counts as just booted if the ledger does not contain the boot in which it was last opened.
-const JUST_BOOTED: Duration = Duration::from_secs(60);
-
-/// The kernel's identifier of this boot; `None` if it cannot be read.
-pub(super) fn boot_id() -> Option<String> {
-    let text = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?;
-    Some(text.trim().to_owned()).filter(|id| !id.is_empty())
-}
-
-/// True if this is the first start since a boot, and not only a restart. `last` is the boot in which the ledger was
-/// opened before, `present` the current one.
-pub(super) fn has_booted(last: Option<&str>, present: Option<&str>, uptime: Duration) -> bool {
-    match (last, present) {
-        (Some(last), Some(present)) => last != present,
-        _ => uptime < JUST_BOOTED,
-    }
-}
-
 /// State of settling.
 pub struct Settling {
     until: Timestamp,
@@ -52,16 +34,6 @@ impl Settling {
 mod tests {
     use super::*;
     use crate::types::at;
-
-    #[test]
-    fn restart_is_distinguished_from_boot() {
-        let (minute, day) = (Duration::from_secs(59), Duration::from_secs(86_400));
-        assert!(has_booted(Some("a"), Some("b"), day));
-        assert!(!has_booted(Some("a"), Some("a"), minute), "a restart shortly after the boot is no boot");
-        assert!(has_booted(None, Some("b"), minute), "an empty ledger proves no earlier start");
-        assert!(!has_booted(None, Some("b"), day));
-        assert!(!has_booted(Some("a"), None, day));
-    }
 
     #[test]
     fn settling_ends_with_services_or_minute() {

@@ -2,11 +2,12 @@
 //! blocks accepted targets in separate kernel sets. Runs in the event loop, without the sensor thread.
 
 mod acceptance;
-mod answers;
 mod authors;
 mod faulty;
+mod kernel;
 mod lifts;
 mod link;
+mod log;
 mod own_bans;
 mod verdict;
 
@@ -21,35 +22,30 @@ use super::ban_recorder::Remembered;
 use super::optional::deadline_reached;
 use crate::clock::boot_time;
 use crate::config::{Fleet as FleetConfig, parse_network};
-use crate::control::fleet_info::FleetBanState;
+use crate::control::fleet_info::{
+    FleetBan, FleetBanState, FleetBans, FleetReportInfo, FleetStatus, MAX_FLEET_BANS, MAX_FLEET_REPORTS,
+};
 use crate::control::fleet_server::{FleetServer, IncomingFleetRequest};
-use crate::enforce::nft::{BlockError, FleetSets};
+use crate::enforce::nft::FleetSets;
 use crate::engine::Host;
 use crate::events::event::{Event, EventKind};
-use crate::fleet::protocol::{FleetReply, FleetReport, FleetRequest, MAX_REPORTS, ReportOutcome};
+use crate::fleet::protocol::{
+    FleetReply, FleetReport, FleetRequest, IgnoredAuthor, MAX_IGNORED, MAX_REPORTS, ReportOutcome,
+};
 use crate::ledger::{FleetLift, LedgerChange, LiftedBy, Recorder};
 use crate::types::printable::quotable;
-use crate::types::{BanTarget, Expiry, LineLimiter, MINUTE, counted};
-use acceptance::Acceptance;
+use crate::types::{BanTarget, Expiry, Timestamp, counted};
+use acceptance::{Acceptance, ReportedTarget};
 use authors::Ignored;
 use faulty::FaultyAuthors;
+use kernel::{KernelSets, REFILL_DELAY};
 use link::Link;
+use log::{FleetLog, Topic};
 use own_bans::OwnBans;
 use verdict::{Step, Verdict};
 
-/// Maximum number of log lines per minute about bans, authors, the connection and refused requests. The limits are
-/// separate, so that a flood of one kind does not suppress the others.
-const MAX_BAN_LINES: u32 = 20;
-const MAX_AUTHOR_LINES: u32 = 20;
-const MAX_LINK_LINES: u32 = 10;
-const MAX_REFUSAL_LINES: u32 = 4;
-
 /// Maximum length of the quoted part of a refused request, in bytes.
 const MAX_REFUSAL_LEN: usize = 160;
-
-/// Delay before the sets are filled again after the table changed or could not be written.
-const REFILL_DELAY: Duration = Duration::from_millis(50);
-const REFILL_BACKOFF: Duration = Duration::from_secs(5);
 
 /// Interval at which expired entries are dropped.
 const EXPIRE_INTERVAL: Duration = Duration::from_secs(5);
@@ -61,19 +57,10 @@ pub(super) struct Fleet {
     /// `None` if there is no ledger.
     recorder: Option<Recorder>,
     server: FleetServer,
-    sets: FleetSets,
-    /// True if the kernel's sets contain the bans.
-    in_kernel: bool,
-    refill_at: Option<Instant>,
-    last_error: Option<String>,
+    kernel: KernelSets,
     link: Link,
     faulty: FaultyAuthors,
-    ban_lines: LineLimiter,
-    author_lines: LineLimiter,
-    link_lines: LineLimiter,
-    refusal_lines: LineLimiter,
-    /// The events that are not logged yet.
-    events: Vec<EventKind>,
+    log: FleetLog,
     host: Arc<Host>,
     /// False if scans are only logged.
     enforces: bool,
@@ -96,17 +83,10 @@ impl Fleet {
             own_bans: OwnBans::default(),
             recorder: None,
             server,
-            sets,
-            in_kernel: false,
-            refill_at: None,
-            last_error: None,
+            kernel: KernelSets::new(sets),
             link: Link::default(),
             faulty: FaultyAuthors::default(),
-            ban_lines: LineLimiter::new(MAX_BAN_LINES, MINUTE),
-            author_lines: LineLimiter::new(MAX_AUTHOR_LINES, MINUTE),
-            link_lines: LineLimiter::new(MAX_LINK_LINES, MINUTE),
-            refusal_lines: LineLimiter::new(MAX_REFUSAL_LINES, MINUTE),
-            events: Vec::new(),
+            log: FleetLog::default(),
             host,
             enforces,
             expired_at: Instant::now(),
@@ -123,15 +103,12 @@ impl Fleet {
         }
         self.recorder = recorder;
         self.acceptance.lifts.restore(boot_time(), SystemTime::now(), lifts);
-        let done = if self.is_shadow() {
-            self.sets.clear()
-        } else {
-            self.in_kernel = true;
-            let Ok(found) = self.sets.elements() else { return };
+        if self.is_shadow() {
+            self.kernel.clear();
+        } else if let Some(found) = self.kernel.adopt() {
             let refused = self.acceptance.adopt(boot_time(), found.into_iter(), exempt(&self.host));
-            self.sets.lift(&refused)
-        };
-        self.note_kernel(done);
+            self.kernel.lift(&refused);
+        }
     }
 
     /// Applies the current snapshot of the host, and whether sources are blocked. Bans of targets that have become
@@ -143,9 +120,8 @@ impl Fleet {
         }
         self.host = host;
         let dropped = self.acceptance.drop_exempt(exempt(&self.host));
-        if self.in_kernel && !dropped.is_empty() {
-            let lifted = self.sets.lift(&dropped);
-            self.note_kernel(lifted);
+        if !dropped.is_empty() {
+            self.kernel.lift(&dropped);
         }
     }
 
@@ -157,7 +133,7 @@ impl Fleet {
     pub(super) async fn next(&mut self) -> Option<IncomingFleetRequest> {
         tokio::select! {
             request = self.server.next_request() => Some(request),
-            () = deadline_reached(self.refill_at) => None,
+            () = deadline_reached(self.kernel.refill_at()) => None,
         }
     }
 
@@ -200,13 +176,13 @@ impl Fleet {
                 let lifted = self.lift(target, LiftedBy::Fleet);
                 if lifted {
                     let text = format!("fleet: an operator of the fleet has lifted the ban of {target}");
-                    self.events.extend(limited(&mut self.ban_lines, Some(EventKind::Note(text))));
+                    self.log.add(Topic::Bans, Some(EventKind::Note(text)));
                 }
                 FleetReply::Lifted { lifted }
             }
             FleetRequest::Link { state, ignored } => {
                 let event = self.link.update(state, &ignored, &self.config.name);
-                self.events.extend(limited(&mut self.link_lines, event));
+                self.log.add(Topic::Link, event);
                 self.follow_link();
                 FleetReply::Noted
             }
@@ -224,7 +200,6 @@ impl Fleet {
             let verdict = self.acceptance.judge(now, report, exempt(&self.host));
             outcomes.push(match verdict {
                 Ok(Verdict::Blocks { target, until, step }) => {
-                    self.accepted += 1;
                     if step.is_some() {
                         bans.insert(target, Expiry::After(until.since(now).max(Duration::from_secs(1))));
                     }
@@ -233,23 +208,20 @@ impl Fleet {
                     }
                     if shadow { ReportOutcome::Shadowed } else { ReportOutcome::Accepted }
                 }
-                Ok(Verdict::Waits { authors }) => {
-                    self.accepted += 1;
-                    ReportOutcome::Waiting { authors }
-                }
+                Ok(Verdict::Waits { authors }) => ReportOutcome::Waiting { authors },
                 Err(refusal) => {
-                    self.refused += 1;
                     let reason = refusal.to_string();
                     let event = self.faulty.count(&report.author, refusal);
-                    self.events.extend(limited(&mut self.author_lines, event));
+                    self.log.add(Topic::Authors, event);
                     ReportOutcome::Refused { reason }
                 }
             });
         }
+        let refused = outcomes.iter().filter(|one| matches!(one, ReportOutcome::Refused { .. })).count();
+        self.refused += refused as u64;
+        self.accepted += (outcomes.len() - refused) as u64;
         if !shadow && !bans.is_empty() {
-            let bans: Vec<_> = bans.into_iter().collect();
-            let done = self.sets.block(&bans);
-            self.note_kernel(done);
+            self.kernel.block(&bans.into_iter().collect::<Vec<_>>());
         }
         for target in fresh {
             let text = self.acceptance.entry(target).map(|entry| {
@@ -257,7 +229,7 @@ impl Fleet {
                 let verb = if ban.state == FleetBanState::Blocked { "is " } else { "" };
                 format!("fleet: {target} {verb}{ban}")
             });
-            self.events.extend(limited(&mut self.ban_lines, text.map(EventKind::Note)));
+            self.log.add(Topic::Bans, text.map(EventKind::Note));
         }
         for Ignored { author, for_s, .. } in self.acceptance.authors.newly_above_limit(now) {
             let limit = self.config.accept.max_per_author_per_hour;
@@ -270,7 +242,7 @@ impl Fleet {
                      check that host, it may be compromised"
                 )),
             };
-            self.events.extend(limited(&mut self.author_lines, Some(event)));
+            self.log.add(Topic::Authors, Some(event));
         }
         outcomes
     }
@@ -278,7 +250,7 @@ impl Fleet {
     /// Logs a refused request of the fleet process.
     fn log_refusal(&mut self, reason: &str) {
         let text = format!("fleet: a request of the fleet process was {}", quotable(reason, MAX_REFUSAL_LEN));
-        self.events.extend(limited(&mut self.refusal_lines, Some(EventKind::Error(text))));
+        self.log.add(Topic::Refusals, Some(EventKind::Error(text)));
     }
 
     /// Records a lost connection, because reports of other hosts accumulate until it is back.
@@ -294,16 +266,16 @@ impl Fleet {
             return false;
         }
         let lifted = self.acceptance.lift(boot_time(), target, by);
-        let done = if self.in_kernel { self.sets.lift(&[target]) } else { Ok(()) };
-        self.note_kernel(done);
+        self.kernel.lift(&[target]);
         lifted
     }
 
     /// Lifts all bans; returns their number.
     pub(super) fn lift_all(&mut self) -> usize {
         let lifted = self.acceptance.lift_all(boot_time());
-        let done = if self.in_kernel { self.sets.clear() } else { Ok(()) };
-        self.note_kernel(done);
+        if self.kernel.is_filled() {
+            self.kernel.clear();
+        }
         self.own_bans.lift_all().iter().for_each(|event| self.server.publish(event));
         lifted
     }
@@ -317,54 +289,25 @@ impl Fleet {
 
     /// Schedules a refill after the table was created again or repaired.
     pub(super) fn table_changed(&mut self) {
-        self.refill_at = Some(Instant::now() + REFILL_DELAY);
+        self.kernel.refill_after(REFILL_DELAY);
     }
 
     /// Fills the kernel's sets with the bans and their remaining times. In shadow mode, the sets are emptied.
     fn refill(&mut self) {
-        self.refill_at = None;
-        let done = if self.is_shadow() {
-            self.in_kernel = false;
-            // A trial keeps the bans in force, as it does for this host's own bans.
-            if self.config.shadow { self.sets.clear() } else { Ok(()) }
-        } else {
-            self.in_kernel = true;
-            self.fill()
-        };
-        self.note_kernel(done);
-    }
-
-    /// Replaces the contents of the kernel's sets with the bans, because loading a saved ruleset restores outdated
-    /// ones.
-    fn fill(&mut self) -> Result<(), BlockError> {
-        let bans: BTreeMap<_, _> = self.acceptance.bans(boot_time()).collect();
-        let found = self.sets.elements()?;
-        let stale: Vec<_> =
-            found.into_iter().map(|(target, _)| target).filter(|target| !bans.contains_key(target)).collect();
-        self.sets.lift(&stale)?;
-        self.sets.block(&bans.into_iter().collect::<Vec<_>>())
-    }
-
-    /// Schedules another fill if the last change failed.
-    fn note_kernel(&mut self, done: Result<(), BlockError>) {
-        let (error, delay) = match done {
-            Ok(()) => return,
-            // The sensor will create the table again soon.
-            Err(BlockError::Gone) => (None, REFILL_DELAY * 4),
-            Err(error) => (Some(error.to_string()), REFILL_BACKOFF),
-        };
-        self.last_error = error.or(self.last_error.take());
-        self.refill_at = Some(Instant::now() + delay);
+        if !self.is_shadow() {
+            return self.kernel.fill(&self.acceptance.bans(boot_time()).collect());
+        }
+        self.kernel.leave();
+        // A trial keeps the bans in force, as it does for this host's own bans.
+        if self.config.shadow {
+            self.kernel.clear();
+        }
     }
 
     /// Takes the events to log, with the last error of the kernel.
     fn take_events(&mut self) -> Vec<EventKind> {
-        let error = self
-            .last_error
-            .take()
-            .map(|error| EventKind::Error(format!("fleet: cannot change the kernel's sets: {error}; retrying")));
-        self.events.extend(limited(&mut self.ban_lines, error));
-        std::mem::take(&mut self.events)
+        self.log.add(Topic::Bans, self.kernel.take_error());
+        self.log.take()
     }
 
     /// Applies another configuration.
@@ -374,7 +317,7 @@ impl Fleet {
         }
         self.acceptance.rules = config.accept.clone();
         self.config = config.clone();
-        self.refill_at = Some(Instant::now());
+        self.kernel.refill_after(Duration::ZERO);
     }
 
     /// Writes changed lifts to the ledger; at the end of the process (`is_last`) without a delay.
@@ -388,10 +331,10 @@ impl Fleet {
 
     /// Does the work that is due every second; returns the events to log.
     pub(super) fn tick(&mut self) -> Vec<EventKind> {
-        self.events.extend(self.link.check(&self.config.name));
+        self.log.add_always(self.link.check(&self.config.name));
         self.follow_link();
-        if self.in_kernel == self.is_shadow() && self.refill_at.is_none() {
-            self.refill_at = Some(Instant::now());
+        if self.kernel.is_filled() == self.is_shadow() && self.kernel.refill_at().is_none() {
+            self.kernel.refill_after(Duration::ZERO);
         }
         if self.expired_at.elapsed() >= EXPIRE_INTERVAL {
             self.expired_at = Instant::now();
@@ -399,19 +342,86 @@ impl Fleet {
             self.faulty.expire();
         }
         self.write_lifts(false);
-        let limiters = [&mut self.ban_lines, &mut self.author_lines, &mut self.link_lines, &mut self.refusal_lines];
-        let left_out: u64 = limiters.into_iter().filter_map(|lines| lines.turn(boot_time())).sum();
-        if left_out > 0 {
-            let left_out = counted(left_out, "line");
-            self.events.push(EventKind::Note(format!("fleet: {left_out} suppressed in the last minute")));
-        }
+        self.log.turn_minute();
         self.take_events()
     }
-}
 
-/// Returns `event`, unless there were too many of its kind in this minute.
-fn limited(lines: &mut LineLimiter, event: Option<EventKind>) -> Option<EventKind> {
-    event.filter(|_| lines.admit(boot_time()))
+    pub(super) fn status(&self) -> FleetStatus {
+        let (bans, waiting) = self.acceptance.counts();
+        let (link, reason) = self.link.status();
+        let limit = self.config.accept.max_per_author_per_hour;
+        let above = self.acceptance.authors.ignored(boot_time()).map(|one| {
+            let excess = counted(one.excess, "report");
+            let effect = match one.for_s {
+                0 => format!("{excess} postponed"),
+                left => format!("ignored for {left} s more, {excess} ignored"),
+            };
+            let reason = format!("reported more than {limit} targets in an hour; {effect}");
+            IgnoredAuthor { author: one.author.to_string(), reason }
+        });
+        let faulty = self.faulty.iter();
+        FleetStatus {
+            name: self.config.name.clone(),
+            host: self.config.host.clone(),
+            shadow: self.is_shadow(),
+            link,
+            reason,
+            bans,
+            waiting,
+            accepted: self.accepted,
+            refused: self.refused,
+            ignored: above.chain(faulty).chain(self.link.ignored.iter().cloned()).take(MAX_IGNORED).collect(),
+        }
+    }
+
+    /// The reports of other hosts about `target`.
+    pub(super) fn explain(&self, target: BanTarget) -> Option<FleetBan> {
+        let now = boot_time();
+        if let Some(until) = self.acceptance.lifts.until(target) {
+            return Some(FleetBan {
+                target,
+                state: FleetBanState::Lifted,
+                left_s: Some(until.since(now).as_secs()),
+                lacking: 0,
+                reports: Vec::new(),
+                more: 0,
+            });
+        }
+        let entry = self.acceptance.entry(target)?;
+        Some(self.describe(now, target, entry))
+    }
+
+    /// The reports of other hosts about the targets after `last`.
+    pub(super) fn list(&self, last: Option<BanTarget>) -> FleetBans {
+        let now = boot_time();
+        let mut entries = self.acceptance.entries(last);
+        let bans = entries.by_ref().take(MAX_FLEET_BANS);
+        let bans = bans.map(|(target, entry)| self.describe(now, target, entry)).collect();
+        FleetBans { joined: true, bans, more: entries.next().is_some() }
+    }
+
+    fn describe(&self, now: Timestamp, target: BanTarget, entry: &ReportedTarget) -> FleetBan {
+        let left = entry.until.filter(|until| *until > now).map(|until| until.since(now).as_secs());
+        let reports = entry.reports.iter().take(MAX_FLEET_REPORTS).map(|report| FleetReportInfo {
+            author: report.author.to_string(),
+            evidence: report.grade,
+            distinct_ports: report.distinct_ports,
+            class: report.class,
+            left_s: report.until.since(now).as_secs(),
+        });
+        FleetBan {
+            target,
+            state: match (left, self.is_shadow()) {
+                (None, _) => FleetBanState::Waiting,
+                (Some(_), true) => FleetBanState::WouldBeBlocked,
+                (Some(_), false) => FleetBanState::Blocked,
+            },
+            left_s: left,
+            lacking: self.acceptance.lacking(now, entry),
+            reports: reports.collect(),
+            more: entry.reports.len().saturating_sub(MAX_FLEET_REPORTS),
+        }
+    }
 }
 
 /// Returns the reason why a network is never blocked, by the same rules as for an operator's ban.

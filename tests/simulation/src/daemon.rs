@@ -7,10 +7,10 @@ use std::net::IpAddr;
 use std::time::{Duration, SystemTime};
 
 use portsentry::daemon::host_memory::{
-    FIRST_UNPRIVILEGED, KnownPeers, MAX_SETTLING, PortRanges, RecentListeners, Served, ServiceTracker, Settling,
-    listening, unfounded,
+    KnownPeers, MAX_SETTLING, RecentListeners, Served, ServiceTracker, Settling, unfounded,
 };
 use portsentry::engine::{Ban, LastBan, Service, ServiceMemory, StrikeHistory};
+use portsentry::host::service_ports::{FIRST_UNPRIVILEGED, PortRanges, listening};
 use portsentry::ledger::{BanRecord, KnownPeer};
 use portsentry::netlink::sock_diag::{Bound, Listener};
 use portsentry::types::{Backend, BanTarget, Expiry, PortSet, Timestamp};

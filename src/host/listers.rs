@@ -2,22 +2,21 @@
 //! A host on the link can make a list of routes take seconds by flooding router advertisements, and any local user a
 //! list of sockets by opening many on one port.
 
-use std::future::ready;
+use std::future::pending;
 use std::io;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc::{Receiver, Sender, channel};
 
-use super::optional::or_never;
-use crate::host::network::{HostError, HostReader, HostReading};
-use crate::host::resolv_conf::ResolverFiles;
+use super::network::{HostError, HostReader, HostReading};
+use super::resolv_conf::ResolverFiles;
 use crate::netlink::conntrack::Conntrack;
 use crate::netlink::sock_diag::{Connection, Listener, MAX_DUMP, SockDiag, SockDiagError, TABLES};
 use crate::panic_guard;
 
 /// Reads addresses, routes and links.
-pub(super) struct NetworkLister {
+pub struct NetworkLister {
     requests: Sender<()>,
     readings: Receiver<Result<HostReading, HostError>>,
 }
@@ -27,7 +26,7 @@ impl NetworkLister {
     ///
     /// # Errors
     /// The thread or its runtime cannot be created.
-    pub(super) fn start() -> io::Result<Self> {
+    pub fn start() -> io::Result<Self> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let (requests, mut requested) = channel(1);
         let (found, readings) = channel(1);
@@ -45,15 +44,18 @@ impl NetworkLister {
     }
 
     /// Requests a reading. If one is under way, another follows, because the first may have missed the change.
-    pub(super) fn request(&self) {
+    pub fn request(&self) {
         // A full queue holds a request already.
         let _ = self.requests.try_send(());
     }
 
     /// Waits for the next reading. Cancel safe.
-    pub(super) async fn next(&mut self) -> Result<HostReading, HostError> {
+    pub async fn next(&mut self) -> Result<HostReading, HostError> {
         // The thread ends only when this receiver is dropped.
-        or_never(self.readings.recv().await.map(ready)).await
+        match self.readings.recv().await {
+            Some(reading) => reading,
+            None => pending().await,
+        }
     }
 }
 
@@ -75,7 +77,7 @@ const SHARE: u32 = 50;
 const MAX_CONNECTIONS: usize = 65_536;
 
 /// A list from the thread.
-pub(super) enum Listed {
+pub enum Listed {
     Listeners(Result<Listing, SockDiagError>),
     Connections(Result<Vec<Connection>, String>),
     /// Connections that destination NAT leads elsewhere.
@@ -84,16 +86,16 @@ pub(super) enum Listed {
 
 /// The listeners of this host.
 #[derive(Debug, Default)]
-pub(super) struct Listing {
+pub struct Listing {
     /// Sorted, without duplicates.
-    pub(super) listeners: Vec<Listener>,
+    pub listeners: Vec<Listener>,
     /// The error of a table that exceeded its time limit. For it, `listeners` contains those found in time and those of
     /// its last complete list.
-    pub(super) late: Option<SockDiagError>,
+    pub late: Option<SockDiagError>,
 }
 
 /// Receives the lists of the thread.
-pub(super) struct SocketLister(Receiver<Listed>);
+pub struct SocketLister(Receiver<Listed>);
 
 impl SocketLister {
     /// Starts the thread, in the network namespace of the caller. Without `conntrack`, connections through destination
@@ -101,7 +103,7 @@ impl SocketLister {
     ///
     /// # Errors
     /// The thread cannot be created.
-    pub(super) fn start(sockets: SockDiag, conntrack: Option<Conntrack>) -> io::Result<Self> {
+    pub fn start(sockets: SockDiag, conntrack: Option<Conntrack>) -> io::Result<Self> {
         let (lists, received) = channel(1);
         let mut tables = Tables::new(sockets, conntrack, MAX_DUMP);
         let work = move || tables.run(&lists);
@@ -110,9 +112,12 @@ impl SocketLister {
     }
 
     /// Waits for the next list. Cancel safe.
-    pub(super) async fn next(&mut self) -> Listed {
+    pub async fn next(&mut self) -> Listed {
         // The thread ends only when this receiver is dropped.
-        or_never(self.0.recv().await.map(ready)).await
+        match self.0.recv().await {
+            Some(listed) => listed,
+            None => pending().await,
+        }
     }
 }
 
