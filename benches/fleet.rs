@@ -7,19 +7,12 @@
 //! redis-server; no root.
 #![expect(
     clippy::unwrap_used,
-    clippy::expect_used,
     clippy::panic,
     clippy::print_stdout,
     clippy::indexing_slicing,
     reason = "a benchmark prints its results"
 )]
 
-#[path = "../tests/fleet/engine.rs"]
-mod engine;
-#[path = "../tests/fleet/fake_daemon.rs"]
-mod fake_daemon;
-#[path = "../tests/fleet/member.rs"]
-mod member;
 mod support;
 
 use std::io::{Read, Write};
@@ -27,8 +20,7 @@ use std::os::unix::net::UnixStream;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use engine::{Engine, Users};
-use member::Member;
+use netns_lab::fleet::{Engine, Member, Users, processor_time_of};
 
 /// Reports whose propagation is measured.
 const REPORTS: usize = 50;
@@ -190,5 +182,5 @@ fn late_joiner() {
 }
 
 fn engine_time(engine: &Engine) -> Duration {
-    member::processor_time_of(engine.id())
+    processor_time_of(engine.id())
 }
