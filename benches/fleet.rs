@@ -7,12 +7,6 @@
 //! redis-server; no root.
 #![cfg(test)]
 
-#[path = "../tests/fleet/engine.rs"]
-mod engine;
-#[path = "../tests/fleet/fake_daemon.rs"]
-mod fake_daemon;
-#[path = "../tests/fleet/member.rs"]
-mod member;
 mod support;
 
 use std::io::{Read, Write};
@@ -20,8 +14,7 @@ use std::os::unix::net::UnixStream;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use engine::{Engine, Users};
-use member::Member;
+use netns_lab::fleet::{Engine, Member, Users, processor_time_of};
 
 /// Reports whose propagation is measured.
 const REPORTS: usize = 50;
@@ -183,5 +176,5 @@ fn late_joiner() {
 }
 
 fn engine_time(engine: &Engine) -> Duration {
-    member::processor_time_of(engine.id())
+    processor_time_of(engine.id())
 }

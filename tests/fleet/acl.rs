@@ -1,6 +1,6 @@
 //! Tests on a real server that a host can only write its own keys: each refusal protects the author in a key's name.
 
-use crate::engine::{Engine, Users};
+use netns_lab::fleet::{Engine, Users};
 
 const REPORT: &str = r#"{"v":1,"class":"connect","ports":7,"grade":"proven","seq":42}"#;
 

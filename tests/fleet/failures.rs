@@ -5,10 +5,9 @@ use std::os::unix::fs::PermissionsExt;
 use std::process::Command;
 
 use netns_lab::daemon::binary;
+use netns_lab::fleet::{Member, engine, key};
 use netns_lab::{Namespace, eventually};
 use rustix::process::{Pid, Signal, kill_process};
-
-use crate::member::{Member, engine, key};
 
 #[test]
 fn report_reaches_other_members() {

@@ -5,8 +5,7 @@ use std::os::unix::net::UnixListener;
 use std::process::Command;
 
 use netns_lab::daemon::binary;
-
-use crate::member::{Member, engine, key};
+use netns_lab::fleet::{Member, Users, engine, key};
 
 const REPORT: &str = r#"{"v":1,"class":"connect","ports":7,"grade":"proven","seq":42}"#;
 
@@ -131,7 +130,7 @@ fn endless_reply_of_server_is_cut_off() {
             while stream.write_all(&[b'x'; 65_536]).is_ok() {}
         }
     });
-    let users = crate::engine::Users::new(&["a"]);
+    let users = Users::new(&["a"]);
     let url = format!("url = \"unix://{}\"", path.display());
     let mut member = Member::start_with("a", &url, &users.password_file("a"), &mut Command::new(binary()));
     member.eventually("the reason is logged", || member.log().contains("a reply of the server is too large"));

@@ -6,10 +6,9 @@ use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
 use netns_lab::daemon::{Daemon, binary};
+use netns_lab::fleet::{Engine, Users, key};
 use netns_lab::{Lab, Namespace, TIMEOUT, eventually, slowness, within};
 
-use crate::engine::{Engine, Users};
-use crate::member::key;
 use crate::tls;
 
 const REPORT: &str = r#"{"v":1,"class":"connect","ports":7,"grade":"proven","seq":42}"#;

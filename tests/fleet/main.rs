@@ -4,10 +4,7 @@
 #![cfg(test)]
 
 mod acl;
-mod engine;
 mod failures;
-mod fake_daemon;
 mod hostile;
 mod hosts;
-mod member;
 mod tls;

@@ -5,9 +5,7 @@ use std::process::Command;
 
 use netns_lab::Namespace;
 use netns_lab::daemon::binary;
-
-use crate::engine::{Engine, Users};
-use crate::member::Member;
+use netns_lab::fleet::{Engine, Member, Users};
 
 /// Runs openssl in a directory.
 fn openssl(folder: &Path, words: &str) {

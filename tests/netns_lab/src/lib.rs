@@ -17,6 +17,7 @@
 )]
 
 pub mod daemon;
+pub mod fleet;
 mod namespace;
 mod operator;
 pub mod raw;

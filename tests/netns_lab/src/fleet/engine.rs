@@ -1,27 +1,26 @@
 //! Starts a Redis or Valkey server for one test, with users as `portsentry fleet acl` prints them. `FLEET_SERVER` names
 //! another program than `redis-server`, for example `valkey-server`.
-#![allow(dead_code, reason = "tests and benchmarks use their own parts of it")]
 
 use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
-use netns_lab::daemon::binary;
-use netns_lab::{Namespace, eventually};
+use crate::daemon::binary;
+use crate::{Namespace, eventually};
 
 /// The only user with all rights.
-pub(crate) const ADMIN: &str = "user admin on >admin ~* &* +@all";
+pub const ADMIN: &str = "user admin on >admin ~* &* +@all";
 
 /// A directory with a user per host, each with a password file.
-pub(crate) struct Users {
-    pub(crate) folder: tempfile::TempDir,
+pub struct Users {
+    pub folder: tempfile::TempDir,
     lines: Vec<String>,
 }
 
 impl Users {
     /// Users for these hosts of the fleet `lab`, the operator, and [`ADMIN`].
-    pub(crate) fn new(hosts: &[&str]) -> Self {
+    pub fn new(hosts: &[&str]) -> Self {
         let folder = tempfile::tempdir().unwrap();
         fs::write(folder.path().join("acl.toml"), "[fleet]\nname = \"lab\"\n").unwrap();
         let mut users = Self { folder, lines: vec!["user default off".to_owned(), ADMIN.to_owned()] };
@@ -43,13 +42,13 @@ impl Users {
         self.lines.push(String::from_utf8(output.stdout).unwrap().trim_end().to_owned());
     }
 
-    pub(crate) fn password_file(&self, user: &str) -> PathBuf {
+    pub fn password_file(&self, user: &str) -> PathBuf {
         self.folder.path().join(format!("{user}.password"))
     }
 }
 
 /// A running server; killed when dropped.
-pub(crate) struct Engine {
+pub struct Engine {
     child: Child,
     users: Users,
     options: Vec<String>,
@@ -59,12 +58,12 @@ pub(crate) struct Engine {
 
 impl Engine {
     /// Starts a server on its own socket.
-    pub(crate) fn start(users: Users, options: &[&str]) -> Self {
+    pub fn start(users: Users, options: &[&str]) -> Self {
         Self::start_in(None, users, options)
     }
 
     /// Starts a server in a network namespace.
-    pub(crate) fn start_in(network: Option<&Namespace>, users: Users, options: &[&str]) -> Self {
+    pub fn start_in(network: Option<&Namespace>, users: Users, options: &[&str]) -> Self {
         let network = network.map(|network| network.name().to_owned());
         let path = users.folder.path().join("users.acl");
         fs::write(&path, users.lines.join("\n") + "\n").unwrap();
@@ -87,36 +86,36 @@ impl Engine {
     }
 
     /// Kills the server, as a crash does.
-    pub(crate) fn kill(&mut self) {
+    pub fn kill(&mut self) {
         self.child.kill().unwrap();
         self.child.wait().unwrap();
     }
 
     /// Starts it again, empty.
-    pub(crate) fn restart(&mut self) {
+    pub fn restart(&mut self) {
         self.child = spawn(self.network.as_deref(), &self.options);
         self.await_answer();
     }
 
-    pub(crate) fn socket(&self) -> &Path {
+    pub fn socket(&self) -> &Path {
         &self.socket
     }
 
-    pub(crate) fn users(&self) -> &Users {
+    pub fn users(&self) -> &Users {
         &self.users
     }
 
-    pub(crate) fn id(&self) -> u32 {
+    pub fn id(&self) -> u32 {
         self.child.id()
     }
 
     /// The server's reply to a command of a user.
-    pub(crate) fn cli(&self, user: &str, words: &[&str]) -> String {
+    pub fn cli(&self, user: &str, words: &[&str]) -> String {
         let password = if user == "admin" { "admin".to_owned() } else { format!("password-of-{user}") };
         self.try_cli(user, &password, words)
     }
 
-    pub(crate) fn admin(&self, words: &[&str]) -> String {
+    pub fn admin(&self, words: &[&str]) -> String {
         self.cli("admin", words)
     }
 

@@ -1,5 +1,4 @@
 //! Runs `portsentry fleet` with the test's own daemon.
-#![allow(dead_code, reason = "tests and benchmarks use their own parts of it")]
 
 use std::fs;
 use std::io::{BufRead, BufReader};
@@ -8,14 +7,13 @@ use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use netns_lab::daemon::binary;
-
-use crate::engine::{Engine, Users};
-use crate::fake_daemon::FakeDaemon;
+use super::engine::{Engine, Users};
+use super::fake_daemon::FakeDaemon;
+use crate::daemon::binary;
 
 /// A fleet process; killed when dropped.
-pub(crate) struct Member {
-    pub(crate) daemon: FakeDaemon,
+pub struct Member {
+    pub daemon: FakeDaemon,
     child: Child,
     log: Arc<Mutex<String>>,
     _folder: tempfile::TempDir,
@@ -23,13 +21,13 @@ pub(crate) struct Member {
 
 impl Member {
     /// Starts the process of a host that has a user on the server.
-    pub(crate) fn start(host: &str, engine: &Engine) -> Self {
+    pub fn start(host: &str, engine: &Engine) -> Self {
         let url = format!("url = \"unix://{}\"", engine.socket().display());
         Self::start_with(host, &url, &engine.users().password_file(host), &mut Command::new(binary()))
     }
 
     /// Starts it with these lines under `[fleet]`, by this command.
-    pub(crate) fn start_with(host: &str, lines: &str, credentials: &Path, command: &mut Command) -> Self {
+    pub fn start_with(host: &str, lines: &str, credentials: &Path, command: &mut Command) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let daemon = FakeDaemon::listen(&folder.path().join("fleet.sock"));
         let config = folder.path().join("portsentry.toml");
@@ -51,7 +49,7 @@ impl Member {
     }
 
     /// Starts the processes of these hosts, and waits until each has scanned the server.
-    pub(crate) fn fleet<const N: usize>(hosts: [&str; N], engine: &Engine) -> [Self; N] {
+    pub fn fleet<const N: usize>(hosts: [&str; N], engine: &Engine) -> [Self; N] {
         let members = hosts.map(|host| Self::start(host, engine));
         for member in &members {
             member.await_scan();
@@ -59,31 +57,31 @@ impl Member {
         members
     }
 
-    pub(crate) fn await_scan(&self) {
+    pub fn await_scan(&self) {
         self.eventually("it scans the server", || self.daemon.received(|received| received.scans > 0));
     }
 
     /// Waits until `holds`; panics with the log at the time limit.
-    pub(crate) fn eventually(&self, condition: &str, mut holds: impl FnMut() -> bool) {
+    pub fn eventually(&self, condition: &str, mut holds: impl FnMut() -> bool) {
         // On a busy machine a scan of many keys takes minutes, because it leaves the server time.
-        let held = netns_lab::within(netns_lab::TIMEOUT * 5, || holds().then_some(()));
+        let held = crate::within(crate::TIMEOUT * 5, || holds().then_some(()));
         assert!(held.is_some(), "never: {condition}\n{}", self.log());
     }
 
-    pub(crate) fn log(&self) -> String {
+    pub fn log(&self) -> String {
         self.log.lock().unwrap().clone()
     }
 
-    pub(crate) fn is_running(&mut self) -> bool {
+    pub fn is_running(&mut self) -> bool {
         self.child.try_wait().unwrap().is_none()
     }
 
-    pub(crate) fn processor_time(&self) -> Duration {
+    pub fn processor_time(&self) -> Duration {
         processor_time_of(self.child.id())
     }
 
     /// Resident memory in KiB.
-    pub(crate) fn resident(&self) -> u64 {
+    pub fn resident(&self) -> u64 {
         let status = fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
         let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
         line.trim().trim_end_matches(" kB").parse().unwrap()
@@ -91,7 +89,7 @@ impl Member {
 }
 
 /// Processor time that a process has used so far.
-pub(crate) fn processor_time_of(id: u32) -> Duration {
+pub fn processor_time_of(id: u32) -> Duration {
     let stat = fs::read_to_string(format!("/proc/{id}/stat")).unwrap();
     // After the name: state, then ten fields, then the times in user and kernel mode, in hundredths of a second.
     let fields: Vec<&str> = stat.rsplit_once(") ").unwrap().1.split(' ').collect();
@@ -107,11 +105,11 @@ impl Drop for Member {
 }
 
 /// A server with users for hosts a, b and c.
-pub(crate) fn engine(options: &[&str]) -> Engine {
+pub fn engine(options: &[&str]) -> Engine {
     Engine::start(Users::new(&["a", "b", "c"]), options)
 }
 
 /// The key of a report in the fleet `lab`.
-pub(crate) fn key(host: &str, target: &str) -> String {
+pub fn key(host: &str, target: &str) -> String {
     format!("portsentry:lab:ban:{host}:{target}")
 }

@@ -1,6 +1,5 @@
 //! Replaces the daemon at its end of the fleet socket, for tests of the fleet process alone: stores the received
 //! requests and announces bans.
-#![allow(dead_code, reason = "tests and benchmarks use their own parts of it")]
 
 use std::collections::HashMap;
 use std::io::{BufRead, BufReader, Write};
@@ -16,14 +15,14 @@ use portsentry::fleet::protocol::{
 
 /// The requests of the fleet process so far.
 #[derive(Default)]
-pub(crate) struct Received {
-    pub(crate) reports: Vec<FleetReport>,
+pub struct Received {
+    pub reports: Vec<FleetReport>,
     /// When each target was first reported.
-    pub(crate) arrivals: HashMap<String, Instant>,
-    pub(crate) lifts: Vec<String>,
-    pub(crate) scans: usize,
-    pub(crate) link: Option<LinkState>,
-    pub(crate) ignored: Vec<IgnoredAuthor>,
+    pub arrivals: HashMap<String, Instant>,
+    pub lifts: Vec<String>,
+    pub scans: usize,
+    pub link: Option<LinkState>,
+    pub ignored: Vec<IgnoredAuthor>,
 }
 
 #[derive(Default)]
@@ -33,13 +32,13 @@ struct Shared {
     watchers: Mutex<Vec<UnixStream>>,
 }
 
-pub(crate) struct FakeDaemon {
+pub struct FakeDaemon {
     shared: Arc<Shared>,
     path: PathBuf,
 }
 
 impl FakeDaemon {
-    pub(crate) fn listen(path: &Path) -> Self {
+    pub fn listen(path: &Path) -> Self {
         let shared = Arc::new(Shared::default());
         let listener = UnixListener::bind(path).unwrap();
         let accepted = Arc::clone(&shared);
@@ -52,12 +51,12 @@ impl FakeDaemon {
         Self { shared, path: path.to_owned() }
     }
 
-    pub(crate) fn path(&self) -> &Path {
+    pub fn path(&self) -> &Path {
         &self.path
     }
 
     /// Announces a ban of this host on proven evidence.
-    pub(crate) fn ban(&self, target: &str) {
+    pub fn ban(&self, target: &str) {
         self.change(OwnBanEvent::Ban {
             target: target.to_owned(),
             remaining_s: Some(86_400),
@@ -67,7 +66,7 @@ impl FakeDaemon {
         });
     }
 
-    pub(crate) fn unban(&self, target: &str) {
+    pub fn unban(&self, target: &str) {
         self.change(OwnBanEvent::Lift { target: target.to_owned() });
     }
 
@@ -80,32 +79,32 @@ impl FakeDaemon {
     }
 
     /// Reads the received requests with `read`.
-    pub(crate) fn received<T>(&self, read: impl FnOnce(&Received) -> T) -> T {
+    pub fn received<T>(&self, read: impl FnOnce(&Received) -> T) -> T {
         read(&self.shared.received.lock().unwrap())
     }
 
-    pub(crate) fn has_report(&self, author: &str, target: &str) -> bool {
+    pub fn has_report(&self, author: &str, target: &str) -> bool {
         self.received(|received| received.reports.iter().any(|one| one.author == author && one.target == target))
     }
 
     /// When a target was first reported.
-    pub(crate) fn arrival(&self, target: &str) -> Option<Instant> {
+    pub fn arrival(&self, target: &str) -> Option<Instant> {
         self.received(|received| received.arrivals.get(target).copied())
     }
 
-    pub(crate) fn is_connected(&self) -> bool {
+    pub fn is_connected(&self) -> bool {
         self.received(|received| received.link == Some(LinkState::Connected))
     }
 
     /// Why the server is unreachable, if it is.
-    pub(crate) fn away(&self) -> Option<String> {
+    pub fn away(&self) -> Option<String> {
         self.received(|received| match &received.link {
             Some(LinkState::Away(why)) => Some(why.clone()),
             _ => None,
         })
     }
 
-    pub(crate) fn forget(&self) {
+    pub fn forget(&self) {
         *self.shared.received.lock().unwrap() = Received::default();
     }
 }
