@@ -1,7 +1,6 @@
 //! Installs the table, and blocks and lifts targets in its sets. Restores large numbers of bans while the monitor is
 //! paused: the notification of an element is half of its cost in the kernel, and the monitor is its only listener.
 
-use std::mem;
 use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
@@ -110,65 +109,60 @@ impl Nft {
     /// [`BlockError::Gone`] if the table must be installed first; [`BlockError::Failed`] with the targets that are not
     /// blocked, while the others are.
     pub fn block(&mut self, bans: &[(BanTarget, Expiry)]) -> Result<(), BlockError> {
-        self.block_each(bans.iter().copied())
+        self.elements.clear();
+        self.elements.extend_from_slice(bans);
+        self.block_elements()
     }
 
-    fn block_each(&mut self, bans: impl ExactSizeIterator<Item = (BanTarget, Expiry)>) -> Result<(), BlockError> {
-        let asked = bans.len();
-        let mut elements = mem::take(&mut self.elements);
-        elements.clear();
-        elements.extend(bans);
-        let done = self.block_elements(&mut elements);
-        self.elements = elements;
-        done.map_err(|error| match error {
-            BlockError::Failed { failed, .. } => BlockError::Failed { asked, failed },
-            error => error,
-        })
-    }
-
-    /// Blocks `bans` in one message if none of the targets is blocked yet and there is room. That takes a third of the
+    /// Blocks the targets in one message if none of them is blocked yet and there is room. That takes a third of the
     /// work of [`SetWriter::change`]. On the packet path.
-    fn block_elements(&mut self, bans: &mut Vec<(BanTarget, Expiry)>) -> Result<(), BlockError> {
-        if bans.iter().any(|(target, _)| matches!(target, BanTarget::Prefix(_))) {
+    fn block_elements(&mut self) -> Result<(), BlockError> {
+        if self.elements.iter().any(|(target, _)| matches!(target, BanTarget::Prefix(_))) {
             let whole = |(target, expiry): &(BanTarget, Expiry)| (*target, None, *expiry);
-            return self.restore(&bans.iter().map(whole).collect::<Vec<_>>());
+            let bans: Vec<_> = self.elements.iter().map(whole).collect();
+            return self.restore(&bans);
         }
+        let asked = self.elements.len();
         if self.spec.trap.is_some() {
-            self.drop_trapped(bans)?;
+            self.drop_trapped()?;
         }
-        if bans.is_empty() {
+        let Self { table, writer, elements, blocked_anew, .. } = self;
+        if elements.is_empty() {
             return Ok(());
         }
-        let are_new = self.blocked_anew.is_none_or(|seen| seen.elapsed() >= STILL_BLOCKED);
-        if are_new && bans.len() <= nft::BANS_A_MESSAGE && self.writer.has_room() {
-            match (self.table.transact(|batch| nft::put_new_bans(batch, bans)), bans.as_slice()) {
+        let are_new = blocked_anew.is_none_or(|seen| seen.elapsed() >= STILL_BLOCKED);
+        if are_new && elements.len() <= nft::BANS_A_MESSAGE && writer.has_room() {
+            match (table.transact(|batch| nft::put_new_bans(batch, elements)), elements.as_slice()) {
                 (Ok(()), _) => return Ok(()),
-                (Err(error), _) if error.is(Errno::EXIST) => self.blocked_anew = Some(Instant::now()),
+                (Err(error), _) if error.is(Errno::EXIST) => *blocked_anew = Some(Instant::now()),
                 // A single ban is not tried again if its set is full.
                 (Err(error), [(target, _)]) if error.is(Errno::NFILE) => {
-                    let failed = self.writer.judge(&mut self.table, Operation::Block, *target, error)?;
-                    return Err(BlockError::Failed { asked: 1, failed: failed.into_iter().collect() });
+                    let failed = writer.judge(table, Operation::Block, *target, error)?;
+                    return Err(BlockError::Failed { asked, failed: failed.into_iter().collect() });
                 }
                 // Each target is tried individually below, and refusals are reported.
                 (Err(SocketError::Refused { .. } | SocketError::Overrun(_)), _) => {}
                 (Err(error), _) => return Err(error.into()),
             }
         }
-        let kernel = self.table.kernel();
+        let kernel = table.kernel();
         let put = |batch: &mut Batch, bans: &[_]| nft::put_bans(batch, kernel, bans);
-        self.writer.change(&mut self.table, Operation::Block, bans, put, |(target, _)| *target)
+        writer.change(table, Operation::Block, elements, put, |(target, _)| *target).map_err(|error| match error {
+            BlockError::Failed { failed, .. } => BlockError::Failed { asked, failed },
+            error => error,
+        })
     }
 
-    /// Drops those of `bans` that the trap has already made with the same length. While an element of a full set is
-    /// replaced, the kernel counts it twice, and packets that add an element at that moment exceed the size (seen on
-    /// Linux 6.18).
-    fn drop_trapped(&mut self, bans: &mut Vec<(BanTarget, Expiry)>) -> Result<(), BlockError> {
+    /// Drops bans that the trap has already made with the same length. While an element of a full set is replaced, the
+    /// kernel counts it twice, and packets that add an element at that moment exceed the size (seen on Linux 6.18).
+    fn drop_trapped(&mut self) -> Result<(), BlockError> {
+        let Self { table, elements, blocked_anew, .. } = self;
         let mut looked = Ok(());
-        bans.retain(|(target, expiry)| {
-            let held = if looked.is_ok() { self.table.time_left(*target) } else { Ok(None) };
+        elements.retain(|(target, expiry)| {
+            let held = if looked.is_ok() { table.time_left(*target) } else { Ok(None) };
             match held {
                 Ok(Some(left)) if is_as_long(left, *expiry) => return false,
-                Ok(Some(_)) => self.blocked_anew = Some(Instant::now()),
+                Ok(Some(_)) => *blocked_anew = Some(Instant::now()),
                 Ok(None) => {}
                 Err(error) => looked = Err(error),
             }
@@ -244,8 +238,9 @@ impl Nft {
 impl BanBackend for Nft {
     fn block(&mut self, bans: &[BanContext], _now: Timestamp) -> Result<Vec<Refused>, Gone> {
         self.ensure_prefix_sets(bans.iter().map(|ban| ban.target))?;
-        let blocked = self.block_each(bans.iter().map(|ban| (ban.target, ban.expiry)));
-        BlockError::refusals(blocked, Backend::Nft, bans.iter().map(|ban| ban.target))
+        self.elements.clear();
+        self.elements.extend(bans.iter().map(|ban| (ban.target, ban.expiry)));
+        BlockError::refusals(self.block_elements(), Backend::Nft, bans.iter().map(|ban| ban.target))
     }
 
     fn lift(&mut self, targets: &[BanTarget]) -> Result<(), String> {
