@@ -86,14 +86,6 @@ impl BanController {
         self.observer.lookup.checksums.refresh(now);
     }
 
-    /// Reports the engine's notices and counters.
-    pub(super) fn report_notices(&mut self, now: Timestamp) {
-        while let Some(notice) = self.observer.engine.notice(now) {
-            self.reporter.emit(notice.into());
-        }
-        self.reporter.metrics.update(self.observer.engine.tracked(), self.observer.engine.counters());
-    }
-
     /// Removes bans of targets that have become exempt. The kernel accepts their packets in any case, but a leftover
     /// ban would mislead readers of the set and take effect again when the exemption ends.
     fn remove_exempt_bans(&mut self, now: Timestamp) {

@@ -14,7 +14,7 @@ use super::trap::TrapControl;
 use crate::enforce::nft::{AllowSet, BlockError, DecoyRules, Nft, RulesetSpec, Table, trap_sets};
 use crate::enforce::route::Routes;
 use crate::enforce::{BanBackend, BanContext, Gone, Refused};
-use crate::engine::{ActiveBan, Ban, Settings};
+use crate::engine::{ActiveBan, Ban, Repeated, Settings, Standing, Verdict};
 use crate::events::event::EventKind;
 use crate::types::{Backend, BanTarget, Timestamp};
 
@@ -40,12 +40,15 @@ impl Enforcement {
 
 /// Handles packets and the bans that they cause.
 impl Enforcement {
-    /// Handles a packet of a blocked source. If `verify` is true, looks up its ban in the kernel's set. If the ban was
-    /// removed without a notification, lifts it and returns true.
-    pub(super) fn lift_vanished(&mut self, scope: &mut Scope<'_>, target: BanTarget, verify: bool) -> bool {
+    /// Looks up the ban of a source that keeps sending in the kernel's set, if `verdict` asks for it. If the ban was
+    /// removed without a notification, lifts it and returns its target.
+    pub(super) fn lift_vanished(&mut self, scope: &mut Scope<'_>, verdict: &Verdict) -> Option<BanTarget> {
+        let Verdict::Repeated(Repeated { target, verify, standing: Standing::Blocked, .. }) = *verdict else {
+            return None;
+        };
         self.table_repair.recent.insert(target);
         if !verify {
-            return false;
+            return None;
         }
         let nft = self.blocker.nft.as_mut();
         match nft.map_or(Ok(true), |backend| backend.table.time_left(target).map(|held| held.is_some())) {
@@ -53,12 +56,12 @@ impl Enforcement {
             Ok(false) => {
                 scope.observer.engine.lift(target);
                 self.trap.forget_probes(&[target], &mut self.blocker, scope.reporter);
-                return true;
+                return Some(target);
             }
             Err(BlockError::Gone) => self.repair_missing_table(scope),
             Ok(true) | Err(_) => {}
         }
-        false
+        None
     }
 
     /// Starts the command that must run before `ban`, which then waits for it. Returns false if there is no such
