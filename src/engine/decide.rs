@@ -1,6 +1,6 @@
 //! Takes a packet from its observation to its verdict. [`Engine::observe`] recognises packets of sources with a verdict
-//! and packets that are no probes. [`Engine::decide`] decides on a probe in four steps: count it as evidence, confirm the
-//! evidence with the kernel's sockets and translations, weigh it, and impose the ban if the ceilings have room.
+//! and packets that are no probes. [`Engine::decide`] decides on a probe in four steps: count it as evidence, confirm
+//! the evidence with the kernel's sockets and translations, weigh it, and impose the ban if the ceilings have room.
 
 use std::time::Duration;
 
@@ -361,8 +361,8 @@ impl Engine {
         Verdict::Probe(probe)
     }
 
-    /// Counts one more host, or pair of own address and closed port, probed by the source. Once they are a scan, returns
-    /// the time of the first probe.
+    /// Counts one more host, or pair of own address and closed port, probed by the source. Once they are a scan,
+    /// returns the time of the first probe.
     fn swept(&mut self, now: Timestamp, counted: &Counted<'_>) -> Option<Tick> {
         let Counted { observation, apart, fresh, held, .. } = *counted;
         let address = fold(observation.destination);
@@ -416,8 +416,8 @@ impl Engine {
         served.first().is_some_and(Option::is_some)
     }
 
-    /// Verifies unchecked evidence in the kernel and drops what it refutes; true if there was any. Before a ban (`all`),
-    /// all of it is checked, including stale results; otherwise as much as the token bucket allows.
+    /// Verifies unchecked evidence in the kernel and drops what it refutes; true if there was any. Before a ban
+    /// (`all`), all of it is checked, including stale results; otherwise as much as the token bucket allows.
     fn forgive_refuted(
         &mut self,
         now: Timestamp,

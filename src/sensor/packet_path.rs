@@ -1,5 +1,5 @@
-//! Takes packets from the engine to the kernel: the engine observes each packet and decides on its source; the bans of a
-//! batch are applied in one transaction per backend and then committed together with the events, in packet order.
+//! Takes packets from the engine to the kernel: the engine observes each packet and decides on its source; the bans of
+//! a batch are applied in one transaction per backend and then committed together with the events, in packet order.
 
 use std::time::SystemTime;
 
