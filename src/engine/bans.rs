@@ -32,8 +32,10 @@ pub(super) struct Bans {
     prefixes: PrefixBans,
     pub(super) ceilings: Ceilings,
     verifications: TokenBucket,
-    /// Number of packets from sources that already had a verdict.
+    /// Since the start: packets from sources that already had a verdict, bans, and short bans above the ceilings.
     pub(super) repeated: u64,
+    pub(super) imposed: u64,
+    pub(super) shortened: u64,
     /// Since the last notice: sources above a ceiling that were not banned, and short bans.
     withheld: u32,
     capped: u32,
@@ -51,6 +53,8 @@ impl Bans {
             ceilings: Ceilings::new(settings),
             verifications: TokenBucket::new(VERIFIED_PER_SECOND, Duration::from_secs(1)),
             repeated: 0,
+            imposed: 0,
+            shortened: 0,
             withheld: 0,
             capped: 0,
             capped_since: None,
@@ -152,7 +156,7 @@ impl Bans {
         let is_known = |known: ActiveBan| ban.length.is_none() && about_the_same(known.left, ban.left);
         let is_new = !self.of(ban.target, now).is_some_and(is_known);
         if is_new {
-            self.block(ban, now);
+            self.insert(ban, now);
         }
         is_new
     }
@@ -162,7 +166,7 @@ impl Bans {
         let has_room = self.ceilings.charge_short(now, self.table.forgeable(now.tick()));
         if has_room {
             let short = ActiveBan::whole(target, Expiry::After(CAPPED_BAN));
-            self.block(&ActiveBan { grade: Some(Grade::Forgeable), ..short }, now.tick());
+            self.insert(&ActiveBan { grade: Some(Grade::Forgeable), ..short }, now.tick());
         }
         has_room
     }
@@ -199,7 +203,7 @@ impl Bans {
         summary.into_iter().chain(self.capped_since.map(|since| since.after(SUMMARY))).min()
     }
 
-    fn block(&mut self, ban: &ActiveBan, now: Tick) {
+    fn insert(&mut self, ban: &ActiveBan, now: Tick) {
         self.table.block(self.key_of(ban.target), ban, now);
         if let BanTarget::Prefix(network) = ban.target {
             self.prefixes.add(network, now.end(ban.left), now);
@@ -207,7 +211,7 @@ impl Bans {
     }
 
     /// Bans the source, or records it as log-only if the response is not to block.
-    pub(super) fn impose(
+    pub(super) fn begin(
         &mut self,
         now: Timestamp,
         response: Response,
@@ -228,6 +232,8 @@ impl Bans {
         let proven = ban.grade == Grade::Proven;
         self.ceilings.charge(now, ban.grade, room);
         ban.capped = room == Admission::ShortBan;
+        self.imposed += 1;
+        self.shortened += u64::from(ban.capped);
         let may = |network| !host.allow.touches(network) && !host.local.touches(network);
         if ban.capped {
             self.capped = self.capped.saturating_add(1);
@@ -250,7 +256,7 @@ impl Bans {
                 self.prefixes.record(ban.probe.target, tick);
             }
         }
-        self.block(&ActiveBan { grade: Some(ban.grade), ..ActiveBan::whole(ban.probe.target, ban.expiry) }, tick);
+        self.insert(&ActiveBan { grade: Some(ban.grade), ..ActiveBan::whole(ban.probe.target, ban.expiry) }, tick);
         Verdict::Block(ban)
     }
 

@@ -1,6 +1,6 @@
-//! Takes a packet from its observation to its verdict: decides whether it is from a source with a verdict, whether it
-//! counts as evidence, whether its source now has enough evidence for a ban, whether the kernel's sockets and
-//! translations contradict that evidence, and whether the ceilings have room for the ban.
+//! Takes a packet from its observation to its verdict. [`Engine::observe`] recognises packets of sources with a verdict
+//! and packets that are no probes. [`Engine::decide`] decides on a probe in four steps: count it as evidence, confirm
+//! the evidence with the kernel's sockets and translations, weigh it, and impose the ban if the ceilings have room.
 
 use std::time::Duration;
 
@@ -29,8 +29,36 @@ const SWEPT_PAIRS: u8 = 16;
 /// snapshot of the listeners is up to a second old. A burst of probes causes one look-up.
 const STALE: Duration = Duration::from_millis(500);
 
+/// A probe that was counted as evidence.
+struct Counted<'a> {
+    observation: &'a Observation,
+    target: BanTarget,
+    response: Response,
+    /// The target's key for [`Response::Block`].
+    known: Hashed,
+    /// True if the evidence is stored for each probed host separately.
+    apart: bool,
+    /// The key under which the evidence is stored.
+    key: Hashed,
+    /// The evidence there, and whether it is enough for a ban.
+    held: SourceSummary,
+    is_enough: bool,
+    /// True if the port is new for the target within the window.
+    fresh: bool,
+}
+
+impl Counted<'_> {
+    /// Called where the probe is returned, because a copy takes as long as one of the checks before.
+    #[inline]
+    fn probe(&self) -> Probe {
+        let SourceSummary { distinct, probes, .. } = self.held;
+        Probe { observation: *self.observation, target: self.target, distinct, probes, fresh: self.fresh }
+    }
+}
+
 impl Engine {
-    /// Judges one packet. If `now` is earlier than the latest time seen, the latest one is used.
+    /// Observes one packet, and decides on its source if it is a probe. If `now` is earlier than the latest time seen,
+    /// the latest one is used.
     pub fn observe(&mut self, now: Timestamp, packet: &Packet, host: &Host, lookup: &mut impl PortLookup) -> Verdict {
         let now = self.clock(now);
         self.counters.packets += 1;
@@ -78,11 +106,11 @@ impl Engine {
             Ok(checksum) => observation.unverified = checksum != Checksum::Good && observation.class != Class::Fragment,
             Err(reason) => return Verdict::Ignored(reason),
         }
-        self.judge(now, observation, (target, known), host, lookup)
+        self.decide(now, observation, (target, known), host, lookup)
     }
 
-    /// Judges a connection or datagram that a decoy listener accepted. `lookup` must report a decoy's port as not in
-    /// use.
+    /// As [`Engine::observe`], for a connection or datagram that a decoy listener accepted. `lookup` must report a
+    /// decoy's port as not in use.
     pub fn observe_decoy(
         &mut self,
         now: Timestamp,
@@ -105,7 +133,7 @@ impl Engine {
         if let Some(reason) = self.recent_ports.use_of(&observation, host, now.tick()) {
             return Verdict::Ignored(reason);
         }
-        self.judge(now, &observation, (target, known), host, lookup)
+        self.decide(now, &observation, (target, known), host, lookup)
     }
 
     /// Returns the verdict on the next source that waited during settling, or whose withheld ban now fits under the
@@ -173,14 +201,14 @@ impl Engine {
             return None;
         }
         let probe = Probe { observation, target, distinct: held.distinct, probes: held.probes, fresh: false };
-        let verdict = self.impose_ban_for(now, key, &held, probe, host);
+        let verdict = self.impose(now, key, &held, probe, host);
         // Above the ceilings the source is judged again at its next probes.
         (!matches!(verdict, Verdict::Probe(_))).then_some(verdict)
     }
 
-    /// Judges `observation`, whose port is not in use as far as the engine knows. It counts against `target`, which has
-    /// no ban; `known` is the target's key for [`Response::Block`].
-    fn judge(
+    /// Decides on `observation`, whose port is not in use as far as the engine knows. It counts against `target`, which
+    /// has no ban; `known` is the target's key for [`Response::Block`].
+    fn decide(
         &mut self,
         now: Timestamp,
         observation: &Observation,
@@ -189,97 +217,104 @@ impl Engine {
         lookup: &mut impl PortLookup,
     ) -> Verdict {
         if let Some(protection) = host.protection(observation.source, target) {
-            let report = self.exempt.observe(now, observation.source);
+            let report = self.exempt.count(now, observation.source);
             return Verdict::Exempt(Exempt { observation: *observation, protection, report });
         }
         let response = self.settings.response_to(observation);
-        let key = if response == Response::Block { known } else { self.key_of(target, response) };
+        let target_key = if response == Response::Block { known } else { self.key_of(target, response) };
         if response != Response::Block
-            && let Some(slot) = self.bans.table.get(key, now.tick())
+            && let Some(slot) = self.bans.table.get(target_key, now.tick())
         {
             let source = (observation.source, Some(observation.protocol));
             return self.bans.repeat(now, slot, source, (target, response));
         }
-        let port = observation.counted_port();
-        let evidence = Evidence::new(now.tick(), observation.protocol, port, observation.class);
-        let evidence = if observation.unverified { evidence.with_unverified_checksum() } else { evidence };
         // If the addresses belong to many hosts, the ports of each are counted separately: a client that fails at one
         // port of a few hosts is not a scanner.
         let apart = !host.local.is_exact() && observation.protocol != Protocol::Icmp;
-        let key_apart = if apart { key.key.toward(observation.destination).under(self.secret) } else { key };
-        let (mut held, fresh) = self.sources.observe(key_apart, evidence, now.tick());
-        let mut enough_evidence = self.is_enough(now, target, &held, host);
-        // A flood above the ceilings causes no more look-ups than ordinary probes do.
-        let all = enough_evidence && self.admission(now, response, (held.slot, held.distinct)) != Admission::Withheld;
-        let served = all && self.forgive_served(key_apart, held.slot, observation, host);
-        let refuted = (all || fresh) && !self.confirm(now, key_apart, held.slot, observation, all, lookup);
-        if served || refuted {
-            // Some of the evidence was refuted; the rest still counts.
-            if !self.sources.evidence(held.slot).any(|item| item.is_about(observation.protocol, port)) {
-                return Verdict::Ignored(IgnoreReason::Open);
-            }
-            held = self.sources.summary(held.slot, now.tick()).unwrap_or(held);
-            enough_evidence = self.is_enough(now, target, &held, host);
+        let key = if apart { target_key.key.toward(observation.destination).under(self.secret) } else { target_key };
+        let (held, fresh) = self.count(now, observation, key);
+        let is_enough = self.is_enough(now, target, &held, host);
+        let mut counted = Counted { observation, target, response, known, apart, key, held, is_enough, fresh };
+        if !self.confirm(now, &mut counted, host, lookup) {
+            return Verdict::Ignored(IgnoreReason::Open);
         }
         self.counters.probes += 1;
-        let SourceSummary { distinct, probes, .. } = held;
-        // Built where it is returned, because a copy takes as long as one of the checks above.
-        let probe = || Probe { observation: *observation, target, distinct, probes, fresh };
-        if !enough_evidence {
-            // Other segments may belong to connections that began before the capture.
-            if apart
-                && fresh
-                && matches!(observation.class, Class::Syn | Class::Sctp)
-                && let Some(first) = self.swept(now, key.key, observation, fold(observation.destination), SWEPT_HOSTS)
-            {
-                let ports = Ports::collect([(observation.protocol, observation.port, observation.class)].into_iter());
-                let ban = Ban { hosts: SWEPT_HOSTS, ..self.ban(probe(), ports, first) };
-                return match self.admission(now, response, (held.slot, SWEPT_HOSTS)) {
-                    Admission::Withheld => self.withhold(now, held.slot, probe()),
-                    room => self.impose_ban(now, response, ban, room, host),
-                };
+        self.weigh(now, &counted, host, lookup)
+    }
+
+    /// Counts `observation` as evidence under `key`. Returns the evidence there, and true if the port is a new one.
+    fn count(&mut self, now: Timestamp, observation: &Observation, key: Hashed) -> (SourceSummary, bool) {
+        let port = observation.counted_port();
+        let evidence = Evidence::new(now.tick(), observation.protocol, port, observation.class);
+        let evidence = if observation.unverified { evidence.with_unverified_checksum() } else { evidence };
+        self.sources.add(key, evidence, now.tick())
+    }
+
+    /// Drops the evidence that listeners, sockets and translations refute. False if it was about the port of the probe.
+    fn confirm(
+        &mut self,
+        now: Timestamp,
+        counted: &mut Counted<'_>,
+        host: &Host,
+        lookup: &mut impl PortLookup,
+    ) -> bool {
+        let Counted { observation, target, response, held, is_enough, fresh, .. } = *counted;
+        // A flood above the ceilings causes no more look-ups than ordinary probes do.
+        let all = is_enough && self.admission(now, response, (held.slot, held.distinct)) != Admission::Withheld;
+        let served = all && self.forgive_served(counted, host);
+        let refuted = (all || fresh) && self.forgive_refuted(now, counted, all, lookup);
+        if served || refuted {
+            let (protocol, port) = (observation.protocol, observation.counted_port());
+            if !self.sources.evidence(held.slot).any(|item| item.is_about(protocol, port)) {
+                return false;
             }
-            if !apart
-                && !self.settling.lasts(now)
-                && matches!(observation.class, Class::Syn | Class::Udp | Class::Connect | Class::Sctp)
-                && self.sources.is_elsewhere(held.slot, fold(observation.destination))
-                && let Some(first) = self.swept(now, key.key, observation, pair(observation), SWEPT_PAIRS)
-            {
+            counted.held = self.sources.summary(held.slot, now.tick()).unwrap_or(held);
+            counted.is_enough = self.is_enough(now, target, &counted.held, host);
+        }
+        true
+    }
+
+    /// Weighs the evidence to which a probe was added: imposes a ban if it is enough, or if the probe completes a scan
+    /// of many addresses. While the host settles, no source is banned.
+    fn weigh(&mut self, now: Timestamp, counted: &Counted<'_>, host: &Host, lookup: &mut impl PortLookup) -> Verdict {
+        let Counted { observation, held, is_enough, fresh, .. } = *counted;
+        if is_enough && self.settling.lasts(now) {
+            if fresh {
+                self.settling.wait(*observation);
+            }
+            return Verdict::Probe(counted.probe());
+        }
+        if is_enough {
+            return self.impose(now, counted.key, &held, counted.probe(), host);
+        }
+        match self.swept(now, counted) {
+            Some(first) if counted.apart => {
+                let room = self.admission(now, counted.response, (held.slot, SWEPT_HOSTS));
+                if room == Admission::Withheld {
+                    return self.withhold(now, held.slot, counted.probe());
+                }
+                let ports = Ports::collect([(observation.protocol, observation.port, observation.class)].into_iter());
+                let ban = Ban { hosts: SWEPT_HOSTS, ..self.ban(counted.probe(), ports, first) };
+                return self.bans.begin(now, counted.response, ban, room, (&self.settings, host));
+            }
+            Some(first) => {
                 let own_port = (observation.protocol, observation.port);
                 if self.recent_ports.look_up(observation, own_port, lookup, now.tick()) {
                     return Verdict::Ignored(IgnoreReason::Open);
                 }
                 let swept = SourceSummary { distinct: SWEPT_PAIRS, first, ..held };
-                return self.impose_ban_for(now, key_apart, &swept, probe(), host);
+                return self.impose(now, counted.key, &swept, counted.probe(), host);
             }
-            if fresh {
-                self.distributed_scans.observe(known.hash, port, now.tick());
-            }
-            return Verdict::Probe(probe());
+            None => {}
         }
-        if self.settling.lasts(now) {
-            if fresh {
-                self.settling.wait(*observation);
-            }
-            return Verdict::Probe(probe());
+        if fresh {
+            self.distributed_scans.add(counted.known.hash, observation.counted_port(), now.tick());
         }
-        self.impose_ban_for(now, key_apart, &held, probe(), host)
-    }
-
-    /// True if the evidence in `held`, which counts against `target`, is enough for a ban.
-    fn is_enough(&self, now: Timestamp, target: BanTarget, held: &SourceSummary, host: &Host) -> bool {
-        held.conclusive || self.threshold.is_exceeded(target, held, &self.sources, (&self.bans, host), now.tick())
+        Verdict::Probe(counted.probe())
     }
 
     /// Bans the source of `probe` for the evidence in `held`, which is stored under `key`, if the ceilings have room.
-    fn impose_ban_for(
-        &mut self,
-        now: Timestamp,
-        key: Hashed,
-        held: &SourceSummary,
-        probe: Probe,
-        host: &Host,
-    ) -> Verdict {
+    fn impose(&mut self, now: Timestamp, key: Hashed, held: &SourceSummary, probe: Probe, host: &Host) -> Verdict {
         let SourceSummary { slot, distinct, first, .. } = *held;
         let response = self.settings.response_to(&probe.observation);
         let room = self.admission(now, response, (slot, distinct));
@@ -292,16 +327,12 @@ impl Engine {
         self.candidates.remove(key);
         let ports = self.sources.ports(slot);
         self.sources.forget(key);
-        self.impose_ban(now, response, self.ban(probe, ports, first), room, host)
+        self.bans.begin(now, response, self.ban(probe, ports, first), room, (&self.settings, host))
     }
 
-    fn impose_ban(&mut self, now: Timestamp, response: Response, ban: Ban, room: Admission, host: &Host) -> Verdict {
-        let verdict = self.bans.impose(now, response, ban, room, (&self.settings, host));
-        if let Verdict::Block(ban) = &verdict {
-            self.counters.bans += 1;
-            self.counters.capped += u64::from(ban.capped);
-        }
-        verdict
+    /// True if the evidence in `held`, which counts against `target`, is enough for a ban.
+    fn is_enough(&self, now: Timestamp, target: BanTarget, held: &SourceSummary, host: &Host) -> bool {
+        held.conclusive || self.threshold.is_exceeded(target, held, &self.sources, (&self.bans, host), now.tick())
     }
 
     /// Checks the evidence in `slot`, which is enough for a ban, against the ceilings.
@@ -330,12 +361,29 @@ impl Engine {
         Verdict::Probe(probe)
     }
 
-    /// Counts one more host, or pair of address and port, probed by the source; `what` identifies it. At `limit` it is
-    /// a scan: returns the time of the first probe.
-    fn swept(&mut self, now: Timestamp, key: Key, observation: &Observation, what: u16, limit: u8) -> Option<Tick> {
+    /// Counts one more host, or pair of own address and closed port, probed by the source. Once they are a scan,
+    /// returns the time of the first probe.
+    fn swept(&mut self, now: Timestamp, counted: &Counted<'_>) -> Option<Tick> {
+        let Counted { observation, apart, fresh, held, .. } = *counted;
+        let address = fold(observation.destination);
+        let (what, limit) = if apart {
+            // Other segments may belong to connections that began before the capture.
+            if !fresh || !matches!(observation.class, Class::Syn | Class::Sctp) {
+                return None;
+            }
+            (address, SWEPT_HOSTS)
+        } else {
+            if self.settling.lasts(now)
+                || !matches!(observation.class, Class::Syn | Class::Udp | Class::Connect | Class::Sctp)
+                || !self.sources.is_elsewhere(held.slot, address)
+            {
+                return None;
+            }
+            (pair(observation), SWEPT_PAIRS)
+        };
         let item = Evidence::new(now.tick(), observation.protocol, what, observation.class);
-        let key = key.over_hosts().under(self.secret);
-        let (held, _) = self.sources.observe(key, item, now.tick());
+        let key = Key::new(counted.target, counted.response).over_hosts().under(self.secret);
+        let (held, _) = self.sources.add(key, item, now.tick());
         if held.distinct < limit {
             return None;
         }
@@ -349,9 +397,9 @@ impl Engine {
         Ban { probe, ports, grade, hosts: 1, first, strikes: 0, expiry: self.settings.expiry, capped: false }
     }
 
-    /// Drops the evidence about ports of `destination` on which a service listens by now; true if there was any.
-    fn forgive_served(&mut self, key: Hashed, slot: usize, observation: &Observation, host: &Host) -> bool {
-        let Observation { destination, interface, .. } = *observation;
+    /// Drops the evidence about ports on which a service listens by now; true if there was any.
+    fn forgive_served(&mut self, counted: &Counted<'_>, host: &Host) -> bool {
+        let Observation { destination, interface, .. } = *counted.observation;
         let is_served = |item: &Evidence| {
             let counts = !item.is_conclusive() && item.class() != Some(Class::Connect);
             let listens = |protocol| {
@@ -360,12 +408,44 @@ impl Engine {
             };
             counts && item.protocol().is_some_and(listens)
         };
-        let served = taken(self.sources.evidence(slot).filter(is_served));
+        let served = taken(self.sources.evidence(counted.held.slot).filter(is_served));
         for item in served.into_iter().flatten() {
             let Some(protocol) = item.protocol() else { continue };
-            self.forgive(key, protocol, item.port());
+            self.forgive(counted.key, protocol, item.port());
         }
         served.first().is_some_and(Option::is_some)
+    }
+
+    /// Verifies unchecked evidence in the kernel and drops what it refutes; true if there was any. Before a ban
+    /// (`all`), all of it is checked, including stale results; otherwise as much as the token bucket allows.
+    fn forgive_refuted(
+        &mut self,
+        now: Timestamp,
+        counted: &Counted<'_>,
+        all: bool,
+        lookup: &mut impl PortLookup,
+    ) -> bool {
+        if !all && !self.lookups.try_take(now) {
+            return false;
+        }
+        let (key, slot) = (counted.key, counted.held.slot);
+        let is_stale = |item: &Evidence| all && now.tick().since(item.at()) >= Tick::ticks(STALE);
+        let unchecked = taken(self.sources.evidence(slot).filter(|item| !item.is_looked_up() || is_stale(item)));
+        let mut refuted = false;
+        for item in unchecked.into_iter().flatten() {
+            let (Some(protocol), Some(class)) = (item.protocol(), item.class()) else { continue };
+            let real = class == Class::Connect || item.is_conclusive() || item.port() == 0;
+            if !real
+                && matches!(protocol, Protocol::Tcp | Protocol::Udp)
+                && self.recent_ports.look_up(counted.observation, (protocol, item.port()), lookup, now.tick())
+            {
+                self.forgive(key, protocol, item.port());
+                refuted = true;
+                continue;
+            }
+            self.sources.verify(slot, item);
+        }
+        refuted
     }
 
     /// Drops the evidence about a port that turned out to be in use.
@@ -374,39 +454,6 @@ impl Engine {
         if self.forgiven.len() < EVIDENCE {
             self.forgiven.push((protocol, port));
         }
-    }
-
-    /// Verifies unchecked evidence in the kernel. Before a ban (`all`), all of it is checked, including stale results;
-    /// otherwise as much as the token bucket allows. Returns false if some of it was refuted.
-    fn confirm(
-        &mut self,
-        now: Timestamp,
-        key: Hashed,
-        slot: usize,
-        observation: &Observation,
-        all: bool,
-        lookup: &mut impl PortLookup,
-    ) -> bool {
-        if !all && !self.lookups.try_take(now) {
-            return true;
-        }
-        let is_stale = |item: &Evidence| all && now.tick().since(item.at()) >= Tick::ticks(STALE);
-        let unchecked = taken(self.sources.evidence(slot).filter(|item| !item.is_looked_up() || is_stale(item)));
-        let mut sound = true;
-        for item in unchecked.into_iter().flatten() {
-            let (Some(protocol), Some(class)) = (item.protocol(), item.class()) else { continue };
-            let real = class == Class::Connect || item.is_conclusive() || item.port() == 0;
-            if !real
-                && matches!(protocol, Protocol::Tcp | Protocol::Udp)
-                && self.recent_ports.look_up(observation, (protocol, item.port()), lookup, now.tick())
-            {
-                self.forgive(key, protocol, item.port());
-                sound = false;
-                continue;
-            }
-            self.sources.verify(slot, item);
-        }
-        sound
     }
 }
 

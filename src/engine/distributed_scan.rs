@@ -58,7 +58,7 @@ impl DistributedScans {
     /// Adds a probe of a port that is new for its source, which is below its threshold. A scan is added to `found`
     /// once, when it is detected, if there is room. Sources are counted by their keyed hash: with a known hash, an
     /// attacker could choose addresses that look like one source.
-    pub(super) fn observe(&mut self, hash: u64, port: u16, now: Tick) {
+    pub(super) fn add(&mut self, hash: u64, port: u16, now: Tick) {
         if self.began.is_none_or(|began| now.since(began) > Tick::ticks(SPAN)) {
             self.restart(now);
         }
@@ -109,7 +109,7 @@ mod tests {
     #[test]
     fn thirty_sources_sharing_ports_are_one_scan() {
         let mut sweeps = DistributedScans::new();
-        (0..60_u16).for_each(|n| sweeps.observe(Hashed::nth(u32::from(n) / 2).hash, 100 + n, Tick(1 + u32::from(n))));
+        (0..60_u16).for_each(|n| sweeps.add(Hashed::nth(u32::from(n) / 2).hash, 100 + n, Tick(1 + u32::from(n))));
         assert_eq!(sweeps.found.len(), 1);
         assert_eq!(sweeps.found[0].ports, 50);
         assert!((24..=26).contains(&sweeps.found[0].sources), "{:?}", sweeps.found[0]);
@@ -120,7 +120,7 @@ mod tests {
         let mut sweeps = DistributedScans::new();
         for source in 0..5_000_u32 {
             let port = [22, 23, 80, 443, 3389, 8080][usize::try_from(source % 6).unwrap()];
-            sweeps.observe(Hashed::nth(source).hash, port, Tick(1));
+            sweeps.add(Hashed::nth(source).hash, port, Tick(1));
         }
         assert!(sweeps.found.is_empty());
     }
@@ -129,7 +129,7 @@ mod tests {
     fn probes_spread_over_days_are_noise() {
         let mut sweeps = DistributedScans::new();
         for n in 0..1_000_u16 {
-            sweeps.observe(Hashed::nth(n.into()).hash, n + 1, Tick(u32::from(n) * 2_000));
+            sweeps.add(Hashed::nth(n.into()).hash, n + 1, Tick(u32::from(n) * 2_000));
         }
         assert!(sweeps.found.is_empty());
     }

@@ -26,7 +26,7 @@ impl ExemptSources {
 
     /// Counts one more probe by `address`; returns the number of probes since the last report if a report is due. A
     /// full list drops the oldest source, which is then reported again at its next probe.
-    pub(super) fn observe(&mut self, now: Timestamp, address: IpAddr) -> Option<u32> {
+    pub(super) fn count(&mut self, now: Timestamp, address: IpAddr) -> Option<u32> {
         let Some(entry) = self.0.iter_mut().find(|entry| entry.address == address) else {
             if self.0.len() == MAX_EXEMPT {
                 self.0.remove(0);

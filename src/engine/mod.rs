@@ -97,7 +97,7 @@ pub struct Engine {
     /// Evidence refuted by the look-ups of the last packet.
     forgiven: Vec<(Protocol, u16)>,
     latest: Timestamp,
-    /// Except `repeated`, `evicted` and `lookups`, which their components count.
+    /// Only `packets`, `probes` and `withheld`; the components count the others.
     counters: Counters,
 }
 
@@ -343,8 +343,9 @@ impl Engine {
 
     /// Counters since the start.
     pub fn counters(&self) -> Counters {
-        let (repeated, evicted, lookups) = (self.bans.repeated, self.sources.evicted, self.recent_ports.lookups);
-        Counters { repeated, evicted, lookups, ..self.counters }
+        let Bans { repeated, imposed: bans, shortened: capped, .. } = self.bans;
+        let (evicted, lookups) = (self.sources.evicted, self.recent_ports.lookups);
+        Counters { repeated, bans, capped, evicted, lookups, ..self.counters }
     }
 
     /// Current number of sources with evidence, and of sources with a verdict.

@@ -100,7 +100,7 @@ impl PrefixBans {
     pub(super) fn record(&mut self, target: BanTarget, now: Tick) {
         if let Some((network, number)) = self.neighbourhood(target) {
             let evidence = Evidence::new(now, Protocol::Tcp, number, Class::Syn);
-            let _ = self.banned.observe(self.key(network), evidence, now);
+            let _ = self.banned.add(self.key(network), evidence, now);
         }
     }
 

@@ -183,7 +183,7 @@ impl SourceTable {
     /// Adds `new` to the evidence against `key`. A full bucket evicts a source whose window has passed; if there is
     /// none, the source with the fewest ports, and among equals the one that has been silent for the longest time.
     /// Returns the evidence against `key`, and true if the port is new within the window.
-    pub(super) fn observe(&mut self, key: Hashed, new: Evidence, now: Tick) -> (SourceSummary, bool) {
+    pub(super) fn add(&mut self, key: Hashed, new: Evidence, now: Tick) -> (SourceSummary, bool) {
         let Self { sources, window, evicted: all_evicted } = self;
         let silent = |source: &SourceEntry| now.since(source.last) > *window;
         let worth = |occupant: Occupant<'_, SourceEntry>| match occupant.age {
@@ -328,7 +328,7 @@ mod tests {
     fn repeated_port_counts_once() {
         let mut suspects = table(8);
         for at in 1..100 {
-            let (held, fresh) = suspects.observe(Hashed::nth(1), syn(at, 23), Tick(at));
+            let (held, fresh) = suspects.add(Hashed::nth(1), syn(at, 23), Tick(at));
             assert_eq!((held.distinct, fresh, held.probes), (1, at == 1, at));
         }
     }
@@ -337,10 +337,10 @@ mod tests {
     fn port_leaves_evidence_after_window() {
         let mut suspects = table(8);
         let ticks = Tick::ticks(Duration::from_secs(10)).0;
-        let _ = suspects.observe(Hashed::nth(1), syn(1, 23), Tick(1));
-        assert_eq!(suspects.observe(Hashed::nth(1), syn(ticks, 25), Tick(ticks)).0.distinct, 2);
+        let _ = suspects.add(Hashed::nth(1), syn(1, 23), Tick(1));
+        assert_eq!(suspects.add(Hashed::nth(1), syn(ticks, 25), Tick(ticks)).0.distinct, 2);
         assert_eq!(
-            suspects.observe(Hashed::nth(1), syn(ticks + 2, 26), Tick(ticks + 2)).0.distinct,
+            suspects.add(Hashed::nth(1), syn(ticks + 2, 26), Tick(ticks + 2)).0.distinct,
             2,
             "the probe of 23 is too old"
         );
@@ -350,9 +350,9 @@ mod tests {
     fn new_ports_displace_oldest() {
         let mut suspects = table(8);
         for port in 1..=40 {
-            let _ = suspects.observe(Hashed::nth(1), syn(u32::from(port), port), Tick(u32::from(port)));
+            let _ = suspects.add(Hashed::nth(1), syn(u32::from(port), port), Tick(u32::from(port)));
         }
-        let (held, _) = suspects.observe(Hashed::nth(1), syn(41, 99), Tick(41));
+        let (held, _) = suspects.add(Hashed::nth(1), syn(41, 99), Tick(41));
         assert_eq!(usize::from(held.distinct), EVIDENCE);
         assert!(suspects.evidence(held.slot).all(|item| item.port() > 25));
     }
@@ -360,11 +360,11 @@ mod tests {
     #[test]
     fn xmas_probe_of_open_port_remains_evidence() {
         let mut suspects = table(8);
-        let _ = suspects.observe(Hashed::nth(1), syn(1, 23), Tick(1));
+        let _ = suspects.add(Hashed::nth(1), syn(1, 23), Tick(1));
         suspects.forgive(Hashed::nth(1), Protocol::Tcp, 23);
         assert_eq!((distinct(&suspects, Tick(1)), suspects.len()), (0, 0));
         let xmas = Evidence::new(Tick(2), Protocol::Tcp, 23, Class::Xmas);
-        let _ = suspects.observe(Hashed::nth(1), xmas, Tick(2));
+        let _ = suspects.add(Hashed::nth(1), xmas, Tick(2));
         suspects.forgive(Hashed::nth(1), Protocol::Tcp, 23);
         assert_eq!(distinct(&suspects, Tick(2)), 1);
     }
@@ -373,10 +373,10 @@ mod tests {
     fn full_table_keeps_sources_with_most_ports() {
         let mut suspects = table(8);
         for at in 1..=3 {
-            let _ = suspects.observe(Hashed::nth(1), syn(at, u16::try_from(at).unwrap()), Tick(at));
+            let _ = suspects.add(Hashed::nth(1), syn(at, u16::try_from(at).unwrap()), Tick(at));
         }
         for n in 2..200 {
-            let _ = suspects.observe(Hashed::nth(n), syn(n + 2, 23), Tick(n + 2));
+            let _ = suspects.add(Hashed::nth(n), syn(n + 2, 23), Tick(n + 2));
         }
         assert_eq!(suspects.len(), 8);
         assert_eq!(distinct(&suspects, Tick(50)), 3, "two hundred new sources with one port each evict no such source");
@@ -386,15 +386,14 @@ mod tests {
     fn pace_halves_every_period() {
         let mut sources = table(8);
         let second = |n: u32| Tick::ticks(Duration::from_secs(n.into()));
-        let slot =
-            (1..=40).map(|port| sources.observe(Hashed::nth(1), syn(second(80).0, port), second(80)).0.slot).last();
+        let slot = (1..=40).map(|port| sources.add(Hashed::nth(1), syn(second(80).0, port), second(80)).0.slot).last();
         let pace = sources.pace(slot.unwrap(), second(80));
         assert_eq!([80, 87, 88, 96, 128, 80_000].map(|n| pace.ports(second(n))), [40, 40, 20, 10, 0, 0]);
-        let _ = sources.observe(Hashed::nth(1), syn(second(81).0, 40), second(81));
+        let _ = sources.add(Hashed::nth(1), syn(second(81).0, 40), second(81));
         assert_eq!(sources.pace(slot.unwrap(), second(81)).ports(second(81)), 40, "a repeated port is not new");
         let hidden = Evidence::new(second(82), Protocol::Tcp, 0, Class::Fragment);
         for _ in 0..5 {
-            let _ = sources.observe(Hashed::nth(1), hidden, second(82));
+            let _ = sources.add(Hashed::nth(1), hidden, second(82));
         }
         assert_eq!(sources.pace(slot.unwrap(), second(82)).ports(second(82)), 45, "each may be for another port");
     }

@@ -206,7 +206,7 @@ impl<'a> Replay<'a> {
             match packet::decode(link, frame.bytes) {
                 Ok(mut packet) => {
                     packet::deliver(&mut packet, &self.host.local);
-                    if let Some(kind) = self.observe(frame.time, &packet) {
+                    if let Some(kind) = self.process_packet(frame.time, &packet) {
                         progress.hide(|| self.write_event(out, time, kind))?;
                     }
                 }
@@ -220,7 +220,7 @@ impl<'a> Replay<'a> {
     }
 
     /// Judges one packet; returns the event to report.
-    fn observe(&mut self, time: Duration, packet: &Packet) -> Option<EventKind> {
+    fn process_packet(&mut self, time: Duration, packet: &Packet) -> Option<EventKind> {
         let now = self.clock.tick(time);
         let observation = Observation::from_packet(packet);
         if let Transport::Sctp { destination_port, chunk: INIT, .. } = packet.transport

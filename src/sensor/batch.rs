@@ -43,7 +43,7 @@ impl Batch {
         self.outcomes.push(Outcome::Report(Event { time, kind }));
     }
 
-    pub(super) fn block(&mut self, ban: Ban, seen: SystemTime) {
+    pub(super) fn add_ban(&mut self, ban: Ban, seen: SystemTime) {
         self.outcomes.push(Outcome::Block(ban, seen));
     }
 
@@ -99,7 +99,7 @@ mod tests {
     /// True if `packet` drops the ban that a packet with these flags caused.
     fn refutes(packet: &Packet, flags: u16) -> Option<BanTarget> {
         let mut batch = Batch::new();
-        batch.block(ban(flags), SystemTime::UNIX_EPOCH);
+        batch.add_ban(ban(flags), SystemTime::UNIX_EPOCH);
         let target = batch.refuted(packet);
         target.into_iter().for_each(|target| batch.withdraw(target));
         assert_eq!(batch.bans(&Blocker::default()).is_empty(), target.is_some());

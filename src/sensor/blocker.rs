@@ -87,6 +87,12 @@ impl Blocker {
         self.nft.as_mut().map_or(Ok(()), change)
     }
 
+    /// Removes the element of exactly `target` from the nftables sets; false if there was none.
+    pub(super) fn remove_element(&mut self, target: BanTarget) -> Result<bool, String> {
+        let removed = self.nft.as_mut().map_or(Ok(false), |nft| nft.remove_ban(target));
+        removed.map_err(|error| error.to_string())
+    }
+
     /// Removes routes that have expired, if some are due.
     pub(super) fn expire_routes(&mut self, now: Timestamp, reporter: &Reporter) {
         if let Some(routes) = &mut self.routes

@@ -15,6 +15,7 @@ use tokio::sync::oneshot;
 use super::controller::{BanController, Sample};
 use super::guest_bans::GuestBan;
 use super::observer::Observer;
+use super::packet_path::PacketPath;
 use super::table_repair::Damage;
 use crate::capture::live::Live;
 use crate::enforce::BanContext;
@@ -169,7 +170,8 @@ impl AsFd for Inbox {
 
 /// Executes a command that concerns the engine or the backends. The caller handles commands for the capture, the decoys
 /// and the thread.
-pub(super) fn execute(command: SensorCommand, now: Timestamp, controller: &mut BanController) {
+pub(super) fn execute(command: SensorCommand, now: Timestamp, packets: &mut PacketPath) {
+    let controller = &mut packets.controller;
     // On a silent host, bans may have expired since the last packet.
     controller.observer.engine.clock(now);
     let (enforcement, mut scope) = controller.enforcement(now);
@@ -183,7 +185,7 @@ pub(super) fn execute(command: SensorCommand, now: Timestamp, controller: &mut B
         SensorCommand::Repair(backend, targets) => enforcement.repair(scope, backend, &targets),
         SensorCommand::RouteRemoved(target) => controller.route_removed(now, target),
         SensorCommand::RemoveStaleRoutes => enforcement.blocker.remove_stale_routes(now, scope.reporter),
-        SensorCommand::CommandEnded(target) => controller.command_ended(now, target),
+        SensorCommand::CommandEnded(target) => packets.command_ended(now, target),
         SensorCommand::BansRemoved(targets) => controller.bans_removed(&targets),
         SensorCommand::ReinstallTable(by) => enforcement.repair_table(scope, Damage::Deleted(Some(&by))),
         SensorCommand::RepairRules(by) => enforcement.repair_table(scope, Damage::Rules(&by)),
@@ -251,23 +253,24 @@ mod tests {
     use crate::sensor::reporter::Reporter;
     use crate::types::at;
 
-    fn controller() -> BanController {
+    fn packets() -> PacketPath {
         let (events, _received) = channel::bounded(16);
-        BanController::new(observer(host()), Blocker::default(), Reporter::new(events, Arc::default()))
+        let reporter = Reporter::new(events, Arc::default());
+        PacketPath::new(BanController::new(observer(host()), Blocker::default(), reporter))
     }
 
-    fn count(controller: &mut BanController, now: Timestamp) -> usize {
+    fn count(packets: &mut PacketPath, now: Timestamp) -> usize {
         let (answer, counted) = oneshot::channel();
-        execute(SensorCommand::Request(SensorRequest::Count { answer }), now, controller);
+        execute(SensorCommand::Request(SensorRequest::Count { answer }), now, packets);
         counted.blocking_recv().unwrap()
     }
 
     #[test]
     fn expired_ban_is_not_counted_without_packets() {
-        let mut controller = controller();
+        let mut packets = packets();
         let ban = ActiveBan::whole("192.0.2.7".parse().unwrap(), Expiry::After(Duration::from_secs(2)));
-        controller.adopt(at(1), &[ban]);
-        assert_eq!([2, 4].map(|seconds| count(&mut controller, at(seconds))), [1, 0]);
+        packets.controller.adopt(at(1), &[ban]);
+        assert_eq!([2, 4].map(|seconds| count(&mut packets, at(seconds))), [1, 0]);
     }
 
     /// The port of a guest was looked for while an operator replaced the ban.
@@ -277,11 +280,11 @@ mod tests {
         let by_operator = ActiveBan::whole(target, Expiry::Never);
         let on_evidence = ActiveBan { grade: Some(Grade::Proven), ..by_operator };
         for (ban, left) in [(by_operator, 1), (on_evidence, 0)] {
-            let mut controller = controller();
-            controller.adopt(at(1), &[ban]);
+            let mut packets = packets();
+            packets.controller.adopt(at(1), &[ban]);
             let gone = GuestBan { target, port: LinkId::new(7, "veth7") };
-            execute(SensorCommand::FollowGuests(vec![gone]), at(2), &mut controller);
-            assert_eq!(count(&mut controller, at(3)), left, "{ban:?}");
+            execute(SensorCommand::FollowGuests(vec![gone]), at(2), &mut packets);
+            assert_eq!(count(&mut packets, at(3)), left, "{ban:?}");
         }
     }
 
@@ -292,25 +295,27 @@ mod tests {
         let element = ActiveBan::whole(target, Expiry::After(Duration::from_secs(86_400)));
         let by_hand = ActiveBan { length: Some(Duration::from_secs(172_800)), ..element };
         for (adopted, left) in [(ActiveBan { length: None, ..element }, 0), (by_hand, 1)] {
-            let mut controller = controller();
-            controller.change_host(at(1), Host { links: vec![Link { id: port, guests: Vec::new() }], ..host() }.into());
-            controller.adopt(at(1), &[ActiveBan { grade: Some(Grade::Forgeable), ..element }]);
-            controller.follow_guests(at(1), vec![GuestBan { target, port }]);
-            controller.adopt(at(2), &[adopted]);
-            controller.change_host(at(3), host().into());
-            assert_eq!(count(&mut controller, at(3)), left, "{adopted:?}");
+            let mut packets = packets();
+            packets
+                .controller
+                .change_host(at(1), Host { links: vec![Link { id: port, guests: Vec::new() }], ..host() }.into());
+            packets.controller.adopt(at(1), &[ActiveBan { grade: Some(Grade::Forgeable), ..element }]);
+            packets.controller.follow_guests(at(1), vec![GuestBan { target, port }]);
+            packets.controller.adopt(at(2), &[adopted]);
+            packets.controller.change_host(at(3), host().into());
+            assert_eq!(count(&mut packets, at(3)), left, "{adopted:?}");
         }
     }
 
     #[test]
     fn large_table_is_counted_once_per_tick() {
-        let mut controller = controller();
+        let mut packets = packets();
         let at = |millis| Timestamp::at(Duration::from_millis(millis));
         let ban = |number: u32| ActiveBan::whole(BanTarget::V4(number.into()), Expiry::Never);
         let mut counted = Vec::new();
         for (bans, millis) in [(0..10, 50), (10..20, 50), (20..10_000, 100), (10_000..10_001, 100), (0..0, 150)] {
-            controller.adopt(at(millis), &bans.map(ban).collect::<Vec<_>>());
-            counted.push(count(&mut controller, at(millis)));
+            packets.controller.adopt(at(millis), &bans.map(ban).collect::<Vec<_>>());
+            counted.push(count(&mut packets, at(millis)));
         }
         assert_eq!(counted, [10, 20, 10_000, 10_000, 10_001], "only a small table is counted for every request");
     }

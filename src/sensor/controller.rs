@@ -1,10 +1,9 @@
-//! Coordinates the engine and the backends. Each packet is observed and decided into a batch; `commit` applies the bans
-//! of the batch to the kernel and then emits its events in packet order.
+//! Coordinates the engine and the backends between the batches of packets: maintenance, changes of the host and of the
+//! configuration, reconciliation with the kernel, and the bans of operators.
 
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
-use super::batch::{Batch, Outcome};
 use super::blocker::Blocker;
 use super::enforcement::Enforcement;
 use super::guest_bans::{GuestBan, GuestBans};
@@ -12,19 +11,15 @@ use super::observer::{Observer, Scope};
 use super::reporter::Reporter;
 use crate::enforce::BanContext;
 use crate::enforce::nft::BlockError;
-use crate::engine::{ActiveBan, Ban, Host, Observation, Probe, Repeated, Standing, Verdict};
+use crate::engine::{ActiveBan, Host};
 use crate::events::event::EventKind;
 use crate::types::{Backend, BanTarget, Expiry, Timestamp};
-use crate::wire::Packet;
 
 /// Maximum number of bans of exempt targets removed per maintenance round, which takes about 2 ms.
 const EXEMPT_PER_ROUND: usize = 256;
 
 /// Delay before the next such round. Each removed ban causes a log line, and the event queue must not overflow.
 const EXEMPT_ROUND_DELAY: Duration = Duration::from_millis(50);
-
-/// Sources judged per maintenance round after settling has ended, at about 50 µs each.
-const JUDGED_PER_ROUND: usize = 64;
 
 /// A sample of the bans that should be in force, for the comparison with the kernel.
 #[derive(Debug, Default)]
@@ -49,9 +44,8 @@ impl Sample {
 /// Owns the engine, the backends and the reporter, and passes each component what it needs from the others.
 pub(super) struct BanController {
     pub(super) observer: Observer,
-    batch: Batch,
-    enforcement: Enforcement,
-    guest_bans: GuestBans,
+    pub(super) enforcement: Enforcement,
+    pub(super) guest_bans: GuestBans,
     /// When to remove bans of targets that have become exempt; `None` while there are none.
     exempt_check_at: Option<Timestamp>,
     pub(super) reporter: Reporter,
@@ -61,7 +55,6 @@ impl BanController {
     pub(super) fn new(observer: Observer, blocker: Blocker, reporter: Reporter) -> Self {
         Self {
             observer,
-            batch: Batch::new(),
             enforcement: Enforcement::new(blocker),
             guest_bans: GuestBans::default(),
             exempt_check_at: None,
@@ -75,113 +68,6 @@ impl BanController {
     }
 }
 
-/// Packet path: observe, decide, apply, commit.
-impl BanController {
-    /// Observes a packet that was captured at `time`. Its results stay in the batch until [`BanController::commit`].
-    pub(super) fn observe_packet(&mut self, now: Timestamp, packet: &Packet, time: SystemTime) {
-        if let Some(target) = self.batch.refuted(packet)
-            && self.observer.proves_port_use(packet)
-        {
-            self.batch.withdraw(target);
-            self.observer.engine.lift(target);
-            self.enforcement.trap.review.refute(now, target);
-        }
-        let verdict =
-            self.observe(now, time, |Observer { engine, host, lookup }| engine.observe(now, packet, host, lookup));
-        let Self { observer, enforcement, reporter, .. } = self;
-        enforcement.trap.excuse(now, packet, verdict, observer.engine.forgiven());
-        enforcement.own_sources.inspect(packet, &observer.host, reporter);
-    }
-
-    /// Observes a connection or datagram that a decoy accepted at `time`. Its results stay in the batch as well.
-    pub(super) fn observe_decoy(&mut self, now: Timestamp, observation: Observation, time: SystemTime) {
-        self.reporter.metrics.connections.add(1);
-        let judge =
-            |Observer { engine, host, lookup }: &mut Observer| engine.observe_decoy(now, observation, host, lookup);
-        let _ = self.observe(now, time, judge);
-    }
-
-    fn observe(&mut self, now: Timestamp, time: SystemTime, judge: impl Fn(&mut Observer) -> Verdict) -> Verdict {
-        let mut verdict = judge(&mut self.observer);
-        if self.ban_vanished(now, &verdict, time) {
-            verdict = judge(&mut self.observer);
-        }
-        self.decide(verdict, time);
-        verdict
-    }
-
-    /// True if the ban of a source that keeps sending disappeared from the kernel's set without a notification. The
-    /// source is then judged again, so that the log matches the state of the kernel.
-    fn ban_vanished(&mut self, now: Timestamp, verdict: &Verdict, time: SystemTime) -> bool {
-        let Verdict::Repeated(Repeated { target, verify, standing: Standing::Blocked, .. }) = *verdict else {
-            return false;
-        };
-        let (enforcement, mut scope) = self.enforcement(now);
-        if !enforcement.has_vanished(&mut scope, target, verify) {
-            return false;
-        }
-        self.observer.engine.lift(target);
-        self.enforcement.trap.forget_probes(&[target], &mut self.enforcement.blocker, &self.reporter);
-        self.batch.report(time, EventKind::Lifted { target });
-        true
-    }
-
-    /// Adds the outcomes of `verdict` to the batch.
-    fn decide(&mut self, verdict: Verdict, time: SystemTime) {
-        if let Verdict::Probe(probe) | Verdict::Block(Ban { probe, .. }) | Verdict::LogOnly(Ban { probe, .. }) =
-            &verdict
-        {
-            self.reporter.metrics.probed(probe.observation.class);
-        }
-        match verdict {
-            Verdict::Block(ban) => {
-                self.guest_bans.note(&ban, &self.observer.host);
-                // Filters of the classic log expect the probe before its ban, also where the port is not a new one.
-                self.batch.report(time, EventKind::Probe(Probe { fresh: true, ..ban.probe }));
-                if !self.enforcement.run_first(&ban, time) {
-                    self.batch.block(ban, time);
-                }
-                return;
-            }
-            Verdict::LogOnly(ban) => {
-                if let Some(refused) = self.enforcement.blocker.queue_command(&ban, time) {
-                    self.batch.report(time, EventKind::from(&refused));
-                }
-            }
-            _ => {}
-        }
-        if let Some(kind) = EventKind::from_verdict(verdict) {
-            self.batch.report(time, kind);
-        }
-    }
-
-    /// Applies the bans of the batch in one transaction per backend, and emits the outcomes.
-    pub(super) fn commit(&mut self, now: Timestamp) {
-        let Self { batch, enforcement, observer, reporter, .. } = self;
-        if batch.is_empty() {
-            return;
-        }
-        let mut scope = Scope { now, observer, reporter };
-        let bans = batch.bans(&enforcement.blocker);
-        let refused = enforcement.apply(&mut scope, bans);
-        let applied = SystemTime::now();
-        for outcome in batch.drain() {
-            match outcome {
-                Outcome::Report(event) => reporter.emit_event(event),
-                Outcome::Block(ban, seen) => enforcement.commit(&mut scope, &ban, seen, applied, &refused),
-            }
-        }
-    }
-
-    /// Applies the ban of `target`, whose command has ended.
-    pub(super) fn command_ended(&mut self, now: Timestamp, target: BanTarget) {
-        if let Some((ban, seen)) = self.enforcement.pending.command_ended(target) {
-            self.batch.block(ban, seen);
-            self.commit(now);
-        }
-    }
-}
-
 /// Maintenance between batches.
 impl BanController {
     /// Time at which [`BanController::run_maintenance`] has work to do.
@@ -190,8 +76,7 @@ impl BanController {
         [observer, enforcement, self.exempt_check_at].into_iter().flatten().min()
     }
 
-    /// Runs the maintenance that is due: removes bans of exempt targets, maintains the enforcement, judges sources that
-    /// waited, and reports the engine's notices.
+    /// Runs the maintenance that is due: removes bans of exempt targets and maintains the enforcement.
     pub(super) fn run_maintenance(&mut self, now: Timestamp) {
         if self.exempt_check_at.is_some_and(|at| at <= now) {
             self.remove_exempt_bans(now);
@@ -199,16 +84,6 @@ impl BanController {
         let (enforcement, mut scope) = self.enforcement(now);
         enforcement.run_maintenance(&mut scope);
         self.observer.lookup.checksums.refresh(now);
-        for _ in 0..JUDGED_PER_ROUND {
-            let Observer { engine, host, lookup } = &mut self.observer;
-            let Some(verdict) = engine.judge_waiting(now, host, lookup) else { break };
-            self.decide(verdict, SystemTime::now());
-        }
-        self.commit(now);
-        while let Some(notice) = self.observer.engine.notice(now) {
-            self.reporter.emit(notice.into());
-        }
-        self.reporter.metrics.update(self.observer.engine.tracked(), self.observer.engine.counters());
     }
 
     /// Removes bans of targets that have become exempt. The kernel accepts their packets in any case, but a leftover
@@ -292,17 +167,10 @@ impl BanController {
                 self.guest_bans.forget(ban.target);
             }
         }
-        if bans.iter().any(|ban| matches!(ban.target, BanTarget::Prefix(_)))
-            && let Some(backend) = &mut self.enforcement.blocker.nft
-        {
-            // Every later creation of the table includes sets for prefixes.
-            backend.spec.prefix_sets = true;
-        }
         if bans.iter().any(|ban| self.observer.host.allow.protects_target(ban.target).is_some()) {
             self.exempt_check_at = Some(now);
         }
-        // These bans count towards the ceilings, which the trap must not exceed.
-        self.enforcement.trap.check_soon(now);
+        self.enforcement.bans_adopted(now, bans);
     }
 
     /// Reviews `elements`, which came with a ruleset that `by` loaded. Elements that are not bans are removed from the
@@ -349,13 +217,13 @@ impl BanController {
         mut again: Vec<BanTarget>,
         mut routes_again: Vec<BanTarget>,
     ) -> Sample {
-        let (engine, blocker) = (&mut self.observer.engine, &self.enforcement.blocker);
+        let (engine, enforcement) = (&mut self.observer.engine, &self.enforcement);
         let mut fresh = Vec::new();
         engine.sample(now, &mut |target| fresh.push(target), most);
-        fresh.retain(|target| !self.enforcement.pending.awaits_command(*target));
-        let routes = fresh.iter().copied().filter(|target| blocker.wants_route(*target)).collect();
+        fresh.retain(|target| !enforcement.awaits_command(*target));
+        let routes = fresh.iter().copied().filter(|target| enforcement.blocker.wants_route(*target)).collect();
         again.retain(|target| engine.is_blocked(now, *target));
-        routes_again.retain(|target| engine.is_blocked(now, *target) && blocker.wants_route(*target));
+        routes_again.retain(|target| engine.is_blocked(now, *target) && enforcement.blocker.wants_route(*target));
         self.reporter.metrics.missing.set((again.len() + routes_again.len()) as u64);
         Sample { fresh, again, routes, routes_again }
     }
@@ -404,9 +272,8 @@ impl BanController {
             bans.filter(|ban| matches!(ban, BanTarget::Link { .. }) && targets.contains(&ban.on_every_link()));
         let targets: Vec<_> = targets.iter().copied().chain(on_links).collect();
         for target in &targets {
-            let removed = self.enforcement.blocker.nft.as_mut().map(|backend| backend.remove_ban(*target));
-            let in_set = removed.transpose().map_err(|error| error.to_string())?;
-            if self.observer.engine.lift(*target) || in_set == Some(true) {
+            let was_in_set = self.enforcement.blocker.remove_element(*target)?;
+            if self.observer.engine.lift(*target) || was_in_set {
                 unblocked.push(*target);
             }
         }

@@ -14,7 +14,7 @@ use super::trap::TrapControl;
 use crate::enforce::nft::{AllowSet, BlockError, DecoyRules, Nft, RulesetSpec, Table, trap_sets};
 use crate::enforce::route::Routes;
 use crate::enforce::{BanBackend, BanContext, Gone, Refused};
-use crate::engine::{ActiveBan, Ban, Settings};
+use crate::engine::{ActiveBan, Ban, Repeated, Settings, Standing, Verdict};
 use crate::events::event::EventKind;
 use crate::types::{Backend, BanTarget, Timestamp};
 
@@ -40,21 +40,28 @@ impl Enforcement {
 
 /// Handles packets and the bans that they cause.
 impl Enforcement {
-    /// Handles a packet of a blocked source. If `verify` is true, looks up its ban in the kernel's set. Returns true if
-    /// the ban was removed without a notification.
-    pub(super) fn has_vanished(&mut self, scope: &mut Scope<'_>, target: BanTarget, verify: bool) -> bool {
+    /// Looks up the ban of a source that keeps sending in the kernel's set, if `verdict` asks for it. If the ban was
+    /// removed without a notification, lifts it and returns its target.
+    pub(super) fn lift_vanished(&mut self, scope: &mut Scope<'_>, verdict: &Verdict) -> Option<BanTarget> {
+        let Verdict::Repeated(Repeated { target, verify, standing: Standing::Blocked, .. }) = *verdict else {
+            return None;
+        };
         self.table_repair.recent.insert(target);
         if !verify {
-            return false;
+            return None;
         }
         let nft = self.blocker.nft.as_mut();
         match nft.map_or(Ok(true), |backend| backend.table.time_left(target).map(|held| held.is_some())) {
             Ok(false) if self.table_repair.incomplete => self.repair(scope, Backend::Nft, &[target]),
-            Ok(false) => return true,
+            Ok(false) => {
+                scope.observer.engine.lift(target);
+                self.trap.forget_probes(&[target], &mut self.blocker, scope.reporter);
+                return Some(target);
+            }
             Err(BlockError::Gone) => self.repair_missing_table(scope),
             Ok(true) | Err(_) => {}
         }
-        false
+        None
     }
 
     /// Starts the command that must run before `ban`, which then waits for it. Returns false if there is no such
@@ -380,6 +387,21 @@ impl Enforcement {
 
 /// Reconciles the kernel with the engine.
 impl Enforcement {
+    /// Called when the engine has adopted `bans`.
+    pub(super) fn bans_adopted(&mut self, now: Timestamp, bans: &[ActiveBan]) {
+        if let Some(backend) = &mut self.blocker.nft {
+            // Every later creation of the table includes sets for prefixes.
+            backend.spec.wide |= bans.iter().any(|ban| matches!(ban.target, BanTarget::Prefix(_)));
+        }
+        // These bans count towards the ceilings, which the trap must not exceed.
+        self.trap.check_soon(now);
+    }
+
+    /// True if the ban of `target` waits for the command that must run first.
+    pub(super) fn awaits_command(&self, target: BanTarget) -> bool {
+        self.pending.awaits_command(target)
+    }
+
     /// Adds bans from the ledger to `backends`, for their remaining times.
     pub(super) fn restore(&mut self, scope: &mut Scope<'_>, bans: &[ActiveBan], backends: &[Backend]) {
         for backend in self.blocker.inline().filter(|backend| backends.contains(backend)) {

@@ -1,4 +1,4 @@
-//! Runs the sensor thread: frames -> observe -> decide -> apply -> commit, with no blocking work between a packet and
+//! Runs the sensor thread: decode -> observe -> decide -> apply -> commit, with no blocking work between a packet and
 //! its ban. It waits for packets, takes commands from its inbox and puts events into a bounded queue.
 
 mod batch;
@@ -13,6 +13,7 @@ mod guest_bans;
 mod metrics;
 mod observer;
 mod own_source;
+mod packet_path;
 mod pending_bans;
 mod port_lookup;
 mod reporter;
@@ -44,6 +45,7 @@ pub use controller::Sample;
 pub use guest_bans::GuestBan;
 pub use metrics::{REACTIONS, SensorMetrics};
 use observer::Observer;
+use packet_path::PacketPath;
 pub use port_lookup::KernelPorts;
 use reporter::Reporter;
 
@@ -81,7 +83,7 @@ pub struct Sensor {
     decoys: Decoys,
     /// End of the pause of the decoys.
     accept_retry_at: Option<Timestamp>,
-    controller: BanController,
+    packets: PacketPath,
     inbox: Inbox,
     /// Origin of the engine's time.
     start: Timestamp,
@@ -107,7 +109,7 @@ impl Sensor {
     ) -> Self {
         let observer = Observer::new(engine, host, kernel, decoys.ports().clone());
         Self {
-            controller: BanController::new(observer, blocker, Reporter::new(events, metrics)),
+            packets: PacketPath::new(BanController::new(observer, blocker, Reporter::new(events, metrics))),
             live,
             decoys,
             accept_retry_at: None,
@@ -122,15 +124,15 @@ impl Sensor {
     /// Only logs, from the first packet until [`SensorCommand::EndTrial`].
     pub fn start_trial(&mut self) {
         let now = self.now();
-        let (enforcement, mut scope) = self.controller.enforcement(now);
+        let (enforcement, mut scope) = self.packets.controller.enforcement(now);
         enforcement.start_trial(&mut scope);
     }
 
     /// Runs until [`SensorCommand::Stop`].
     pub fn run(mut self) -> Result<(), SensorError> {
-        self.controller.start(self.now());
+        self.packets.controller.start(self.now());
         let end = self.process();
-        self.controller.reporter.wake_reader();
+        self.packets.controller.reporter.wake_reader();
         end
     }
 
@@ -148,12 +150,12 @@ impl Sensor {
             let now = self.now();
             let coalesce = self.batching.count(now, frames) && !more_frames;
             if self.batching.begins_to_flood() {
-                self.controller.reporter.metrics.flood.notify_one();
+                self.packets.controller.reporter.metrics.flood.notify_one();
             }
             if ready.decoys {
                 self.accept_decoys(now);
             }
-            self.controller.run_maintenance(now);
+            self.packets.run_maintenance(now);
             self.count_drops(now);
             if coalesce {
                 std::thread::sleep(COALESCE_DELAY);
@@ -170,7 +172,7 @@ impl Sensor {
     fn wait(&mut self, more_frames: bool) -> Result<Ready, SensorError> {
         let now = self.now();
         self.accept_retry_at = self.accept_retry_at.filter(|at| *at > now);
-        let due = self.controller.next_due().into_iter().chain(self.accept_retry_at).min();
+        let due = self.packets.controller.next_due().into_iter().chain(self.accept_retry_at).min();
         let timeout = due.map(|due| due.since(now).max(MIN_WAIT));
         let decoys = if self.accept_retry_at.is_some() { PollFlags::empty() } else { PollFlags::IN };
         let mut fds = [
@@ -180,18 +182,18 @@ impl Sensor {
         ];
         // Waking another thread and touching cold memory take longer than judging a packet. Both are done while no
         // packet is waiting, or once the events have waited for [`WAKE_DELAY`].
-        let has_events = self.controller.reporter.has_pending();
+        let has_events = self.packets.controller.reporter.has_pending();
         let hurry = more_frames || has_events;
         // Polls even with more frames, to notice commands and decoy connections.
         let busy = hurry && (is_ready(&mut fds, Some(Duration::ZERO))? || more_frames);
         if !has_events {
             self.last_flush = now;
         } else if !busy || now.since(self.last_flush) >= WAKE_DELAY {
-            self.controller.reporter.wake_reader();
+            self.packets.controller.reporter.wake_reader();
             self.last_flush = now;
         }
         if !busy {
-            self.controller.observer.engine.prepare();
+            self.packets.controller.observer.engine.prepare();
             is_ready(&mut fds, timeout)?;
         }
         let [_, commands, decoys] = fds.map(|fd| !fd.revents().is_empty());
@@ -210,11 +212,11 @@ impl Sensor {
                 SensorCommand::Addresses(addresses) => self.decoys.watch_only(addresses),
                 SensorCommand::Stop => {
                     let now = self.now();
-                    let (enforcement, scope) = self.controller.enforcement(now);
+                    let (enforcement, scope) = self.packets.controller.enforcement(now);
                     enforcement.stop(scope.reporter);
                     return Ok(true);
                 }
-                command => commands::execute(command, self.now(), &mut self.controller),
+                command => commands::execute(command, self.now(), &mut self.packets),
             }
         }
         Ok(false)
@@ -233,24 +235,25 @@ impl Sensor {
         Ok(())
     }
 
-    /// Processes a batch of waiting frames; returns their number.
+    /// Processes a batch of waiting frames: decodes, observes and decides on each, then applies and commits their bans.
+    /// Returns their number.
     fn process_frames(&mut self) -> Result<usize, SensorError> {
         let now = self.now();
-        let Self { live, controller, .. } = self;
+        let Self { live, packets, .. } = self;
         let mut undecoded = 0;
         let frames = live.drain(BATCH_SIZE, |frame, time| {
             match &wire::decode(Live::LINK_TYPE, frame) {
-                Ok(packet) => controller.observe_packet(now, packet, time),
+                Ok(packet) => packets.process_packet(now, packet, time),
                 Err(wire::Undecoded::NotIp) => {}
                 Err(_) => undecoded += 1,
             }
             if let Some(packet) = wire::decode_untagged(Live::LINK_TYPE, frame) {
-                controller.observe_packet(now, &packet, time);
+                packets.process_packet(now, &packet, time);
             }
         })?;
-        controller.reporter.metrics.frames.add(frames as u64);
-        controller.reporter.metrics.undecoded.add(undecoded);
-        controller.commit(now);
+        packets.controller.reporter.metrics.frames.add(frames as u64);
+        packets.controller.reporter.metrics.undecoded.add(undecoded);
+        packets.finish_batch(now);
         Ok(frames)
     }
 
@@ -259,20 +262,20 @@ impl Sensor {
         if self.accept_retry_at.is_some() {
             return;
         }
-        let Self { decoys, controller, .. } = self;
-        let accepted = decoys.drain(|observation, time| controller.observe_decoy(now, observation, time));
-        controller.commit(now);
+        let Self { decoys, packets, .. } = self;
+        let accepted = decoys.drain(|observation, time| packets.process_connection(now, observation, time));
+        packets.finish_batch(now);
         if let Err(error) = accepted {
             self.accept_retry_at = Some(now.after(ACCEPT_RETRY_DELAY));
             let text = format!("a decoy cannot accept a connection: {error}; retrying in one second");
-            controller.reporter.error(text);
+            packets.controller.reporter.error(text);
         }
     }
 
     fn count_drops(&mut self, now: Timestamp) {
         if let Some(packets) = self.drop_counter.due(now, &mut self.live) {
-            self.controller.reporter.metrics.dropped.add(packets);
-            self.controller.reporter.emit(EventKind::Dropped { packets });
+            self.packets.controller.reporter.metrics.dropped.add(packets);
+            self.packets.controller.reporter.emit(EventKind::Dropped { packets });
         }
     }
 }

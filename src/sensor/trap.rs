@@ -46,7 +46,7 @@ pub(super) struct TrapControl {
     decoy_counts: DecoyCounts,
     /// Connected sources in the kernel's set, to which more closed ports are forgiven; `None` if unknown.
     peers: Option<HashSet<BanTarget>>,
-    pub(super) review: TrapReview,
+    review: TrapReview,
     /// The last logged error, so that it is not repeated.
     last_error: Option<String>,
 }
@@ -93,6 +93,11 @@ impl TrapControl {
         if self.arming.is_armed() {
             self.review.excuse(now, packet, verdict, forgiven, |port| self.arming.watches(port));
         }
+    }
+
+    /// Records that the sensor withdrew its own verdict on `target`.
+    pub(super) fn refute(&mut self, now: Timestamp, target: BanTarget) {
+        self.review.refute(now, target);
     }
 
     fn reset(&mut self, reporter: &Reporter) {

@@ -1,7 +1,6 @@
 //! Installs the table, and blocks and lifts targets in its sets. Restores large numbers of bans while the monitor is
 //! paused: the notification of an element is half of its cost in the kernel, and the monitor is its only listener.
 
-use std::mem;
 use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
@@ -24,8 +23,6 @@ pub struct Nft {
     writer: SetWriter,
     /// Time at which a target was last found to be already blocked.
     blocked_anew: Option<Instant>,
-    /// Bans of one call that the trap has not already made with the same length. The buffer is kept.
-    remaining: Vec<(BanTarget, Expiry)>,
     /// The elements of one transaction. The buffer is kept, so that a ban does not allocate.
     elements: Vec<(BanTarget, Expiry)>,
 }
@@ -46,7 +43,6 @@ impl Nft {
             allowed: AllowSet::default(),
             writer: SetWriter::default(),
             blocked_anew: None,
-            remaining: Vec::new(),
             elements: Vec::with_capacity(64),
         }
     }
@@ -113,69 +109,66 @@ impl Nft {
     /// [`BlockError::Gone`] if the table must be installed first; [`BlockError::Failed`] with the targets that are not
     /// blocked, while the others are.
     pub fn block(&mut self, bans: &[(BanTarget, Expiry)]) -> Result<(), BlockError> {
-        if bans.iter().any(|(target, _)| matches!(target, BanTarget::Prefix(_))) {
+        self.elements.clear();
+        self.elements.extend_from_slice(bans);
+        self.block_elements()
+    }
+
+    /// Blocks the targets in one message if none of them is blocked yet and there is room. That takes a third of the
+    /// work of [`SetWriter::change`]. On the packet path.
+    fn block_elements(&mut self) -> Result<(), BlockError> {
+        if self.elements.iter().any(|(target, _)| matches!(target, BanTarget::Prefix(_))) {
             let whole = |(target, expiry): &(BanTarget, Expiry)| (*target, None, *expiry);
-            return self.restore(&bans.iter().map(whole).collect::<Vec<_>>());
+            let bans: Vec<_> = self.elements.iter().map(whole).collect();
+            return self.restore(&bans);
         }
+        let asked = self.elements.len();
         if self.spec.trap.is_some() {
-            return self.block_beside_trap(bans);
+            self.drop_trapped()?;
         }
-        self.block_all(bans)
-    }
-
-    /// Blocks targets that the trap may already have blocked; a ban of the same length is kept. While an element of a
-    /// full set is replaced, the kernel counts it twice, and packets that add an element at that moment exceed the size
-    /// (seen on Linux 6.18).
-    fn block_beside_trap(&mut self, bans: &[(BanTarget, Expiry)]) -> Result<(), BlockError> {
-        let mut remaining = mem::take(&mut self.remaining);
-        remaining.clear();
-        let looked = bans.iter().try_for_each(|(target, expiry)| {
-            match self.table.time_left(*target)? {
-                Some(left) if is_as_long(left, *expiry) => return Ok(()),
-                Some(_) => self.blocked_anew = Some(Instant::now()),
-                None => {}
-            }
-            remaining.push((*target, *expiry));
-            Ok(())
-        });
-        let done = looked.and_then(|()| self.block_all(&remaining)).map_err(|error| match error {
-            BlockError::Failed { failed, .. } => BlockError::Failed { asked: bans.len(), failed },
-            error => error,
-        });
-        self.remaining = remaining;
-        done
-    }
-
-    fn block_all(&mut self, bans: &[(BanTarget, Expiry)]) -> Result<(), BlockError> {
-        let fresh = self.blocked_anew.is_none_or(|seen| seen.elapsed() >= STILL_BLOCKED);
-        if bans.is_empty() || fresh && self.block_new(bans)? {
+        let Self { table, writer, elements, blocked_anew, .. } = self;
+        if elements.is_empty() {
             return Ok(());
         }
-        let kernel = self.table.kernel();
+        let are_new = blocked_anew.is_none_or(|seen| seen.elapsed() >= STILL_BLOCKED);
+        if are_new && elements.len() <= nft::BANS_A_MESSAGE && writer.has_room() {
+            match (table.transact(|batch| nft::put_new_bans(batch, elements)), elements.as_slice()) {
+                (Ok(()), _) => return Ok(()),
+                (Err(error), _) if error.is(Errno::EXIST) => *blocked_anew = Some(Instant::now()),
+                // A single ban is not tried again if its set is full.
+                (Err(error), [(target, _)]) if error.is(Errno::NFILE) => {
+                    let failed = writer.judge(table, Operation::Block, *target, error)?;
+                    return Err(BlockError::Failed { asked, failed: failed.into_iter().collect() });
+                }
+                // Each target is tried individually below, and refusals are reported.
+                (Err(SocketError::Refused { .. } | SocketError::Overrun(_)), _) => {}
+                (Err(error), _) => return Err(error.into()),
+            }
+        }
+        let kernel = table.kernel();
         let put = |batch: &mut Batch, bans: &[_]| nft::put_bans(batch, kernel, bans);
-        self.writer.change(&mut self.table, Operation::Block, bans, put, |(target, _)| *target)
+        writer.change(table, Operation::Block, elements, put, |(target, _)| *target).map_err(|error| match error {
+            BlockError::Failed { failed, .. } => BlockError::Failed { asked, failed },
+            error => error,
+        })
     }
 
-    /// Blocks the targets if none of them is blocked yet and there is room; returns whether they are blocked now. Takes
-    /// a third of the work of [`SetWriter::change`]. On the packet path.
-    fn block_new(&mut self, bans: &[(BanTarget, Expiry)]) -> Result<bool, BlockError> {
-        if bans.len() > nft::BANS_A_MESSAGE || !self.writer.has_room() {
-            return Ok(false);
-        }
-        match self.table.transact(|batch| nft::put_new_bans(batch, bans)) {
-            Ok(()) => return Ok(true),
-            // The caller then tries each target individually, and reports refusals.
-            Err(error) if error.is(Errno::EXIST) => self.blocked_anew = Some(Instant::now()),
-            Err(error @ (SocketError::Refused { .. } | SocketError::Overrun(_))) => {
-                // A single ban is not tried again if its set is full.
-                if let ([(target, _)], true) = (bans, error.is(Errno::NFILE)) {
-                    let failed = self.writer.judge(&mut self.table, Operation::Block, *target, error)?;
-                    return Err(BlockError::Failed { asked: 1, failed: failed.into_iter().collect() });
-                }
+    /// Drops bans that the trap has already made with the same length. While an element of a full set is replaced, the
+    /// kernel counts it twice, and packets that add an element at that moment exceed the size (seen on Linux 6.18).
+    fn drop_trapped(&mut self) -> Result<(), BlockError> {
+        let Self { table, elements, blocked_anew, .. } = self;
+        let mut looked = Ok(());
+        elements.retain(|(target, expiry)| {
+            let held = if looked.is_ok() { table.time_left(*target) } else { Ok(None) };
+            match held {
+                Ok(Some(left)) if is_as_long(left, *expiry) => return false,
+                Ok(Some(_)) => *blocked_anew = Some(Instant::now()),
+                Ok(None) => {}
+                Err(error) => looked = Err(error),
             }
-            Err(error) => return Err(error.into()),
-        }
-        Ok(false)
+            true
+        });
+        looked
     }
 
     /// Restores bans with their target, total duration if known, and remaining time.
@@ -245,12 +238,9 @@ impl Nft {
 impl BanBackend for Nft {
     fn block(&mut self, bans: &[BanContext], _now: Timestamp) -> Result<Vec<Refused>, Gone> {
         self.ensure_prefix_sets(bans.iter().map(|ban| ban.target))?;
-        let mut elements = mem::take(&mut self.elements);
-        elements.clear();
-        elements.extend(bans.iter().map(|ban| (ban.target, ban.expiry)));
-        let blocked = Self::block(self, &elements);
-        self.elements = elements;
-        BlockError::refusals(blocked, Backend::Nft, bans.iter().map(|ban| ban.target))
+        self.elements.clear();
+        self.elements.extend(bans.iter().map(|ban| (ban.target, ban.expiry)));
+        BlockError::refusals(self.block_elements(), Backend::Nft, bans.iter().map(|ban| ban.target))
     }
 
     fn lift(&mut self, targets: &[BanTarget]) -> Result<(), String> {
