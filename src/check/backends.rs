@@ -10,9 +10,9 @@ use serde::Serialize;
 use super::warnings::Findings;
 use crate::config::Config;
 use crate::enforce::command::check_program;
+use crate::enforce::hosts_deny::HostsDeny;
 use crate::enforce::nft::{RulesetError, RulesetSpec};
 use crate::enforce::route::Routes;
-use crate::enforce::{EntryStore, entry_store};
 use crate::netlink::nft::{examine, foreign_objects};
 use crate::netlink::socket::Socket;
 use crate::types::{Action, Backend, RouteKind};
@@ -58,12 +58,9 @@ pub(super) fn inspect(config: &Config, findings: &mut Findings) -> Vec<BackendCh
                 let works = config.block.run.check().map(|()| String::new()).map_err(|error| error.to_string());
                 ("block.run.command", format!("the command {words}"), Some(works))
             }
-            file => match entry_store(config, *file).transpose() {
-                Ok(store) => {
-                    let does = store.as_ref().map_or_else(String::new, |store| store.describe());
-                    (file.table(), does, store.and_then(|store| entries(&*store, findings)))
-                }
-                Err(error) => (file.table(), format!("entries in {}", file.place()), Some(Err(error))),
+            Backend::HostsDeny => match HostsDeny::from_config(config) {
+                Ok(hosts_deny) => ("block.hosts_deny", hosts_deny.describe(), entries(&hosts_deny, findings)),
+                Err(error) => ("block.hosts_deny", "entries in hosts.deny".to_owned(), Some(Err(error.to_string()))),
             },
         };
         let (state, works) = match works {
@@ -72,7 +69,7 @@ pub(super) fn inspect(config: &Config, findings: &mut Findings) -> Vec<BackendCh
             Some(Err(error)) => {
                 match method {
                     Backend::Nft | Backend::Route | Backend::Command => findings.wrong(key, error),
-                    _ => findings.warn(key, error),
+                    Backend::HostsDeny => findings.warn(key, error),
                 }
                 (String::new(), Some(false))
             }
@@ -131,19 +128,20 @@ fn routes(config: &Config) -> Result<String, String> {
 
 /// The state of the file, with its number of entries. `None` if this user cannot determine whether the service can
 /// write it.
-fn entries(store: &dyn EntryStore, findings: &mut Findings) -> Option<Result<String, String>> {
-    let folder = store.path().parent().unwrap_or(Path::new("/"));
+fn entries(hosts_deny: &HostsDeny, findings: &mut Findings) -> Option<Result<String, String>> {
+    let folder = hosts_deny.path().parent().unwrap_or(Path::new("/"));
     if !geteuid().is_root() && accessat(CWD, folder, Access::WRITE_OK | Access::EXEC_OK, AtFlags::EACCESS).is_err() {
         findings.add_note(format!(
-            "{}: this user cannot write to this directory, so {} was not checked; run this with sudo",
-            folder.display(),
-            store.backend().place()
+            "{}: this user cannot write to this directory, so hosts.deny was not checked; run this with sudo",
+            folder.display()
         ));
         return None;
     }
-    Some(store.check().and_then(|()| store.held()).map_err(|error| error.to_string()).map(|held| match held.len() {
-        0 => String::new(),
-        lines => format!("; lines of portsentry in it: {lines}"),
+    Some(hosts_deny.check().and_then(|()| hosts_deny.held()).map_err(|error| error.to_string()).map(|held| {
+        match held.len() {
+            0 => String::new(),
+            lines => format!("; lines of portsentry in it: {lines}"),
+        }
     }))
 }
 

@@ -3,7 +3,6 @@
 //! routes. These bans continue in the configured backends.
 
 use std::path::Path;
-use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use super::error::DaemonError;
@@ -11,12 +10,13 @@ use super::sensor_thread::SensorHandle;
 use super::table_identity::FoundTable;
 use crate::config::{BlockPolicy, Config};
 use crate::enforce::command::{Outcome, Spawner};
+use crate::enforce::hosts_deny::HostsDeny;
 use crate::enforce::nft::{
     BlockError, DecoyRules, Installed, Nft, RulesetError, RulesetSpec, Table, Watched, trap_sets,
 };
 use crate::enforce::route::Routes;
 use crate::enforce::slow_backends::{BackendEvent, CommandPhase, Settings, SlowBackends, SlowQueue, SlowTask};
-use crate::enforce::{BanContext, EntryStore, entry_store};
+use crate::enforce::{BanContext, EntryFile};
 use crate::engine::Host;
 use crate::events::channel::Sender;
 use crate::events::event::{Event, EventKind};
@@ -30,8 +30,8 @@ use crate::types::{Backend, BanTarget, Timestamp};
 pub(super) struct UsedBackends {
     /// The backends that enforce bans. Empty if the configuration only logs and there are no earlier bans.
     pub(super) methods: Vec<Backend>,
-    /// The files with an entry per ban. If the backend is not in `methods`, they only lose the entries of earlier bans.
-    pub(super) stores: Vec<Arc<dyn EntryStore>>,
+    /// The file with an entry per ban. If hosts.deny is not in `methods`, it only loses the entries of earlier bans.
+    pub(super) entry_file: Option<EntryFile>,
     /// True if commands begin no new bans, but are undone at the end of those that they began.
     pub(super) undoes_commands: bool,
     /// True if commands of `block.run` are run or undone.
@@ -47,28 +47,26 @@ impl UsedBackends {
     pub(super) fn new(
         config: &Config,
         earlier_bans: bool,
-        has_entries: fn(&dyn EntryStore) -> bool,
+        has_entries: fn(&EntryFile) -> bool,
     ) -> Result<Self, DaemonError> {
         let enforces = config.blocks() || earlier_bans;
         let methods = if enforces { config.block.method.clone() } else { Vec::new() };
         let runs = methods.contains(&Backend::Command) || config.uses(BlockPolicy::Run);
         let undoes_commands = enforces && !runs && !config.block.run.expire_command.is_empty();
-        let mut stores = Vec::new();
-        for backend in Backend::ALL.into_iter().filter(|_| enforces) {
-            match entry_store(config, backend) {
-                Some(store) if methods.contains(&backend) => {
-                    stores.push(store.map_err(|error| DaemonError::Entries(error, backend))?);
-                }
-                Some(Ok(store)) if has_entries(&*store) => stores.push(store),
-                _ => {}
+        let entry_file = match HostsDeny::from_config(config).map(EntryFile::from) {
+            Ok(file) => {
+                Some(file).filter(|file| methods.contains(&Backend::HostsDeny) || enforces && has_entries(file))
             }
-        }
-        Ok(Self { stores, undoes_commands, runs_commands: runs || undoes_commands, methods })
+            Err(error) if methods.contains(&Backend::HostsDeny) => return Err(error.into()),
+            Err(_) => None,
+        };
+        Ok(Self { entry_file, undoes_commands, runs_commands: runs || undoes_commands, methods })
     }
 
-    /// The files that lose the entries of earlier bans, and get no new ones.
-    pub(super) fn swept(&self) -> impl Iterator<Item = &Arc<dyn EntryStore>> {
-        self.stores.iter().filter(|store| !self.methods.contains(&store.backend()))
+    /// The file if it loses the entries of earlier bans, and gets no new ones.
+    pub(super) fn file_to_clean(&self) -> Option<&HostsDeny> {
+        let file = self.entry_file.as_ref().filter(|_| !self.methods.contains(&Backend::HostsDeny))?;
+        Some(&file.hosts_deny)
     }
 }
 
@@ -154,19 +152,16 @@ pub(super) fn open(
         drop(trap_sets::arm(&mut table, Watched { udp: none, ..Watched::default() }));
         drop(trap_sets::arm(&mut table, Watched { services: none, ..Watched::default() }));
     }
-    for store in &used.stores {
-        if let Err(error) = store.check() {
-            let place = store.backend().place();
-            opened.messages.push(EventKind::Error(format!("cannot write {place}, retrying: {error}")));
-        }
+    if let Some(Err(error)) = used.entry_file.as_ref().map(EntryFile::check) {
+        opened.messages.push(EventKind::Error(format!("cannot write hosts.deny, retrying: {error}")));
     }
     let settings = Settings {
-        stores: used.stores.clone(),
+        entry_file: used.entry_file.clone(),
         run: spawner.map(|spawner| (config.block.run.clone(), spawner)),
         end_connections: nft && config.block.nft.end_connections,
     };
-    if !settings.stores.is_empty() || settings.run.is_some() || settings.end_connections {
-        let report = reporter(settings.stores.clone(), events.clone(), sensor.clone());
+    if settings.entry_file.is_some() || settings.run.is_some() || settings.end_connections {
+        let report = reporter(used.entry_file.clone(), events.clone(), sensor.clone());
         let end_connections = settings.end_connections;
         let slow = SlowBackends::start(settings, report).map_err(DaemonError::system("start a thread"))?;
         let mut queue = SlowQueue::new(&slow, &opened.blocker.backends, command_first, end_connections);
@@ -277,7 +272,7 @@ const MAX_ATTEMPTS: u32 = 10;
 
 /// Handles the events of the slow-backends thread. Waits only for the sensor.
 fn reporter(
-    stores: Vec<Arc<dyn EntryStore>>,
+    entry_file: Option<EntryFile>,
     events: Sender,
     sensor: SensorHandle,
 ) -> impl FnMut(BackendEvent) + Send + 'static {
@@ -291,8 +286,7 @@ fn reporter(
                 if let Some(ban) = &ban {
                     metrics.blocked(backend, ban.probe.observation.class, ban.grade);
                 }
-                let store = stores.iter().find(|store| store.backend() == backend);
-                let entry = store.map_or_else(String::new, |store| store.entry(&case));
+                let entry = entry_file.as_ref().map_or_else(String::new, |file| file.hosts_deny.entry(&case));
                 let time = if ban.is_some() { since } else { SystemTime::now() };
                 return events.send(Event { time, what: EventKind::Entered { target, backend, ban, entry } });
             }
@@ -396,12 +390,11 @@ pub(super) fn have_leftovers(config: &Config, state_dir: &Path) -> bool {
         });
         found.unwrap_or(false)
     };
-    let has_entries =
-        |backend| entry_store(config, backend).is_some_and(|store| store.is_ok_and(|store| has_entries(&*store)));
-    has_table() || has_routes() || Backend::ALL.into_iter().any(has_entries) || has_records()
+    let has_lines = || HostsDeny::from_config(config).is_ok_and(|hosts_deny| has_entries(&hosts_deny.into()));
+    has_table() || has_routes() || has_lines() || has_records()
 }
 
-/// True if `store` contains entries of earlier bans.
-pub(super) fn has_entries(store: &dyn EntryStore) -> bool {
-    store.held().is_ok_and(|held| !held.is_empty())
+/// True if `file` contains entries of earlier bans.
+pub(super) fn has_entries(file: &EntryFile) -> bool {
+    file.held().is_ok_and(|held| !held.is_empty())
 }

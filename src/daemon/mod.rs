@@ -163,7 +163,7 @@ pub fn run(
         false => None,
     };
     let closed = if sandboxed { closed_folders(&policy) } else { Vec::new() };
-    let root_files = RootFiles::start(&config, &places.config, &closed, &mut used.stores)?;
+    let root_files = RootFiles::start(&config, &places.config, &closed, used.entry_file.as_mut())?;
     policy.write.retain(|folder| !closed.contains(folder));
     let firewall_watch = FirewallWatch::open(&config);
     let shared = config.shares_decoys().then(SharedListener::open);
@@ -303,11 +303,10 @@ async fn serve(
     if has_allowances {
         backends::protect(&mut blocker, &host_state.host()).map_err(DaemonError::Protect)?;
     }
-    for store in used.swept() {
+    if let Some(hosts_deny) = used.file_to_clean() {
         log.emit(EventKind::Note(format!(
-            "lines of earlier bans are removed from {}, because \"{}\" is not in block.method",
-            store.path().display(),
-            store.backend().name()
+            "lines of earlier bans are removed from {}, because \"hosts-deny\" is not in block.method",
+            hosts_deny.path().display()
         )));
     }
     let users: Vec<u32> = [0, sandbox.uid].into_iter().chain(privileged.fleet_user).collect();
@@ -344,7 +343,7 @@ async fn serve(
             marker: places.state_dir.join(ledger::RESTORING),
             config: config.clone(),
             tasks: slow_backends.as_ref().map(SlowBackends::tasks),
-            sweeps_entries: used.swept().next().is_some(),
+            removes_stale_entries: used.file_to_clean().is_some(),
             undoes_commands: used.undoes_commands,
             nft,
         }

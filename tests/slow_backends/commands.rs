@@ -2,7 +2,6 @@
 
 use std::fs;
 use std::path::Path;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use portsentry::config::Run;
@@ -398,7 +397,7 @@ fn methods_follow_given_order() {
     let run = run(&script);
     let spawner = spawner(&run);
     let bench = Bench::start(Settings {
-        stores: vec![Arc::new(HostsDeny::new(&path, DEFAULT_TEMPLATE).unwrap())],
+        entry_file: Some(HostsDeny::new(&path, DEFAULT_TEMPLATE).unwrap().into()),
         run: Some((run, spawner)),
         ..Settings::default()
     });
@@ -481,7 +480,7 @@ fn late_line_leaves_newer_ban_its_command() {
     let run = run("echo ran");
     let spawner = spawner(&run);
     let bench = Bench::start(Settings {
-        stores: vec![Arc::new(HostsDeny::new(&path, DEFAULT_TEMPLATE).unwrap())],
+        entry_file: Some(HostsDeny::new(&path, DEFAULT_TEMPLATE).unwrap().into()),
         run: Some((run, spawner)),
         ..Settings::default()
     });

@@ -6,11 +6,10 @@ use std::io::Write as _;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::thread::JoinHandle;
 
-use portsentry::enforce::EntryStore;
-use portsentry::enforce::file_helper::{FileHelper, Files, HelperFile, serve};
+use portsentry::enforce::EntryFile;
+use portsentry::enforce::file_helper::{FileHelper, Files, serve};
 use portsentry::enforce::helper_socket::{HelperError, pair};
 use portsentry::enforce::hosts_deny::{DEFAULT_TEMPLATE, HostsDeny};
 use portsentry::enforce::slow_backends::{BackendEvent, Settings, Task};
@@ -54,7 +53,7 @@ fn lines_are_written_by_helper() {
     fs::write(&path, "sshd: x\n").unwrap();
     let (helper, served) = start(&Files { hosts_deny: Some(hosts_deny.clone()), json_file: None });
     let bench = Bench::start(Settings {
-        stores: vec![Arc::new(HelperFile::new(Arc::new(hosts_deny.clone()), helper.clone()))],
+        entry_file: Some(EntryFile { hosts_deny: hosts_deny.clone(), helper: Some(helper.clone()) }),
         ..Settings::default()
     });
     let case = case("192.0.2.7", 60);

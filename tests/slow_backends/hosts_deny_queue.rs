@@ -2,7 +2,6 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::mpsc::channel;
 use std::time::{Duration, Instant};
 
@@ -23,8 +22,8 @@ fn setup() -> (TempDir, PathBuf, Settings) {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("etc/hosts.deny");
     fs::create_dir(folder.path().join("etc")).unwrap();
-    let hosts_deny = Arc::new(HostsDeny::new(&path, DEFAULT_TEMPLATE).unwrap());
-    (folder, path, Settings { stores: vec![hosts_deny], ..Settings::default() })
+    let hosts_deny = HostsDeny::new(&path, DEFAULT_TEMPLATE).unwrap().into();
+    (folder, path, Settings { entry_file: Some(hosts_deny), ..Settings::default() })
 }
 
 fn held(path: &Path) -> Vec<BanTarget> {

@@ -62,7 +62,7 @@ pub(super) struct StartupReconcile {
     /// The queue of the slow backends, if there are any.
     pub(super) tasks: Option<TaskSender>,
     /// True if a file of a backend that is not in use loses the entries of earlier bans.
-    pub(super) sweeps_entries: bool,
+    pub(super) removes_stale_entries: bool,
     /// True if commands begin no new bans, but are undone at the end of those that they began.
     pub(super) undoes_commands: bool,
     /// The kernel's sets, for this thread; `None` if nft is not a backend.
@@ -141,7 +141,7 @@ impl StartupReconcile {
         }
         let runs_commands = self.undoes_commands || self.backends.contains(&Backend::Command);
         let is_slow = |backend: &Backend| backend.is_slow() && (*backend != Backend::Command || runs_commands);
-        if !self.backends.iter().any(is_slow) && !self.sweeps_entries && !self.undoes_commands {
+        if !self.backends.iter().any(is_slow) && !self.removes_stale_entries && !self.undoes_commands {
             return;
         }
         let adopted = |Remembered { ban, left }: &Remembered| {

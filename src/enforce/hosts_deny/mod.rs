@@ -15,14 +15,14 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{Access, AtFlags, CWD, accessat};
 
+use super::BanContext;
 use super::template::{NAMES, expand, unknown};
-use super::{BanContext, EntryStore};
-use crate::types::{Backend, BanTarget};
+use crate::types::BanTarget;
 
 mod file;
 mod text;
 
-pub(super) use file::LIMIT as MAX_FILE_LEN;
+pub(super) use file::{LIMIT as MAX_FILE_LEN, Stamp};
 #[cfg(any(test, fuzzing))]
 pub(crate) use text::fuzz;
 
@@ -116,6 +116,26 @@ impl HostsDeny {
         if !hosts_deny.finds_its_own() { Err(TemplateError::NotAlone) } else { Ok(hosts_deny) }
     }
 
+    /// The file, in a directory that must be writable.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// What it writes where.
+    pub fn describe(&self) -> String {
+        format!("the line \"{}\" in {}", self.template, self.path.display())
+    }
+
+    /// The line that denies the source of `case`, as reported in its event.
+    pub fn entry(&self, case: &BanContext) -> String {
+        expand(&self.template, &hosts_pattern(case.target), case)
+    }
+
+    /// A value that changes when the file is written or replaced; `None` if it does not exist.
+    pub(super) fn stamp(&self) -> Option<Stamp> {
+        Stamp::new(&self.path)
+    }
+
     /// Checks that lines can be written, as far as possible without writing: the directory accepts a new file, and an
     /// existing file can be read.
     ///
@@ -182,37 +202,6 @@ impl HostsDeny {
                 ParsedFile::parse(&edit.text).entries.iter().any(|entry| entry.target == case.target)
             })
         })
-    }
-}
-
-impl EntryStore for HostsDeny {
-    fn backend(&self) -> Backend {
-        Backend::HostsDeny
-    }
-
-    fn path(&self) -> &Path {
-        &self.path
-    }
-
-    fn describe(&self) -> String {
-        format!("the line \"{}\" in {}", self.template, self.path.display())
-    }
-
-    /// The line that denies the source of `case`.
-    fn entry(&self, case: &BanContext) -> String {
-        expand(&self.template, &hosts_pattern(case.target), case)
-    }
-
-    fn check(&self) -> io::Result<()> {
-        Self::check(self).map_err(io::Error::other)
-    }
-
-    fn held(&self) -> io::Result<Vec<BanTarget>> {
-        Self::held(self).map_err(io::Error::other)
-    }
-
-    fn apply(&self, add: &[BanContext], remove: &[BanTarget]) -> io::Result<Vec<BanTarget>> {
-        Self::apply(self, add, remove).map_err(io::Error::other)
     }
 }
 

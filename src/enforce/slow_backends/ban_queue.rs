@@ -4,7 +4,7 @@ use std::collections::{BTreeSet, HashMap, VecDeque};
 
 use super::MAX_BANS;
 use crate::enforce::BanContext;
-use crate::types::{Backend, Backends, BanTarget, Expiry, Timestamp};
+use crate::types::{Backend, BanTarget, Expiry, Timestamp};
 
 /// A ban that must be undone when it ends.
 #[derive(Debug)]
@@ -14,8 +14,8 @@ pub(super) struct QueuedBan {
     pub(super) id: u64,
     /// Backends that have not been processed yet.
     pub(super) steps: VecDeque<Backend>,
-    /// The backends in which it has, or should have, an entry.
-    pub(super) entries: Backends,
+    /// True if it has, or should have, an entry in the file.
+    pub(super) has_entry: bool,
     /// True if the command was started.
     pub(super) has_run: bool,
     until: Option<Timestamp>,
@@ -44,7 +44,7 @@ impl Bans {
             case,
             id,
             steps: VecDeque::new(),
-            entries: Backends::default(),
+            has_entry: false,
             has_run: false,
             until: None,
         });
@@ -84,9 +84,9 @@ impl Bans {
         self.held.keys().copied()
     }
 
-    /// Targets that have, or should have, an entry in `backend`.
-    pub(super) fn with_entry(&self, backend: Backend) -> impl Iterator<Item = BanTarget> + '_ {
-        self.held.iter().filter(move |(_, held)| held.entries.contains(backend)).map(|(target, _)| *target)
+    /// Targets that have, or should have, an entry in the file.
+    pub(super) fn with_entry(&self) -> impl Iterator<Item = BanTarget> + '_ {
+        self.held.iter().filter(|(_, held)| held.has_entry).map(|(target, _)| *target)
     }
 
     /// A target whose ban has ended at `now`.

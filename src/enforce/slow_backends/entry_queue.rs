@@ -1,4 +1,4 @@
-//! Queues entries of an [`EntryStore`] that are to be written or removed; all of them go into one new file. A failure
+//! Queues entries of the [`EntryFile`] that are to be written or removed; all of them go into one new file. A failure
 //! concerns the file, not one ban, so all entries are retried together.
 //!
 //! Other programs write the file too. An editor that saves an old copy, or a tool that writes its own version, removes
@@ -8,17 +8,17 @@
 use std::collections::{HashMap, HashSet};
 use std::io;
 use std::mem;
-use std::sync::Arc;
 use std::time::Duration;
 
 use super::ban_queue::Bans;
 use super::{BACKOFF, BackendEvent, MAX_BANS, SlowTask};
-use crate::enforce::{BanContext, EntryStore, Stamp};
+use crate::enforce::hosts_deny::Stamp;
+use crate::enforce::{BanContext, EntryFile};
 use crate::types::{Backend, Backoff, BanTarget, Timestamp};
 
 /// Pending changes.
 pub(super) struct EntryQueue {
-    store: Arc<dyn EntryStore>,
+    file: EntryFile,
     add: HashMap<BanTarget, Add>,
     remove: HashSet<BanTarget>,
     /// True if entries of bans that are not held are removed.
@@ -28,6 +28,9 @@ pub(super) struct EntryQueue {
     seen: Option<Option<Stamp>>,
     look_at: Timestamp,
 }
+
+/// The backend whose entries these are.
+const BACKEND: Backend = Backend::HostsDeny;
 
 /// Interval between checks of the file.
 const CHECK_INTERVAL: Duration = Duration::from_secs(2);
@@ -43,9 +46,9 @@ struct Add {
 }
 
 impl EntryQueue {
-    pub(super) fn new(store: Arc<dyn EntryStore>) -> Self {
+    pub(super) fn new(file: EntryFile) -> Self {
         Self {
-            store,
+            file,
             add: HashMap::new(),
             remove: HashSet::new(),
             sweep: false,
@@ -55,13 +58,9 @@ impl EntryQueue {
         }
     }
 
-    pub(super) fn backend(&self) -> Backend {
-        self.store.backend()
-    }
-
     /// Targets that have an entry now; `None` if the file cannot be read.
     pub(super) fn held(&self) -> Option<HashSet<BanTarget>> {
-        self.store.held().ok().map(|held| held.into_iter().collect())
+        self.file.held().ok().map(|held| held.into_iter().collect())
     }
 
     /// The targets in `bans` that have lost their entry, if the file has changed. Empty while other entries are
@@ -72,12 +71,12 @@ impl EntryQueue {
         }
         self.look_at = now.after(CHECK_INTERVAL);
         // Read before the content, so that a concurrent write is detected.
-        let stamp = self.store.stamp();
+        let stamp = self.file.hosts_deny.stamp();
         if self.seen == Some(stamp) {
             return Vec::new();
         }
         let Some(held) = self.held() else { return Vec::new() };
-        let lost: Vec<BanTarget> = bans.with_entry(self.backend()).filter(|target| !held.contains(target)).collect();
+        let lost: Vec<BanTarget> = bans.with_entry().filter(|target| !held.contains(target)).collect();
         if lost.is_empty() {
             self.seen = Some(stamp);
         }
@@ -127,7 +126,7 @@ impl EntryQueue {
 
     /// Time of the next write, or of the next check for the entries of `bans`.
     pub(super) fn next(&self, bans: &Bans) -> Option<Timestamp> {
-        let has_entries = bans.with_entry(self.backend()).next().is_some();
+        let has_entries = bans.with_entry().next().is_some();
         self.next_write().into_iter().chain(has_entries.then_some(self.look_at)).min()
     }
 
@@ -142,19 +141,18 @@ impl EntryQueue {
         if self.next_write().is_none_or(|next| next > now) {
             return Vec::new();
         }
-        let backend = self.backend();
         match self.write(bans) {
             Ok(targets) => {
                 let (again, new): (Vec<&Add>, Vec<&Add>) = self.add.values().partition(|add| add.again);
-                new.into_iter().for_each(|add| tell(BackendEvent::Done { case: add.case, backend }));
+                new.into_iter().for_each(|add| tell(BackendEvent::Done { case: add.case, backend: BACKEND }));
                 if !again.is_empty() {
                     tell(BackendEvent::Restored {
                         targets: again.into_iter().map(|add| add.case.target).collect(),
-                        backend,
+                        backend: BACKEND,
                     });
                 }
                 if !targets.is_empty() {
-                    tell(BackendEvent::Released { targets, backend });
+                    tell(BackendEvent::Released { targets, backend: BACKEND });
                 }
                 self.backoff.reset();
                 self.remove.clear();
@@ -167,7 +165,7 @@ impl EntryQueue {
                 let attempt = self.backoff.failures();
                 tell(BackendEvent::Failed {
                     targets,
-                    task: SlowTask::Ban(backend),
+                    task: SlowTask::Ban(BACKEND),
                     reason: error.to_string(),
                     attempt,
                     again,
@@ -182,9 +180,9 @@ impl EntryQueue {
         let add: Vec<BanContext> = self.add.values().map(|add| add.case).collect();
         let mut remove: Vec<BanTarget> = self.remove.iter().copied().collect();
         if self.sweep {
-            let stays: HashSet<BanTarget> = bans.with_entry(self.backend()).collect();
-            remove.extend(self.store.held()?.into_iter().filter(|target| !stays.contains(target)));
+            let stays: HashSet<BanTarget> = bans.with_entry().collect();
+            remove.extend(self.file.held()?.into_iter().filter(|target| !stays.contains(target)));
         }
-        self.store.apply(&add, &remove)
+        self.file.apply(&add, &remove)
     }
 }

@@ -1,4 +1,4 @@
-//! Runs the slow backends on one thread: files with an entry per ban ([`EntryStore`]), commands, and the ending of
+//! Runs the slow backends on one thread: the file with an entry per ban ([`EntryFile`]), commands, and the ending of
 //! connections. The thread has a bounded queue, so that neither the sensor nor the event loop waits for a disk or a
 //! process.
 //!
@@ -13,7 +13,7 @@ use std::time::Duration;
 use tokio::sync::watch;
 
 use super::command::Spawner;
-use super::{BanContext, EntryStore, ExemptPrefixes};
+use super::{BanContext, EntryFile, ExemptPrefixes};
 use crate::config::Run;
 use crate::types::{Backend, Backoff, BanTarget, Expiry};
 pub use crate::worker::Stopped;
@@ -51,8 +51,8 @@ const BACKOFF: Backoff = Backoff::new(Duration::from_secs(1), Duration::from_sec
 /// The configured backends.
 #[derive(Clone, Debug, Default)]
 pub struct Settings {
-    /// The files with an entry per ban.
-    pub stores: Vec<Arc<dyn EntryStore>>,
+    /// For [`Backend::HostsDeny`]: the file with an entry per ban.
+    pub entry_file: Option<EntryFile>,
     /// For [`Backend::Command`] and [`Task::Before`]: the configuration of commands, and the command helper.
     pub run: Option<(Run, Spawner)>,
     /// True if connections of every blocked source are ended, in the network namespace of the thread's starter.

@@ -1,7 +1,6 @@
 //! Runs the main loop of the slow-backends thread: takes tasks, handles ended commands, writes entries, ends
 //! connections, starts commands, and waits until something is due.
 
-use std::collections::HashSet;
 use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -30,8 +29,7 @@ const LOSS_INTERVAL: Duration = Duration::from_secs(60);
 
 /// The state of the thread.
 pub(super) struct Work {
-    /// One for each file with entries.
-    files: Vec<EntryQueue>,
+    entries: Option<EntryQueue>,
     commands: Option<Commands>,
     connections: Connections,
     end_connections: bool,
@@ -54,7 +52,7 @@ impl Work {
     ) -> Self {
         let exempt = Arc::clone(&shared_exempt.borrow());
         Self {
-            files: settings.stores.into_iter().map(EntryQueue::new).collect(),
+            entries: settings.entry_file.map(EntryQueue::new),
             commands: settings.run.map(Commands::new),
             connections: Connections::default(),
             end_connections: settings.end_connections,
@@ -84,13 +82,13 @@ impl Work {
         };
         let now = boot_time();
         // Pending changes get one last attempt.
-        self.files.iter_mut().for_each(EntryQueue::hurry);
+        self.entries.iter_mut().for_each(EntryQueue::hurry);
         self.write(now);
         self.end_commands(stop);
         self.losses_due = Timestamp::ZERO;
         self.tell_losses(boot_time());
         Left {
-            lines: self.files.iter().map(EntryQueue::waiting).sum(),
+            lines: self.entries.as_ref().map_or(0, EntryQueue::waiting),
             commands: self.commands.as_ref().map_or(0, Commands::left),
         }
     }
@@ -155,36 +153,34 @@ impl Work {
                     .for_each(|case| commands.undo(0, case));
             }
             Task::Adopt { bans } => {
-                let there: Vec<_> = self.files.iter().map(EntryQueue::held).collect();
+                let present = self.entries.as_ref().and_then(EntryQueue::held);
                 for Adopted { case, methods, has_run, left } in bans {
                     // A ban made after the start takes precedence over one from before.
                     if self.bans.get(case.target).is_some() {
                         continue;
                     }
-                    let is_there = |there: &Option<HashSet<_>>| Some(there.as_ref()?.contains(&case.target));
+                    let is_present = present.as_ref().map(|present| present.contains(&case.target));
                     // If addresses in the target are exempt, only what an earlier run has done is ended.
                     let is_exempt = self.exempt.check(case.target).is_err();
-                    let files = self.files.iter_mut().zip(&there).filter(|(file, there)| {
-                        methods.contains(&file.backend()) && (!is_exempt || is_there(there) == Some(true))
-                    });
-                    let (entries, lost): (Vec<Backend>, Vec<_>) = files
-                        .map(|(file, there)| (file.backend(), (is_there(there) == Some(false)).then_some(file)))
-                        .unzip();
-                    if is_exempt && entries.is_empty() && !has_run {
+                    let has_entry = methods.contains(&Backend::HostsDeny) && (!is_exempt || is_present == Some(true));
+                    let entries = self.entries.as_mut().filter(|_| has_entry);
+                    if is_exempt && entries.is_none() && !has_run {
                         continue;
                     }
                     if let Some(held) = self.bans.hold(now, case, left) {
-                        (held.entries, held.has_run) = (entries.into_iter().collect(), has_run);
+                        (held.has_entry, held.has_run) = (entries.is_some(), has_run);
                         if methods.contains(&Backend::Command) && !has_run && !is_exempt {
                             held.steps.push_back(Backend::Command);
                         }
                         // Another backend blocked it until now, or the entry was removed in the meantime.
-                        lost.into_iter().flatten().for_each(|file| file.restore(held.id, case));
+                        if let (Some(entries), Some(false)) = (entries, is_present) {
+                            entries.restore(held.id, case);
+                        }
                         self.step(case.target);
                     }
                 }
                 self.end_exempt();
-                self.files.iter_mut().for_each(EntryQueue::sweep);
+                self.entries.iter_mut().for_each(EntryQueue::sweep);
                 self.write(now);
             }
         }
@@ -227,13 +223,12 @@ impl Work {
             && let Some(backend) = held.steps.pop_front()
         {
             let (case, id) = (held.case, held.id);
-            if let Some(file) = self.files.iter_mut().find(|file| file.backend() == backend) {
-                held.entries = held.entries.and(backend.into());
-                file.add(id, case);
-                return;
-            }
-            match &mut self.commands {
-                Some(commands) if backend == Backend::Command => {
+            match (backend, &mut self.entries, &mut self.commands) {
+                (Backend::HostsDeny, Some(entries), _) => {
+                    held.has_entry = true;
+                    return entries.add(id, case);
+                }
+                (Backend::Command, _, Some(commands)) => {
                     if commands.push(Job { id, case, occasion: CommandPhase::Block, attempt: 1 }) {
                         return;
                     }
@@ -250,11 +245,11 @@ impl Work {
 
     fn release(&mut self, target: BanTarget) {
         let held = self.bans.remove(target);
-        for file in &mut self.files {
-            // A target without a ban may have an entry from before the start.
-            if held.as_ref().is_none_or(|held| held.entries.contains(file.backend())) {
-                file.remove(target);
-            }
+        // A target without a ban may have an entry from before the start.
+        if let Some(entries) = &mut self.entries
+            && held.as_ref().is_none_or(|held| held.has_entry)
+        {
+            entries.remove(target);
         }
         if let Some(commands) = &mut self.commands {
             commands.forget(target);
@@ -266,9 +261,8 @@ impl Work {
 
     /// Writes entries, and continues with the bans whose entry was tried.
     fn write(&mut self, now: Timestamp) {
-        loop {
-            let files = self.files.iter_mut();
-            let tried: Vec<_> = files.flat_map(|file| file.flush(now, &self.bans, &mut self.tell)).collect();
+        while let Some(entries) = &mut self.entries {
+            let tried = entries.flush(now, &self.bans, &mut self.tell);
             if tried.is_empty() {
                 return;
             }
@@ -282,9 +276,9 @@ impl Work {
 
     /// Restores entries that another program removed.
     fn restore_lost(&mut self, now: Timestamp) {
-        for file in &mut self.files {
-            for held in file.lost(now, &self.bans).into_iter().filter_map(|target| self.bans.get(target)) {
-                file.restore(held.id, held.case);
+        if let Some(entries) = &mut self.entries {
+            for held in entries.lost(now, &self.bans).into_iter().filter_map(|target| self.bans.get(target)) {
+                entries.restore(held.id, held.case);
             }
         }
         self.write(now);
@@ -302,8 +296,8 @@ impl Work {
     /// Waits until something is due or a task arrives.
     fn rest(&self) {
         let commands = self.commands.as_ref().and_then(Commands::next);
-        let files = self.files.iter().filter_map(|file| file.next(&self.bans)).min();
-        match [self.bans.next(), files, self.connections.next(), commands].into_iter().flatten().min() {
+        let entries = self.entries.as_ref().and_then(|entries| entries.next(&self.bans));
+        match [self.bans.next(), entries, self.connections.next(), commands].into_iter().flatten().min() {
             Some(next) => thread::park_timeout(next.since(boot_time()).min(MAX_REST)),
             None if self.losses() != self.told => thread::park_timeout(LOSS_INTERVAL),
             None => thread::park(),
