@@ -14,9 +14,9 @@ use crate::enforce::hosts_deny::HostsDeny;
 use crate::enforce::nft::{
     BlockError, DecoyRules, Installed, Nft, RulesetError, RulesetSpec, Table, Watched, trap_sets,
 };
-use crate::enforce::route::Routes;
+use crate::enforce::route::{RouteError, Routes};
 use crate::enforce::slow_backends::{BackendEvent, CommandPhase, Settings, SlowBackends, SlowQueue, SlowTask};
-use crate::enforce::{BanContext, EntryFile};
+use crate::enforce::{BackendHandles, BanContext, EntryFile};
 use crate::engine::Host;
 use crate::events::channel::Sender;
 use crate::events::event::{Event, EventKind};
@@ -80,8 +80,10 @@ pub(super) struct OpenBackends {
     pub(super) table_found: Option<FoundTable>,
     /// The sources that the kernel's trap has blocked since the last daemon ended.
     pub(super) trap_banned: Vec<BanTarget>,
-    /// Targets that have a route from an earlier run.
-    pub(super) leftovers: Vec<BanTarget>,
+    /// Targets that an earlier run has left in an inline backend whose objects do not expire by themselves.
+    pub(super) leftovers: Vec<(Backend, BanTarget)>,
+    /// The port id of the routes' socket; see [`Routes::port_id`].
+    pub(super) route_port: Option<u32>,
     pub(super) messages: Vec<EventKind>,
 }
 
@@ -116,23 +118,18 @@ pub(super) fn open(
     on_trial: bool,
     decoys: Option<DecoyRules>,
 ) -> Result<OpenBackends, DaemonError> {
-    let tells = [&config.tcp, &config.udp].map(|protocol| protocol.block == BlockPolicy::Run);
     let mut opened = OpenBackends::default();
-    [opened.blocker.tcp_tells, opened.blocker.udp_tells] = tells;
-    opened.blocker.backends.clone_from(&used.methods);
-    let has = |backend: Backend| opened.blocker.backends.contains(&backend);
-    let (nft, route) = (has(Backend::Nft), has(Backend::Route));
-    let command_first = has(Backend::Command) && config.block.run.first;
-    (opened.blocker.tcp_mode, opened.blocker.udp_mode) = (Some(config.tcp.mode), Some(config.udp.mode));
+    let has = |backend: Backend| used.methods.contains(&backend);
+    let (mut nft, mut others, mut slow_queue) = (None, BackendHandles::new(), None);
     // Fallible checks come before the first change.
-    if route {
-        let size = usize::try_from(config.block.nft.size).unwrap_or(usize::MAX);
-        let mut open = Routes::open(config.block.route, size)?;
-        opened.leftovers = open.leftovers()?;
-        opened.blocker.routes = Some(open);
+    if has(Backend::Route) {
+        let mut routes = open_routes(config)?;
+        opened.leftovers.extend(routes.leftovers()?.into_iter().map(|target| (Backend::Route, target)));
+        opened.route_port = Some(routes.port_id());
+        others.push((Backend::Route, Box::new(routes)));
     }
-    if nft {
-        let mut nft = Nft::open()?;
+    if has(Backend::Nft) {
+        let nft = nft.insert(Nft::open()?);
         let mut socket = Socket::open()?;
         opened.table_found = table_handle(&mut socket).ok().flatten().map(|handle| FoundTable {
             handle,
@@ -141,9 +138,8 @@ pub(super) fn open(
         });
         // The sensor empties the trap.
         opened.trap_banned = trap_sets::caught(&mut nft.table).unwrap_or_default();
-        let (spec, created) = install(&mut nft, config, host, (on_trial, decoys), &mut opened.messages)?;
+        let (spec, created) = install(nft, config, host, (on_trial, decoys), &mut opened.messages)?;
         opened.new_table = created.then(|| NewTable(Some(spec)));
-        opened.blocker.nft = Some(nft);
     } else if let Ok(mut table) = Table::open() {
         // A trap that a crashed run left armed must not continue to block. Usually there is none. Each set is emptied
         // separately, because a missing set makes the kernel refuse the whole transaction.
@@ -158,28 +154,49 @@ pub(super) fn open(
     let settings = Settings {
         entry_file: used.entry_file.clone(),
         run: spawner.map(|spawner| (config.block.run.clone(), spawner)),
-        end_connections: nft && config.block.nft.end_connections,
+        end_connections: nft.is_some() && config.block.nft.end_connections,
     };
     if settings.entry_file.is_some() || settings.run.is_some() || settings.end_connections {
         let report = reporter(used.entry_file.clone(), events.clone(), sensor.clone());
         let end_connections = settings.end_connections;
         let slow = SlowBackends::start(settings, report).map_err(DaemonError::system("start a thread"))?;
-        let mut queue = SlowQueue::new(&slow, &opened.blocker.backends, command_first, end_connections);
+        let command_first = has(Backend::Command) && config.block.run.first;
+        let queue = slow_queue.insert(SlowQueue::new(&slow, &used.methods, command_first, end_connections));
         queue.undoes_commands = used.undoes_commands;
-        opened.blocker.slow = Some(queue);
         opened.slow_backends = Some(slow);
     }
-    drop(opened.blocker.keep_reachable(host));
+    opened.blocker = Blocker::new(config, &used.methods, nft, others, slow_queue);
+    drop(opened.blocker.protect(host));
     Ok(opened)
+}
+
+fn open_routes(config: &Config) -> Result<Routes, RouteError> {
+    Routes::open(config.block.route, usize::try_from(config.block.nft.size).unwrap_or(usize::MAX))
+}
+
+/// Opens the inline backends again, beside those of the sensor, for comparisons with the kernel.
+///
+/// # Errors
+/// Netlink cannot be opened.
+pub(super) fn open_inline(config: &Config) -> Result<BackendHandles, DaemonError> {
+    let mut handles = BackendHandles::new();
+    for backend in &config.block.method {
+        match backend {
+            Backend::Nft => handles.push((*backend, Box::new(Nft::open()?))),
+            Backend::Route => handles.push((*backend, Box::new(open_routes(config)?))),
+            Backend::HostsDeny | Backend::Command => {}
+        }
+    }
+    Ok(handles)
 }
 
 /// Sets the allow-list again, because it has grown since [`open`].
 pub(super) fn protect(blocker: &mut Blocker, host: &Host) -> Result<(), BlockError> {
     let prefixes: Vec<_> = host.allow.prefixes().collect();
-    if let Some(nft) = &mut blocker.nft {
+    if let Some(nft) = blocker.nft() {
         nft.allowed.replace(&mut nft.table, &prefixes)?;
     }
-    drop(blocker.keep_reachable(host));
+    drop(blocker.protect(host));
     Ok(())
 }
 
@@ -354,11 +371,11 @@ pub(super) fn remove_leftovers(config: &Config) -> Vec<EventKind> {
         }
     }
     if is_unused(Backend::Route) {
-        let swept = Routes::open(config.block.route, 0).and_then(|mut routes| {
+        let removed = Routes::open(config.block.route, 0).and_then(|mut routes| {
             let found = routes.leftovers()?;
-            Ok((found.len(), routes.sweep(Timestamp::default()).trouble))
+            Ok((found.len(), routes.remove_stale(Timestamp::default()).trouble))
         });
-        match swept {
+        match removed {
             Ok((0, _)) | Err(_) => {}
             Ok((count, None)) => report.push(EventKind::Note(format!(
                 "routes of earlier bans have been removed, because \"route\" is not in block.method: {count}; the bans continue \

@@ -59,7 +59,6 @@ use crate::control::fleet_server::FleetServer;
 use crate::control::server::{Access, BoundSocket, ControlError, Server};
 use crate::enforce::ExemptPrefixes;
 use crate::enforce::nft::{FleetSets, Table};
-use crate::enforce::route::Routes;
 use crate::enforce::slow_backends::SlowBackends;
 use crate::engine::{Engine, HashKey, Settings};
 use crate::events::channel;
@@ -250,16 +249,24 @@ async fn serve(
         None => None,
     };
     let spawner = command_helper.as_ref().filter(|_| used.runs_commands).map(|helper| helper.spawner.clone());
-    let OpenBackends { mut blocker, slow_backends, new_table, table_found, trap_banned, leftovers, messages } =
-        backends::open(
-            &config,
-            &host_state.host(),
-            spawner,
-            &used,
-            (&events, &sensor),
-            confirm.is_some(),
-            decoy_rules,
-        )?;
+    let OpenBackends {
+        mut blocker,
+        slow_backends,
+        new_table,
+        table_found,
+        trap_banned,
+        leftovers,
+        route_port,
+        messages,
+    } = backends::open(
+        &config,
+        &host_state.host(),
+        spawner,
+        &used,
+        (&events, &sensor),
+        confirm.is_some(),
+        decoy_rules,
+    )?;
     messages.into_iter().for_each(|kind| log.emit(kind));
     let control = privileged
         .control
@@ -267,8 +274,8 @@ async fn serve(
         .map_err(|error| log.emit(EventKind::Error(format!("{error}; the daemon runs without a control socket"))))
         .ok();
     let mut engine = Engine::new(Settings::from_config(&config), hash_key()?);
-    let (ban_recorder, memory, messages) = BanRecorder::open(reading, &events, &leftovers, &blocker.backends);
-    let kernel_table = blocker.nft.as_mut().map(|backend| &mut backend.table);
+    let (ban_recorder, memory, messages) = BanRecorder::open(reading, &events, &leftovers, &used.methods);
+    let kernel_table = blocker.nft().map(|backend| &mut backend.table);
     let table_monitor = TableMonitor::open(kernel_table, ban_recorder.recorder())?;
     let Memory { mut bans, mut peers, table, booted, .. } = memory;
     // After a reboot another link may have the same index.
@@ -313,7 +320,7 @@ async fn serve(
     let fleet = match privileged.fleet.map(|bound| bound.and_then(|bound| FleetServer::serve(bound, &users))) {
         Some(Ok(server)) => {
             // Without a backend, scans are only logged and the sets do not exist.
-            let sets = blocker.nft.as_ref().map_or_else(Table::open, |backend| backend.table.try_clone())?;
+            let sets = blocker.nft().map_or_else(Table::open, |backend| backend.table.try_clone())?;
             let enforces = trial.only_logs(&config).is_none();
             let mut fleet = Fleet::new(&config.fleet, server, FleetSets(sets), host_state.host(), enforces);
             fleet.recall(ban_recorder.recorder(), &bans.remembered, &memory.fleet_lifts).await;
@@ -326,7 +333,7 @@ async fn serve(
         None => None,
     };
     if !used.methods.is_empty() {
-        let nft = blocker.nft.as_ref().map(|backend| backend.try_clone()).transpose()?;
+        let nft = blocker.nft().map(|backend| backend.try_clone()).transpose()?;
         // The commands that it sends stay in the inbox until the sensor runs.
         StartupReconcile {
             sensor: sensor.clone(),
@@ -334,7 +341,7 @@ async fn serve(
             recorder: ban_recorder.recorder(),
             has_leftovers: ban_recorder.recorder().is_some(),
             bans,
-            backends: blocker.backends.clone(),
+            backends: used.methods.clone(),
             exempt: ExemptPrefixes::new(host_state.host().allow.networks()),
             table_created: new_table.is_some(),
             table_loaded: table_identity::is_loaded(table.as_deref(), settling::boot_id().as_deref(), table_found),
@@ -349,11 +356,10 @@ async fn serve(
         }
         .start()?;
     }
-    let table_identity = TableIdentity::new(blocker.nft.is_some().then(Socket::open).transpose()?, settling::boot_id());
-    let (uses_nft, routes) = (blocker.nft.is_some(), blocker.routes.is_some().then_some(config.block.route));
-    let route_port = blocker.routes.as_ref().map(Routes::port_id);
+    let uses_nft = blocker.nft().is_some();
+    let table_identity = TableIdentity::new(uses_nft.then(Socket::open).transpose()?, settling::boot_id());
     // A listener for all ports needs rules that redirect to it.
-    if decoy_rules.is_some() && blocker.nft.as_ref().is_none_or(|backend| backend.spec.decoys.is_none()) {
+    if decoy_rules.is_some() && blocker.nft().is_none_or(|backend| backend.spec.decoys.is_none()) {
         decoys = Decoys::open(&decoy_ports, None, &config.tcp.port_banner, cookies)?;
     }
     decoys::announce(&decoys, &mut log);
@@ -383,8 +389,8 @@ async fn serve(
     // The receiver is gone only when the event loop has ended.
     let thread = privileged.sensor_thread.run(move || drop(ended.send(sensor_loop.run())));
 
-    if uses_nft || routes.is_some() {
-        let reconciler = Reconciler::open(sensor.clone(), table_monitor.bulk.clone(), uses_nft, routes)?;
+    if used.methods.iter().any(|backend| !backend.is_slow()) {
+        let reconciler = Reconciler::open(sensor.clone(), table_monitor.bulk.clone(), config.clone())?;
         tokio::spawn(reconciler.run());
     }
     if let Some(port_id) = route_port {

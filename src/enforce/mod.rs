@@ -14,7 +14,7 @@ pub mod route;
 pub mod slow_backends;
 mod template;
 
-pub use backend::{BanBackend, BlockError, Failed, Gone, Refused};
+pub use backend::{BackendHandles, BanBackend, BlockError, Failed, Gone, Refused, Upkeep};
 pub use ban_context::BanContext;
 pub use entry_file::EntryFile;
 pub use exempt::{ExemptPrefixes, Overlap};

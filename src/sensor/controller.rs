@@ -26,23 +26,20 @@ const EXEMPT_ROUND_DELAY: Duration = Duration::from_millis(50);
 /// Sources judged per maintenance round after settling has ended, at about 50 µs each.
 const JUDGED_PER_ROUND: usize = 64;
 
-/// A sample of the bans that should be in force, for the comparison with the kernel.
-#[derive(Debug, Default)]
+/// A sample of the bans that should be in force in an inline backend, for the comparison with the kernel.
+#[derive(Debug)]
 pub struct Sample {
+    pub backend: Backend,
     /// Newly sampled bans.
     pub fresh: Vec<BanTarget>,
     /// Targets of the caller's list that should still be banned.
     pub again: Vec<BanTarget>,
-    /// Targets of `fresh` that should have a route.
-    pub routes: Vec<BanTarget>,
-    /// Targets of the caller's list that should still have a route.
-    pub routes_again: Vec<BanTarget>,
 }
 
 impl Sample {
     /// True if there is nothing to compare with the kernel.
     pub fn is_empty(&self) -> bool {
-        self.fresh.is_empty() && self.again.is_empty() && self.routes_again.is_empty()
+        self.fresh.is_empty() && self.again.is_empty()
     }
 }
 
@@ -293,7 +290,7 @@ impl BanController {
             }
         }
         if bans.iter().any(|ban| matches!(ban.target, BanTarget::Prefix(_)))
-            && let Some(backend) = &mut self.enforcement.blocker.nft
+            && let Some(backend) = self.enforcement.blocker.nft()
         {
             // Every later creation of the table includes sets for prefixes.
             backend.spec.wide = true;
@@ -340,47 +337,49 @@ impl BanController {
         self.adopt(now, &bans);
     }
 
-    /// Takes a sample of at most `most` bans; each call samples other ones.
-    /// Keeps those targets of `again` and `routes_again`, missing at the last comparison, that should still be banned.
-    pub(super) fn sample(
-        &mut self,
-        now: Timestamp,
-        most: usize,
-        mut again: Vec<BanTarget>,
-        mut routes_again: Vec<BanTarget>,
-    ) -> Sample {
-        let (engine, blocker) = (&mut self.observer.engine, &self.enforcement.blocker);
-        let mut fresh = Vec::new();
-        engine.sample(now, &mut |target| fresh.push(target), most);
-        fresh.retain(|target| !self.enforcement.pending.awaits_command(*target));
-        let routes = fresh.iter().copied().filter(|target| blocker.wants_route(*target)).collect();
-        again.retain(|target| engine.is_blocked(now, *target));
-        routes_again.retain(|target| engine.is_blocked(now, *target) && blocker.wants_route(*target));
-        self.reporter.metrics.missing.set((again.len() + routes_again.len()) as u64);
-        Sample { fresh, again, routes, routes_again }
+    /// Takes a sample of at most `most` bans for each inline backend; each call samples other ones. Keeps those targets
+    /// of `again`, missing at the last comparison, that should still be banned.
+    pub(super) fn sample(&mut self, now: Timestamp, most: usize, again: &[(Backend, Vec<BanTarget>)]) -> Vec<Sample> {
+        let mut sampled = Vec::new();
+        self.observer.engine.sample(now, &mut |target| sampled.push(target), most);
+        sampled.retain(|target| !self.enforcement.pending.awaits_command(*target));
+        let (engine, blocker) = (&self.observer.engine, &self.enforcement.blocker);
+        let samples: Vec<Sample> = blocker
+            .inline()
+            .map(|backend| {
+                let wanted = |target: &BanTarget| blocker.wants(backend, *target);
+                let again = again.iter().filter(|(one, _)| *one == backend).flat_map(|(_, targets)| targets).copied();
+                let again = again.filter(|target| engine.is_blocked(now, *target) && wanted(target)).collect();
+                Sample { backend, fresh: sampled.iter().copied().filter(wanted).collect(), again }
+            })
+            .collect();
+        let missing: usize = samples.iter().map(|sample| sample.again.len()).sum();
+        self.reporter.metrics.missing.set(missing as u64);
+        samples
     }
 
-    /// Adds bans to the engine and to `backends`, each for its remaining time.
-    pub(super) fn restore(&mut self, now: Timestamp, bans: &[ActiveBan], backends: &[Backend]) {
+    /// Adds bans to the engine and to `backend`, each for its remaining time.
+    pub(super) fn restore(&mut self, now: Timestamp, backend: Backend, bans: &[ActiveBan]) {
         let (enforcement, mut scope) = self.enforcement(now);
-        enforcement.restore(&mut scope, bans, backends);
+        enforcement.restore(&mut scope, backend, bans);
         self.adopt(now, bans);
     }
 
-    /// Ends the ban of `target`, whose route was deleted. Deleting the route is an unblock request, like deleting an
-    /// element.
-    pub(super) fn route_removed(&mut self, now: Timestamp, target: BanTarget) {
-        // The route may have been replaced or restored since the notification.
+    /// Ends the ban of `target`, whose object in `backend`, such as a route, was deleted. Deleting it is an unblock
+    /// request, like deleting an element of the nftables sets.
+    pub(super) fn object_removed(&mut self, now: Timestamp, backend: Backend, target: BanTarget) {
+        // The object may have been replaced or restored since the notification.
         if !self.observer.engine.is_blocked(now, target)
-            || self.enforcement.blocker.missing(Backend::Route, &[target]) != [target]
+            || self.enforcement.blocker.missing(backend, &[target]) != [target]
         {
             return;
         }
+        let object = backend.title();
         match self.unblock(&[target]) {
-            Ok(_) => self.reporter.emit_unblocked(target, "a program that deleted its route"),
+            Ok(_) => self.reporter.emit_unblocked(target, format!("a program that deleted its {object}")),
             Err(error) => self
                 .reporter
-                .error(format!("cannot remove the ban of {target} after its route was deleted; it stays: {error}")),
+                .error(format!("cannot remove the ban of {target} after its {object} was deleted; it stays: {error}")),
         }
     }
 }
@@ -404,7 +403,7 @@ impl BanController {
             bans.filter(|ban| matches!(ban, BanTarget::Link { .. }) && targets.contains(&ban.on_every_link()));
         let targets: Vec<_> = targets.iter().copied().chain(on_links).collect();
         for target in &targets {
-            let removed = self.enforcement.blocker.nft.as_mut().map(|backend| backend.remove_ban(*target));
+            let removed = self.enforcement.blocker.nft().map(|backend| backend.remove_ban(*target));
             let in_set = removed.transpose().map_err(|error| error.to_string())?;
             if self.observer.engine.lift(*target) || in_set == Some(true) {
                 unblocked.push(*target);

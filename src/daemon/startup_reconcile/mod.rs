@@ -155,9 +155,8 @@ impl StartupReconcile {
 
     /// Adds the entries of a ban, such as its line in hosts.deny, that a crash has prevented.
     fn add_entries(&self, target: BanTarget, left: Expiry) {
-        let keeps_entries = |backend: &Backend| backend.is_slow() && *backend != Backend::Command;
-        let methods: Arc<[Backend]> = self.backends.iter().copied().filter(keeps_entries).collect();
-        if !methods.is_empty() {
+        if self.backends.contains(&Backend::HostsDeny) {
+            let methods = [Backend::HostsDeny].into();
             self.send(Task::BlockUnknown { case: BanContext::by_hand(target, left, SystemTime::now()), methods });
         }
     }
@@ -180,18 +179,23 @@ impl StartupReconcile {
                 None => return,
             }
         }
-        if self.backends.contains(&Backend::Route) {
+        // The other inline backends get the bans of the ledger.
+        let others = self.backends.iter().copied().filter(|backend| !backend.is_slow() && *backend != Backend::Nft);
+        let others: Vec<Backend> = others.collect();
+        if !others.is_empty() {
             // Neither a crash before the ledger was written nor its loss may lift a ban. The bans are recorded, because
             // otherwise each start would give them the whole duration again.
             let expire = self.config.expire;
-            for target in &self.bans.unheard {
+            for (backend, target) in &self.bans.unheard {
                 bans.push(ActiveBan::whole(*target, expire));
                 let now = SystemTime::now();
-                self.record(BanRecord::wanted_by(BanAuthor::Import, *target, now, expire, Backend::Route).into());
+                self.record(BanRecord::wanted_by(BanAuthor::Import, *target, now, expire, *backend).into());
                 self.add_entries(*target, expire);
             }
-            self.send_in_batches(&bans, RESTORE_BATCH, |bans| SensorCommand::Restore(bans, &[Backend::Route]));
-            self.sensor.send_blocking(SensorCommand::RemoveStaleRoutes);
+            for backend in others {
+                self.send_in_batches(&bans, RESTORE_BATCH, |bans| SensorCommand::Restore(backend, bans));
+            }
+            self.sensor.send_blocking(SensorCommand::RemoveStale);
         } else if !self.backends.contains(&Backend::Nft) {
             // The slow backends hold the bans; the sensor has to recognise the sources.
             self.send_in_batches(&bans, ADOPTION_BATCH, SensorCommand::Adopt);
@@ -326,10 +330,10 @@ impl StartupReconcile {
             self.events.emit(EventKind::Restored { bans: narrow.len(), backend: Backend::Nft });
             self.send_in_batches(&narrow, ADOPTION_BATCH, SensorCommand::Adopt);
             if !wide.is_empty() {
-                self.sensor.send_blocking(SensorCommand::Restore(wide, &[Backend::Nft]));
+                self.sensor.send_blocking(SensorCommand::Restore(Backend::Nft, wide));
             }
         } else {
-            self.sensor.send_blocking(SensorCommand::Restore(bans.to_vec(), &[Backend::Nft]));
+            self.sensor.send_blocking(SensorCommand::Restore(Backend::Nft, bans.to_vec()));
         }
     }
 

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use super::{MAX_NEW_BANS, SharedExempt, SlowBackends, Task, TaskSender};
 use crate::enforce::{BanBackend, BanContext, ExemptPrefixes, Gone, Refused};
+use crate::engine::Host;
 use crate::types::{Backend, BanTarget, Timestamp};
 
 /// The task queue of the slow backends, and the work that a ban needs.
@@ -100,6 +101,12 @@ impl BanBackend for SlowQueue {
             let _ = self.tasks.send(Task::Release { targets: targets.to_vec() });
         }
         Ok(())
+    }
+
+    /// Lines of hosts.deny and commands name no link. The thread reports the bans that it ends.
+    fn protect(&mut self, host: &Host) -> Vec<String> {
+        Self::protect(self, ExemptPrefixes::new(host.allow.networks()));
+        Vec::new()
     }
 }
 
