@@ -20,7 +20,8 @@ use crate::types::{Action, Backend, RouteKind};
 /// A backend, as in the JSON.
 #[derive(Serialize)]
 pub(super) struct BackendCheck {
-    pub(super) method: &'static str,
+    #[serde(rename = "method")]
+    pub(super) backend: &'static str,
     /// Whether it would work; `None` if that could not be determined.
     pub(super) works: Option<bool>,
     /// Description of the backend.
@@ -30,12 +31,12 @@ pub(super) struct BackendCheck {
 /// Examines the configured backends. Adds errors that prevent the start, warnings about backends without which the
 /// daemon would still run, and notes about skipped checks.
 pub(super) fn inspect(config: &Config, findings: &mut Findings) -> Vec<BackendCheck> {
-    let mut methods = if config.blocks() { config.block.method.clone() } else { Vec::new() };
-    if config.runs_commands() && !methods.contains(&Backend::Command) {
-        methods.push(Backend::Command);
+    let mut backends = if config.blocks() { config.block.method.clone() } else { Vec::new() };
+    if config.runs_commands() && !backends.contains(&Backend::Command) {
+        backends.push(Backend::Command);
     }
     let firewall = may(CapabilitySet::NET_ADMIN);
-    if !firewall && methods.iter().any(|method| matches!(method, Backend::Nft | Backend::Route)) {
+    if !firewall && backends.iter().any(|backend| matches!(backend, Backend::Nft | Backend::Route)) {
         findings
             .add_note("nf_tables and routes were not checked, because CAP_NET_ADMIN is missing; run this with sudo");
     }
@@ -49,8 +50,8 @@ pub(super) fn inspect(config: &Config, findings: &mut Findings) -> Vec<BackendCh
     {
         findings.wrong("block.run.expire_command", error);
     }
-    let mut look = |method: &Backend| {
-        let (key, does, works) = match method {
+    let mut look = |backend: &Backend| {
+        let (key, does, works) = match backend {
             Backend::Nft => ("block.method", nft(config), firewall.then(|| table(config))),
             Backend::Route => ("block.method", route(config), firewall.then(|| routes(config))),
             Backend::Command => {
@@ -67,16 +68,16 @@ pub(super) fn inspect(config: &Config, findings: &mut Findings) -> Vec<BackendCh
             None => (String::new(), None),
             Some(Ok(state)) => (state, Some(true)),
             Some(Err(error)) => {
-                match method {
+                match backend {
                     Backend::Nft | Backend::Route | Backend::Command => findings.wrong(key, error),
                     Backend::HostsDeny => findings.warn(key, error),
                 }
                 (String::new(), Some(false))
             }
         };
-        BackendCheck { method: method.name(), works, does: format!("{does}{state}") }
+        BackendCheck { backend: backend.name(), works, does: format!("{does}{state}") }
     };
-    methods.iter().map(&mut look).collect()
+    backends.iter().map(&mut look).collect()
 }
 
 /// A command on one line, each word in quotes.
@@ -122,8 +123,7 @@ fn route(config: &Config) -> String {
 }
 
 fn routes(config: &Config) -> Result<String, String> {
-    let size = usize::try_from(config.block.nft.size).unwrap_or(usize::MAX);
-    Routes::open(config.block.route, size).map(|_| String::new()).map_err(|error| error.to_string())
+    Routes::from_config(config).map(|_| String::new()).map_err(|error| error.to_string())
 }
 
 /// The state of the file, with its number of entries. `None` if this user cannot determine whether the service can

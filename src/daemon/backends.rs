@@ -9,12 +9,12 @@ use super::error::DaemonError;
 use super::sensor_thread::SensorHandle;
 use super::table_identity::FoundTable;
 use crate::config::{BlockPolicy, Config};
-use crate::enforce::command::{Outcome, Spawner};
+use crate::enforce::command::{CommandHelperClient, Outcome};
 use crate::enforce::hosts_deny::HostsDeny;
 use crate::enforce::nft::{
     BlockError, DecoyRules, Installed, Nft, RulesetError, RulesetSpec, Table, Watched, trap_sets,
 };
-use crate::enforce::route::{RouteError, Routes};
+use crate::enforce::route::Routes;
 use crate::enforce::slow_backends::{BackendEvent, CommandPhase, Settings, SlowBackends, SlowQueue, SlowTask};
 use crate::enforce::{BackendHandles, BanContext, EntryFile};
 use crate::engine::Host;
@@ -29,8 +29,8 @@ use crate::types::{Backend, BanTarget, Timestamp};
 /// The backends that this run uses.
 pub(super) struct UsedBackends {
     /// The backends that enforce bans. Empty if the configuration only logs and there are no earlier bans.
-    pub(super) methods: Vec<Backend>,
-    /// The file with an entry per ban. If hosts.deny is not in `methods`, it only loses the entries of earlier bans.
+    pub(super) backends: Vec<Backend>,
+    /// The file with an entry per ban. If hosts.deny is not in `backends`, it only loses the entries of earlier bans.
     pub(super) entry_file: Option<EntryFile>,
     /// True if commands begin no new bans, but are undone at the end of those that they began.
     pub(super) undoes_commands: bool,
@@ -50,22 +50,22 @@ impl UsedBackends {
         has_entries: fn(&EntryFile) -> bool,
     ) -> Result<Self, DaemonError> {
         let enforces = config.blocks() || earlier_bans;
-        let methods = if enforces { config.block.method.clone() } else { Vec::new() };
-        let runs = methods.contains(&Backend::Command) || config.uses(BlockPolicy::Run);
+        let backends = if enforces { config.block.method.clone() } else { Vec::new() };
+        let runs = backends.contains(&Backend::Command) || config.uses(BlockPolicy::Run);
         let undoes_commands = enforces && !runs && !config.block.run.expire_command.is_empty();
         let entry_file = match HostsDeny::from_config(config).map(EntryFile::from) {
             Ok(file) => {
-                Some(file).filter(|file| methods.contains(&Backend::HostsDeny) || enforces && has_entries(file))
+                Some(file).filter(|file| backends.contains(&Backend::HostsDeny) || enforces && has_entries(file))
             }
-            Err(error) if methods.contains(&Backend::HostsDeny) => return Err(error.into()),
+            Err(error) if backends.contains(&Backend::HostsDeny) => return Err(error.into()),
             Err(_) => None,
         };
-        Ok(Self { entry_file, undoes_commands, runs_commands: runs || undoes_commands, methods })
+        Ok(Self { entry_file, undoes_commands, runs_commands: runs || undoes_commands, backends })
     }
 
     /// The file if it loses the entries of earlier bans, and gets no new ones.
     pub(super) fn file_to_clean(&self) -> Option<&HostsDeny> {
-        let file = self.entry_file.as_ref().filter(|_| !self.methods.contains(&Backend::HostsDeny))?;
+        let file = self.entry_file.as_ref().filter(|_| !self.backends.contains(&Backend::HostsDeny))?;
         Some(&file.hosts_deny)
     }
 }
@@ -108,22 +108,22 @@ impl Drop for NewTable {
     }
 }
 
-/// Opens the backends in use. Commands are run by `spawner`.
+/// Opens the backends in use. Commands are run by `helper_client`.
 pub(super) fn open(
     config: &Config,
     host: &Host,
-    spawner: Option<Spawner>,
+    helper_client: Option<CommandHelperClient>,
     used: &UsedBackends,
     (events, sensor): (&Sender, &SensorHandle),
     on_trial: bool,
     decoys: Option<DecoyRules>,
 ) -> Result<OpenBackends, DaemonError> {
     let mut opened = OpenBackends::default();
-    let has = |backend: Backend| used.methods.contains(&backend);
+    let has = |backend: Backend| used.backends.contains(&backend);
     let (mut nft, mut others, mut slow_queue) = (None, BackendHandles::new(), None);
     // Fallible checks come before the first change.
     if has(Backend::Route) {
-        let mut routes = open_routes(config)?;
+        let mut routes = Routes::from_config(config)?;
         opened.leftovers.extend(routes.leftovers()?.into_iter().map(|target| (Backend::Route, target)));
         opened.route_port = Some(routes.port_id());
         others.push((Backend::Route, Box::new(routes)));
@@ -153,7 +153,7 @@ pub(super) fn open(
     }
     let settings = Settings {
         entry_file: used.entry_file.clone(),
-        run: spawner.map(|spawner| (config.block.run.clone(), spawner)),
+        run: helper_client.map(|helper_client| (config.block.run.clone(), helper_client)),
         end_connections: nft.is_some() && config.block.nft.end_connections,
     };
     if settings.entry_file.is_some() || settings.run.is_some() || settings.end_connections {
@@ -161,17 +161,13 @@ pub(super) fn open(
         let end_connections = settings.end_connections;
         let slow = SlowBackends::start(settings, report).map_err(DaemonError::system("start a thread"))?;
         let command_first = has(Backend::Command) && config.block.run.first;
-        let queue = slow_queue.insert(SlowQueue::new(&slow, &used.methods, command_first, end_connections));
+        let queue = slow_queue.insert(SlowQueue::new(&slow, &used.backends, command_first, end_connections));
         queue.undoes_commands = used.undoes_commands;
         opened.slow_backends = Some(slow);
     }
-    opened.blocker = Blocker::new(config, &used.methods, nft, others, slow_queue);
+    opened.blocker = Blocker::new(config, &used.backends, nft, others, slow_queue);
     drop(opened.blocker.protect(host));
     Ok(opened)
-}
-
-fn open_routes(config: &Config) -> Result<Routes, RouteError> {
-    Routes::open(config.block.route, usize::try_from(config.block.nft.size).unwrap_or(usize::MAX))
 }
 
 /// Opens the inline backends again, beside those of the sensor, for comparisons with the kernel.
@@ -183,7 +179,7 @@ pub(super) fn open_inline(config: &Config) -> Result<BackendHandles, DaemonError
     for backend in &config.block.method {
         match backend {
             Backend::Nft => handles.push((*backend, Box::new(Nft::open()?))),
-            Backend::Route => handles.push((*backend, Box::new(open_routes(config)?))),
+            Backend::Route => handles.push((*backend, Box::new(Routes::from_config(config)?))),
             Backend::HostsDeny | Backend::Command => {}
         }
     }
@@ -297,22 +293,24 @@ fn reporter(
         let metrics = &sensor.metrics;
         let text = event.sentence().unwrap_or_default();
         let kind = match event {
-            BackendEvent::Ready { case } => return sensor.send_blocking(SensorCommand::CommandEnded(case.target)),
-            BackendEvent::Done { case, backend } => {
-                let BanContext { target, ban, since, .. } = case;
+            BackendEvent::Ready { context } => {
+                return sensor.send_blocking(SensorCommand::CommandEnded(context.target));
+            }
+            BackendEvent::Done { context, backend } => {
+                let BanContext { target, ban, since, .. } = context;
                 if let Some(ban) = &ban {
                     metrics.blocked(backend, ban.probe.observation.class, ban.grade);
                 }
-                let entry = entry_file.as_ref().map_or_else(String::new, |file| file.hosts_deny.entry(&case));
+                let entry = entry_file.as_ref().map_or_else(String::new, |file| file.hosts_deny.entry(&context));
                 let time = if ban.is_some() { since } else { SystemTime::now() };
                 return events.send(Event { time, what: EventKind::Entered { target, backend, ban, entry } });
             }
             BackendEvent::Released { .. } | BackendEvent::Connections { ended: 0, .. } => {
                 return;
             }
-            BackendEvent::Ran { case, occasion, command, ref outcome, ref output, took, again, .. } => {
+            BackendEvent::Ran { context, phase, command, ref outcome, ref output, took, again, .. } => {
                 let well = outcome.is_success();
-                match (well, occasion, &case.ban) {
+                match (well, phase, &context.ban) {
                     (true, CommandPhase::Before | CommandPhase::Block, Some(ban)) => {
                         metrics.blocked(Backend::Command, ban.probe.observation.class, ban.grade);
                     }
@@ -322,19 +320,20 @@ fn reporter(
                 let took =
                     humantime::format_duration(Duration::from_millis(took.as_millis().try_into().unwrap_or(u64::MAX)));
                 let wrote = if output.is_empty() { String::new() } else { format!("; output: {output}") };
-                let when = match occasion {
+                let when = match phase {
                     CommandPhase::Before => " before the block",
                     CommandPhase::Block => "",
                     CommandPhase::Release => " at the end of the ban",
                 };
-                let ban = case.ban.filter(|_| occasion != CommandPhase::Release);
+                let ban = context.ban.filter(|_| phase != CommandPhase::Release);
                 let has_ended =
                     again.is_none() && !matches!(outcome, Outcome::Stopped | Outcome::Unknown | Outcome::NotStarted(_));
-                let undone = (occasion == CommandPhase::Release && has_ended).then_some(case.since);
+                let undone = (phase == CommandPhase::Release && has_ended).then_some(context.since);
                 let outcome = format!("{outcome} after {took}{when}{wrote}").into();
-                let kind = EventKind::Ran { target: case.target, ban, command: command.into(), outcome, well, undone };
+                let kind =
+                    EventKind::Ran { target: context.target, ban, command: command.into(), outcome, well, undone };
                 return events
-                    .send(Event { time: if ban.is_some() { case.since } else { SystemTime::now() }, what: kind });
+                    .send(Event { time: if ban.is_some() { context.since } else { SystemTime::now() }, what: kind });
             }
             BackendEvent::Failed { task, .. } | BackendEvent::Unable { task, .. } => {
                 if let SlowTask::Ban(backend) = task {
@@ -357,21 +356,21 @@ fn reporter(
 /// Removes the objects that `config` does not use any more; returns the events to report.
 pub(super) fn remove_leftovers(config: &Config) -> Vec<EventKind> {
     let is_unused = |backend: Backend| !config.block.method.contains(&backend);
-    let methods = config.block.method.iter().map(|method| method.name()).collect::<Vec<_>>().join(", ");
+    let backends = config.block.method.iter().map(|method| method.name()).collect::<Vec<_>>().join(", ");
     let mut report = Vec::new();
     if is_unused(Backend::Nft) {
         let spec = RulesetSpec::from_config(config);
         match Nft::open().map_err(RulesetError::from).and_then(|mut nft| nft.remove(&spec)) {
             Ok(true) => report.push(EventKind::Note(format!(
                 "table inet portsentry of an earlier run has been removed, because \"nft\" is not in block.method; its \
-                 bans continue with {methods}"
+                 bans continue with {backends}"
             ))),
             Ok(false) | Err(RulesetError::Socket(_)) => {}
             Err(error) => report.push(EventKind::Error(format!("the table of an earlier run stays: {error}"))),
         }
     }
     if is_unused(Backend::Route) {
-        let removed = Routes::open(config.block.route, 0).and_then(|mut routes| {
+        let removed = Routes::from_config(config).and_then(|mut routes| {
             let found = routes.leftovers()?;
             Ok((found.len(), routes.remove_stale(Timestamp::default()).trouble))
         });
@@ -379,7 +378,7 @@ pub(super) fn remove_leftovers(config: &Config) -> Vec<EventKind> {
             Ok((0, _)) | Err(_) => {}
             Ok((count, None)) => report.push(EventKind::Note(format!(
                 "routes of earlier bans have been removed, because \"route\" is not in block.method: {count}; the bans continue \
-                 with {methods}"
+                 with {backends}"
             ))),
             Ok((_, Some(error))) => report.push(EventKind::Error(format!(
                 "routes of earlier bans stay: {error}; remove them with `ip route flush proto 112` and \
@@ -396,7 +395,7 @@ pub(super) fn remove_leftovers(config: &Config) -> Vec<EventKind> {
 pub(super) fn have_leftovers(config: &Config, state_dir: &Path) -> bool {
     let has_table = || Socket::open().is_ok_and(|mut socket| matches!(table_handle(&mut socket), Ok(Some(_))));
     let has_routes = || {
-        let found = Routes::open(config.block.route, 0).and_then(|mut routes| routes.leftovers());
+        let found = Routes::from_config(config).and_then(|mut routes| routes.leftovers());
         found.is_ok_and(|found| !found.is_empty())
     };
     let has_records = || {

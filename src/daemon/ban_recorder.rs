@@ -236,11 +236,11 @@ impl BanRecorder {
     fn other(&self, kind: &EventKind, at: SystemTime) -> Option<LedgerChange> {
         Some(match kind {
             EventKind::ByHand { target, expiry, note, backend, .. } => {
-                let methods: Backends = match backend {
+                let backends: Backends = match backend {
                     Some(backend) => (*backend).into(),
                     None => self.backends.iter().copied().collect(),
                 };
-                let ban = BanRecord::wanted_by(BanAuthor::Operator, *target, at, *expiry, methods);
+                let ban = BanRecord::wanted_by(BanAuthor::Operator, *target, at, *expiry, backends);
                 BanRecord { note: note.clone(), ..ban }.into()
             }
             EventKind::Shortened { target, expiry, ports } => {

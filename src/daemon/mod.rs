@@ -248,7 +248,8 @@ async fn serve(
         Some(address) => Some(Scrapes::listen(address).await.map_err(|error| DaemonError::Metrics { address, error })?),
         None => None,
     };
-    let spawner = command_helper.as_ref().filter(|_| used.runs_commands).map(|helper| helper.spawner.clone());
+    let helper_client =
+        command_helper.as_ref().filter(|_| used.runs_commands).map(|helper| helper.helper_client.clone());
     let OpenBackends {
         mut blocker,
         slow_backends,
@@ -261,7 +262,7 @@ async fn serve(
     } = backends::open(
         &config,
         &host_state.host(),
-        spawner,
+        helper_client,
         &used,
         (&events, &sensor),
         confirm.is_some(),
@@ -274,7 +275,7 @@ async fn serve(
         .map_err(|error| log.emit(EventKind::Error(format!("{error}; the daemon runs without a control socket"))))
         .ok();
     let mut engine = Engine::new(Settings::from_config(&config), hash_key()?);
-    let (ban_recorder, memory, messages) = BanRecorder::open(reading, &events, &leftovers, &used.methods);
+    let (ban_recorder, memory, messages) = BanRecorder::open(reading, &events, &leftovers, &used.backends);
     let kernel_table = blocker.nft().map(|backend| &mut backend.table);
     let table_monitor = TableMonitor::open(kernel_table, ban_recorder.recorder())?;
     let Memory { mut bans, mut peers, table, booted, .. } = memory;
@@ -332,7 +333,7 @@ async fn serve(
         }
         None => None,
     };
-    if !used.methods.is_empty() {
+    if !used.backends.is_empty() {
         let nft = blocker.nft().map(|backend| backend.try_clone()).transpose()?;
         // The commands that it sends stay in the inbox until the sensor runs.
         StartupReconcile {
@@ -341,7 +342,7 @@ async fn serve(
             recorder: ban_recorder.recorder(),
             has_leftovers: ban_recorder.recorder().is_some(),
             bans,
-            backends: used.methods.clone(),
+            backends: used.backends.clone(),
             exempt: ExemptPrefixes::new(host_state.host().allow.networks()),
             table_created: new_table.is_some(),
             table_loaded: table_identity::is_loaded(table.as_deref(), settling::boot_id().as_deref(), table_found),
@@ -389,7 +390,7 @@ async fn serve(
     // The receiver is gone only when the event loop has ended.
     let thread = privileged.sensor_thread.run(move || drop(ended.send(sensor_loop.run())));
 
-    if used.methods.iter().any(|backend| !backend.is_slow()) {
+    if used.backends.iter().any(|backend| !backend.is_slow()) {
         let reconciler = Reconciler::open(sensor.clone(), table_monitor.bulk.clone(), config.clone())?;
         tokio::spawn(reconciler.run());
     }

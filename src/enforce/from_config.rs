@@ -1,10 +1,11 @@
-//! Derives backend settings from the configuration: the ruleset and hosts.deny.
+//! Derives backend settings from the configuration: the ruleset, routes and hosts.deny.
 
 use std::array;
 use std::time::Duration;
 
 use super::hosts_deny::{HostsDeny, TemplateError};
 use super::nft::{RulesetSpec, Trap};
+use super::route::{RouteError, Routes};
 use crate::config::{BlockPolicy, Config, Mode, ProtocolConfig};
 use crate::types::{Backend, Rate};
 
@@ -49,6 +50,16 @@ fn trap(config: &Config) -> Option<Trap> {
         named_interfaces: !config.interfaces.is_empty(),
         hold,
     })
+}
+
+impl Routes {
+    /// Opens the socket for the configuration; changes nothing yet.
+    ///
+    /// # Errors
+    /// See [`Routes::open`].
+    pub fn from_config(config: &Config) -> Result<Self, RouteError> {
+        Self::open(config.block.route, usize::try_from(config.block.nft.size).unwrap_or(usize::MAX))
+    }
 }
 
 impl HostsDeny {

@@ -4,8 +4,8 @@
 use std::time::SystemTime;
 
 use super::reporter::Reporter;
-use crate::config::{BlockPolicy, Config, Mode, ProtocolConfig};
-use crate::enforce::nft::{BlockError, Nft, RulesetSpec, Trap};
+use crate::config::{BlockPolicy, Config, Mode};
+use crate::enforce::nft::{Nft, RulesetSpec, Trap};
 use crate::enforce::slow_backends::SlowQueue;
 use crate::enforce::{BackendHandles, BanBackend, BanContext, Refused, Upkeep};
 use crate::engine::{Ban, Host};
@@ -35,12 +35,6 @@ struct ProtocolPolicy {
     only_runs: bool,
 }
 
-impl From<&ProtocolConfig> for ProtocolPolicy {
-    fn from(config: &ProtocolConfig) -> Self {
-        Self { mode: Some(config.mode), only_runs: config.block == BlockPolicy::Run }
-    }
-}
-
 impl Blocker {
     /// Enforces bans with `backends`, in this order; with none if it is empty. `nft` and `others` are the inline ones
     /// among them, and `slow` runs the others.
@@ -54,7 +48,8 @@ impl Blocker {
         let mut inline = [None; Backend::ALL.len()];
         let chosen = backends.iter().copied().filter(|backend| !backend.is_slow());
         inline.iter_mut().zip(chosen).for_each(|(slot, backend)| *slot = Some(backend));
-        let (tcp, udp) = ((&config.tcp).into(), (&config.udp).into());
+        let [tcp, udp] = [&config.tcp, &config.udp]
+            .map(|config| ProtocolPolicy { mode: Some(config.mode), only_runs: config.block == BlockPolicy::Run });
         Self { inline, nft, others, slow, suspended: false, tcp, udp }
     }
 
@@ -77,8 +72,7 @@ impl Blocker {
         self.suspended
     }
 
-    /// Suspends enforcement, or resumes it.
-    pub(super) fn suspend(&mut self, suspended: bool) {
+    pub(super) fn set_suspended(&mut self, suspended: bool) {
         self.suspended = suspended;
     }
 
@@ -99,10 +93,6 @@ impl Blocker {
     /// The nftables sets; `None` if nft is not a backend.
     pub fn nft(&mut self) -> Option<&mut Nft> {
         self.nft.as_mut()
-    }
-
-    pub(super) fn has_nft(&self) -> bool {
-        self.nft.is_some()
     }
 
     /// The nftables sets if their ruleset is as `is_wanted` requires.
@@ -140,14 +130,6 @@ impl Blocker {
         let nft = self.nft.as_mut()?;
         let trap = nft.spec.trap?;
         Some((nft, trap))
-    }
-
-    /// Applies `change` to the nftables sets; does nothing if nft is not a backend.
-    pub(super) fn change_sets(
-        &mut self,
-        change: impl FnOnce(&mut Nft) -> Result<(), BlockError>,
-    ) -> Result<(), BlockError> {
-        self.nft.as_mut().map_or(Ok(()), change)
     }
 
     /// Time at which [`Blocker::run_due`] has work to do.

@@ -416,7 +416,7 @@ impl BanController {
     /// Ends all bans; returns their targets.
     pub(super) fn unblock_all(&mut self) -> Result<Vec<BanTarget>, String> {
         let targets: Vec<BanTarget> = self.observer.engine.bans().map(|ban| ban.target).collect();
-        match self.enforcement.blocker.change_sets(|nft| nft.lift(&targets)) {
+        match self.enforcement.blocker.nft().map_or(Ok(()), |nft| nft.lift(&targets)) {
             Ok(()) | Err(BlockError::Gone) => {}
             Err(error) => return Err(error.to_string()),
         }

@@ -167,7 +167,8 @@ impl Enforcement {
     /// Ends the bans of prefixes inside `target`. The set cannot hold overlapping intervals, so the wider ban has
     /// replaced them.
     fn replace_inner_bans(&self, scope: &mut Scope<'_>, target: BanTarget) {
-        let (BanTarget::Prefix(outer), true) = (target, self.blocker.has_nft()) else { return };
+        let uses_nft = self.blocker.inline().any(|backend| backend == Backend::Nft);
+        let (BanTarget::Prefix(outer), true) = (target, uses_nft) else { return };
         let is_inside = |inner: &BanTarget| match inner {
             BanTarget::Prefix(inner) => *inner != outer && outer.network().contains(&inner.network()),
             BanTarget::V4(_) | BanTarget::V6(_) | BanTarget::Link { .. } => false,
@@ -253,8 +254,8 @@ impl Enforcement {
         self.arm_trap(scope);
     }
 
-    /// Updates the kernel's allow-list from the host's, and ends bans of other backends that conflict with it. `update` is
-    /// [`AllowSet::replace`], which replaces the list even if another process changed it, or [`AllowSet::follow`],
+    /// Updates the kernel's allow-list from the host's, and ends bans of other backends that conflict with it. `update`
+    /// is [`AllowSet::replace`], which replaces the list even if another process changed it, or [`AllowSet::follow`],
     /// which sends the difference.
     pub(super) fn update_allow_list(
         &mut self,
@@ -279,7 +280,7 @@ impl Enforcement {
     /// Resumes blocking, with these settings. Probes seen during the trial are not evidence for a ban.
     pub(super) fn end_trial(&mut self, scope: &mut Scope<'_>, settings: Settings) {
         scope.observer.engine.reconfigure(settings);
-        self.blocker.suspend(false);
+        self.blocker.set_suspended(false);
         self.trap.arming.forget_coverage(scope.reporter);
         self.trap.arming.paused = false;
         self.restart_trap(scope);
@@ -287,7 +288,7 @@ impl Enforcement {
 
     fn suspend_bans(&mut self, scope: &mut Scope<'_>) {
         scope.observer.engine.log_only();
-        self.blocker.suspend(true);
+        self.blocker.set_suspended(true);
         let waiting = self.pending.clear();
         for target in &waiting {
             scope.observer.engine.lift(*target);
@@ -439,7 +440,7 @@ impl Enforcement {
         failure: &str,
         change: impl FnOnce(&mut Nft) -> Result<(), BlockError>,
     ) {
-        match self.blocker.change_sets(change) {
+        match self.blocker.nft().map_or(Ok(()), change) {
             Ok(()) => {}
             Err(BlockError::Gone) => self.repair_missing_table(scope),
             Err(error) => scope.reporter.error(format!("{failure}: {error}")),

@@ -79,7 +79,7 @@ impl StartupReconcile {
             panic_guard::restart_on_panic(|| self.adopt());
             self.follow_guests();
             panic_guard::restart_on_panic(|| self.remove_leftovers());
-            panic_guard::restart_on_panic(|| self.record_methods());
+            panic_guard::restart_on_panic(|| self.record_backends());
         };
         thread.spawn(work).map(drop).map_err(DaemonError::system("start a thread"))
     }
@@ -113,14 +113,14 @@ impl StartupReconcile {
     }
 
     /// Records which backends enforce the bans now, where `block.method` or the exempt prefixes have changed.
-    fn record_methods(&self) {
+    fn record_backends(&self) {
         for ban in self.bans.remembered.iter().map(|remembered| &remembered.ban) {
-            let mut methods = continuing(&self.backends, ban);
+            let mut backends = continuing(&self.backends, ban);
             if self.exempt.check(ban.target).is_err() {
-                methods = methods.iter().filter(|backend| *backend == Backend::Nft).collect();
+                backends = backends.iter().filter(|backend| *backend == Backend::Nft).collect();
             }
-            if methods != ban.methods {
-                self.record(LedgerChange::Moved { target: ban.target, since: ban.since, methods });
+            if backends != ban.methods {
+                self.record(LedgerChange::Moved { target: ban.target, since: ban.since, methods: backends });
             }
         }
     }
@@ -146,9 +146,9 @@ impl StartupReconcile {
         }
         let adopted = |Remembered { ban, left }: &Remembered| {
             // Entries of bans that are not held are removed.
-            let methods: Arc<[Backend]> = continuing(&self.backends, ban).iter().filter(is_slow).collect();
-            let methods = Some(methods).filter(|methods| !methods.is_empty())?;
-            Some(Adopted { case: context(ban), methods, has_run: has_run(ban), left: *left })
+            let backends: Arc<[Backend]> = continuing(&self.backends, ban).iter().filter(is_slow).collect();
+            let backends = Some(backends).filter(|backends| !backends.is_empty())?;
+            Some(Adopted { context: context(ban), backends, has_run: has_run(ban), left: *left })
         };
         self.send(Task::Adopt { bans: remembered.iter().filter_map(adopted).collect() });
     }
@@ -156,8 +156,8 @@ impl StartupReconcile {
     /// Adds the entries of a ban, such as its line in hosts.deny, that a crash has prevented.
     fn add_entries(&self, target: BanTarget, left: Expiry) {
         if self.backends.contains(&Backend::HostsDeny) {
-            let methods = [Backend::HostsDeny].into();
-            self.send(Task::BlockUnknown { case: BanContext::by_hand(target, left, SystemTime::now()), methods });
+            let backends = [Backend::HostsDeny].into();
+            self.send(Task::BlockUnknown { context: BanContext::by_hand(target, left, SystemTime::now()), backends });
         }
     }
 

@@ -126,9 +126,9 @@ impl HostsDeny {
         format!("the line \"{}\" in {}", self.template, self.path.display())
     }
 
-    /// The line that denies the source of `case`, as reported in its event.
-    pub fn entry(&self, case: &BanContext) -> String {
-        expand(&self.template, &hosts_pattern(case.target), case)
+    /// The line that denies the source of `context`, as reported in its event.
+    pub fn entry(&self, context: &BanContext) -> String {
+        expand(&self.template, &hosts_pattern(context.target), context)
     }
 
     /// A value that changes when the file is written or replaced; `None` if it does not exist.
@@ -174,8 +174,10 @@ impl HostsDeny {
     /// The file cannot be read or replaced. Its content is then unchanged, unless only the final sync of the directory
     /// failed.
     pub fn apply(&self, add: &[BanContext], remove: &[BanTarget]) -> Result<Vec<BanTarget>, HostsDenyError> {
-        let add: Vec<Rule> =
-            add.iter().map(|case| Rule { target: case.target, rule: self.entry(case), until: case.until() }).collect();
+        let add: Vec<Rule> = add
+            .iter()
+            .map(|context| Rule { target: context.target, rule: self.entry(context), until: context.until() })
+            .collect();
         let remove: HashSet<BanTarget> = remove.iter().copied().collect();
         for _ in 0..MAX_ATTEMPTS {
             let old = file::read(&self.path)?;
@@ -195,11 +197,11 @@ impl HostsDeny {
     /// True if the parser recognises the written lines: a target inside another word would never be found again.
     fn finds_its_own(&self) -> bool {
         ["192.0.2.1", "2001:db8::1", "fe80::1"].iter().filter_map(|text| text.parse().ok()).all(|source| {
-            let case = BanContext::example(source);
-            let rule = Rule { target: case.target, rule: self.entry(&case), until: case.until() };
+            let context = BanContext::example(source);
+            let rule = Rule { target: context.target, rule: self.entry(&context), until: context.until() };
             let edit = ParsedFile::parse(&[]).edit(&[rule], &HashSet::new());
             edit.is_some_and(|edit| {
-                ParsedFile::parse(&edit.text).entries.iter().any(|entry| entry.target == case.target)
+                ParsedFile::parse(&edit.text).entries.iter().any(|entry| entry.target == context.target)
             })
         })
     }

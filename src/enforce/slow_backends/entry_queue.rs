@@ -22,7 +22,7 @@ pub(super) struct EntryQueue {
     add: HashMap<BanTarget, Add>,
     remove: HashSet<BanTarget>,
     /// True if entries of bans that are not held are removed.
-    sweep: bool,
+    removes_stale: bool,
     backoff: Backoff,
     /// Stamp of the file when it contained all entries; `None` before the first check.
     seen: Option<Option<Stamp>>,
@@ -39,7 +39,7 @@ const CHECK_INTERVAL: Duration = Duration::from_secs(2);
 struct Add {
     /// Identifier of its ban.
     id: u64,
-    case: BanContext,
+    context: BanContext,
     tried: bool,
     /// True if it was written before.
     again: bool,
@@ -51,7 +51,7 @@ impl EntryQueue {
             file,
             add: HashMap::new(),
             remove: HashSet::new(),
-            sweep: false,
+            removes_stale: false,
             backoff: BACKOFF,
             seen: None,
             look_at: Timestamp::ZERO,
@@ -66,7 +66,7 @@ impl EntryQueue {
     /// The targets in `bans` that have lost their entry, if the file has changed. Empty while other entries are
     /// pending: the file is checked afterwards.
     pub(super) fn lost(&mut self, now: Timestamp, bans: &Bans) -> Vec<BanTarget> {
-        if now < self.look_at || self.sweep || self.waiting() > 0 {
+        if now < self.look_at || self.removes_stale || self.waiting() > 0 {
             return Vec::new();
         }
         self.look_at = now.after(CHECK_INTERVAL);
@@ -84,14 +84,14 @@ impl EntryQueue {
     }
 
     /// Queues a lost entry for writing.
-    pub(super) fn restore(&mut self, id: u64, case: BanContext) {
-        self.add.insert(case.target, Add { id, case, tried: true, again: true });
+    pub(super) fn restore(&mut self, id: u64, context: BanContext) {
+        self.add.insert(context.target, Add { id, context, tried: true, again: true });
         self.backoff.shorten();
     }
 
-    pub(super) fn add(&mut self, id: u64, case: BanContext) {
-        self.remove.remove(&case.target);
-        self.add.insert(case.target, Add { id, case, tried: false, again: false });
+    pub(super) fn add(&mut self, id: u64, context: BanContext) {
+        self.remove.remove(&context.target);
+        self.add.insert(context.target, Add { id, context, tried: false, again: false });
         self.backoff.shorten();
     }
 
@@ -104,8 +104,8 @@ impl EntryQueue {
         self.backoff.shorten();
     }
 
-    pub(super) fn sweep(&mut self) {
-        self.sweep = true;
+    pub(super) fn remove_stale(&mut self) {
+        self.removes_stale = true;
         self.backoff.shorten();
     }
 
@@ -121,7 +121,7 @@ impl EntryQueue {
 
     /// Time of the next write, if a change is pending.
     fn next_write(&self) -> Option<Timestamp> {
-        (self.sweep || self.waiting() > 0).then_some(self.backoff.until())
+        (self.removes_stale || self.waiting() > 0).then_some(self.backoff.until())
     }
 
     /// Time of the next write, or of the next check for the entries of `bans`.
@@ -130,8 +130,8 @@ impl EntryQueue {
         self.next_write().into_iter().chain(has_entries.then_some(self.look_at)).min()
     }
 
-    /// Writes the changes that are due. In a sweep, only the targets of `bans` keep their entries. Returns the bans
-    /// whose entry was tried for the first time, written or not.
+    /// Writes the changes that are due. Once stale entries are removed, only the targets of `bans` keep theirs. Returns
+    /// the bans whose entry was tried for the first time, written or not.
     pub(super) fn flush(
         &mut self,
         now: Timestamp,
@@ -144,10 +144,10 @@ impl EntryQueue {
         match self.write(bans) {
             Ok(targets) => {
                 let (again, new): (Vec<&Add>, Vec<&Add>) = self.add.values().partition(|add| add.again);
-                new.into_iter().for_each(|add| tell(BackendEvent::Done { case: add.case, backend: BACKEND }));
+                new.into_iter().for_each(|add| tell(BackendEvent::Done { context: add.context, backend: BACKEND }));
                 if !again.is_empty() {
                     tell(BackendEvent::Restored {
-                        targets: again.into_iter().map(|add| add.case.target).collect(),
+                        targets: again.into_iter().map(|add| add.context.target).collect(),
                         backend: BACKEND,
                     });
                 }
@@ -156,7 +156,7 @@ impl EntryQueue {
                 }
                 self.backoff.reset();
                 self.remove.clear();
-                self.sweep = false;
+                self.removes_stale = false;
                 self.add.drain().filter(|(_, add)| !add.tried).map(|(target, add)| (target, add.id)).collect()
             }
             Err(error) => {
@@ -170,16 +170,17 @@ impl EntryQueue {
                     attempt,
                     again,
                 });
-                let first = |add: &mut Add| (!mem::replace(&mut add.tried, true)).then_some((add.case.target, add.id));
+                let first =
+                    |add: &mut Add| (!mem::replace(&mut add.tried, true)).then_some((add.context.target, add.id));
                 self.add.values_mut().filter_map(first).collect()
             }
         }
     }
 
     fn write(&self, bans: &Bans) -> io::Result<Vec<BanTarget>> {
-        let add: Vec<BanContext> = self.add.values().map(|add| add.case).collect();
+        let add: Vec<BanContext> = self.add.values().map(|add| add.context).collect();
         let mut remove: Vec<BanTarget> = self.remove.iter().copied().collect();
-        if self.sweep {
+        if self.removes_stale {
             let stays: HashSet<BanTarget> = bans.with_entry().collect();
             remove.extend(self.file.held()?.into_iter().filter(|target| !stays.contains(target)));
         }

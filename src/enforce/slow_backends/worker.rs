@@ -120,67 +120,67 @@ impl Work {
 
     fn handle(&mut self, now: Timestamp, task: Task) {
         match task {
-            Task::Before { case } => self.before(now, case),
-            Task::Block { case, methods } => {
+            Task::Before { context } => self.before(now, context),
+            Task::Block { context, backends } => {
                 if self.end_connections {
-                    self.connections.end(case.target);
+                    self.connections.end(context.target);
                 }
-                if methods.is_empty() {
+                if backends.is_empty() {
                     return;
                 }
                 // The target became exempt while the task was in the queue.
-                if let Err(overlap) = self.exempt.check(case.target) {
-                    return methods.iter().for_each(|backend| self.refuse(case, *backend, overlap.to_string()));
+                if let Err(overlap) = self.exempt.check(context.target) {
+                    return backends.iter().for_each(|backend| self.refuse(context, *backend, overlap.to_string()));
                 }
-                match self.bans.hold(now, case, case.expiry) {
+                match self.bans.hold(now, context, context.expiry) {
                     Some(held) => {
-                        held.steps.extend(methods.iter());
-                        self.step(case.target);
+                        held.steps.extend(backends.iter());
+                        self.step(context.target);
                     }
-                    None => methods.iter().for_each(|backend| self.refuse(case, *backend, full())),
+                    None => backends.iter().for_each(|backend| self.refuse(context, *backend, full())),
                 }
             }
-            Task::BlockUnknown { case, methods } => {
-                if self.bans.get(case.target).is_none() {
-                    self.handle(now, Task::Block { case, methods });
+            Task::BlockUnknown { context, backends } => {
+                if self.bans.get(context.target).is_none() {
+                    self.handle(now, Task::Block { context, backends });
                 }
             }
             Task::Release { targets } => targets.into_iter().for_each(|target| self.release(target)),
             Task::Undo { bans } => {
                 let Some(commands) = &mut self.commands else { return };
                 bans.into_iter()
-                    .filter(|case| self.bans.get(case.target).is_none())
-                    .for_each(|case| commands.undo(0, case));
+                    .filter(|context| self.bans.get(context.target).is_none())
+                    .for_each(|context| commands.undo(0, context));
             }
             Task::Adopt { bans } => {
                 let present = self.entries.as_ref().and_then(EntryQueue::held);
-                for Adopted { case, methods, has_run, left } in bans {
+                for Adopted { context, backends, has_run, left } in bans {
                     // A ban made after the start takes precedence over one from before.
-                    if self.bans.get(case.target).is_some() {
+                    if self.bans.get(context.target).is_some() {
                         continue;
                     }
-                    let is_present = present.as_ref().map(|present| present.contains(&case.target));
+                    let is_present = present.as_ref().map(|present| present.contains(&context.target));
                     // If addresses in the target are exempt, only what an earlier run has done is ended.
-                    let is_exempt = self.exempt.check(case.target).is_err();
-                    let has_entry = methods.contains(&Backend::HostsDeny) && (!is_exempt || is_present == Some(true));
+                    let is_exempt = self.exempt.check(context.target).is_err();
+                    let has_entry = backends.contains(&Backend::HostsDeny) && (!is_exempt || is_present == Some(true));
                     let entries = self.entries.as_mut().filter(|_| has_entry);
                     if is_exempt && entries.is_none() && !has_run {
                         continue;
                     }
-                    if let Some(held) = self.bans.hold(now, case, left) {
+                    if let Some(held) = self.bans.hold(now, context, left) {
                         (held.has_entry, held.has_run) = (entries.is_some(), has_run);
-                        if methods.contains(&Backend::Command) && !has_run && !is_exempt {
+                        if backends.contains(&Backend::Command) && !has_run && !is_exempt {
                             held.steps.push_back(Backend::Command);
                         }
                         // Another backend blocked it until now, or the entry was removed in the meantime.
                         if let (Some(entries), Some(false)) = (entries, is_present) {
-                            entries.restore(held.id, case);
+                            entries.restore(held.id, context);
                         }
-                        self.step(case.target);
+                        self.step(context.target);
                     }
                 }
                 self.end_exempt();
-                self.entries.iter_mut().for_each(EntryQueue::sweep);
+                self.entries.iter_mut().for_each(EntryQueue::remove_stale);
                 self.write(now);
             }
         }
@@ -200,19 +200,19 @@ impl Work {
         }
     }
 
-    fn before(&mut self, now: Timestamp, case: BanContext) {
-        if self.exempt.check(case.target).is_err() {
-            return (self.tell)(BackendEvent::Ready { case });
+    fn before(&mut self, now: Timestamp, context: BanContext) {
+        if self.exempt.check(context.target).is_err() {
+            return (self.tell)(BackendEvent::Ready { context });
         }
-        match (&mut self.commands, self.bans.hold(now, case, case.expiry)) {
-            (Some(commands), Some(held)) => commands.before(now, held.id, case, &mut self.tell),
+        match (&mut self.commands, self.bans.hold(now, context, context.expiry)) {
+            (Some(commands), Some(held)) => commands.before(now, held.id, context, &mut self.tell),
             (None, Some(_)) => {
-                self.bans.remove(case.target);
-                (self.tell)(BackendEvent::Ready { case });
+                self.bans.remove(context.target);
+                (self.tell)(BackendEvent::Ready { context });
             }
             (_, None) => {
-                self.refuse(case, Backend::Command, full());
-                (self.tell)(BackendEvent::Ready { case });
+                self.refuse(context, Backend::Command, full());
+                (self.tell)(BackendEvent::Ready { context });
             }
         }
     }
@@ -222,24 +222,24 @@ impl Work {
         while let Some(held) = self.bans.get_mut(target)
             && let Some(backend) = held.steps.pop_front()
         {
-            let (case, id) = (held.case, held.id);
+            let (context, id) = (held.context, held.id);
             match (backend, &mut self.entries, &mut self.commands) {
                 (Backend::HostsDeny, Some(entries), _) => {
                     held.has_entry = true;
-                    return entries.add(id, case);
+                    return entries.add(id, context);
                 }
                 (Backend::Command, _, Some(commands)) => {
-                    if commands.push(Job { id, case, occasion: CommandPhase::Block, attempt: 1 }) {
+                    if commands.push(Job { id, context, phase: CommandPhase::Block, attempt: 1 }) {
                         return;
                     }
                 }
-                _ => self.refuse(case, backend, format!("no {} is configured", backend.title())),
+                _ => self.refuse(context, backend, format!("no {} is configured", backend.title())),
             }
         }
     }
 
-    fn refuse(&mut self, case: BanContext, backend: Backend, reason: impl Into<String>) {
-        let (targets, task) = (vec![case.target], SlowTask::Ban(backend));
+    fn refuse(&mut self, context: BanContext, backend: Backend, reason: impl Into<String>) {
+        let (targets, task) = (vec![context.target], SlowTask::Ban(backend));
         (self.tell)(BackendEvent::Failed { targets, task, reason: reason.into(), attempt: 1, again: None });
     }
 
@@ -253,8 +253,8 @@ impl Work {
         }
         if let Some(commands) = &mut self.commands {
             commands.forget(target);
-            if let Some(QueuedBan { id, case, has_run: true, .. }) = held {
-                commands.undo(id, case);
+            if let Some(QueuedBan { id, context, has_run: true, .. }) = held {
+                commands.undo(id, context);
             }
         }
     }
@@ -278,7 +278,7 @@ impl Work {
     fn restore_lost(&mut self, now: Timestamp) {
         if let Some(entries) = &mut self.entries {
             for held in entries.lost(now, &self.bans).into_iter().filter_map(|target| self.bans.get(target)) {
-                entries.restore(held.id, held.case);
+                entries.restore(held.id, held.context);
             }
         }
         self.write(now);
@@ -311,7 +311,7 @@ impl Work {
             thread::park_timeout(FINAL_POLL_INTERVAL);
             self.commands_go_on(boot_time());
         }
-        // The backends after a command in a ban's methods.
+        // The backends that follow a command in the order of a ban.
         self.write(boot_time());
         let Some(commands) = &mut self.commands else { return };
         commands.quit();
