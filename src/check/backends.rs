@@ -10,9 +10,9 @@ use serde::Serialize;
 use super::warnings::Findings;
 use crate::config::Config;
 use crate::enforce::command::check_program;
+use crate::enforce::hosts_deny::HostsDeny;
 use crate::enforce::nft::{RulesetError, RulesetSpec};
 use crate::enforce::route::Routes;
-use crate::enforce::{EntryStore, entry_store};
 use crate::netlink::nft::{examine, foreign_objects};
 use crate::netlink::socket::Socket;
 use crate::types::{Action, Backend, RouteKind};
@@ -20,7 +20,8 @@ use crate::types::{Action, Backend, RouteKind};
 /// A backend, as in the JSON.
 #[derive(Serialize)]
 pub(super) struct BackendCheck {
-    pub(super) method: &'static str,
+    #[serde(rename = "method")]
+    pub(super) backend: &'static str,
     /// Whether it would work; `None` if that could not be determined.
     pub(super) works: Option<bool>,
     /// Description of the backend.
@@ -30,12 +31,12 @@ pub(super) struct BackendCheck {
 /// Examines the configured backends. Adds errors that prevent the start, warnings about backends without which the
 /// daemon would still run, and notes about skipped checks.
 pub(super) fn inspect(config: &Config, findings: &mut Findings) -> Vec<BackendCheck> {
-    let mut methods = if config.blocks() { config.block.method.clone() } else { Vec::new() };
-    if config.runs_commands() && !methods.contains(&Backend::Command) {
-        methods.push(Backend::Command);
+    let mut backends = if config.blocks() { config.block.method.clone() } else { Vec::new() };
+    if config.runs_commands() && !backends.contains(&Backend::Command) {
+        backends.push(Backend::Command);
     }
     let firewall = may(CapabilitySet::NET_ADMIN);
-    if !firewall && methods.iter().any(|method| matches!(method, Backend::Nft | Backend::Route)) {
+    if !firewall && backends.iter().any(|backend| matches!(backend, Backend::Nft | Backend::Route)) {
         findings
             .add_note("nf_tables and routes were not checked, because CAP_NET_ADMIN is missing; run this with sudo");
     }
@@ -49,8 +50,8 @@ pub(super) fn inspect(config: &Config, findings: &mut Findings) -> Vec<BackendCh
     {
         findings.wrong("block.run.expire_command", error);
     }
-    let mut look = |method: &Backend| {
-        let (key, does, works) = match method {
+    let mut look = |backend: &Backend| {
+        let (key, does, works) = match backend {
             Backend::Nft => ("block.method", nft(config), firewall.then(|| table(config))),
             Backend::Route => ("block.method", route(config), firewall.then(|| routes(config))),
             Backend::Command => {
@@ -58,28 +59,25 @@ pub(super) fn inspect(config: &Config, findings: &mut Findings) -> Vec<BackendCh
                 let works = config.block.run.check().map(|()| String::new()).map_err(|error| error.to_string());
                 ("block.run.command", format!("the command {words}"), Some(works))
             }
-            file => match entry_store(config, *file).transpose() {
-                Ok(store) => {
-                    let does = store.as_ref().map_or_else(String::new, |store| store.describe());
-                    (file.table(), does, store.and_then(|store| entries(&*store, findings)))
-                }
-                Err(error) => (file.table(), format!("entries in {}", file.place()), Some(Err(error))),
+            Backend::HostsDeny => match HostsDeny::from_config(config) {
+                Ok(hosts_deny) => ("block.hosts_deny", hosts_deny.describe(), entries(&hosts_deny, findings)),
+                Err(error) => ("block.hosts_deny", "entries in hosts.deny".to_owned(), Some(Err(error.to_string()))),
             },
         };
         let (state, works) = match works {
             None => (String::new(), None),
             Some(Ok(state)) => (state, Some(true)),
             Some(Err(error)) => {
-                match method {
+                match backend {
                     Backend::Nft | Backend::Route | Backend::Command => findings.wrong(key, error),
-                    _ => findings.warn(key, error),
+                    Backend::HostsDeny => findings.warn(key, error),
                 }
                 (String::new(), Some(false))
             }
         };
-        BackendCheck { method: method.name(), works, does: format!("{does}{state}") }
+        BackendCheck { backend: backend.name(), works, does: format!("{does}{state}") }
     };
-    methods.iter().map(&mut look).collect()
+    backends.iter().map(&mut look).collect()
 }
 
 /// A command on one line, each word in quotes.
@@ -125,25 +123,25 @@ fn route(config: &Config) -> String {
 }
 
 fn routes(config: &Config) -> Result<String, String> {
-    let size = usize::try_from(config.block.nft.size).unwrap_or(usize::MAX);
-    Routes::open(config.block.route, size).map(|_| String::new()).map_err(|error| error.to_string())
+    Routes::from_config(config).map(|_| String::new()).map_err(|error| error.to_string())
 }
 
 /// The state of the file, with its number of entries. `None` if this user cannot determine whether the service can
 /// write it.
-fn entries(store: &dyn EntryStore, findings: &mut Findings) -> Option<Result<String, String>> {
-    let folder = store.path().parent().unwrap_or(Path::new("/"));
+fn entries(hosts_deny: &HostsDeny, findings: &mut Findings) -> Option<Result<String, String>> {
+    let folder = hosts_deny.path().parent().unwrap_or(Path::new("/"));
     if !geteuid().is_root() && accessat(CWD, folder, Access::WRITE_OK | Access::EXEC_OK, AtFlags::EACCESS).is_err() {
         findings.add_note(format!(
-            "{}: this user cannot write to this directory, so {} was not checked; run this with sudo",
-            folder.display(),
-            store.backend().place()
+            "{}: this user cannot write to this directory, so hosts.deny was not checked; run this with sudo",
+            folder.display()
         ));
         return None;
     }
-    Some(store.check().and_then(|()| store.held()).map_err(|error| error.to_string()).map(|held| match held.len() {
-        0 => String::new(),
-        lines => format!("; lines of portsentry in it: {lines}"),
+    Some(hosts_deny.check().and_then(|()| hosts_deny.held()).map_err(|error| error.to_string()).map(|held| {
+        match held.len() {
+            0 => String::new(),
+            lines => format!("; lines of portsentry in it: {lines}"),
+        }
     }))
 }
 

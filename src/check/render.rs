@@ -73,13 +73,13 @@ impl fmt::Display for Report {
         if self.backends.is_empty() {
             line!(f, "backend", "none")?;
         }
-        for BackendCheck { method, works, does } in &self.backends {
+        for BackendCheck { backend, works, does } in &self.backends {
             let state = match works {
                 Some(true) => "",
                 Some(false) => "; does not work, see the errors",
                 None => "; not checked",
             };
-            line!(f, "backend", "{method}: {does}{state}")?;
+            line!(f, "backend", "{backend}: {does}{state}")?;
         }
         if let Some(address) = config.metrics.listen {
             line!(f, "metrics", "at {address}")?;

@@ -3,20 +3,20 @@
 //! routes. These bans continue in the configured backends.
 
 use std::path::Path;
-use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use super::error::DaemonError;
 use super::sensor_thread::SensorHandle;
 use super::table_identity::FoundTable;
 use crate::config::{BlockPolicy, Config};
-use crate::enforce::command::{Outcome, Spawner};
+use crate::enforce::command::{CommandHelperClient, Outcome};
+use crate::enforce::hosts_deny::HostsDeny;
 use crate::enforce::nft::{
     BlockError, DecoyRules, Installed, Nft, RulesetError, RulesetSpec, Table, TrapContents, trap_sets,
 };
 use crate::enforce::route::Routes;
 use crate::enforce::slow_backends::{BackendEvent, CommandPhase, Settings, SlowBackends, SlowQueue, SlowTask};
-use crate::enforce::{BanContext, EntryStore, entry_store};
+use crate::enforce::{BackendHandles, BanContext, EntryFile};
 use crate::engine::Host;
 use crate::events::channel::Sender;
 use crate::events::event::{Event, EventKind};
@@ -29,9 +29,9 @@ use crate::types::{Backend, BanTarget, Timestamp};
 /// The backends that this run uses.
 pub(super) struct UsedBackends {
     /// The backends that enforce bans. Empty if the configuration only logs and there are no earlier bans.
-    pub(super) methods: Vec<Backend>,
-    /// The files with an entry per ban. If the backend is not in `methods`, they only lose the entries of earlier bans.
-    pub(super) stores: Vec<Arc<dyn EntryStore>>,
+    pub(super) backends: Vec<Backend>,
+    /// The file with an entry per ban. If hosts.deny is not in `backends`, it only loses the entries of earlier bans.
+    pub(super) entry_file: Option<EntryFile>,
     /// True if commands begin no new bans, but are undone at the end of those that they began.
     pub(super) undoes_commands: bool,
     /// True if commands of `block.run` are run or undone.
@@ -47,28 +47,26 @@ impl UsedBackends {
     pub(super) fn new(
         config: &Config,
         earlier_bans: bool,
-        has_entries: fn(&dyn EntryStore) -> bool,
+        has_entries: fn(&EntryFile) -> bool,
     ) -> Result<Self, DaemonError> {
         let enforces = config.blocks() || earlier_bans;
-        let methods = if enforces { config.block.method.clone() } else { Vec::new() };
-        let runs = methods.contains(&Backend::Command) || config.uses(BlockPolicy::Run);
+        let backends = if enforces { config.block.method.clone() } else { Vec::new() };
+        let runs = backends.contains(&Backend::Command) || config.uses(BlockPolicy::Run);
         let undoes_commands = enforces && !runs && !config.block.run.expire_command.is_empty();
-        let mut stores = Vec::new();
-        for backend in Backend::ALL.into_iter().filter(|_| enforces) {
-            match entry_store(config, backend) {
-                Some(store) if methods.contains(&backend) => {
-                    stores.push(store.map_err(|error| DaemonError::Entries(error, backend))?);
-                }
-                Some(Ok(store)) if has_entries(&*store) => stores.push(store),
-                _ => {}
+        let entry_file = match HostsDeny::from_config(config).map(EntryFile::from) {
+            Ok(file) => {
+                Some(file).filter(|file| backends.contains(&Backend::HostsDeny) || enforces && has_entries(file))
             }
-        }
-        Ok(Self { stores, undoes_commands, runs_commands: runs || undoes_commands, methods })
+            Err(error) if backends.contains(&Backend::HostsDeny) => return Err(error.into()),
+            Err(_) => None,
+        };
+        Ok(Self { entry_file, undoes_commands, runs_commands: runs || undoes_commands, backends })
     }
 
-    /// The files that lose the entries of earlier bans, and get no new ones.
-    pub(super) fn swept(&self) -> impl Iterator<Item = &Arc<dyn EntryStore>> {
-        self.stores.iter().filter(|store| !self.methods.contains(&store.backend()))
+    /// The file if it loses the entries of earlier bans, and gets no new ones.
+    pub(super) fn file_to_clean(&self) -> Option<&HostsDeny> {
+        let file = self.entry_file.as_ref().filter(|_| !self.backends.contains(&Backend::HostsDeny))?;
+        Some(&file.hosts_deny)
     }
 }
 
@@ -82,8 +80,10 @@ pub(super) struct OpenBackends {
     pub(super) table_found: Option<FoundTable>,
     /// The sources that the kernel's trap has blocked since the last daemon ended.
     pub(super) trap_banned: Vec<BanTarget>,
-    /// Targets that have a route from an earlier run.
-    pub(super) leftovers: Vec<BanTarget>,
+    /// Targets that an earlier run has left in an inline backend whose objects do not expire by themselves.
+    pub(super) leftovers: Vec<(Backend, BanTarget)>,
+    /// The port id of the routes' socket; see [`Routes::port_id`].
+    pub(super) route_port: Option<u32>,
     pub(super) messages: Vec<EventKind>,
 }
 
@@ -108,33 +108,28 @@ impl Drop for NewTable {
     }
 }
 
-/// Opens the backends in use. Commands are run by `spawner`.
+/// Opens the backends in use. Commands are run by `helper_client`.
 pub(super) fn open(
     config: &Config,
     host: &Host,
-    spawner: Option<Spawner>,
+    helper_client: Option<CommandHelperClient>,
     used: &UsedBackends,
     (events, sensor): (&Sender, &SensorHandle),
     on_trial: bool,
     decoys: Option<DecoyRules>,
 ) -> Result<OpenBackends, DaemonError> {
-    let tells = [&config.tcp, &config.udp].map(|protocol| protocol.block == BlockPolicy::Run);
     let mut opened = OpenBackends::default();
-    [opened.blocker.tcp_tells, opened.blocker.udp_tells] = tells;
-    opened.blocker.backends.clone_from(&used.methods);
-    let has = |backend: Backend| opened.blocker.backends.contains(&backend);
-    let (nft, route) = (has(Backend::Nft), has(Backend::Route));
-    let command_first = has(Backend::Command) && config.block.run.first;
-    (opened.blocker.tcp_mode, opened.blocker.udp_mode) = (Some(config.tcp.mode), Some(config.udp.mode));
+    let has = |backend: Backend| used.backends.contains(&backend);
+    let (mut nft, mut others, mut slow_queue) = (None, BackendHandles::new(), None);
     // Fallible checks come before the first change.
-    if route {
-        let size = usize::try_from(config.block.nft.size).unwrap_or(usize::MAX);
-        let mut open = Routes::open(config.block.route, size)?;
-        opened.leftovers = open.leftovers()?;
-        opened.blocker.routes = Some(open);
+    if has(Backend::Route) {
+        let mut routes = Routes::from_config(config)?;
+        opened.leftovers.extend(routes.leftovers()?.into_iter().map(|target| (Backend::Route, target)));
+        opened.route_port = Some(routes.port_id());
+        others.push((Backend::Route, Box::new(routes)));
     }
-    if nft {
-        let mut nft = Nft::open()?;
+    if has(Backend::Nft) {
+        let nft = nft.insert(Nft::open()?);
         let mut socket = Socket::open()?;
         opened.table_found = table_handle(&mut socket).ok().flatten().map(|handle| FoundTable {
             handle,
@@ -143,9 +138,8 @@ pub(super) fn open(
         });
         // The sensor empties the trap.
         opened.trap_banned = trap_sets::caught(&mut nft.table).unwrap_or_default();
-        let (spec, created) = install(&mut nft, config, host, (on_trial, decoys), &mut opened.messages)?;
+        let (spec, created) = install(nft, config, host, (on_trial, decoys), &mut opened.messages)?;
         opened.new_table = created.then(|| NewTable(Some(spec)));
-        opened.blocker.nft = Some(nft);
     } else if let Ok(mut table) = Table::open() {
         // A trap that a crashed run left armed must not continue to block. Usually there is none. Each set is emptied
         // separately, because a missing set makes the kernel refuse the whole transaction.
@@ -154,37 +148,51 @@ pub(super) fn open(
         drop(trap_sets::arm(&mut table, TrapContents { udp: none, ..TrapContents::default() }));
         drop(trap_sets::arm(&mut table, TrapContents { services: none, ..TrapContents::default() }));
     }
-    for store in &used.stores {
-        if let Err(error) = store.check() {
-            let place = store.backend().place();
-            opened.messages.push(EventKind::Error(format!("cannot write {place}, retrying: {error}")));
-        }
+    if let Some(Err(error)) = used.entry_file.as_ref().map(EntryFile::check) {
+        opened.messages.push(EventKind::Error(format!("cannot write hosts.deny, retrying: {error}")));
     }
     let settings = Settings {
-        stores: used.stores.clone(),
-        run: spawner.map(|spawner| (config.block.run.clone(), spawner)),
-        end_connections: nft && config.block.nft.end_connections,
+        entry_file: used.entry_file.clone(),
+        run: helper_client.map(|helper_client| (config.block.run.clone(), helper_client)),
+        end_connections: nft.is_some() && config.block.nft.end_connections,
     };
-    if !settings.stores.is_empty() || settings.run.is_some() || settings.end_connections {
-        let report = reporter(settings.stores.clone(), events.clone(), sensor.clone());
+    if settings.entry_file.is_some() || settings.run.is_some() || settings.end_connections {
+        let report = reporter(used.entry_file.clone(), events.clone(), sensor.clone());
         let end_connections = settings.end_connections;
         let slow = SlowBackends::start(settings, report).map_err(DaemonError::system("start a thread"))?;
-        let mut queue = SlowQueue::new(&slow, &opened.blocker.backends, command_first, end_connections);
+        let command_first = has(Backend::Command) && config.block.run.first;
+        let queue = slow_queue.insert(SlowQueue::new(&slow, &used.backends, command_first, end_connections));
         queue.undoes_commands = used.undoes_commands;
-        opened.blocker.slow = Some(queue);
         opened.slow_backends = Some(slow);
     }
-    drop(opened.blocker.keep_reachable(host));
+    opened.blocker = Blocker::new(config, &used.backends, nft, others, slow_queue);
+    drop(opened.blocker.protect(host));
     Ok(opened)
+}
+
+/// Opens the inline backends again, beside those of the sensor, for comparisons with the kernel.
+///
+/// # Errors
+/// Netlink cannot be opened.
+pub(super) fn open_inline(config: &Config) -> Result<BackendHandles, DaemonError> {
+    let mut handles = BackendHandles::new();
+    for backend in &config.block.method {
+        match backend {
+            Backend::Nft => handles.push((*backend, Box::new(Nft::open()?))),
+            Backend::Route => handles.push((*backend, Box::new(Routes::from_config(config)?))),
+            Backend::HostsDeny | Backend::Command => {}
+        }
+    }
+    Ok(handles)
 }
 
 /// Sets the allow-list again, because it has grown since [`open`].
 pub(super) fn protect(blocker: &mut Blocker, host: &Host) -> Result<(), BlockError> {
     let prefixes: Vec<_> = host.allow.prefixes().collect();
-    if let Some(nft) = &mut blocker.nft {
+    if let Some(nft) = blocker.nft() {
         nft.allowed.replace(&mut nft.table, &prefixes)?;
     }
-    drop(blocker.keep_reachable(host));
+    drop(blocker.protect(host));
     Ok(())
 }
 
@@ -277,7 +285,7 @@ const MAX_ATTEMPTS: u32 = 10;
 
 /// Handles the events of the slow-backends thread. Waits only for the sensor.
 fn reporter(
-    stores: Vec<Arc<dyn EntryStore>>,
+    entry_file: Option<EntryFile>,
     events: Sender,
     sensor: SensorHandle,
 ) -> impl FnMut(BackendEvent) + Send + 'static {
@@ -285,23 +293,24 @@ fn reporter(
         let metrics = &sensor.metrics;
         let text = event.sentence().unwrap_or_default();
         let kind = match event {
-            BackendEvent::Ready { case } => return sensor.send_blocking(SensorCommand::CommandEnded(case.target)),
-            BackendEvent::Done { case, backend } => {
-                let BanContext { target, ban, since, .. } = case;
+            BackendEvent::Ready { context } => {
+                return sensor.send_blocking(SensorCommand::CommandEnded(context.target));
+            }
+            BackendEvent::Done { context, backend } => {
+                let BanContext { target, ban, since, .. } = context;
                 if let Some(ban) = &ban {
                     metrics.blocked(backend, ban.probe.observation.class, ban.grade);
                 }
-                let store = stores.iter().find(|store| store.backend() == backend);
-                let entry = store.map_or_else(String::new, |store| store.entry(&case));
+                let entry = entry_file.as_ref().map_or_else(String::new, |file| file.hosts_deny.entry(&context));
                 let time = if ban.is_some() { since } else { SystemTime::now() };
                 return events.send(Event { time, kind: EventKind::Entered { target, backend, ban, entry } });
             }
             BackendEvent::Released { .. } | BackendEvent::Connections { ended: 0, .. } => {
                 return;
             }
-            BackendEvent::Ran { case, occasion, command, ref outcome, ref output, took, again, .. } => {
+            BackendEvent::Ran { context, phase, command, ref outcome, ref output, took, again, .. } => {
                 let well = outcome.is_success();
-                match (well, occasion, &case.ban) {
+                match (well, phase, &context.ban) {
                     (true, CommandPhase::Before | CommandPhase::Block, Some(ban)) => {
                         metrics.blocked(Backend::Command, ban.probe.observation.class, ban.grade);
                     }
@@ -311,18 +320,19 @@ fn reporter(
                 let took =
                     humantime::format_duration(Duration::from_millis(took.as_millis().try_into().unwrap_or(u64::MAX)));
                 let wrote = if output.is_empty() { String::new() } else { format!("; output: {output}") };
-                let when = match occasion {
+                let when = match phase {
                     CommandPhase::Before => " before the block",
                     CommandPhase::Block => "",
                     CommandPhase::Release => " at the end of the ban",
                 };
-                let ban = case.ban.filter(|_| occasion != CommandPhase::Release);
+                let ban = context.ban.filter(|_| phase != CommandPhase::Release);
                 let has_ended =
                     again.is_none() && !matches!(outcome, Outcome::Stopped | Outcome::Unknown | Outcome::NotStarted(_));
-                let undone = (occasion == CommandPhase::Release && has_ended).then_some(case.since);
+                let undone = (phase == CommandPhase::Release && has_ended).then_some(context.since);
                 let outcome = format!("{outcome} after {took}{when}{wrote}").into();
-                let kind = EventKind::Ran { target: case.target, ban, command: command.into(), outcome, well, undone };
-                return events.send(Event { time: if ban.is_some() { case.since } else { SystemTime::now() }, kind });
+                let kind =
+                    EventKind::Ran { target: context.target, ban, command: command.into(), outcome, well, undone };
+                return events.send(Event { time: if ban.is_some() { context.since } else { SystemTime::now() }, kind });
             }
             BackendEvent::Failed { task, .. } | BackendEvent::Unable { task, .. } => {
                 if let SlowTask::Ban(backend) = task {
@@ -345,29 +355,29 @@ fn reporter(
 /// Removes the objects that `config` does not use any more; returns the events to report.
 pub(super) fn remove_leftovers(config: &Config) -> Vec<EventKind> {
     let is_unused = |backend: Backend| !config.block.method.contains(&backend);
-    let methods = config.block.method.iter().map(|method| method.name()).collect::<Vec<_>>().join(", ");
+    let backends = config.block.method.iter().map(|method| method.name()).collect::<Vec<_>>().join(", ");
     let mut report = Vec::new();
     if is_unused(Backend::Nft) {
         let spec = RulesetSpec::from_config(config);
         match Nft::open().map_err(RulesetError::from).and_then(|mut nft| nft.remove(&spec)) {
             Ok(true) => report.push(EventKind::Note(format!(
                 "table inet portsentry of an earlier run has been removed, because \"nft\" is not in block.method; its \
-                 bans continue with {methods}"
+                 bans continue with {backends}"
             ))),
             Ok(false) | Err(RulesetError::Socket(_)) => {}
             Err(error) => report.push(EventKind::Error(format!("the table of an earlier run stays: {error}"))),
         }
     }
     if is_unused(Backend::Route) {
-        let swept = Routes::open(config.block.route, 0).and_then(|mut routes| {
+        let removed = Routes::from_config(config).and_then(|mut routes| {
             let found = routes.leftovers()?;
-            Ok((found.len(), routes.sweep(Timestamp::default()).trouble))
+            Ok((found.len(), routes.remove_stale(Timestamp::default()).trouble))
         });
-        match swept {
+        match removed {
             Ok((0, _)) | Err(_) => {}
             Ok((count, None)) => report.push(EventKind::Note(format!(
                 "routes of earlier bans have been removed, because \"route\" is not in block.method: {count}; the bans continue \
-                 with {methods}"
+                 with {backends}"
             ))),
             Ok((_, Some(error))) => report.push(EventKind::Error(format!(
                 "routes of earlier bans stay: {error}; remove them with `ip route flush proto 112` and \
@@ -384,7 +394,7 @@ pub(super) fn remove_leftovers(config: &Config) -> Vec<EventKind> {
 pub(super) fn have_leftovers(config: &Config, state_dir: &Path) -> bool {
     let has_table = || Socket::open().is_ok_and(|mut socket| matches!(table_handle(&mut socket), Ok(Some(_))));
     let has_routes = || {
-        let found = Routes::open(config.block.route, 0).and_then(|mut routes| routes.leftovers());
+        let found = Routes::from_config(config).and_then(|mut routes| routes.leftovers());
         found.is_ok_and(|found| !found.is_empty())
     };
     let has_records = || {
@@ -395,12 +405,11 @@ pub(super) fn have_leftovers(config: &Config, state_dir: &Path) -> bool {
         });
         found.unwrap_or(false)
     };
-    let has_entries =
-        |backend| entry_store(config, backend).is_some_and(|store| store.is_ok_and(|store| has_entries(&*store)));
-    has_table() || has_routes() || Backend::ALL.into_iter().any(has_entries) || has_records()
+    let has_lines = || HostsDeny::from_config(config).is_ok_and(|hosts_deny| has_entries(&hosts_deny.into()));
+    has_table() || has_routes() || has_lines() || has_records()
 }
 
-/// True if `store` contains entries of earlier bans.
-pub(super) fn has_entries(store: &dyn EntryStore) -> bool {
-    store.held().is_ok_and(|held| !held.is_empty())
+/// True if `file` contains entries of earlier bans.
+pub(super) fn has_entries(file: &EntryFile) -> bool {
+    file.held().is_ok_and(|held| !held.is_empty())
 }

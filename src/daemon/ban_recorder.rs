@@ -66,8 +66,8 @@ pub(super) struct PastBans {
     pub(super) remembered: Vec<Remembered>,
     /// Those that have ended, and whose commands have to be undone.
     pub(super) undo_due: Vec<BanSummary>,
-    /// Targets with a route of an earlier run that are missing in the ledger because of a crash.
-    pub(super) unheard: Vec<BanTarget>,
+    /// Targets with an object of an earlier run in this backend that are missing in the ledger because of a crash.
+    pub(super) unheard: Vec<(Backend, BanTarget)>,
 }
 
 /// The ledger while a thread opens and reads it. A full ledger takes a few tenths of a second, during which the rest of
@@ -181,12 +181,12 @@ pub(super) struct BanRecorder {
 }
 
 impl BanRecorder {
-    /// Continues after [`Reading::start`]; also returns messages for the log. `leftovers` are targets with a route from
-    /// an earlier run.
+    /// Continues after [`Reading::start`]; also returns messages for the log. `leftovers` are targets that an
+    /// earlier run has left in an inline backend.
     pub(super) fn open(
         reading: Reading,
         events: &Sender,
-        leftovers: &[BanTarget],
+        leftovers: &[(Backend, BanTarget)],
         backends: &[Backend],
     ) -> (Self, Memory, Vec<EventKind>) {
         let (writer, memory, messages) = match start_writer(reading, events, leftovers) {
@@ -244,11 +244,11 @@ impl BanRecorder {
     fn other(&self, kind: &EventKind, at: SystemTime) -> Option<LedgerChange> {
         Some(match kind {
             EventKind::ByHand { target, expiry, note, backend, .. } => {
-                let methods: Backends = match backend {
+                let backends: Backends = match backend {
                     Some(backend) => (*backend).into(),
                     None => self.backends.iter().copied().collect(),
                 };
-                let ban = BanRecord::wanted_by(BanAuthor::Operator, *target, at, *expiry, methods);
+                let ban = BanRecord::wanted_by(BanAuthor::Operator, *target, at, *expiry, backends);
                 BanRecord { note: note.clone(), ..ban }.into()
             }
             EventKind::Shortened { target, expiry, ports } => {
@@ -294,15 +294,15 @@ impl BanRecorder {
 fn start_writer(
     Reading { directory, thread }: Reading,
     events: &Sender,
-    leftovers: &[BanTarget],
+    leftovers: &[(Backend, BanTarget)],
 ) -> Result<(Writer, Memory, Vec<EventKind>), LedgerError> {
     let directory = directory.as_path();
     let gone = || io::Error::other("the thread that reads the ledger panicked");
     let read = thread.join().unwrap_or_else(|_| Err(LedgerError::system("read", directory)(gone())))?;
     let (ledger, mut memory, mut messages) = read;
-    for target in leftovers {
+    for (backend, target) in leftovers {
         if ledger.reader().bans_of(*target)?.items.is_empty() {
-            memory.bans.unheard.push(*target);
+            memory.bans.unheard.push((*backend, *target));
         }
     }
     let classic = LegacyFiles::open(directory).map_err(|error| messages.push(EventKind::Error(error.to_string()))).ok();

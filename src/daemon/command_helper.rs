@@ -18,12 +18,14 @@ use super::helper::{self, Helper, Work};
 use super::sandbox_policy;
 use crate::config::{Config, Run};
 use crate::control::status::{self, SandboxState};
-use crate::enforce::command::{Notifications, Spawner, TIME_LIMIT, check_program, serve, serve_notifications};
+use crate::enforce::command::{
+    CommandHelperClient, Notifications, TIME_LIMIT, check_program, serve, serve_notifications,
+};
 use crate::enforce::helper_socket::pair;
 use crate::sandbox::Sandbox;
 
 pub(super) struct CommandHelper {
-    pub(super) spawner: Spawner,
+    pub(super) helper_client: CommandHelperClient,
     /// The channel to `notify.command`, until the notifier takes it.
     pub(super) notifications: Option<Notifications>,
     sandbox: SandboxState,
@@ -43,13 +45,14 @@ impl CommandHelper {
         let Helper { socket, mut child, sandbox, warnings } =
             Helper::start(Work::Commands, config_path, sandboxed, Stdio::from(theirs))?;
         let process = child.id();
-        let spawner =
-            Spawner::new(socket, process, move || child.try_wait().ok().flatten().map(|status| status.to_string()));
-        Ok(Self { spawner, notifications: Some(Notifications::new(digests)), sandbox, warnings })
+        let helper_client = CommandHelperClient::new(socket, process, move || {
+            child.try_wait().ok().flatten().map(|status| status.to_string())
+        });
+        Ok(Self { helper_client, notifications: Some(Notifications::new(digests)), sandbox, warnings })
     }
 
     pub(super) fn status(&self) -> status::CommandHelper {
-        let (process, running) = (self.spawner.process(), self.spawner.is_running());
+        let (process, running) = (self.helper_client.process(), self.helper_client.is_running());
         status::CommandHelper { process, running, sandbox: self.sandbox.clone() }
     }
 }

@@ -7,6 +7,7 @@ use crate::capture::decoy::DecoyError;
 use crate::capture::live::CaptureError;
 use crate::config::ConfigErrors;
 use crate::enforce::command::RunError;
+use crate::enforce::hosts_deny::TemplateError;
 use crate::enforce::nft::{BlockError, RulesetError};
 use crate::enforce::route::RouteError;
 use crate::host::network::HostError;
@@ -15,7 +16,6 @@ use crate::netlink::sock_diag::SockDiagError;
 use crate::netlink::socket::SocketError;
 use crate::sandbox::{HandoverError, InstanceLockError, Untrusted};
 use crate::sensor::SensorError;
-use crate::types::Backend;
 
 /// Why the daemon cannot start or continue.
 #[derive(Debug, thiserror::Error)]
@@ -40,8 +40,8 @@ pub enum DaemonError {
     Ruleset(#[from] RulesetError),
     #[error(transparent)]
     Route(#[from] RouteError),
-    #[error("{table}: {0}", table = .1.table())]
-    Entries(String, Backend),
+    #[error("block.hosts_deny: {0}")]
+    HostsDeny(#[from] TemplateError),
     #[error("block.run: {0}")]
     Run(#[from] RunError),
     #[error("notify.command: {0}")]

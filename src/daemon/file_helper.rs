@@ -3,18 +3,16 @@
 
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
-use std::sync::Arc;
 
 use super::error::DaemonError;
 use super::helper::{self, Helper, Work};
 use super::sandbox_policy;
 use crate::config::Config;
-use crate::enforce::EntryStore;
-use crate::enforce::file_helper::{FileHelper, Files, HelperFile, Open};
+use crate::enforce::EntryFile;
+use crate::enforce::file_helper::{FileHelper, Files, Open};
 use crate::enforce::hosts_deny::HostsDeny;
 use crate::events::json_log;
 use crate::sandbox::Sandbox;
-use crate::types::Backend;
 
 /// The helper and the files that it handles.
 #[derive(Clone, Debug, Default)]
@@ -26,7 +24,7 @@ pub(super) struct RootFiles {
 
 impl RootFiles {
     /// Starts the helper if one of the files that the daemon writes is in a directory of `closed`, which its user
-    /// cannot write. The helper then also writes such a hosts.deny among `stores`.
+    /// cannot write. The helper then also writes `entry_file`, if that is such a file.
     ///
     /// # Errors
     /// It cannot be started.
@@ -34,11 +32,10 @@ impl RootFiles {
         config: &Config,
         config_path: &Path,
         closed: &[PathBuf],
-        stores: &mut [Arc<dyn EntryStore>],
+        entry_file: Option<&mut EntryFile>,
     ) -> Result<Self, DaemonError> {
         let is_closed = |file: &Path| closed.iter().any(|folder| file.parent() == Some(folder));
-        let hosts_deny =
-            stores.iter_mut().find(|store| store.backend() == Backend::HostsDeny && is_closed(store.path()));
+        let hosts_deny = entry_file.filter(|file| is_closed(file.hosts_deny.path()));
         let json_file = config.report.json_file.as_ref().filter(|file| is_closed(file));
         if hosts_deny.is_none() && json_file.is_none() {
             return Ok(Self::default());
@@ -48,8 +45,8 @@ impl RootFiles {
         let Helper { socket, child, warnings, .. } = Helper::start(work, config_path, true, Stdio::null())?;
         let helper = FileHelper::new(socket, child.id());
         let json_file = json_file.map(|file| (file.clone(), helper.clone()));
-        if let Some(store) = hosts_deny {
-            *store = Arc::new(HelperFile::new(Arc::clone(store), helper));
+        if let Some(file) = hosts_deny {
+            file.helper = Some(helper);
         }
         Ok(Self { json_file, warnings })
     }
@@ -62,10 +59,8 @@ pub(super) fn ready(
     (hosts_deny, json_file): (bool, bool),
 ) -> Result<(Files, Sandbox), String> {
     let config = helper::load(config_path)?;
-    let deny = &config.block.hosts_deny;
-    let hosts_deny = hosts_deny.then(|| HostsDeny::new(&deny.file, &deny.line)).transpose();
-    let hosts_deny =
-        hosts_deny.map_err(|error| DaemonError::Entries(error.to_string(), Backend::HostsDeny).to_string())?;
+    let hosts_deny = hosts_deny.then(|| HostsDeny::from_config(&config)).transpose();
+    let hosts_deny = hosts_deny.map_err(|error| DaemonError::HostsDeny(error).to_string())?;
     let json_file = config.report.json_file.filter(|_| json_file);
     let files = Files { hosts_deny, json_file: json_file.map(|file| (file, json_log::open as Open)) };
     let policy = sandbox_policy::of_files(&files);

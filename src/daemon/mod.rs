@@ -50,11 +50,9 @@ mod unfounded_bans;
 
 use std::time::Duration;
 
-use rustix::io::Errno;
-
 use crate::capture::decoy::SharedListener;
 use crate::config::{Config, LogTarget};
-use crate::control::server::{Access, BoundSocket, ControlError};
+use crate::control::server::{Access, BoundSocket};
 use crate::events::log::{self, LogThread};
 use crate::panic_guard;
 use crate::sandbox::{self, InstanceLock, Sandbox, check_folders, closed_folders};
@@ -68,23 +66,6 @@ use sensor_thread::SensorThread;
 pub use config_source::Reread;
 pub use error::DaemonError;
 pub use places::Places;
-
-/// Resources that must be acquired before privileges are dropped.
-struct Privileged {
-    instance_lock: InstanceLock,
-    sandbox: Sandbox,
-    sensor_thread: SensorThread,
-    command_helper: Option<CommandHelper>,
-    root_files: RootFiles,
-    control: Result<BoundSocket, ControlError>,
-    /// The socket for the fleet process, whose user is `fleet_user`.
-    fleet: Option<Result<BoundSocket, ControlError>>,
-    fleet_user: Option<u32>,
-    used: UsedBackends,
-    firewall_watch: FirewallWatch,
-    /// The listener of all decoys, if they share one.
-    shared: Option<Result<SharedListener, Errno>>,
-}
 
 /// The user of the fleet process.
 const FLEET_USER: &str = "portsentry-fleet";
@@ -115,7 +96,7 @@ pub fn run(
         false => None,
     };
     let closed = if sandboxed { closed_folders(&policy) } else { Vec::new() };
-    let root_files = RootFiles::start(&config, &places.config, &closed, &mut used.stores)?;
+    let root_files = RootFiles::start(&config, &places.config, &closed, used.entry_file.as_mut())?;
     policy.write.retain(|folder| !closed.contains(folder));
     let firewall_watch = FirewallWatch::open(&config);
     let shared = config.shares_decoys().then(SharedListener::open);
@@ -142,7 +123,7 @@ pub fn run(
     let runtime = builder.enable_all().thread_keep_alive(Duration::MAX).build();
     let runtime = runtime.map_err(DaemonError::system("start the event loop"))?;
     drop(runtime.spawn_blocking(|| ()));
-    let privileged = Privileged {
+    let privileged = serve::Privileged {
         instance_lock,
         sandbox,
         sensor_thread,

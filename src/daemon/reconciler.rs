@@ -10,17 +10,18 @@ use std::time::Duration;
 use ipnet::IpNet;
 use tokio::time::{Instant, timeout_at};
 
+use super::backends;
 use super::error::DaemonError;
 use super::sensor_thread::SensorHandle;
 use super::table_monitor::BulkChanges;
 use crate::clock::boot_time;
-use crate::enforce::nft::Table;
-use crate::enforce::route::{RouteError, missing_routes, swept_routes};
-use crate::netlink::routes::RouteSocket;
+use crate::config::Config;
+use crate::enforce::BackendHandles;
+use crate::enforce::route::without_own_route;
 use crate::netlink::routes::monitor::{Gone, RouteMonitor};
 use crate::panic_guard;
 use crate::sensor::{Sample, SensorCommand, SensorRequest};
-use crate::types::{Backend, BanTarget, RouteKind};
+use crate::types::{Backend, BanTarget};
 
 /// Bans per sample: about 2 ms of this thread, and 9 minutes for a set of 131,072.
 const SAMPLE: usize = 256;
@@ -40,30 +41,18 @@ const MAX_REPAIRS: usize = 1_000;
 pub(super) struct Reconciler {
     sensor: SensorHandle,
     bulk: BulkChanges,
-    /// True if nftables is used.
-    uses_nft: bool,
-    /// Kind of the own routes, if routes are used.
-    routes: Option<RouteKind>,
-    /// `None` after a panic, until they are opened again.
-    sockets: Option<Sockets>,
-}
-
-/// Separate sockets for the comparison. They stay open: closing one to nftables can delay a ban in the kernel.
-struct Sockets {
-    table: Option<Table>,
-    routes: Option<(RouteSocket, RouteKind)>,
+    config: Config,
+    /// Separate handles of the inline backends, for the comparison. They stay open: closing a socket to nftables can
+    /// delay a ban in the kernel. `None` after a panic, until they are opened again.
+    handles: Option<BackendHandles>,
 }
 
 impl Reconciler {
     /// # Errors
     /// Netlink cannot be opened.
-    pub(super) fn open(
-        sensor: SensorHandle,
-        bulk: BulkChanges,
-        uses_nft: bool,
-        routes: Option<RouteKind>,
-    ) -> Result<Self, DaemonError> {
-        Ok(Self { sensor, bulk, uses_nft, routes, sockets: Some(Sockets::open(uses_nft, routes)?) })
+    pub(super) fn open(sensor: SensorHandle, bulk: BulkChanges, config: Config) -> Result<Self, DaemonError> {
+        let handles = Some(backends::open_inline(&config)?);
+        Ok(Self { sensor, bulk, config, handles })
     }
 
     /// Runs the comparison until the sensor has ended. For a separate task.
@@ -74,35 +63,33 @@ impl Reconciler {
     }
 
     async fn rounds(&mut self) {
-        let (mut elements, mut routes): (HashSet<BanTarget>, HashSet<BanTarget>) = Default::default();
+        let mut missing = Vec::new();
         loop {
             tokio::time::sleep(INTERVAL).await;
             if self.bulk.are_under_way(boot_time()) {
                 continue;
             }
-            let again = elements.drain().collect();
-            let routes_again = routes.drain().collect();
-            let request = |answer| SensorRequest::Sample { most: SAMPLE, again, routes_again, answer };
+            let again = std::mem::take(&mut missing);
+            let request = |answer| SensorRequest::Sample { most: SAMPLE, again, answer };
             // A full inbox means that the sensor is busy, so this round is skipped.
-            let Some(sample) = self.sensor.try_ask(request) else { continue };
-            let Ok(sample) = sample.await else { return };
-            if sample.is_empty() {
+            let Some(samples) = self.sensor.try_ask(request) else { continue };
+            let Ok(samples) = samples.await else { return };
+            if samples.iter().all(Sample::is_empty) {
                 continue;
             }
-            let opened = self.sockets.take().or_else(|| Sockets::open(self.uses_nft, self.routes).ok());
-            let Some(mut sockets) = opened else { continue };
+            let opened = self.handles.take().or_else(|| backends::open_inline(&self.config).ok());
+            let Some(mut handles) = opened else { continue };
             let compared = tokio::task::spawn_blocking(move || {
                 panic_guard::failpoint("comparison");
-                let missing = sockets.missing(&sample);
-                (sockets, missing)
+                let compared = compare(&mut handles, samples);
+                (handles, compared)
             });
-            let Ok((sockets, missing)) = compared.await else { continue };
-            self.sockets = Some(sockets);
+            let Ok((handles, compared)) = compared.await else { continue };
+            self.handles = Some(handles);
             // If a ban is missing once, a notification may still arrive: lifted, expired, flushed. If it is missing
             // twice, none will.
-            elements.extend(missing.fresh);
-            routes.extend(missing.routes);
-            for (backend, again) in [(Backend::Nft, missing.again), (Backend::Route, missing.routes_again)] {
+            for Sample { backend, fresh, again } in compared {
+                missing.push((backend, fresh));
                 if !again.is_empty() {
                     self.sensor.send(SensorCommand::Repair(backend, again));
                 }
@@ -111,28 +98,14 @@ impl Reconciler {
     }
 }
 
-impl Sockets {
-    fn open(uses_nft: bool, routes: Option<RouteKind>) -> Result<Self, DaemonError> {
-        let routes = routes.map(|kind| RouteSocket::open().map(|socket| (socket, kind))).transpose()?;
-        Ok(Self { table: uses_nft.then(Table::open).transpose()?, routes })
-    }
-
-    /// The targets of `sample` that should be blocked but are not. A target that cannot be queried now is in a later
-    /// sample.
-    fn missing(&mut self, sample: &Sample) -> Sample {
-        let mut missing = Sample::default();
-        if let Some(table) = &mut self.table {
-            // The table monitor handles a missing table.
-            missing.fresh = table.missing(&sample.fresh).unwrap_or_default();
-            missing.again = table.missing(&sample.again).unwrap_or_default();
-        }
-        if let Some((socket, kind)) = &mut self.routes {
-            let mut without_route = |targets: &[BanTarget]| missing_routes(socket, *kind, targets).unwrap_or_default();
-            missing.routes = without_route(&sample.routes);
-            missing.routes_again = without_route(&sample.routes_again);
-        }
-        missing
-    }
+/// Those targets of `samples` that should be blocked but are not. A target that cannot be queried now is in a later
+/// sample. The table monitor handles a missing table.
+fn compare(handles: &mut BackendHandles, samples: Vec<Sample>) -> Vec<Sample> {
+    let missing = |Sample { backend, fresh, again }| {
+        let (_, handle) = handles.iter_mut().find(|(one, _)| *one == backend)?;
+        Some(Sample { backend, fresh: handle.missing(&fresh), again: handle.missing(&again) })
+    };
+    samples.into_iter().filter_map(missing).collect()
 }
 
 /// Follows changes by others to the own routes, on a separate task, until the sensor has ended.
@@ -164,7 +137,7 @@ async fn follow(sensor: &SensorHandle, monitor: &mut RouteMonitor) {
         }
         let is_single = gone.len() == 1;
         match gone.into_iter().next().flatten().and_then(BanTarget::exactly) {
-            Some(target) if is_single => sensor.send(SensorCommand::RouteRemoved(target)),
+            Some(target) if is_single => sensor.send(SensorCommand::ObjectRemoved(Backend::Route, target)),
             _ if repair_all(sensor).await.is_none() => return,
             _ => {}
         }
@@ -180,12 +153,11 @@ fn network(gone: Gone) -> Option<IpNet> {
 
 /// Restores all missing routes. `None` if the sensor has ended.
 async fn repair_all(sensor: &SensorHandle) -> Option<()> {
-    let all = |answer| SensorRequest::Sample { most: usize::MAX, again: Vec::new(), routes_again: Vec::new(), answer };
-    let Some(sample) = sensor.try_ask(all) else { return Some(()) };
-    let sample = sample.await.ok()?;
-    let missing = tokio::task::spawn_blocking(move || -> Result<Vec<BanTarget>, RouteError> {
-        swept_routes(&mut RouteSocket::open()?, &sample.routes)
-    });
+    let all = |answer| SensorRequest::Sample { most: usize::MAX, again: Vec::new(), answer };
+    let Some(samples) = sensor.try_ask(all) else { return Some(()) };
+    let mut samples = samples.await.ok()?.into_iter();
+    let Some(wanted) = samples.find(|sample| sample.backend == Backend::Route) else { return Some(()) };
+    let missing = tokio::task::spawn_blocking(move || without_own_route(&wanted.fresh));
     // If the routes cannot be read now, the next comparison finds the missing ones.
     let missing = missing.await.ok().and_then(Result::ok).unwrap_or_default();
     for part in missing.chunks(MAX_REPAIRS) {

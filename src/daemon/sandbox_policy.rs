@@ -9,8 +9,8 @@ use std::path::{Path, PathBuf};
 use super::backends::UsedBackends;
 use super::places::Places;
 use crate::config::{Config, Mode, ProtocolConfig};
-use crate::enforce::EntryStore;
 use crate::enforce::file_helper::Files;
+use crate::enforce::hosts_deny::HostsDeny;
 use crate::ledger;
 use crate::sandbox::{Policy, Process, Sandbox};
 use crate::types::PortSet;
@@ -62,7 +62,7 @@ pub(super) fn of_daemon(config: &Config, places: &Places, used: &UsedBackends) -
         policy.read.extend(LIBRARIES.map(PathBuf::from));
     }
     policy.write.extend(config.report.json_file.as_deref().and_then(folder));
-    policy.write.extend(used.stores.iter().filter_map(|store| folder(store.path())));
+    policy.write.extend(used.entry_file.iter().filter_map(|file| folder(file.hosts_deny.path())));
     policy
 }
 
@@ -75,7 +75,7 @@ pub(super) fn of_commands() -> Policy {
 
 /// The policy of the file helper, which writes files in directories of root.
 pub(super) fn of_files(files: &Files) -> Policy {
-    let hosts_deny = files.hosts_deny.as_ref().map(EntryStore::path);
+    let hosts_deny = files.hosts_deny.as_ref().map(HostsDeny::path);
     let foreign = |file: &Path| fs::metadata(file).is_ok_and(|found| (found.uid(), found.gid()) != (0, 0));
     Policy {
         process: Process::Files,
@@ -125,7 +125,7 @@ fn why_ours(program: &Path, sandbox: &Sandbox) -> Option<&'static str> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::enforce::hosts_deny::{DEFAULT_PATH, DEFAULT_TEMPLATE, HostsDeny};
+    use crate::enforce::hosts_deny::{DEFAULT_PATH, DEFAULT_TEMPLATE};
 
     fn needs(text: &str) -> Policy {
         let places = Places {
@@ -163,7 +163,7 @@ mod tests {
         assert_eq!(needs(only_logs), plain, "no source is blocked, so nothing is written");
         let only_logs = Config::parse("test", only_logs).unwrap();
         let earlier = UsedBackends::new(&only_logs, true, |_| false).unwrap();
-        assert!(!earlier.stores.is_empty(), "lines of earlier bans are removed when these end");
+        assert!(earlier.entry_file.is_some(), "lines of earlier bans are removed when these end");
         let deny = needs("[block]\nmethod = [\"hosts-deny\"]");
         assert_eq!(
             (&deny.write, deny.root),

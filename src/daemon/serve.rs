@@ -13,7 +13,7 @@ use super::backends::{self, OpenBackends, UsedBackends};
 use super::ban_recorder::{BanRecorder, Memory, PastBans, Reading};
 use super::command_helper::CommandHelper;
 use super::components::Components;
-use super::config_source::{ConfigSource, warnings};
+use super::config_source::{ConfigSource, Reread, warnings};
 use super::decoys::{self, FirewallWatch};
 use super::error::DaemonError;
 use super::event_loop::{EventLoop, SensorEnd, catch_signals};
@@ -24,8 +24,9 @@ use super::guest_ports::GuestPorts;
 use super::host_state::HostState;
 use super::log_writer::LogWriter;
 use super::notifier::Notifier;
+use super::places::Places;
 use super::reconciler::{self, Reconciler};
-use super::sensor_thread::SensorHandle;
+use super::sensor_thread::{SensorHandle, SensorThread};
 use super::settling::MAX_SETTLING;
 use super::startup_reconcile::StartupReconcile;
 use super::systemd::Systemd;
@@ -33,7 +34,6 @@ use super::table_identity::{self, TableIdentity};
 use super::table_monitor::{BulkChanges, TableMonitor};
 use super::trial::Trial;
 use super::unfounded_bans::UnfoundedBans;
-use super::{Places, Privileged, Reread};
 use crate::capture::decoy::{DecoyError, DecoyPorts, Decoys, SharedListener};
 use crate::capture::live::{Live, Ring};
 use crate::config::Config;
@@ -41,7 +41,6 @@ use crate::control::fleet_server::FleetServer;
 use crate::control::server::{BoundSocket, ControlError, Server};
 use crate::enforce::ExemptPrefixes;
 use crate::enforce::nft::{DecoyRules, FleetSets, Table};
-use crate::enforce::route::Routes;
 use crate::enforce::slow_backends::SlowBackends;
 use crate::engine::{Engine, HashKey, Settings};
 use crate::events::channel::{self, Sender};
@@ -60,6 +59,23 @@ const MAX_EVENTS: usize = 8192;
 
 /// Timeout for the end of the sensor thread.
 const SENSOR_TIMEOUT: Duration = Duration::from_millis(800);
+
+/// Resources that must be acquired before privileges are dropped.
+pub(super) struct Privileged {
+    pub(super) instance_lock: InstanceLock,
+    pub(super) sandbox: Sandbox,
+    pub(super) sensor_thread: SensorThread,
+    pub(super) command_helper: Option<CommandHelper>,
+    pub(super) root_files: RootFiles,
+    pub(super) control: Result<BoundSocket, ControlError>,
+    /// The socket for the fleet process, whose user is `fleet_user`.
+    pub(super) fleet: Option<Result<BoundSocket, ControlError>>,
+    pub(super) fleet_user: Option<u32>,
+    pub(super) used: UsedBackends,
+    pub(super) firewall_watch: FirewallWatch,
+    /// The listener of all decoys, if they share one.
+    pub(super) shared: Option<Result<SharedListener, Errno>>,
+}
 
 pub(super) async fn serve(
     config: Config,
@@ -88,23 +104,22 @@ pub(super) async fn serve(
     let control = privileged.control.and_then(Server::serve).map_err(|error| start.log.emit(refused(error))).ok();
     let mut engine = Engine::new(Settings::from_config(&start.config), hash_key()?);
     let (ban_recorder, mut memory, messages) =
-        BanRecorder::open(reading, &start.events, &backends.leftovers, &backends.blocker.backends);
-    let kernel_table = backends.blocker.nft.as_mut().map(|backend| &mut backend.table);
+        BanRecorder::open(reading, &start.events, &backends.leftovers, &start.used.backends);
+    let kernel_table = backends.blocker.nft().map(|backend| &mut backend.table);
     let table_monitor = TableMonitor::open(kernel_table, ban_recorder.recorder())?;
     let trial = Trial::new(&start.config, confirm, memory.trial, start.sensor.clone());
     messages.into_iter().for_each(|kind| start.log.emit(kind));
     start.recall(&mut memory, ban_recorder.recorder(), &mut engine, &mut backends.blocker).await?;
     let mut fleet = match privileged.fleet {
-        Some(bound) => start.open_fleet(bound, privileged.fleet_user, &backends.blocker, &trial)?,
+        Some(bound) => start.open_fleet(bound, privileged.fleet_user, &mut backends.blocker, &trial)?,
         None => None,
     };
     if let Some(fleet) = &mut fleet {
         fleet.recall(ban_recorder.recorder(), &memory.bans.remembered, &memory.fleet_lifts).await;
     }
     start.reconcile(memory.bans, memory.table.as_deref(), ban_recorder.recorder(), &mut backends)?;
-    let uses_nft = backends.blocker.nft.is_some();
+    let uses_nft = backends.blocker.nft().is_some();
     let table_identity = TableIdentity::new(uses_nft.then(Socket::open).transpose()?, boot::boot_id());
-    let route_port = backends.blocker.routes.as_ref().map(Routes::port_id);
     let sensor_loop = start.make_sensor(capture, engine, backends.blocker, &trial)?;
     let (ended, mut end) = oneshot::channel();
     if let Some(table) = backends.new_table {
@@ -112,7 +127,7 @@ pub(super) async fn serve(
     }
     // The receiver is gone only when the event loop has ended.
     let thread = privileged.sensor_thread.run(move || drop(ended.send(sensor_loop.run())));
-    start.follow_kernel(&table_monitor.bulk, uses_nft, route_port)?;
+    start.follow_kernel(&table_monitor.bulk, backends.route_port)?;
 
     let Start { config, places, sandbox, mut command_helper, firewall_watch, events, sensor, host_state, log, .. } =
         start;
@@ -225,7 +240,7 @@ impl Start {
         let mut backends = backends::open(
             &self.config,
             &self.host_state.host(),
-            helper.map(|helper| helper.spawner.clone()),
+            helper.map(|helper| helper.helper_client.clone()),
             &self.used,
             (&self.events, &self.sensor),
             on_trial,
@@ -257,11 +272,10 @@ impl Start {
         if has_allowances {
             backends::protect(blocker, &self.host_state.host()).map_err(DaemonError::Protect)?;
         }
-        for store in self.used.swept() {
+        if let Some(hosts_deny) = self.used.file_to_clean() {
             self.log.emit(EventKind::Note(format!(
-                "lines of earlier bans are removed from {}, because \"{}\" is not in block.method",
-                store.path().display(),
-                store.backend().name()
+                "lines of earlier bans are removed from {}, because \"hosts-deny\" is not in block.method",
+                hosts_deny.path().display()
             )));
         }
         Ok(())
@@ -272,14 +286,14 @@ impl Start {
         &mut self,
         bound: Result<BoundSocket, ControlError>,
         user: Option<u32>,
-        blocker: &Blocker,
+        blocker: &mut Blocker,
         trial: &Trial,
     ) -> Result<Option<Fleet>, DaemonError> {
         let users: Vec<u32> = [0, self.sandbox.uid].into_iter().chain(user).collect();
         match bound.and_then(|bound| FleetServer::serve(bound, &users)) {
             Ok(server) => {
                 // Without a backend, scans are only logged and the sets do not exist.
-                let sets = blocker.nft.as_ref().map_or_else(Table::open, |backend| backend.table.try_clone())?;
+                let sets = blocker.nft().map_or_else(Table::open, |backend| backend.table.try_clone())?;
                 let (host, enforces) = (self.host_state.host(), trial.only_logs(&self.config).is_none());
                 Ok(Some(Fleet::new(&self.config.fleet, server, FleetSets(sets), host, enforces)))
             }
@@ -298,7 +312,7 @@ impl Start {
         recorder: Option<Recorder>,
         backends: &mut OpenBackends,
     ) -> Result<(), DaemonError> {
-        if self.used.methods.is_empty() {
+        if self.used.backends.is_empty() {
             return Ok(());
         }
         let OpenBackends { blocker, slow_backends, new_table, table_found, trap_banned, .. } = backends;
@@ -309,7 +323,7 @@ impl Start {
             has_leftovers: recorder.is_some(),
             recorder,
             bans,
-            backends: blocker.backends.clone(),
+            backends: self.used.backends.clone(),
             exempt: ExemptPrefixes::new(self.host_state.host().allow.networks()),
             table_created: new_table.is_some(),
             table_loaded: table_identity::is_loaded(table, boot::boot_id().as_deref(), *table_found),
@@ -318,9 +332,9 @@ impl Start {
             marker: self.places.state_dir.join(ledger::RESTORING),
             config: self.config.clone(),
             tasks: slow_backends.as_ref().map(SlowBackends::tasks),
-            sweeps_entries: self.used.swept().next().is_some(),
+            removes_stale_entries: self.used.file_to_clean().is_some(),
             undoes_commands: self.used.undoes_commands,
-            nft: blocker.nft.as_ref().map(|backend| backend.try_clone()).transpose()?,
+            nft: blocker.nft().map(|backend| backend.try_clone()).transpose()?,
         }
         .start()
     }
@@ -329,12 +343,12 @@ impl Start {
         &mut self,
         capture: OpenCapture,
         engine: Engine,
-        blocker: Blocker,
+        mut blocker: Blocker,
         trial: &Trial,
     ) -> Result<Sensor, DaemonError> {
         let OpenCapture { mut decoys, decoy_rules, kernel, kernel_failure, live } = capture;
         // A listener for all ports needs rules that redirect to it.
-        if decoy_rules.is_some() && blocker.nft.as_ref().is_none_or(|backend| backend.spec.decoys.is_none()) {
+        if decoy_rules.is_some() && blocker.nft().is_none_or(|backend| backend.spec.decoys.is_none()) {
             decoys = self.open_decoys(None)?;
         }
         decoys::announce(&decoys, &mut self.log);
@@ -359,12 +373,11 @@ impl Start {
         Ok(sensor_loop)
     }
 
-    /// Starts to restore elements and routes that the kernel loses. `bulk` counts large changes of the table by others;
-    /// `route_port` is the netlink port through which the route backend makes its own changes.
-    fn follow_kernel(&self, bulk: &BulkChanges, uses_nft: bool, route_port: Option<u32>) -> Result<(), DaemonError> {
-        let routes = route_port.map(|_| self.config.block.route);
-        if uses_nft || routes.is_some() {
-            tokio::spawn(Reconciler::open(self.sensor.clone(), bulk.clone(), uses_nft, routes)?.run());
+    /// Starts to restore the bans that the kernel loses. `bulk` counts large changes of the table by others; `route_port`
+    /// is the netlink port through which the route backend makes its own changes.
+    fn follow_kernel(&self, bulk: &BulkChanges, route_port: Option<u32>) -> Result<(), DaemonError> {
+        if self.used.backends.iter().any(|backend| !backend.is_slow()) {
+            tokio::spawn(Reconciler::open(self.sensor.clone(), bulk.clone(), self.config.clone())?.run());
         }
         if let Some(port) = route_port {
             let monitor = RouteMonitor::open(port).map_err(DaemonError::system("follow the kernel's routes"))?;

@@ -1,9 +1,9 @@
-//! Defines the trait of all backends: begin a ban, end it, and report the bans that the backend has lost.
+//! Defines the trait of all backends: begin a ban, end it, and restore the bans that the backend has lost.
 
 use std::fmt;
 
 use super::BanContext;
-use crate::engine::ActiveBan;
+use crate::engine::{ActiveBan, Host};
 use crate::types::{Backend, BanTarget, Timestamp};
 
 /// A ban that a backend refused.
@@ -84,8 +84,19 @@ impl<R: fmt::Display, E: fmt::Display> BlockError<R, E> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Gone;
 
-/// A place where bans are enforced.
-pub trait BanBackend {
+/// Backends behind the trait.
+pub type BackendHandles = Vec<(Backend, Box<dyn BanBackend>)>;
+
+/// What a backend has done by itself, for the log.
+#[derive(Debug, Default)]
+pub struct Upkeep {
+    pub note: Option<String>,
+    /// A failure, which the backend retries.
+    pub error: Option<String>,
+}
+
+/// A place where bans are enforced. The defaults suit a backend that expires its bans itself.
+pub trait BanBackend: Send {
     /// Blocks each target from `now` on for its expiry, even if it is already blocked. Returns the refused bans; all
     /// others are in force or, with a slow backend, queued.
     ///
@@ -108,8 +119,34 @@ pub trait BanBackend {
         Ok(Vec::new())
     }
 
-    /// The targets whose bans should be in force in this backend, as far as it can tell, but are not.
+    /// True if the ban of `target` should be in force in this backend. False for one that it has refused.
+    fn wants(&self, _target: BanTarget) -> bool {
+        true
+    }
+
+    /// Those of `targets` whose bans are not in force in this backend, as far as it can tell.
     fn missing(&mut self, _targets: &[BanTarget]) -> Vec<BanTarget> {
         Vec::new()
+    }
+
+    /// Keeps bans from affecting the exempt addresses of `host`, and ends those that do; returns notes about them. By
+    /// default nothing is done: the allow-list of the nftables sets is updated separately.
+    fn protect(&mut self, _host: &Host) -> Vec<String> {
+        Vec::new()
+    }
+
+    /// Time at which [`BanBackend::run_due`] has work to do; `None` if there is none.
+    fn next_due(&self) -> Option<Timestamp> {
+        None
+    }
+
+    /// Ends a bounded number of bans that have expired, and retries failed removals.
+    fn run_due(&mut self, _now: Timestamp) -> Upkeep {
+        Upkeep::default()
+    }
+
+    /// Removes what bans of an earlier run have left, unless it was claimed by a ban since the start.
+    fn remove_stale(&mut self, _now: Timestamp) -> Upkeep {
+        Upkeep::default()
     }
 }

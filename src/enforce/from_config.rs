@@ -1,12 +1,11 @@
-//! Derives backend settings from the configuration: the ruleset, and the files with an entry per ban.
+//! Derives backend settings from the configuration: the ruleset, routes and hosts.deny.
 
 use std::array;
-use std::sync::Arc;
 use std::time::Duration;
 
-use super::EntryStore;
-use super::hosts_deny::HostsDeny;
+use super::hosts_deny::{HostsDeny, TemplateError};
 use super::nft::{RulesetSpec, Trap};
+use super::route::{RouteError, Routes};
 use crate::config::{BlockPolicy, Config, Mode, ProtocolConfig};
 use crate::types::{Backend, Rate};
 
@@ -53,17 +52,23 @@ fn trap(config: &Config) -> Option<Trap> {
     })
 }
 
-/// The file with the entries of `backend`; `None` if that backend has none. This is the list of such backends.
-///
-/// # Errors
-/// The configuration of the backend is invalid.
-pub fn entry_store(config: &Config, backend: Backend) -> Option<Result<Arc<dyn EntryStore>, String>> {
-    let deny = &config.block.hosts_deny;
-    match backend {
-        Backend::Nft | Backend::Route | Backend::Command => None,
-        Backend::HostsDeny => {
-            let store = HostsDeny::new(&deny.file, &deny.line).map_err(|error| error.to_string());
-            Some(store.map(|hosts_deny| Arc::new(hosts_deny) as _))
-        }
+impl Routes {
+    /// Opens the socket for the configuration; changes nothing yet.
+    ///
+    /// # Errors
+    /// See [`Routes::open`].
+    pub fn from_config(config: &Config) -> Result<Self, RouteError> {
+        Self::open(config.block.route, usize::try_from(config.block.nft.size).unwrap_or(usize::MAX))
+    }
+}
+
+impl HostsDeny {
+    /// The file and the template of the configuration, whether or not hosts.deny is a backend.
+    ///
+    /// # Errors
+    /// See [`HostsDeny::new`].
+    pub fn from_config(config: &Config) -> Result<Self, TemplateError> {
+        let deny = &config.block.hosts_deny;
+        Self::new(&deny.file, &deny.line)
     }
 }

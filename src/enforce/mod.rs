@@ -3,7 +3,7 @@
 mod backend;
 mod ban_context;
 pub mod command;
-mod entry_store;
+mod entry_file;
 mod exempt;
 pub mod file_helper;
 mod from_config;
@@ -14,8 +14,7 @@ pub mod route;
 pub mod slow_backends;
 mod template;
 
-pub use backend::{BanBackend, BlockError, Failed, Gone, Refused};
+pub use backend::{BackendHandles, BanBackend, BlockError, Failed, Gone, Refused, Upkeep};
 pub use ban_context::BanContext;
-pub use entry_store::{EntryStore, Stamp};
+pub use entry_file::EntryFile;
 pub use exempt::{ExemptPrefixes, Overlap};
-pub use from_config::entry_store;

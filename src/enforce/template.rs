@@ -7,15 +7,15 @@ type Macro = (&'static str, fn(&str, &BanContext) -> String);
 
 const MACROS: [Macro; 5] = [
     ("$TARGET$", |target, _| target.to_owned()),
-    ("$PORT$", |_, case| case.port.to_string()),
-    ("$MODE$", |_, case| case.mode().to_owned()),
-    ("$REASON$", |_, case| case.reason().to_owned()),
-    ("$EXPIRES$", |_, case| case.until()),
+    ("$PORT$", |_, context| context.port.to_string()),
+    ("$MODE$", |_, context| context.mode().to_owned()),
+    ("$REASON$", |_, context| context.reason().to_owned()),
+    ("$EXPIRES$", |_, context| context.until()),
 ];
 
-/// Replaces the macros in `text` with the values of `case`, in one pass: inserted text is never expanded again.
+/// Replaces the macros in `text` with the values of `context`, in one pass: inserted text is never expanded again.
 /// `target` is the blocked address or prefix in the format of the backend.
-pub(super) fn expand(text: &str, target: &str, case: &BanContext) -> String {
+pub(super) fn expand(text: &str, target: &str, context: &BanContext) -> String {
     let mut whole = String::with_capacity(text.len() + 64);
     let mut rest = text;
     while let Some(at) = rest.find('$') {
@@ -23,7 +23,7 @@ pub(super) fn expand(text: &str, target: &str, case: &BanContext) -> String {
         whole.push_str(before);
         match MACROS.iter().find_map(|(name, value)| Some((from.strip_prefix(name)?, value))) {
             Some((after, value)) => {
-                whole.push_str(&value(target, case));
+                whole.push_str(&value(target, context));
                 rest = after;
             }
             None => {
@@ -53,12 +53,12 @@ pub(super) const NAMES: &str = "$TARGET$, $PORT$, $MODE$, $REASON$ and $EXPIRES$
 mod tests {
     use super::*;
 
-    fn case(source: &str) -> BanContext {
+    fn context(source: &str) -> BanContext {
         BanContext::example(source.parse().unwrap())
     }
 
     fn expanded(text: &str) -> String {
-        expand(text, "192.0.2.7", &case("192.0.2.7"))
+        expand(text, "192.0.2.7", &context("192.0.2.7"))
     }
 
     #[test]
@@ -81,9 +81,9 @@ mod tests {
 
     #[test]
     fn substituted_text_is_not_expanded_again() {
-        let case = case("192.0.2.7");
-        assert_eq!(expand("$TARGET$", "$PORT$", &case), "$PORT$");
-        assert_eq!(expand("$$TARGET$TARGET$", "$PORT$", &case), "$$PORT$TARGET$");
+        let context = context("192.0.2.7");
+        assert_eq!(expand("$TARGET$", "$PORT$", &context), "$PORT$");
+        assert_eq!(expand("$$TARGET$TARGET$", "$PORT$", &context), "$$PORT$TARGET$");
     }
 
     #[test]

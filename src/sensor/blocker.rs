@@ -3,41 +3,59 @@
 
 use std::time::SystemTime;
 
-use ipnet::IpNet;
-
 use super::reporter::Reporter;
-use crate::config::Mode;
-use crate::enforce::nft::{BlockError, Nft, Trap};
-use crate::enforce::route::{self, Routes};
+use crate::config::{BlockPolicy, Config, Mode};
+use crate::enforce::nft::{Nft, RulesetSpec, Trap};
 use crate::enforce::slow_backends::SlowQueue;
-use crate::enforce::{BanBackend, BanContext, ExemptPrefixes, Refused};
+use crate::enforce::{BackendHandles, BanBackend, BanContext, Refused, Upkeep};
 use crate::engine::{Ban, Host};
 use crate::types::{Backend, BanTarget, Expiry, Protocol, Timestamp};
 
 #[derive(Default)]
 pub struct Blocker {
-    /// All backends in their order; empty if no ban is enforced.
-    pub backends: Vec<Backend>,
-    pub nft: Option<Nft>,
-    pub routes: Option<Routes>,
-    /// Files with entries, and the command. The command may be present without being a backend, if it only reports
-    /// scans.
-    pub slow: Option<SlowQueue>,
+    /// The backends that the sensor thread calls directly, in their order.
+    inline: [Option<Backend>; Backend::ALL.len()],
+    /// Typed, because its table also holds the trap and the rules for decoys and own source addresses.
+    nft: Option<Nft>,
+    /// The other inline backends.
+    others: BackendHandles,
+    /// The slow backends. The command may be present without being a backend, if it only reports scans.
+    slow: Option<SlowQueue>,
     /// True while enforcement is suspended: scans are only logged.
-    pub suspended: bool,
-    /// True if TCP scans only run the command.
-    pub tcp_tells: bool,
-    /// True if UDP scans only run the command.
-    pub udp_tells: bool,
-    pub tcp_mode: Option<Mode>,
-    pub udp_mode: Option<Mode>,
+    suspended: bool,
+    tcp: ProtocolPolicy,
+    udp: ProtocolPolicy,
+}
+
+/// What the configuration says about the ports of one protocol.
+#[derive(Clone, Copy, Default)]
+struct ProtocolPolicy {
+    mode: Option<Mode>,
+    /// True if scans only run the command.
+    only_runs: bool,
 }
 
 impl Blocker {
-    /// The backends that the sensor thread calls directly, in their order; at most two.
+    /// Enforces bans with `backends`, in this order; with none if it is empty. `nft` and `others` are the inline ones
+    /// among them, and `slow` runs the others.
+    pub fn new(
+        config: &Config,
+        backends: &[Backend],
+        nft: Option<Nft>,
+        others: BackendHandles,
+        slow: Option<SlowQueue>,
+    ) -> Self {
+        let mut inline = [None; Backend::ALL.len()];
+        let chosen = backends.iter().copied().filter(|backend| !backend.is_slow());
+        inline.iter_mut().zip(chosen).for_each(|(slot, backend)| *slot = Some(backend));
+        let [tcp, udp] = [&config.tcp, &config.udp]
+            .map(|config| ProtocolPolicy { mode: Some(config.mode), only_runs: config.block == BlockPolicy::Run });
+        Self { inline, nft, others, slow, suspended: false, tcp, udp }
+    }
+
+    /// The backends that the sensor thread calls directly, in their order.
     pub(super) fn inline(&self) -> impl Iterator<Item = Backend> + use<> {
-        let mut inline = self.backends.iter().copied().filter(|backend| !backend.is_slow());
-        [inline.next(), inline.next()].into_iter().flatten()
+        self.inline.into_iter().flatten()
     }
 
     /// True if the slow backends enforce bans, alone or in addition to the inline ones.
@@ -45,12 +63,41 @@ impl Blocker {
         self.slow.as_ref().is_some_and(SlowQueue::enforces)
     }
 
+    /// True if a backend enforces bans.
+    pub(super) fn enforces(&self) -> bool {
+        self.has_slow_backends() || self.inline().next().is_some()
+    }
+
+    pub(super) fn is_suspended(&self) -> bool {
+        self.suspended
+    }
+
+    pub(super) fn set_suspended(&mut self, suspended: bool) {
+        self.suspended = suspended;
+    }
+
     pub(super) fn backend(&mut self, backend: Backend) -> Option<&mut dyn BanBackend> {
-        Some(match backend {
-            Backend::Nft => self.nft.as_mut()?,
-            Backend::Route => self.routes.as_mut()?,
-            _ => self.slow.as_mut()?,
-        })
+        match backend {
+            Backend::Nft => self.nft.as_mut().map(|nft| nft as _),
+            _ if backend.is_slow() => self.slow.as_mut().map(|slow| slow as _),
+            _ => self.others.iter_mut().find(|(one, _)| *one == backend).map(|(_, handle)| &mut **handle as _),
+        }
+    }
+
+    /// Every backend except nftables.
+    fn beside_nft(&mut self) -> impl Iterator<Item = &mut dyn BanBackend> {
+        let slow = self.slow.iter_mut().map(|slow| slow as &mut dyn BanBackend);
+        slow.chain(self.others.iter_mut().map(|(_, handle)| &mut **handle as &mut dyn BanBackend))
+    }
+
+    /// The nftables sets; `None` if nft is not a backend.
+    pub fn nft(&mut self) -> Option<&mut Nft> {
+        self.nft.as_mut()
+    }
+
+    /// The nftables sets if their ruleset is as `is_wanted` requires.
+    pub(super) fn nft_with(&mut self, is_wanted: impl Fn(&RulesetSpec) -> bool) -> Option<&mut Nft> {
+        self.nft.as_mut().filter(|nft| is_wanted(&nft.spec))
     }
 
     /// Queues `ban` for the slow backends; returns a refusal for each backend that did not accept it.
@@ -59,17 +106,23 @@ impl Blocker {
         queue.and_then(Result::ok).unwrap_or_default()
     }
 
+    /// True if `backend`, an inline one, should enforce a ban of `target`.
+    pub(super) fn wants(&self, backend: Backend, target: BanTarget) -> bool {
+        let other = self.others.iter().find(|(one, _)| *one == backend);
+        other.is_none_or(|(_, handle)| handle.wants(target))
+    }
+
     /// Returns the targets that `backend` should enforce and does not, as far as it can tell.
     pub(super) fn missing(&mut self, backend: Backend, targets: &[BanTarget]) -> Vec<BanTarget> {
-        self.backend(backend).map_or_else(Vec::new, |backend| backend.missing(targets))
+        let Some(handle) = self.backend(backend) else { return Vec::new() };
+        let wanted: Vec<BanTarget> = targets.iter().copied().filter(|target| handle.wants(*target)).collect();
+        handle.missing(&wanted)
     }
 
     /// Ends the bans of `targets` with every backend except nftables; returns an error text for each backend that
     /// failed.
     pub(super) fn release(&mut self, targets: &[BanTarget]) -> Vec<String> {
-        let slow = self.slow.as_mut().and_then(|slow| slow.lift(targets).err());
-        let routes = self.routes.as_mut().and_then(|routes| BanBackend::lift(routes, targets).err());
-        slow.into_iter().chain(routes).collect()
+        self.beside_nft().filter_map(|backend| backend.lift(targets).err()).collect()
     }
 
     /// The nftables sets and the rules of the kernel's trap, if the table has one.
@@ -79,57 +132,35 @@ impl Blocker {
         Some((nft, trap))
     }
 
-    /// Applies `change` to the nftables sets; does nothing if nft is not a backend.
-    pub(super) fn change_sets(
-        &mut self,
-        change: impl FnOnce(&mut Nft) -> Result<(), BlockError>,
-    ) -> Result<(), BlockError> {
-        self.nft.as_mut().map_or(Ok(()), change)
+    /// Time at which [`Blocker::run_due`] has work to do.
+    pub(super) fn next_due(&self) -> Option<Timestamp> {
+        self.others.iter().filter_map(|(_, handle)| handle.next_due()).min()
     }
 
     /// Removes the element of exactly `target` from the nftables sets; false if there was none.
     pub(super) fn remove_element(&mut self, target: BanTarget) -> Result<bool, String> {
-        let removed = self.nft.as_mut().map_or(Ok(false), |nft| nft.remove_ban(target));
+        let removed = self.nft().map_or(Ok(false), |nft| nft.remove_ban(target));
         removed.map_err(|error| error.to_string())
     }
 
-    /// Removes routes that have expired, if some are due.
-    pub(super) fn expire_routes(&mut self, now: Timestamp, reporter: &Reporter) {
-        if let Some(routes) = &mut self.routes
-            && routes.next_due().is_some_and(|due| due <= now)
-        {
-            report_routes(routes.due(now).trouble, reporter);
+    /// Ends the bans that have expired, with the backends whose bans do not expire by themselves.
+    pub(super) fn run_due(&mut self, now: Timestamp, reporter: &Reporter) {
+        for (_, handle) in &mut self.others {
+            if handle.next_due().is_some_and(|due| due <= now) {
+                report(handle.run_due(now), reporter);
+            }
         }
     }
 
-    /// Removes routes that an earlier run left and that belong to no ban.
-    pub(super) fn remove_stale_routes(&mut self, now: Timestamp, reporter: &Reporter) {
-        let Some(routes) = &mut self.routes else { return };
-        let removed = routes.sweep(now);
-        if !removed.targets.is_empty() {
-            let count = removed.targets.len();
-            reporter.emit_note(format!("routes of an earlier run that belong to no ban were removed: {count}"));
-        }
-        report_routes(removed.trouble, reporter);
+    /// Removes what an earlier run left in the inline backends and belongs to no ban.
+    pub(super) fn remove_stale(&mut self, now: Timestamp, reporter: &Reporter) {
+        self.others.iter_mut().for_each(|(_, handle)| report(handle.remove_stale(now), reporter));
     }
 
-    /// True if `target` should have a route.
-    pub(super) fn wants_route(&self, target: BanTarget) -> bool {
-        self.routes.as_ref().is_some_and(|routes| routes.is_wanted(target))
-    }
-
-    /// Keeps every backend but nftables away from exempt prefixes, and routes also from this host's own IPv6 networks;
-    /// returns the targets whose routes were removed for that reason. Own IPv4 networks are not protected: a neighbour
-    /// there is an ordinary address.
-    pub fn keep_reachable(&mut self, host: &Host) -> Vec<BanTarget> {
-        if let Some(slow) = &mut self.slow {
-            // Lines of hosts.deny and commands name no link.
-            slow.protect(ExemptPrefixes::new(host.allow.networks()));
-        }
-        let Some(routes) = &mut self.routes else { return Vec::new() };
-        let own = host.networks.iter().copied().filter(|network| matches!(network, IpNet::V6(_)));
-        let prefixes: Vec<IpNet> = host.allow.prefixes().chain(own).collect();
-        routes.protect(&prefixes).targets
+    /// Keeps every backend but nftables away from the exempt addresses of `host`; returns notes about the bans that
+    /// ended for that reason.
+    pub fn protect(&mut self, host: &Host) -> Vec<String> {
+        self.beside_nft().flat_map(|backend| backend.protect(host)).collect()
     }
 
     /// Starts the command that must run before the ban; false if there is none or the queue is full.
@@ -139,11 +170,8 @@ impl Blocker {
 
     /// Queues the command alone if scans of the protocol only run it; returns a refusal if it does not run.
     pub(super) fn queue_command(&self, ban: &Ban, seen: SystemTime) -> Option<Refused> {
-        let tells = match ban.probe.observation.protocol {
-            Protocol::Tcp | Protocol::Sctp => self.tcp_tells,
-            Protocol::Udp | Protocol::Icmp => self.udp_tells,
-        };
-        let slow = self.slow.as_ref().filter(|_| tells && !self.suspended)?;
+        let only_runs = self.policy(ban.probe.observation.protocol).only_runs;
+        let slow = self.slow.as_ref().filter(|_| only_runs && !self.suspended)?;
         slow.run_command(self.context(ban, ban.expiry, seen))
     }
 
@@ -155,22 +183,25 @@ impl Blocker {
             source: observation.source,
             protocol: observation.protocol,
             port: observation.port,
-            mode: match observation.protocol {
-                Protocol::Tcp | Protocol::Sctp => self.tcp_mode,
-                Protocol::Udp | Protocol::Icmp => self.udp_mode,
-            },
+            mode: self.policy(observation.protocol).mode,
             class: Some(observation.class),
             expiry,
             since: seen,
             ban: Some(*ban),
         }
     }
+
+    fn policy(&self, protocol: Protocol) -> ProtocolPolicy {
+        match protocol {
+            Protocol::Tcp | Protocol::Sctp => self.tcp,
+            Protocol::Udp | Protocol::Icmp => self.udp,
+        }
+    }
 }
 
-fn report_routes(failure: Option<route::BlockError>, reporter: &Reporter) {
-    if let Some(error) = failure {
-        reporter.error(format!("cannot remove expired routes, retrying: {error}"));
-    }
+fn report(Upkeep { note, error }: Upkeep, reporter: &Reporter) {
+    note.into_iter().for_each(|text| reporter.emit_note(text));
+    error.into_iter().for_each(|text| reporter.error(text));
 }
 
 #[cfg(test)]
@@ -179,8 +210,8 @@ mod tests {
 
     #[test]
     fn inline_backends_keep_their_order() {
-        let backends = vec![Backend::Command, Backend::Route, Backend::HostsDeny, Backend::Nft];
-        let blocker = Blocker { backends, ..Blocker::default() };
+        let backends = [Backend::Command, Backend::Route, Backend::HostsDeny, Backend::Nft];
+        let blocker = Blocker::new(&Config::default(), &backends, None, Vec::new(), None);
         assert!(blocker.inline().eq([Backend::Route, Backend::Nft]));
     }
 }

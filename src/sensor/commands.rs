@@ -37,14 +37,14 @@ pub enum SensorCommand {
     FollowGuests(Vec<GuestBan>),
     /// Replaces elements that have host bits, and therefore match no packet, with bans of the surrounding networks.
     MaskElements(Vec<(BanTarget, Expiry)>),
-    /// Adds bans to the engine and, with these backends, to the kernel.
-    Restore(Vec<ActiveBan>, &'static [Backend]),
+    /// Adds bans to the engine and to this backend.
+    Restore(Backend, Vec<ActiveBan>),
     /// Restores bans that this backend lost without a notification.
     Repair(Backend, Vec<BanTarget>),
-    /// Ends the ban of a target whose route was deleted by another process.
-    RouteRemoved(BanTarget),
-    /// Removes routes that an earlier run left and that belong to no ban.
-    RemoveStaleRoutes,
+    /// Ends the ban of a target whose object in this backend, such as a route, was deleted by another process.
+    ObjectRemoved(Backend, BanTarget),
+    /// Removes what an earlier run left in the inline backends and belongs to no ban.
+    RemoveStale,
     /// Applies the ban of a target whose preceding command has ended.
     CommandEnded(BanTarget),
     /// Ends bans that another process removed from the kernel's sets.
@@ -117,9 +117,8 @@ pub enum SensorRequest {
     /// missing at the last one.
     Sample {
         most: usize,
-        again: Vec<BanTarget>,
-        routes_again: Vec<BanTarget>,
-        answer: Answer<Sample>,
+        again: Vec<(Backend, Vec<BanTarget>)>,
+        answer: Answer<Vec<Sample>>,
     },
     /// Explains what the engine knows about an address; a link-local one may be asked about on one link.
     Explain {
@@ -181,10 +180,10 @@ pub(super) fn execute(command: SensorCommand, now: Timestamp, packets: &mut Pack
         SensorCommand::Adopt(bans) => controller.adopt(now, &bans),
         SensorCommand::FollowGuests(bans) => controller.follow_guests(now, bans),
         SensorCommand::MaskElements(elements) => controller.mask_elements(now, &elements),
-        SensorCommand::Restore(bans, backends) => controller.restore(now, &bans, backends),
+        SensorCommand::Restore(backend, bans) => controller.restore(now, backend, &bans),
         SensorCommand::Repair(backend, targets) => enforcement.repair(scope, backend, &targets),
-        SensorCommand::RouteRemoved(target) => controller.route_removed(now, target),
-        SensorCommand::RemoveStaleRoutes => enforcement.blocker.remove_stale_routes(now, scope.reporter),
+        SensorCommand::ObjectRemoved(backend, target) => controller.object_removed(now, backend, target),
+        SensorCommand::RemoveStale => enforcement.blocker.remove_stale(now, scope.reporter),
         SensorCommand::CommandEnded(target) => packets.command_ended(now, target),
         SensorCommand::BansRemoved(targets) => controller.bans_removed(&targets),
         SensorCommand::ReinstallTable(by) => enforcement.repair_table(scope, Damage::Deleted(Some(&by))),
@@ -232,9 +231,7 @@ fn answer(request: SensorRequest, now: Timestamp, controller: &mut BanController
         SensorRequest::BansIn { network, most, answer } => {
             drop(answer.send(controller.observer.bans_in(network, most)));
         }
-        SensorRequest::Sample { most, again, routes_again, answer } => {
-            drop(answer.send(controller.sample(now, most, again, routes_again)));
-        }
+        SensorRequest::Sample { most, again, answer } => drop(answer.send(controller.sample(now, most, &again))),
         SensorRequest::Explain { address, link, answer } => {
             let Observer { engine, host, .. } = &controller.observer;
             let _ = answer.send(explain(engine, now, address, link, host));

@@ -21,23 +21,20 @@ const EXEMPT_PER_ROUND: usize = 256;
 /// Delay before the next such round. Each removed ban causes a log line, and the event queue must not overflow.
 const EXEMPT_ROUND_DELAY: Duration = Duration::from_millis(50);
 
-/// A sample of the bans that should be in force, for the comparison with the kernel.
-#[derive(Debug, Default)]
+/// A sample of the bans that should be in force in an inline backend, for the comparison with the kernel.
+#[derive(Debug)]
 pub struct Sample {
+    pub backend: Backend,
     /// Newly sampled bans.
     pub fresh: Vec<BanTarget>,
     /// Targets of the caller's list that should still be banned.
     pub again: Vec<BanTarget>,
-    /// Targets of `fresh` that should have a route.
-    pub routes: Vec<BanTarget>,
-    /// Targets of the caller's list that should still have a route.
-    pub routes_again: Vec<BanTarget>,
 }
 
 impl Sample {
     /// True if there is nothing to compare with the kernel.
     pub fn is_empty(&self) -> bool {
-        self.fresh.is_empty() && self.again.is_empty() && self.routes_again.is_empty()
+        self.fresh.is_empty() && self.again.is_empty()
     }
 }
 
@@ -208,47 +205,49 @@ impl BanController {
         self.adopt(now, &bans);
     }
 
-    /// Takes a sample of at most `most` bans; each call samples other ones.
-    /// Keeps those targets of `again` and `routes_again`, missing at the last comparison, that should still be banned.
-    pub(super) fn sample(
-        &mut self,
-        now: Timestamp,
-        most: usize,
-        mut again: Vec<BanTarget>,
-        mut routes_again: Vec<BanTarget>,
-    ) -> Sample {
-        let (engine, enforcement) = (&mut self.observer.engine, &self.enforcement);
-        let mut fresh = Vec::new();
-        engine.sample(now, &mut |target| fresh.push(target), most);
-        fresh.retain(|target| !enforcement.awaits_command(*target));
-        let routes = fresh.iter().copied().filter(|target| enforcement.blocker.wants_route(*target)).collect();
-        again.retain(|target| engine.is_blocked(now, *target));
-        routes_again.retain(|target| engine.is_blocked(now, *target) && enforcement.blocker.wants_route(*target));
-        self.reporter.metrics.missing.set((again.len() + routes_again.len()) as u64);
-        Sample { fresh, again, routes, routes_again }
+    /// Takes a sample of at most `most` bans for each inline backend; each call samples other ones. Keeps those targets
+    /// of `again`, missing at the last comparison, that should still be banned.
+    pub(super) fn sample(&mut self, now: Timestamp, most: usize, again: &[(Backend, Vec<BanTarget>)]) -> Vec<Sample> {
+        let mut sampled = Vec::new();
+        self.observer.engine.sample(now, &mut |target| sampled.push(target), most);
+        sampled.retain(|target| !self.enforcement.awaits_command(*target));
+        let (engine, blocker) = (&self.observer.engine, &self.enforcement.blocker);
+        let samples: Vec<Sample> = blocker
+            .inline()
+            .map(|backend| {
+                let wanted = |target: &BanTarget| blocker.wants(backend, *target);
+                let again = again.iter().filter(|(one, _)| *one == backend).flat_map(|(_, targets)| targets).copied();
+                let again = again.filter(|target| engine.is_blocked(now, *target) && wanted(target)).collect();
+                Sample { backend, fresh: sampled.iter().copied().filter(wanted).collect(), again }
+            })
+            .collect();
+        let missing: usize = samples.iter().map(|sample| sample.again.len()).sum();
+        self.reporter.metrics.missing.set(missing as u64);
+        samples
     }
 
-    /// Adds bans to the engine and to `backends`, each for its remaining time.
-    pub(super) fn restore(&mut self, now: Timestamp, bans: &[ActiveBan], backends: &[Backend]) {
+    /// Adds bans to the engine and to `backend`, each for its remaining time.
+    pub(super) fn restore(&mut self, now: Timestamp, backend: Backend, bans: &[ActiveBan]) {
         let (enforcement, mut scope) = self.enforcement(now);
-        enforcement.restore(&mut scope, bans, backends);
+        enforcement.restore(&mut scope, backend, bans);
         self.adopt(now, bans);
     }
 
-    /// Ends the ban of `target`, whose route was deleted. Deleting the route is an unblock request, like deleting an
-    /// element.
-    pub(super) fn route_removed(&mut self, now: Timestamp, target: BanTarget) {
-        // The route may have been replaced or restored since the notification.
+    /// Ends the ban of `target`, whose object in `backend`, such as a route, was deleted. Deleting it is an unblock
+    /// request, like deleting an element of the nftables sets.
+    pub(super) fn object_removed(&mut self, now: Timestamp, backend: Backend, target: BanTarget) {
+        // The object may have been replaced or restored since the notification.
         if !self.observer.engine.is_blocked(now, target)
-            || self.enforcement.blocker.missing(Backend::Route, &[target]) != [target]
+            || self.enforcement.blocker.missing(backend, &[target]) != [target]
         {
             return;
         }
+        let object = backend.title();
         match self.unblock(&[target]) {
-            Ok(_) => self.reporter.emit_unblocked(target, "a program that deleted its route"),
+            Ok(_) => self.reporter.emit_unblocked(target, format!("a program that deleted its {object}")),
             Err(error) => self
                 .reporter
-                .error(format!("cannot remove the ban of {target} after its route was deleted; it stays: {error}")),
+                .error(format!("cannot remove the ban of {target} after its {object} was deleted; it stays: {error}")),
         }
     }
 }
@@ -284,7 +283,7 @@ impl BanController {
     /// Ends all bans; returns their targets.
     pub(super) fn unblock_all(&mut self) -> Result<Vec<BanTarget>, String> {
         let targets: Vec<BanTarget> = self.observer.engine.bans().map(|ban| ban.target).collect();
-        match self.enforcement.blocker.change_sets(|nft| nft.lift(&targets)) {
+        match self.enforcement.blocker.nft().map_or(Ok(()), |nft| nft.lift(&targets)) {
             Ok(()) | Err(BlockError::Gone) => {}
             Err(error) => return Err(error.to_string()),
         }

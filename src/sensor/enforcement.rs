@@ -12,7 +12,6 @@ use super::reporter::Reporter;
 use super::table_repair::{Damage, TableRepair};
 use super::trap::TrapControl;
 use crate::enforce::nft::{AllowSet, BlockError, DecoyRules, Nft, RulesetSpec, Table, trap_sets};
-use crate::enforce::route::Routes;
 use crate::enforce::{BanBackend, BanContext, Gone, Refused};
 use crate::engine::{ActiveBan, Ban, Repeated, Settings, Standing, Verdict};
 use crate::events::event::EventKind;
@@ -50,7 +49,7 @@ impl Enforcement {
         if !verify {
             return None;
         }
-        let nft = self.blocker.nft.as_mut();
+        let nft = self.blocker.nft();
         match nft.map_or(Ok(true), |backend| backend.table.time_left(target).map(|held| held.is_some())) {
             Ok(false) if self.table_repair.incomplete => self.repair(scope, Backend::Nft, &[target]),
             Ok(false) => {
@@ -149,7 +148,7 @@ impl Enforcement {
 
     /// Applies `ban` of an operator. Fails if no backend enforces it.
     pub(super) fn block_by_hand(&mut self, scope: &mut Scope<'_>, ban: BanContext) -> Result<(), String> {
-        if self.blocker.backends.is_empty() {
+        if !self.blocker.enforces() {
             return Err("blocking is disabled: scans are only logged".to_owned());
         }
         let mut refused = self.apply(scope, &[ban]);
@@ -175,7 +174,8 @@ impl Enforcement {
     /// Ends the bans of prefixes inside `target`. The set cannot hold overlapping intervals, so the wider ban has
     /// replaced them.
     fn replace_inner_bans(&self, scope: &mut Scope<'_>, target: BanTarget) {
-        let (BanTarget::Prefix(outer), true) = (target, self.blocker.nft.is_some()) else { return };
+        let uses_nft = self.blocker.inline().any(|backend| backend == Backend::Nft);
+        let (BanTarget::Prefix(outer), true) = (target, uses_nft) else { return };
         let is_inside = |inner: &BanTarget| match inner {
             BanTarget::Prefix(inner) => *inner != outer && outer.network().contains(&inner.network()),
             BanTarget::V4(_) | BanTarget::V6(_) | BanTarget::Link { .. } => false,
@@ -202,17 +202,17 @@ impl Enforcement {
     /// When [`Enforcement::run_maintenance`] is next due.
     pub(super) fn next_due(&self) -> Option<Timestamp> {
         let (pending, trap) = (self.pending.next_retry(), self.trap.check_at);
-        let (routes, repair) = (self.blocker.routes.as_ref().and_then(Routes::next_due), self.table_repair.next_due());
-        [pending, trap, routes, repair].into_iter().flatten().min()
+        let (backends, repair) = (self.blocker.next_due(), self.table_repair.next_due());
+        [pending, trap, backends, repair].into_iter().flatten().min()
     }
 
-    /// Does the work that is due: reviews the trap, removes expired routes, restores bans after a repair, and retries
+    /// Does the work that is due: reviews the trap, ends expired bans, restores bans after a repair, and retries
     /// refused bans.
     pub(super) fn run_maintenance(&mut self, scope: &mut Scope<'_>) {
         let now = scope.now;
         self.trap.check(scope, &mut self.blocker, &self.pending);
-        self.blocker.expire_routes(now, scope.reporter);
-        if let Some(table) = &mut self.blocker.nft {
+        self.blocker.run_due(now, scope.reporter);
+        if let Some(table) = self.blocker.nft() {
             self.table_repair.complete(scope, table, &mut self.pending);
         }
         for _ in 0..RETRIES_PER_ROUND {
@@ -243,7 +243,7 @@ impl Enforcement {
 impl Enforcement {
     pub(super) fn start(&mut self, scope: &mut Scope<'_>) {
         self.restart_trap(scope);
-        if let Some(backend) = &mut self.blocker.nft {
+        if let Some(backend) = self.blocker.nft() {
             self.table_repair.report_foreign(backend, None, scope.reporter);
         }
     }
@@ -261,19 +261,16 @@ impl Enforcement {
         self.arm_trap(scope);
     }
 
-    /// Updates the kernel's allow-list from the host's, and removes routes that conflict with it. `update` is
-    /// [`AllowSet::replace`], which replaces the list even if another process changed it, or [`AllowSet::follow`],
+    /// Updates the kernel's allow-list from the host's, and ends bans of other backends that conflict with it. `update`
+    /// is [`AllowSet::replace`], which replaces the list even if another process changed it, or [`AllowSet::follow`],
     /// which sends the difference.
     pub(super) fn update_allow_list(
         &mut self,
         scope: &mut Scope<'_>,
         update: fn(&mut AllowSet, &mut Table, &[IpNet]) -> Result<(), BlockError>,
     ) {
-        for target in self.blocker.keep_reachable(&scope.observer.host) {
-            let text =
-                format!("the route that blocked {target} was removed because it would cut off protected addresses");
-            scope.reporter.emit_note(text);
-        }
+        let notes = self.blocker.protect(&scope.observer.host);
+        notes.into_iter().for_each(|text| scope.reporter.emit_note(text));
         let allowed: Vec<IpNet> = scope.observer.host.allow.prefixes().collect();
         self.change_sets(scope, "cannot update the kernel's allow-list", |nft| {
             update(&mut nft.allowed, &mut nft.table, &allowed)
@@ -290,7 +287,7 @@ impl Enforcement {
     /// Resumes blocking, with these settings. Probes seen during the trial are not evidence for a ban.
     pub(super) fn end_trial(&mut self, scope: &mut Scope<'_>, settings: Settings) {
         scope.observer.engine.reconfigure(settings);
-        self.blocker.suspended = false;
+        self.blocker.set_suspended(false);
         self.trap.arming.forget_coverage(scope.reporter);
         self.trap.arming.paused = false;
         self.restart_trap(scope);
@@ -298,7 +295,7 @@ impl Enforcement {
 
     fn suspend_bans(&mut self, scope: &mut Scope<'_>) {
         scope.observer.engine.log_only();
-        self.blocker.suspended = true;
+        self.blocker.set_suspended(true);
         let waiting = self.pending.clear();
         for target in &waiting {
             scope.observer.engine.lift(*target);
@@ -328,7 +325,7 @@ impl Enforcement {
 
     /// Replaces the rules of the table; its sets keep their elements.
     pub(super) fn replace_ruleset(&mut self, scope: &mut Scope<'_>, wanted: RulesetSpec) {
-        if let Some(backend) = &mut self.blocker.nft {
+        if let Some(backend) = self.blocker.nft() {
             match backend.replace_rules(wanted) {
                 Ok(()) => scope.reporter.emit_note("table inet portsentry now has the rules of the new configuration"),
                 Err(error) => {
@@ -341,7 +338,7 @@ impl Enforcement {
 
     /// Enables or disables connection tracking for connections to decoys.
     pub(super) fn track_decoys(&mut self, scope: &mut Scope<'_>, max_new_tracked: Option<u32>) {
-        let Some(backend) = &mut self.blocker.nft else { return };
+        let Some(backend) = self.blocker.nft() else { return };
         let Some(decoys) = backend.spec.decoys else { return };
         let decoys = Some(DecoyRules { max_new_tracked, ..decoys });
         if let Err(error) = backend.repair(&RulesetSpec { decoys, ..backend.spec }) {
@@ -376,7 +373,7 @@ impl Enforcement {
     /// Makes the kernel guard the interfaces that the host lists; none while enforcement is suspended.
     fn guard_own_sources(&mut self, scope: &Scope<'_>) {
         let named = scope.observer.host.guarded.iter().map(|(index, _)| *index);
-        let wanted = if self.blocker.suspended { Vec::new() } else { named.collect() };
+        let wanted = if self.blocker.is_suspended() { Vec::new() } else { named.collect() };
         self.own_sources.update(wanted, &mut self.blocker, scope.reporter);
     }
 
@@ -389,9 +386,9 @@ impl Enforcement {
 impl Enforcement {
     /// Called when the engine has adopted `bans`.
     pub(super) fn bans_adopted(&mut self, now: Timestamp, bans: &[ActiveBan]) {
-        if let Some(backend) = &mut self.blocker.nft {
+        if let Some(backend) = self.blocker.nft() {
             // Every later creation of the table includes sets for prefixes.
-            backend.spec.wide |= bans.iter().any(|ban| matches!(ban.target, BanTarget::Prefix(_)));
+            backend.spec.prefix_sets |= bans.iter().any(|ban| matches!(ban.target, BanTarget::Prefix(_)));
         }
         // These bans count towards the ceilings, which the trap must not exceed.
         self.trap.check_soon(now);
@@ -402,15 +399,13 @@ impl Enforcement {
         self.pending.awaits_command(target)
     }
 
-    /// Adds bans from the ledger to `backends`, for their remaining times.
-    pub(super) fn restore(&mut self, scope: &mut Scope<'_>, bans: &[ActiveBan], backends: &[Backend]) {
-        for backend in self.blocker.inline().filter(|backend| backends.contains(backend)) {
-            match summary(&self.put_back(scope, backend, bans)) {
-                None => scope.reporter.emit(EventKind::Restored { bans: bans.len(), backend }),
-                Some(error) => {
-                    let name = backend.name();
-                    scope.reporter.error(format!("cannot restore bans of the ledger ({name}): {error}"));
-                }
+    /// Adds bans from the ledger to `backend`, for their remaining times.
+    pub(super) fn restore(&mut self, scope: &mut Scope<'_>, backend: Backend, bans: &[ActiveBan]) {
+        match summary(&self.put_back(scope, backend, bans)) {
+            None => scope.reporter.emit(EventKind::Restored { bans: bans.len(), backend }),
+            Some(error) => {
+                let name = backend.name();
+                scope.reporter.error(format!("cannot restore bans of the ledger ({name}): {error}"));
             }
         }
     }
@@ -446,7 +441,7 @@ impl Enforcement {
     }
 
     pub(super) fn repair_table(&mut self, scope: &mut Scope<'_>, damage: Damage<'_>) {
-        let Some(table) = &mut self.blocker.nft else { return };
+        let Some(table) = self.blocker.nft() else { return };
         if self.table_repair.repair(scope, table, damage, &mut self.pending) {
             self.table_replaced(scope);
         }
@@ -467,7 +462,7 @@ impl Enforcement {
         failure: &str,
         change: impl FnOnce(&mut Nft) -> Result<(), BlockError>,
     ) {
-        match self.blocker.change_sets(change) {
+        match self.blocker.nft().map_or(Ok(()), change) {
             Ok(()) => {}
             Err(BlockError::Gone) => self.repair_missing_table(scope),
             Err(error) => scope.reporter.error(format!("{failure}: {error}")),

@@ -32,7 +32,7 @@ impl OwnSourceGuard {
 
     /// Makes the kernel guard the interfaces in `wanted` and no others.
     pub(super) fn update(&mut self, wanted: Vec<u32>, blocker: &mut Blocker, reporter: &Reporter) {
-        let Some(backend) = blocker.nft.as_mut().filter(|backend| backend.spec.own_source) else { return };
+        let Some(backend) = blocker.nft_with(|spec| spec.own_source) else { return };
         if self.guarded.as_ref() == Some(&wanted) {
             return;
         }

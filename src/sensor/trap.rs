@@ -72,7 +72,7 @@ impl TrapControl {
 
     /// Makes the kernel monitor the ports that are closed now. The kernel's allow-list must be up to date before.
     pub(super) fn arm(&mut self, scope: &mut Scope<'_>, blocker: &mut Blocker) {
-        let Some(backend) = blocker.nft.as_mut().filter(|backend| backend.spec.watches_ports()) else {
+        let Some(backend) = blocker.nft_with(RulesetSpec::watches_ports) else {
             return self.reset(scope.reporter);
         };
         self.check_at = Some(scope.now.after(POLL_INTERVAL));
@@ -110,7 +110,7 @@ impl TrapControl {
     /// Removes the trap and its rules.
     pub(super) fn disarm(&mut self, blocker: &mut Blocker, reporter: &Reporter) {
         self.suspend(blocker, reporter);
-        let Some(backend) = blocker.nft.as_mut().filter(|backend| backend.spec.trap.is_some()) else { return };
+        let Some(backend) = blocker.nft_with(|spec| spec.trap.is_some()) else { return };
         if let Err(error) = backend.repair(&RulesetSpec { trap: None, ..backend.spec }) {
             let text = "cannot remove the rules of the kernel's trap";
             self.report(format!("{text}: {error}; the trap no longer monitors any port"), reporter);
@@ -136,7 +136,7 @@ impl TrapControl {
     /// Removes all ports from the trap and from the decoys, because no thread serves them now.
     pub(super) fn stop(&mut self, blocker: &mut Blocker, reporter: &Reporter) {
         self.suspend(blocker, reporter);
-        if let Some(backend) = blocker.nft.as_mut().filter(|backend| backend.spec.decoys.is_some()) {
+        if let Some(backend) = blocker.nft_with(|spec| spec.decoys.is_some()) {
             // Without a listener the rules of decoys have no effect.
             let _ = trap_sets::arm(&mut backend.table, TrapContents { tcp: Some(&[]), ..TrapContents::default() });
         }
@@ -149,7 +149,7 @@ impl TrapControl {
             return;
         }
         self.arm(scope, blocker);
-        if let Some(backend) = blocker.nft.as_mut().filter(|backend| backend.spec.decoys.is_some())
+        if let Some(backend) = blocker.nft_with(|spec| spec.decoys.is_some())
             && let Ok(counts) = trap_sets::decoy_counts(&mut backend.table)
         {
             let last = std::mem::replace(&mut self.decoy_counts, counts);

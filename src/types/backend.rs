@@ -30,13 +30,13 @@ impl Backend {
 
     /// What the rest of the program needs to know about it, except its work.
     const fn facts(self) -> Facts {
-        let (name, title, table, place, is_slow) = match self {
-            Self::Nft => ("nft", "nftables set", "block.nft", "the kernel's sets", false),
-            Self::Route => ("route", "route", "block.route", "the kernel's routes", false),
-            Self::HostsDeny => ("hosts-deny", "hosts.deny", "block.hosts_deny", "hosts.deny", true),
-            Self::Command => ("run", "command", "block.run", "command", true),
+        let (name, title, place, is_slow) = match self {
+            Self::Nft => ("nft", "nftables set", "the kernel's sets", false),
+            Self::Route => ("route", "route", "the kernel's routes", false),
+            Self::HostsDeny => ("hosts-deny", "hosts.deny", "hosts.deny", true),
+            Self::Command => ("run", "command", "command", true),
         };
-        Facts { name, title, table, place, is_slow }
+        Facts { name, title, place, is_slow }
     }
 
     /// The name in the configuration, the ledger, JSON and metrics.
@@ -47,11 +47,6 @@ impl Backend {
     /// The name for readers: what a source is blocked by.
     pub const fn title(self) -> &'static str {
         self.facts().title
-    }
-
-    /// The table of its keys in the configuration.
-    pub const fn table(self) -> &'static str {
-        self.facts().table
     }
 
     /// Where its bans are, for log lines.
@@ -74,7 +69,6 @@ impl Backend {
 struct Facts {
     name: &'static str,
     title: &'static str,
-    table: &'static str,
     place: &'static str,
     is_slow: bool,
 }

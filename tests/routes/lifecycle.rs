@@ -89,7 +89,7 @@ fn leftovers_of_crash_are_reconciled() {
     let mut restored = for_ever(&["192.0.2.1", "192.0.2.3", "2001:db8:2::"]);
     restored[0].1 = seconds(30);
     routes.block(&restored, at(0)).unwrap();
-    let mut removed = routes.sweep(at(0));
+    let mut removed = routes.remove_stale(at(0));
     removed.targets.sort();
     assert!(removed.trouble.is_none());
     assert_eq!(removed.targets, ["192.0.2.2", "203.0.113.9", "2001:db8:1::"].map(target));
@@ -153,7 +153,7 @@ fn failed_removal_is_retried() {
         let refused = routes.block(&for_ever(&["192.0.2.4"]), at(1));
         assert!(matches!(refused, Err(BlockError::System(RouteError::NotPermitted))), "{refused:?}");
         assert!(routes.lift(&[second]).is_err());
-        assert!(routes.sweep(at(10)).trouble.is_some());
+        assert!(routes.remove_stale(at(10)).trouble.is_some());
         let over = routes.due(at(10));
         assert!(over.targets.is_empty() && over.trouble.is_some(), "{over:?}");
         assert_eq!(routes.next_due(), Some(at(15)), "the removal is not retried at once");

@@ -2,7 +2,6 @@
 
 use std::fs;
 use std::path::Path;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use portsentry::config::Run;
@@ -15,7 +14,7 @@ use portsentry::enforce::{BanBackend, BanContext};
 use portsentry::types::{Backend, BanTarget, Expiry};
 use tempfile::TempDir;
 
-use super::{Bench, case, spawner};
+use super::{Bench, context, helper_client};
 use netns_lab::{TIMEOUT, slowness, within};
 
 const RUN: [Backend; 1] = [Backend::Command];
@@ -41,14 +40,14 @@ fn with(run: Run) -> Bench {
 }
 
 fn unchecked(run: Run) -> Bench {
-    let spawner = spawner(&run);
-    Bench::start(Settings { run: Some((run, spawner)), ..Settings::default() })
+    let helper_client = helper_client(&run);
+    Bench::start(Settings { run: Some((run, helper_client)), ..Settings::default() })
 }
 
 /// The report about the next command.
 struct RanCommand {
-    case: BanContext,
-    occasion: CommandPhase,
+    context: BanContext,
+    phase: CommandPhase,
     outcome: Outcome,
     output: String,
     took: Duration,
@@ -58,8 +57,8 @@ struct RanCommand {
 
 fn ran(bench: &Bench) -> RanCommand {
     match bench.next() {
-        BackendEvent::Ran { case, occasion, outcome, output, took, attempt, again, .. } => {
-            RanCommand { case, occasion, outcome, output, took, attempt, again }
+        BackendEvent::Ran { context, phase, outcome, output, took, attempt, again, .. } => {
+            RanCommand { context, phase, outcome, output, took, attempt, again }
         }
         other => panic!("no command: {other:?}"),
     }
@@ -109,8 +108,8 @@ fn command_gets_only_arguments_and_clean_environment() {
     let bench = with(settings);
     // The process that started the tests may leave files open; those of this program are not inherited.
     let inherited = inherited();
-    let case = BanContext { expiry: Expiry::Never, ..case("2001:db8::7", 60) };
-    bench.block(case, &RUN);
+    let context = BanContext { expiry: Expiry::Never, ..context("2001:db8::7", 60) };
+    bench.block(context, &RUN);
     let report = ran(&bench);
     assert_eq!(report.outcome, Outcome::Exited(0), "{}", report.output);
     let lines: Vec<&str> = report.output.split("\\n").collect();
@@ -142,8 +141,8 @@ fn failing_command_is_reported_and_retried() {
     let script =
         format!("echo $1 >> {path}; echo oops >&2; test $1 != 192.0.2.7 -o $(grep -c 2.7 {path}) -gt 1 || exit 3");
     let bench = with(Run { at_once: 1, ..run(&script) });
-    bench.block(case("192.0.2.7", 60), &RUN);
-    bench.block(case("192.0.2.8", 60), &RUN);
+    bench.block(context("192.0.2.7", 60), &RUN);
+    bench.block(context("192.0.2.8", 60), &RUN);
     let first = ran(&bench);
     assert_eq!((first.outcome, first.attempt, first.again), (Outcome::Exited(3), 1, Some(Duration::from_secs(1))));
     assert_eq!(first.output, "oops");
@@ -156,9 +155,9 @@ fn failing_command_is_reported_and_retried() {
 #[test]
 fn command_is_not_retried_after_expiry() {
     let bench = with(run("exit 1"));
-    bench.block(case("192.0.2.7", 60), &RUN);
+    bench.block(context("192.0.2.7", 60), &RUN);
     assert_eq!(ran(&bench).again, Some(Duration::from_secs(1)));
-    bench.put(Task::Release { targets: vec![case("192.0.2.7", 60).target] });
+    bench.put(Task::Release { targets: vec![context("192.0.2.7", 60).target] });
     bench.expect_no_event(Duration::from_millis(1_500));
 }
 
@@ -169,7 +168,7 @@ fn hanging_command_ends_with_its_children() {
         format!("sleep 1000 & echo $! >> {path}; (sleep 1000 & echo $! >> {path}; wait) & echo $$ >> {path}; wait");
     let timeout = long_enough();
     let bench = with(Run { timeout, ..run(&script) });
-    bench.block(case("192.0.2.7", 60), &RUN);
+    bench.block(context("192.0.2.7", 60), &RUN);
     let report = ran(&bench);
     assert_eq!(report.outcome, Outcome::TimedOut);
     assert!(report.took >= timeout && report.took < timeout * 20, "{:?}", report.took);
@@ -186,7 +185,7 @@ fn command_ignoring_sigterm_is_killed() {
     let script = format!("trap '' TERM; echo $$ >> {path}; while :; do sleep 0.05; done");
     let timeout = long_enough();
     let bench = with(Run { timeout, ..run(&script) });
-    bench.block(case("192.0.2.7", 60), &RUN);
+    bench.block(context("192.0.2.7", 60), &RUN);
     let report = ran(&bench);
     assert_eq!(report.outcome, Outcome::TimedOut);
     assert!(report.took >= timeout + Duration::from_secs(2), "the command had two seconds to end: {:?}", report.took);
@@ -198,7 +197,7 @@ fn timeout_kills_children_of_ended_leader() {
     let (_folder, path) = output_file();
     let script = format!("(trap '' TERM; sh -c 'echo $$ >> {path}; exec sleep 1000') & wait");
     let bench = with(Run { timeout: long_enough(), ..run(&script) });
-    bench.block(case("192.0.2.7", 60), &RUN);
+    bench.block(context("192.0.2.7", 60), &RUN);
     assert_eq!(ran(&bench).outcome, Outcome::TimedOut);
     let process = lines(&path).remove(0);
     let gone = within(TIMEOUT, || (!is_alive(&process)).then_some(()));
@@ -210,7 +209,7 @@ fn background_children_survive_their_command() {
     let (_folder, path) = output_file();
     let script = format!("(sleep {}; echo done >> {path}) & echo started", 5 * slowness());
     let bench = with(run(&script));
-    bench.block(case("192.0.2.7", 60), &RUN);
+    bench.block(context("192.0.2.7", 60), &RUN);
     let report = ran(&bench);
     assert_eq!((report.outcome, report.output.as_str()), (Outcome::Exited(0), "started"));
     assert!(report.took < Duration::from_secs(4) * slowness(), "{:?}", report.took);
@@ -220,7 +219,7 @@ fn background_children_survive_their_command() {
 #[test]
 fn excessive_output_ends_command() {
     let bench = with(run("exec yes \"$(printf '\\033[31mred')\""));
-    bench.block(case("192.0.2.7", 60), &RUN);
+    bench.block(context("192.0.2.7", 60), &RUN);
     let report = ran(&bench);
     // Its pipe is closed at the size limit.
     assert_eq!(report.outcome, Outcome::Killed(13));
@@ -235,7 +234,7 @@ fn unstartable_command_is_reported() {
     let program = folder.path().join("gone");
     let settings = Run { command: vec![program.to_str().unwrap().to_owned()], ..Run::default() };
     let bench = unchecked(settings);
-    bench.block(case("192.0.2.7", 60), &RUN);
+    bench.block(context("192.0.2.7", 60), &RUN);
     let report = ran(&bench);
     assert!(
         matches!(&report.outcome, Outcome::NotStarted(error) if error.contains("No such file")),
@@ -254,28 +253,28 @@ fn expire_command_runs_after_ban_only() {
         ..Run::default()
     };
     let bench = with(settings);
-    let lifted = case("192.0.2.7", 3_600);
+    let lifted = context("192.0.2.7", 3_600);
     bench.block(lifted, &RUN);
     // While the first command still runs.
     assert!(within(TIMEOUT, || (!lines(&path).is_empty()).then_some(())).is_some(), "the command did not start");
     bench.put(Task::Release { targets: vec![lifted.target] });
-    assert_eq!(ran(&bench).occasion, CommandPhase::Block);
+    assert_eq!(ran(&bench).phase, CommandPhase::Block);
     let release = ran(&bench);
-    assert_eq!((release.occasion, release.case), (CommandPhase::Release, lifted));
+    assert_eq!((release.phase, release.context), (CommandPhase::Release, lifted));
     assert_eq!(lines(&path), ["begin 192.0.2.7", "end 192.0.2.7", "over 192.0.2.7 23"]);
-    bench.block(case("192.0.2.8", 1), &RUN);
-    assert_eq!([ran(&bench).occasion, ran(&bench).occasion], [CommandPhase::Block, CommandPhase::Release]);
+    bench.block(context("192.0.2.8", 1), &RUN);
+    assert_eq!([ran(&bench).phase, ran(&bench).phase], [CommandPhase::Block, CommandPhase::Release]);
     // A ban from before the start.
-    let old = case("192.0.2.9", 3_600);
+    let old = context("192.0.2.9", 3_600);
     let left = Expiry::After(Duration::from_millis(1_000));
-    let adopted = Adopted { case: old, methods: RUN.into(), has_run: true, left };
+    let adopted = Adopted { context: old, backends: RUN.into(), has_run: true, left };
     bench.put(Task::Adopt { bans: vec![adopted] });
     let release = ran(&bench);
-    assert_eq!((release.occasion, release.case), (CommandPhase::Release, old));
+    assert_eq!((release.phase, release.context), (CommandPhase::Release, old));
     // Another backend blocked it until now.
-    let moved = case("192.0.2.10", 3_600);
-    bench.put(Task::Adopt { bans: vec![Adopted { case: moved, methods: RUN.into(), has_run: false, left }] });
-    let phases = [ran(&bench), ran(&bench)].map(|ran| (ran.occasion, ran.case));
+    let moved = context("192.0.2.10", 3_600);
+    bench.put(Task::Adopt { bans: vec![Adopted { context: moved, backends: RUN.into(), has_run: false, left }] });
+    let phases = [ran(&bench), ran(&bench)].map(|ran| (ran.phase, ran.context));
     assert_eq!(phases, [(CommandPhase::Block, moved), (CommandPhase::Release, moved)]);
 }
 
@@ -287,12 +286,12 @@ fn ended_ban_is_undone_unless_banned_again() {
         expire_command: shell(&format!("echo over $1 >> {path}"), &["$TARGET$"]),
         ..Run::default()
     });
-    let (old, again) = (case("192.0.2.7", 1), case("192.0.2.8", 3_600));
+    let (old, again) = (context("192.0.2.7", 1), context("192.0.2.8", 3_600));
     bench.block(again, &RUN);
-    assert_eq!(ran(&bench).occasion, CommandPhase::Block);
-    bench.put(Task::Undo { bans: vec![old, case("192.0.2.8", 1)] });
+    assert_eq!(ran(&bench).phase, CommandPhase::Block);
+    bench.put(Task::Undo { bans: vec![old, context("192.0.2.8", 1)] });
     let release = ran(&bench);
-    assert_eq!((release.occasion, release.case), (CommandPhase::Release, old));
+    assert_eq!((release.phase, release.context), (CommandPhase::Release, old));
     bench.expect_no_event(Duration::from_millis(300));
     assert_eq!(lines(&path), ["begin 192.0.2.8", "over 192.0.2.7"]);
 }
@@ -305,11 +304,11 @@ fn failed_undo_stops_at_newer_ban() {
         expire_command: shell(&format!("echo over $1 >> {path}; exit 1"), &["$TARGET$"]),
         ..Run::default()
     });
-    bench.put(Task::Undo { bans: vec![case("192.0.2.7", 1)] });
+    bench.put(Task::Undo { bans: vec![context("192.0.2.7", 1)] });
     let release = ran(&bench);
-    assert_eq!((release.occasion, release.again), (CommandPhase::Release, Some(Duration::from_secs(1))));
-    bench.block(case("192.0.2.7", 3_600), &RUN);
-    assert_eq!(ran(&bench).occasion, CommandPhase::Block);
+    assert_eq!((release.phase, release.again), (CommandPhase::Release, Some(Duration::from_secs(1))));
+    bench.block(context("192.0.2.7", 3_600), &RUN);
+    assert_eq!(ran(&bench).phase, CommandPhase::Block);
     bench.expect_no_event(Duration::from_millis(1_500));
     assert_eq!(lines(&path), ["over 192.0.2.7", "begin 192.0.2.7"], "the newer ban's command is not undone");
 }
@@ -324,12 +323,12 @@ fn unstarted_command_needs_no_end_command() {
         ..Run::default()
     };
     let bench = with(settings);
-    let (first, second) = (case("192.0.2.7", 60), case("192.0.2.8", 60));
+    let (first, second) = (context("192.0.2.7", 60), context("192.0.2.8", 60));
     bench.block(first, &RUN);
     bench.block(second, &RUN);
     std::thread::sleep(Duration::from_millis(100));
     bench.put(Task::Release { targets: vec![second.target] });
-    assert_eq!(ran(&bench).case, first);
+    assert_eq!(ran(&bench).context, first);
     bench.expect_no_event(Duration::from_millis(300));
     assert_eq!(lines(&path), [""; 0]);
 }
@@ -343,7 +342,7 @@ fn concurrent_runs_are_limited_without_loss() {
     );
     let bench = with(Run { at_once: 3, ..run(&script) });
     for last in 1..=20 {
-        bench.block(case(&format!("192.0.2.{last}"), 60), &RUN);
+        bench.block(context(&format!("192.0.2.{last}"), 60), &RUN);
     }
     for _ in 0..20 {
         assert_eq!(ran(&bench).outcome, Outcome::Exited(0));
@@ -359,7 +358,7 @@ fn refused_commands_are_counted_and_reported() {
     let script = format!("while ! test -e {path}; do sleep 0.05; done");
     let bench = with(Run { at_once: 1, timeout: Duration::from_secs(60), ..run(&script) });
     for n in 0..1_100_u32 {
-        bench.block(case(&std::net::Ipv4Addr::from(0x0a00_0000 + n).to_string(), 600), &RUN);
+        bench.block(context(&std::net::Ipv4Addr::from(0x0a00_0000 + n).to_string(), 600), &RUN);
     }
     // Each round of the thread reports a part; the rest follows within a minute or at the end.
     assert!(matches!(bench.next(), BackendEvent::Lost { tasks: 0, commands: 1.. }));
@@ -374,11 +373,11 @@ fn release_of_many_bans_undoes_each() {
     const BANS: u32 = 20_000;
     let settings = Run { expire_command: shell("sleep 1000", &[]), at_once: 2, ..run("true") };
     let bench = with(settings);
-    let case = |n: u32| case(&std::net::Ipv4Addr::from(0x0a00_0000 + n).to_string(), 3_600);
-    let adopted = |n| Adopted { case: case(n), methods: RUN.into(), has_run: true, left: Expiry::Never };
+    let context = |n: u32| context(&std::net::Ipv4Addr::from(0x0a00_0000 + n).to_string(), 3_600);
+    let adopted = |n| Adopted { context: context(n), backends: RUN.into(), has_run: true, left: Expiry::Never };
     bench.put(Task::Adopt { bans: (0..BANS).map(adopted).collect() });
     let mut queue = SlowQueue::new(bench.backends.as_ref().unwrap(), &RUN, false, false);
-    let targets: Vec<BanTarget> = (0..BANS).map(|n| case(n).target).collect();
+    let targets: Vec<BanTarget> = (0..BANS).map(|n| context(n).target).collect();
     queue.lift(&targets).unwrap();
     let (stopped, events) = bench.stop(Duration::from_secs(4) * slowness());
     let ran = events.iter().filter(|event| matches!(event, BackendEvent::Ran { .. })).count();
@@ -396,16 +395,16 @@ fn methods_follow_given_order() {
         format!("sleep 0.2; grep -qx 'ALL: $1' {path} 2>/dev/null && echo denied || echo open", path = path.display());
     let script = script.replace("'ALL: $1'", "\"ALL: $1\"");
     let run = run(&script);
-    let spawner = spawner(&run);
+    let helper_client = helper_client(&run);
     let bench = Bench::start(Settings {
-        stores: vec![Arc::new(HostsDeny::new(&path, DEFAULT_TEMPLATE).unwrap())],
-        run: Some((run, spawner)),
+        entry_file: Some(HostsDeny::new(&path, DEFAULT_TEMPLATE).unwrap().into()),
+        run: Some((run, helper_client)),
         ..Settings::default()
     });
-    bench.block(case("192.0.2.7", 60), &[Backend::Command, Backend::HostsDeny]);
+    bench.block(context("192.0.2.7", 60), &[Backend::Command, Backend::HostsDeny]);
     assert_eq!(ran(&bench).output, "open");
     assert!(matches!(bench.next(), BackendEvent::Done { backend: Backend::HostsDeny, .. }));
-    bench.block(case("192.0.2.8", 60), &[Backend::HostsDeny, Backend::Command]);
+    bench.block(context("192.0.2.8", 60), &[Backend::HostsDeny, Backend::Command]);
     assert!(matches!(bench.next(), BackendEvent::Done { backend: Backend::HostsDeny, .. }));
     assert_eq!(ran(&bench).output, "denied");
 }
@@ -415,20 +414,20 @@ fn block_waits_bounded_time_for_command() {
     for (script, is_ended) in [("exit 0", true), ("exit 1", true), ("sleep 0.2", true), ("sleep 1000", false)] {
         let limit = if is_ended { TIMEOUT } else { Duration::from_millis(1_500) } * slowness();
         let bench = with(Run { first: true, timeout: limit, ..run(script) });
-        let case = case("192.0.2.7", 60);
+        let context = context("192.0.2.7", 60);
         let started = Instant::now();
-        bench.put(Task::Before { case });
+        bench.put(Task::Before { context });
         let (first, second) = (bench.next(), bench.next());
         if is_ended {
             assert!(
-                matches!(first, BackendEvent::Ran { occasion: CommandPhase::Before, again: None, .. }),
+                matches!(first, BackendEvent::Ran { phase: CommandPhase::Before, again: None, .. }),
                 "{script}: {first:?}"
             );
-            assert_eq!(second, BackendEvent::Ready { case });
+            assert_eq!(second, BackendEvent::Ready { context });
         } else {
             // The command's limit and the wait for it end at the same moment.
             let events = [&first, &second];
-            assert!(events.contains(&&BackendEvent::Ready { case }), "{script}: {events:?}");
+            assert!(events.contains(&&BackendEvent::Ready { context }), "{script}: {events:?}");
             assert!(
                 events.iter().any(|event| matches!(event, BackendEvent::Ran { outcome: Outcome::TimedOut, .. })),
                 "{events:?}"
@@ -445,7 +444,7 @@ fn many_commands_delay_no_block() {
     let bench = with(Run { first: true, timeout: limit, at_once: 1, ..run("sleep 1000") });
     let started = Instant::now();
     for last in 1..=50 {
-        bench.put(Task::Before { case: case(&format!("192.0.2.{last}"), 60) });
+        bench.put(Task::Before { context: context(&format!("192.0.2.{last}"), 60) });
     }
     let mut ready = 0;
     while ready < 50 {
@@ -463,7 +462,7 @@ fn running_commands_end_within_given_time() {
     let (_folder, path) = output_file();
     let script = format!("trap '' TERM; echo $$ >> {path}; while :; do sleep 0.05; done");
     let bench = with(run(&script));
-    bench.block(case("192.0.2.7", 60), &RUN);
+    bench.block(context("192.0.2.7", 60), &RUN);
     assert!(within(TIMEOUT, || lines(&path).first().map(|_| ())).is_some());
     let started = Instant::now();
     let limit = Duration::from_secs(4) * slowness();
@@ -479,23 +478,23 @@ fn late_line_leaves_newer_ban_its_command() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("hosts.deny");
     let run = run("echo ran");
-    let spawner = spawner(&run);
+    let helper_client = helper_client(&run);
     let bench = Bench::start(Settings {
-        stores: vec![Arc::new(HostsDeny::new(&path, DEFAULT_TEMPLATE).unwrap())],
-        run: Some((run, spawner)),
+        entry_file: Some(HostsDeny::new(&path, DEFAULT_TEMPLATE).unwrap().into()),
+        run: Some((run, helper_client)),
         ..Settings::default()
     });
-    let case = case("192.0.2.7", 60);
-    bench.block(case, &[Backend::HostsDeny, Backend::Command]);
+    let context = context("192.0.2.7", 60);
+    bench.block(context, &[Backend::HostsDeny, Backend::Command]);
     // At start the daemon mistakes the new ban for one from before, because it is in the kernel.
     let unknown = |target| Task::BlockUnknown {
-        case: BanContext::by_hand(target, case.expiry, case.since),
-        methods: [Backend::HostsDeny].into(),
+        context: BanContext::by_hand(target, context.expiry, context.since),
+        backends: [Backend::HostsDeny].into(),
     };
-    bench.put(unknown(case.target));
-    assert!(matches!(bench.next(), BackendEvent::Done { case: BanContext { class: Some(_), .. }, .. }));
+    bench.put(unknown(context.target));
+    assert!(matches!(bench.next(), BackendEvent::Done { context: BanContext { class: Some(_), .. }, .. }));
     assert_eq!(ran(&bench).output, "ran", "the ban continues with its next backend");
     bench.put(unknown(crate::target("192.0.2.8")));
-    let BackendEvent::Done { case, backend: Backend::HostsDeny } = bench.next() else { panic!("no line") };
-    assert_eq!(case.target, crate::target("192.0.2.8"), "a ban that is not known yet gets its line");
+    let BackendEvent::Done { context, backend: Backend::HostsDeny } = bench.next() else { panic!("no line") };
+    assert_eq!(context.target, crate::target("192.0.2.8"), "a ban that is not known yet gets its line");
 }

@@ -10,7 +10,7 @@ use portsentry::enforce::slow_backends::{BackendEvent, Settings, SlowQueue};
 use portsentry::netlink::sock_diag::{SockDiag, end_connections};
 use portsentry::types::{Backend, BanTarget};
 
-use super::{Bench, case};
+use super::{Bench, context};
 use netns_lab::{Lab, TIMEOUT};
 
 /// A connection from a host to the victim: the client's end and the victim's.
@@ -59,14 +59,14 @@ fn only_banned_source_loses_connections() {
     assert!(to_end.iter_mut().chain(&mut others).all(Connection::is_alive));
     // The thread's sockets belong to the namespace in which it starts.
     let bench = lab.inside("victim", || Bench::start(Settings { end_connections: true, ..Settings::default() }));
-    let v4 = case(&lab.v4("scanner").to_string(), 60);
+    let v4 = context(&lab.v4("scanner").to_string(), 60);
     bench.block(v4, &[]);
     // The IPv4 connections, one of them in an IPv6 socket.
     assert_eq!(bench.next(), BackendEvent::Connections { target: v4.target, ended: 2 });
     assert_eq!(to_end[0].error(), ErrorKind::ConnectionAborted);
     assert_eq!(to_end[1].error(), ErrorKind::ConnectionAborted);
     assert!(to_end[2].is_alive(), "its IPv6 address is another target");
-    let v6 = case(&lab.v6("scanner").to_string(), 60);
+    let v6 = context(&lab.v6("scanner").to_string(), 60);
     bench.block(v6, &[]);
     assert_eq!(bench.next(), BackendEvent::Connections { target: v6.target, ended: 1 });
     assert_eq!(to_end[2].error(), ErrorKind::ConnectionAborted);
@@ -105,7 +105,7 @@ fn exempt_address_keeps_connection_within_ban() {
     let exempt_addresses = [lab.v6("scanner"), lab.victim_v6("scanner")];
     queue.protect(ExemptPrefixes::new(exempt_addresses.map(|address| IpAddr::from(address).into())));
     // The ban covers the whole /64, which also contains this host's own address.
-    let ban = case(&neighbour.to_string(), 60);
+    let ban = context(&neighbour.to_string(), 60);
     assert!(ban.target.covers(lab.v6("scanner").into()) && ban.target.covers(to.ip()));
     bench.block(ban, &[]);
     assert_eq!(bench.next(), BackendEvent::Connections { target: ban.target, ended: 1 });
@@ -156,7 +156,7 @@ fn missing_right_to_end_connections_is_reported() {
     let lab = Lab::new(&["scanner"]);
     let listener = lab.inside("victim", || TcpListener::bind("0.0.0.0:8080").unwrap());
     let mut connection = connect(&lab, "scanner", &listener, v4_of(&lab));
-    let case = case(&lab.v4("scanner").to_string(), 60);
+    let context = context(&lab.v4("scanner").to_string(), 60);
     let bench = lab.inside("victim", || {
         // A new thread inherits the remaining capabilities of its parent.
         let sets = rustix::thread::capabilities(None).unwrap();
@@ -167,10 +167,10 @@ fn missing_right_to_end_connections_is_reported() {
         rustix::thread::set_capabilities(None, without).unwrap();
         Bench::start(Settings { end_connections: true, ..Settings::default() })
     });
-    bench.block(case, &[]);
+    bench.block(context, &[]);
     let BackendEvent::Unable { reason, .. } = bench.next() else { panic!("the failure is reported") };
     assert!(reason.contains("CAP_NET_ADMIN"), "{reason}");
-    bench.block(case, &[]);
+    bench.block(context, &[]);
     bench.expect_no_event(Duration::from_millis(300));
     assert!(connection.is_alive());
 }

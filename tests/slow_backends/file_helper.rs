@@ -6,11 +6,10 @@ use std::io::Write as _;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::thread::JoinHandle;
 
-use portsentry::enforce::EntryStore;
-use portsentry::enforce::file_helper::{FileHelper, Files, HelperFile, serve};
+use portsentry::enforce::EntryFile;
+use portsentry::enforce::file_helper::{FileHelper, Files, serve};
 use portsentry::enforce::helper_socket::{HelperError, pair};
 use portsentry::enforce::hosts_deny::{DEFAULT_TEMPLATE, HostsDeny};
 use portsentry::enforce::slow_backends::{BackendEvent, Settings, Task};
@@ -19,7 +18,7 @@ use portsentry::types::Backend;
 use rustix::net::{SendFlags, send};
 use tempfile::TempDir;
 
-use super::{Bench, case, target};
+use super::{Bench, context, target};
 
 type Served = JoinHandle<Result<(), HelperError>>;
 
@@ -54,12 +53,12 @@ fn lines_are_written_by_helper() {
     fs::write(&path, "sshd: x\n").unwrap();
     let (helper, served) = start(&Files { hosts_deny: Some(hosts_deny.clone()), json_file: None });
     let bench = Bench::start(Settings {
-        stores: vec![Arc::new(HelperFile::new(Arc::new(hosts_deny.clone()), helper.clone()))],
+        entry_file: Some(EntryFile { hosts_deny: hosts_deny.clone(), helper: Some(helper.clone()) }),
         ..Settings::default()
     });
-    let case = case("192.0.2.7", 60);
-    bench.block(case, &[Backend::HostsDeny]);
-    assert_eq!(bench.next(), BackendEvent::Done { case, backend: Backend::HostsDeny });
+    let context = context("192.0.2.7", 60);
+    bench.block(context, &[Backend::HostsDeny]);
+    assert_eq!(bench.next(), BackendEvent::Done { context, backend: Backend::HostsDeny });
     assert!(fs::read_to_string(&path).unwrap().starts_with("sshd: x\n# portsentry: 192.0.2.7 until "));
     // Another program removes the line: the thread reads the file through the helper and rewrites it.
     fs::write(&path, "sshd: y\n").unwrap();
@@ -78,7 +77,7 @@ fn change_of_many_messages_is_atomic() {
     assert_eq!(helper.read(1 << 20).unwrap(), None, "the file does not exist");
     let sources: Vec<String> =
         (0..1_200).map(|number| format!("192.0.{}.{}", number / 250, number % 250 + 1)).collect();
-    let add: Vec<_> = sources.iter().map(|source| case(source, 60)).collect();
+    let add: Vec<_> = sources.iter().map(|source| context(source, 60)).collect();
     helper.edit(&add, &[]).unwrap();
     assert_eq!(hosts_deny.held().unwrap().len(), 1_200);
     let remove: Vec<_> = sources[1..].iter().map(|source| target(source)).collect();
@@ -108,7 +107,7 @@ fn garbage_ends_helper_and_writes_nothing() {
         let (ours, served) = start_raw(&files);
         send(&ours, bytes, SendFlags::NOSIGNAL).unwrap();
         assert!(matches!(served.join().unwrap(), Err(HelperError::InvalidRequest)), "{bytes:?}");
-        let error = FileHelper::new(ours, 7).edit(&[case("192.0.2.7", 60)], &[]).unwrap_err();
+        let error = FileHelper::new(ours, 7).edit(&[context("192.0.2.7", 60)], &[]).unwrap_err();
         assert_eq!(error.to_string(), "process 7, which writes the file, has ended; restart portsentry");
     }
     assert!(!path.exists());
@@ -126,7 +125,8 @@ fn garbage_ends_helper_and_writes_nothing() {
 fn helper_serves_configured_files_only() {
     let (folder, path, hosts_deny) = setup();
     let (helper, served) = start(&Files::default());
-    for error in [helper.edit(&[case("192.0.2.7", 60)], &[]), helper.read(9).map(drop), helper.open_log().map(drop)] {
+    for error in [helper.edit(&[context("192.0.2.7", 60)], &[]), helper.read(9).map(drop), helper.open_log().map(drop)]
+    {
         let error = error.unwrap_err();
         assert_eq!(
             error.to_string(),
@@ -154,7 +154,7 @@ fn helper_serves_configured_files_only() {
     assert!(helper.open_log().unwrap_err().to_string().contains("symbolic link"));
     symlink(&secret, &path).unwrap();
     assert!(helper.read(9).unwrap_err().to_string().contains("symbolic link"));
-    assert!(helper.edit(&[case("192.0.2.7", 60)], &[]).unwrap_err().to_string().contains("symbolic link"));
+    assert!(helper.edit(&[context("192.0.2.7", 60)], &[]).unwrap_err().to_string().contains("symbolic link"));
     assert_eq!(fs::read_to_string(&secret).unwrap(), "of root\n");
     drop(helper);
     served.join().unwrap().unwrap();

@@ -12,7 +12,7 @@ use portsentry::enforce::hosts_deny::{DEFAULT_TEMPLATE, HostsDeny, HostsDenyErro
 use rustix::fs::{XattrFlags, getxattr, setxattr};
 use tempfile::TempDir;
 
-use super::{case, target};
+use super::{context, target};
 
 /// A directory with a file hosts.deny of this text.
 fn folder(text: &str) -> (TempDir, PathBuf) {
@@ -41,7 +41,7 @@ fn missing_file_is_created_world_readable() {
     assert_eq!(hosts_deny.held().unwrap(), []);
     assert_eq!(hosts_deny.apply(&[], &[target("192.0.2.7")]).unwrap(), []);
     assert!(!path.exists(), "without a change no file is created");
-    hosts_deny.apply(&[case("192.0.2.7", 60), case("2001:db8:1:2:3::4", 60)], &[]).unwrap();
+    hosts_deny.apply(&[context("192.0.2.7", 60), context("2001:db8:1:2:3::4", 60)], &[]).unwrap();
     assert_eq!(fs::metadata(&path).unwrap().mode() & 0o7777, 0o644);
     assert_eq!(hosts_deny.held().unwrap(), [target("192.0.2.7"), target("2001:db8:1:2::")]);
     let text = fs::read_to_string(&path).unwrap();
@@ -70,7 +70,7 @@ fn file_keeps_owner_mode_and_attributes() {
     }
     setxattr(&path, "system.posix_acl_access", &list, XattrFlags::empty()).unwrap();
     let before = fs::metadata(&path).unwrap();
-    at(&path).apply(&[case("192.0.2.7", 60)], &[]).unwrap();
+    at(&path).apply(&[context("192.0.2.7", 60)], &[]).unwrap();
     let after = fs::metadata(&path).unwrap();
     assert_ne!(before.ino(), after.ino(), "the file is replaced");
     assert_eq!((after.uid(), after.gid(), after.mode() & 0o7777), (before.uid(), before.gid(), 0o640));
@@ -90,7 +90,7 @@ fn link_pipe_and_directory_are_refused() {
     let (folder, real) = folder("sshd: x\n");
     let link = folder.path().join("link");
     symlink(&real, &link).unwrap();
-    let add = [case("192.0.2.7", 60)];
+    let add = [context("192.0.2.7", 60)];
     let error = at(&link).apply(&add, &[]).unwrap_err();
     assert!(matches!(error, HostsDenyError::Link(_)), "{error}");
     assert!(error.to_string().ends_with("is a symbolic link; configure the file that it points to"), "{error}");
@@ -116,7 +116,7 @@ fn file_over_16_mib_is_refused() {
     assert!(matches!(at(&path).held(), Err(HostsDenyError::TooBig(_))));
     fs::write(&path, [&big[..(16 << 20) - 10], b"\n"].concat()).unwrap();
     let before = fs::metadata(&path).unwrap();
-    assert!(matches!(at(&path).apply(&[case("192.0.2.7", 60)], &[]), Err(HostsDenyError::Full(_))));
+    assert!(matches!(at(&path).apply(&[context("192.0.2.7", 60)], &[]), Err(HostsDenyError::Full(_))));
     let after = fs::metadata(&path).unwrap();
     assert_eq!((before.ino(), before.len()), (after.ino(), after.len()));
     assert_eq!(names(&folder), ["hosts.deny"]);
@@ -127,7 +127,7 @@ fn leftovers_of_crash_are_ignored() {
     let (folder, path) = folder("sshd: x\n");
     let left = folder.path().join("hosts.deny.portsentry-new");
     symlink(&path, &left).unwrap();
-    at(&path).apply(&[case("192.0.2.7", 60)], &[]).unwrap();
+    at(&path).apply(&[context("192.0.2.7", 60)], &[]).unwrap();
     assert_eq!(names(&folder), ["hosts.deny"]);
     assert!(!fs::symlink_metadata(&path).unwrap().is_symlink());
     assert!(fs::read_to_string(&path).unwrap().starts_with("sshd: x\n# portsentry: 192.0.2.7 until 2"));
@@ -137,13 +137,13 @@ fn leftovers_of_crash_are_ignored() {
 fn unchanged_content_keeps_the_inode() {
     let (_folder, path) = folder("");
     let hosts_deny = at(&path);
-    let case = case("192.0.2.7", 60);
-    hosts_deny.apply(&[case], &[]).unwrap();
+    let context = context("192.0.2.7", 60);
+    hosts_deny.apply(&[context], &[]).unwrap();
     let inode = || fs::metadata(&path).unwrap().ino();
     let before = inode();
-    hosts_deny.apply(&[case, case], &[target("192.0.2.9")]).unwrap();
+    hosts_deny.apply(&[context, context], &[target("192.0.2.9")]).unwrap();
     assert_eq!(inode(), before);
-    hosts_deny.apply(&[BanContext { expiry: portsentry::types::Expiry::Never, ..case }], &[]).unwrap();
+    hosts_deny.apply(&[BanContext { expiry: portsentry::types::Expiry::Never, ..context }], &[]).unwrap();
     assert_ne!(inode(), before);
     let text = fs::read_to_string(&path).unwrap();
     assert_eq!(text, "# portsentry: 192.0.2.7 until never\nALL: 192.0.2.7\n");
@@ -167,7 +167,7 @@ fn concurrent_appends_keep_lines_whole() {
             }
         });
         for last in 1..=60 {
-            match hosts_deny.apply(&[case(&format!("192.0.2.{last}"), 60)], &[]) {
+            match hosts_deny.apply(&[context(&format!("192.0.2.{last}"), 60)], &[]) {
                 Ok(_) => written.push(target(&format!("192.0.2.{last}"))),
                 // On a slow disk every attempt finds the file changed.
                 Err(error) => assert!(matches!(error, HostsDenyError::Unsteady(_)), "{error}"),
@@ -212,7 +212,7 @@ fn tcp_wrappers_deny_only_listed_sources() {
     ] {
         let (folder, path) = folder(before);
         let hosts_deny = HostsDeny::new(&path, template).unwrap();
-        hosts_deny.apply(&["192.0.2.7", "2001:db8:1:2::9", "fe80::7"].map(|source| case(source, 60)), &[]).unwrap();
+        hosts_deny.apply(&["192.0.2.7", "2001:db8:1:2::9", "fe80::7"].map(|source| context(source, 60)), &[]).unwrap();
         let lets = |client| lets_in(&folder, "sshd", client);
         let denied = ["192.0.2.7", "2001:db8:1:2::9", "2001:db8:1:2:ffff::1", "fe80::7"];
         let let_in = ["192.0.2.70", "192.0.2.77", "2001:db8:1:3::9", "fe80::8", "203.0.113.5"];
@@ -235,6 +235,6 @@ fn tcp_wrappers_join_lines_as_assumed() {
     }
     let (folder, path) = folder("x: y\nALL: 203.0.113.5");
     assert!(!lets_in(&folder, "sshd", "198.51.100.1"), "a last line without newline denies all clients");
-    at(&path).apply(&[case("192.0.2.7", 60)], &[]).unwrap();
+    at(&path).apply(&[context("192.0.2.7", 60)], &[]).unwrap();
     assert!(!lets_in(&folder, "sshd", "198.51.100.1"), "our line does not change that");
 }

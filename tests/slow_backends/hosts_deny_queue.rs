@@ -2,7 +2,6 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::mpsc::channel;
 use std::time::{Duration, Instant};
 
@@ -14,7 +13,7 @@ use portsentry::enforce::slow_backends::{
 use portsentry::types::{Backend, BanTarget, Expiry, Timestamp};
 use tempfile::TempDir;
 
-use super::{Bench, case, target};
+use super::{Bench, context, target};
 use netns_lab::slowness;
 
 const LINE: [Backend; 1] = [Backend::HostsDeny];
@@ -23,8 +22,8 @@ fn setup() -> (TempDir, PathBuf, Settings) {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("etc/hosts.deny");
     fs::create_dir(folder.path().join("etc")).unwrap();
-    let hosts_deny = Arc::new(HostsDeny::new(&path, DEFAULT_TEMPLATE).unwrap());
-    (folder, path, Settings { stores: vec![hosts_deny], ..Settings::default() })
+    let hosts_deny = HostsDeny::new(&path, DEFAULT_TEMPLATE).unwrap().into();
+    (folder, path, Settings { entry_file: Some(hosts_deny), ..Settings::default() })
 }
 
 fn held(path: &Path) -> Vec<BanTarget> {
@@ -37,13 +36,13 @@ fn held(path: &Path) -> Vec<BanTarget> {
 fn hosts_deny_line_follows_its_ban() {
     let (_folder, path, settings) = setup();
     let bench = Bench::start(settings);
-    let long = case("2001:db8::7", 3_600);
+    let long = context("2001:db8::7", 3_600);
     bench.block(long, &LINE);
-    assert_eq!(bench.next(), BackendEvent::Done { case: long, backend: Backend::HostsDeny });
+    assert_eq!(bench.next(), BackendEvent::Done { context: long, backend: Backend::HostsDeny });
     let started = Instant::now();
-    let short = case("192.0.2.7", 4 * u64::from(slowness()));
+    let short = context("192.0.2.7", 4 * u64::from(slowness()));
     bench.block(short, &LINE);
-    assert_eq!(bench.next(), BackendEvent::Done { case: short, backend: Backend::HostsDeny });
+    assert_eq!(bench.next(), BackendEvent::Done { context: short, backend: Backend::HostsDeny });
     assert_eq!(held(&path), [short.target, long.target]);
     assert_eq!(bench.next(), BackendEvent::Released { targets: vec![short.target], backend: Backend::HostsDeny });
     assert!(started.elapsed() >= Duration::from_secs(4) * slowness());
@@ -58,8 +57,8 @@ fn hosts_deny_line_follows_its_ban() {
 fn extended_ban_keeps_its_line() {
     let (_folder, path, settings) = setup();
     let bench = Bench::start(settings);
-    bench.block(case("192.0.2.7", 1), &LINE);
-    bench.block(case("192.0.2.7", 3_600), &LINE);
+    bench.block(context("192.0.2.7", 1), &LINE);
+    bench.block(context("192.0.2.7", 3_600), &LINE);
     bench.next();
     std::thread::sleep(Duration::from_millis(1_500));
     assert_eq!(held(&path), [target("192.0.2.7")]);
@@ -70,18 +69,18 @@ fn lines_outlive_thread_and_are_adopted() {
     let (_folder, path, settings) = setup();
     fs::write(&path, "sshd: .example.com\n").unwrap();
     let bench = Bench::start(settings.clone());
-    let cases = ["192.0.2.1", "192.0.2.2", "192.0.2.3"].map(|source| case(source, 3_600));
-    cases.iter().for_each(|case| bench.block(*case, &LINE));
+    let cases = ["192.0.2.1", "192.0.2.2", "192.0.2.3"].map(|source| context(source, 3_600));
+    cases.iter().for_each(|context| bench.block(*context, &LINE));
     // Queued just before the end, and still written.
     assert_eq!(bench.stop(super::time_limit()).0, Stopped::Whole);
-    assert_eq!(held(&path), cases.map(|case| case.target));
+    assert_eq!(held(&path), cases.map(|context| context.target));
 
     let bench = Bench::start(settings);
-    let adopted = |case, left| Adopted { case, methods: LINE.into(), has_run: false, left };
+    let adopted = |context, left| Adopted { context, backends: LINE.into(), has_run: false, left };
     // A new ban before the adopted ones arrive; one adopted for six seconds; one whose line is missing and is restored.
     bench.block(cases[2], &LINE);
     bench.next();
-    let bare = case("192.0.2.9", 3_600);
+    let bare = context("192.0.2.9", 3_600);
     let soon = Expiry::After(Duration::from_secs(6) * slowness());
     let bans = vec![adopted(cases[0], soon), adopted(bare, Expiry::Never)];
     bench.put(Task::Adopt { bans });
@@ -98,7 +97,7 @@ fn unwritable_file_is_retried() {
     let (folder, path, settings) = setup();
     fs::remove_dir(folder.path().join("etc")).unwrap();
     let bench = Bench::start(settings);
-    let (first, second) = (case("192.0.2.7", 3_600), case("192.0.2.8", 3_600));
+    let (first, second) = (context("192.0.2.7", 3_600), context("192.0.2.8", 3_600));
     bench.block(first, &LINE);
     let mut delays = Vec::new();
     for attempt in 1..=2 {
@@ -123,7 +122,7 @@ fn expired_ban_is_never_written() {
     let (folder, path, settings) = setup();
     fs::remove_dir(folder.path().join("etc")).unwrap();
     let bench = Bench::start(settings);
-    bench.block(case("192.0.2.7", 3_600), &LINE);
+    bench.block(context("192.0.2.7", 3_600), &LINE);
     assert!(matches!(bench.next(), BackendEvent::Failed { .. }));
     bench.put(Task::Release { targets: vec![target("192.0.2.7")] });
     fs::create_dir(folder.path().join("etc")).unwrap();
@@ -138,7 +137,7 @@ fn unwritten_lines_are_counted_at_end() {
     fs::remove_dir(folder.path().join("etc")).unwrap();
     let bench = Bench::start(settings);
     for last in 1..=3 {
-        bench.block(case(&format!("192.0.2.{last}"), 3_600), &LINE);
+        bench.block(context(&format!("192.0.2.{last}"), 3_600), &LINE);
     }
     let (stopped, _) = bench.stop(Duration::from_secs(5) * slowness());
     assert_eq!(stopped, Stopped::Left(Left { lines: 3, commands: 0 }));
@@ -152,11 +151,11 @@ fn burst_beyond_queue_is_refused_and_reported() {
     let mut taken = Vec::new();
     let mut refused = 0;
     for n in 0..20_000_u32 {
-        let case = case(&std::net::Ipv4Addr::from(0x0a00_0000 + n).to_string(), 3_600);
-        match queue.send(Task::Block { case, methods: LINE.into() }) {
-            Ok(()) => taken.push(case.target),
-            Err(Task::Block { case: back, .. }) => {
-                assert_eq!(back, case);
+        let context = context(&std::net::Ipv4Addr::from(0x0a00_0000 + n).to_string(), 3_600);
+        match queue.send(Task::Block { context, backends: LINE.into() }) {
+            Ok(()) => taken.push(context.target),
+            Err(Task::Block { context: back, .. }) => {
+                assert_eq!(back, context);
                 refused += 1;
             }
             Err(other) => panic!("another task is returned: {other:?}"),
@@ -177,12 +176,12 @@ fn full_queue_still_accepts_releases() {
     let (free, wait) = channel::<()>();
     let slow = SlowBackends::start(settings, move |_| _ = wait.recv()).unwrap();
     let mut queue = SlowQueue::new(&slow, &LINE, false, false);
-    let case = |n: u32| case(&std::net::Ipv4Addr::from(0x0a00_0000 + n).to_string(), 3_600);
+    let context = |n: u32| context(&std::net::Ipv4Addr::from(0x0a00_0000 + n).to_string(), 3_600);
     // The thread reports the first line, and waits there until the queue is full.
     let refused: Vec<_> =
-        (0..20_000).flat_map(|n| queue.block(&[case(n)], Timestamp::ZERO).expect("no table to lose")).collect();
+        (0..20_000).flat_map(|n| queue.block(&[context(n)], Timestamp::ZERO).expect("no table to lose")).collect();
     assert!(refused.len() > 10_000, "{}", refused.len());
-    queue.lift(&(0..20_000).map(|n| case(n).target).collect::<Vec<_>>()).unwrap();
+    queue.lift(&(0..20_000).map(|n| context(n).target).collect::<Vec<_>>()).unwrap();
     drop(free);
     assert_eq!(slow.stop(super::time_limit()), Stopped::Whole);
     assert_eq!(held(&path).len(), 0);
@@ -192,11 +191,11 @@ fn full_queue_still_accepts_releases() {
 fn missing_backend_is_reported_and_skipped() {
     let (_folder, path, settings) = setup();
     let bench = Bench::start(settings);
-    let case = case("192.0.2.7", 3_600);
-    bench.block(case, &[Backend::Command, Backend::HostsDeny]);
+    let context = context("192.0.2.7", 3_600);
+    bench.block(context, &[Backend::Command, Backend::HostsDeny]);
     assert!(matches!(bench.next(), BackendEvent::Failed { task: SlowTask::Ban(Backend::Command), again: None, .. }));
-    assert_eq!(bench.next(), BackendEvent::Done { case, backend: Backend::HostsDeny });
-    assert_eq!(held(&path), [case.target]);
-    bench.put(Task::Before { case });
-    assert_eq!(bench.next(), BackendEvent::Ready { case }, "there is no command to wait for");
+    assert_eq!(bench.next(), BackendEvent::Done { context, backend: Backend::HostsDeny });
+    assert_eq!(held(&path), [context.target]);
+    bench.put(Task::Before { context });
+    assert_eq!(bench.next(), BackendEvent::Ready { context }, "there is no command to wait for");
 }

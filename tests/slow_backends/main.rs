@@ -18,14 +18,14 @@ use netns_lab::{TIMEOUT, slowness};
 use portsentry::config::Mode;
 use portsentry::config::Run;
 use portsentry::enforce::BanContext;
-use portsentry::enforce::command::{Spawner, serve};
+use portsentry::enforce::command::{CommandHelperClient, serve};
 use portsentry::enforce::helper_socket::pair;
 use portsentry::enforce::slow_backends::{BackendEvent, Left, Settings, SlowBackends, Stopped, Task};
 use portsentry::engine::Class;
 use portsentry::types::{Backend, BanTarget, Expiry, Protocol};
 
 /// A SYN scan from `source`, banned for `seconds` from now.
-fn case(source: &str, seconds: u64) -> BanContext {
+fn context(source: &str, seconds: u64) -> BanContext {
     let source = source.parse().unwrap();
     BanContext {
         target: BanTarget::containing(source),
@@ -50,12 +50,12 @@ fn time_limit() -> Duration {
 }
 
 /// The process that runs commands, here as a thread.
-fn spawner(settings: &Run) -> Spawner {
+fn helper_client(settings: &Run) -> CommandHelperClient {
     let (ours, theirs) = pair().unwrap();
     let settings = settings.clone();
     let helper = std::thread::spawn(move || serve(&theirs, &settings).unwrap());
     HELPERS.with_borrow_mut(|all| all.push(helper));
-    Spawner::new(ours, std::process::id(), || None)
+    CommandHelperClient::new(ours, std::process::id(), || None)
 }
 
 thread_local! {
@@ -91,8 +91,8 @@ impl Bench {
         assert!(self.backends.as_ref().unwrap().tasks().send(task).is_ok(), "the queue has room");
     }
 
-    fn block(&self, case: BanContext, methods: &[Backend]) {
-        self.put(Task::Block { case, methods: methods.into() });
+    fn block(&self, context: BanContext, backends: &[Backend]) {
+        self.put(Task::Block { context, backends: backends.into() });
     }
 
     /// The next event, which must come within the time limit.

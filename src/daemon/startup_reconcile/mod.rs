@@ -62,7 +62,7 @@ pub(super) struct StartupReconcile {
     /// The queue of the slow backends, if there are any.
     pub(super) tasks: Option<TaskSender>,
     /// True if a file of a backend that is not in use loses the entries of earlier bans.
-    pub(super) sweeps_entries: bool,
+    pub(super) removes_stale_entries: bool,
     /// True if commands begin no new bans, but are undone at the end of those that they began.
     pub(super) undoes_commands: bool,
     /// The kernel's sets, for this thread; `None` if nft is not a backend.
@@ -79,7 +79,7 @@ impl StartupReconcile {
             panic_guard::restart_on_panic(|| self.adopt());
             self.follow_guests();
             panic_guard::restart_on_panic(|| self.remove_leftovers());
-            panic_guard::restart_on_panic(|| self.record_methods());
+            panic_guard::restart_on_panic(|| self.record_backends());
         };
         thread.spawn(work).map(drop).map_err(DaemonError::system("start a thread"))
     }
@@ -113,14 +113,14 @@ impl StartupReconcile {
     }
 
     /// Records which backends enforce the bans now, where `block.method` or the exempt prefixes have changed.
-    fn record_methods(&self) {
+    fn record_backends(&self) {
         for ban in self.bans.remembered.iter().map(|remembered| &remembered.ban) {
-            let mut methods = continuing(&self.backends, ban);
+            let mut backends = continuing(&self.backends, ban);
             if self.exempt.check(ban.target).is_err() {
-                methods = methods.iter().filter(|backend| *backend == Backend::Nft).collect();
+                backends = backends.iter().filter(|backend| *backend == Backend::Nft).collect();
             }
-            if methods != ban.methods {
-                self.record(LedgerChange::Moved { target: ban.target, since: ban.since, methods });
+            if backends != ban.methods {
+                self.record(LedgerChange::Moved { target: ban.target, since: ban.since, methods: backends });
             }
         }
     }
@@ -141,24 +141,23 @@ impl StartupReconcile {
         }
         let runs_commands = self.undoes_commands || self.backends.contains(&Backend::Command);
         let is_slow = |backend: &Backend| backend.is_slow() && (*backend != Backend::Command || runs_commands);
-        if !self.backends.iter().any(is_slow) && !self.sweeps_entries && !self.undoes_commands {
+        if !self.backends.iter().any(is_slow) && !self.removes_stale_entries && !self.undoes_commands {
             return;
         }
         let adopted = |Remembered { ban, left }: &Remembered| {
             // Entries of bans that are not held are removed.
-            let methods: Arc<[Backend]> = continuing(&self.backends, ban).iter().filter(is_slow).collect();
-            let methods = Some(methods).filter(|methods| !methods.is_empty())?;
-            Some(Adopted { case: context(ban), methods, has_run: has_run(ban), left: *left })
+            let backends: Arc<[Backend]> = continuing(&self.backends, ban).iter().filter(is_slow).collect();
+            let backends = Some(backends).filter(|backends| !backends.is_empty())?;
+            Some(Adopted { context: context(ban), backends, has_run: has_run(ban), left: *left })
         };
         self.send(Task::Adopt { bans: remembered.iter().filter_map(adopted).collect() });
     }
 
     /// Adds the entries of a ban, such as its line in hosts.deny, that a crash has prevented.
     fn add_entries(&self, target: BanTarget, left: Expiry) {
-        let keeps_entries = |backend: &Backend| backend.is_slow() && *backend != Backend::Command;
-        let methods: Arc<[Backend]> = self.backends.iter().copied().filter(keeps_entries).collect();
-        if !methods.is_empty() {
-            self.send(Task::BlockUnknown { case: BanContext::by_hand(target, left, SystemTime::now()), methods });
+        if self.backends.contains(&Backend::HostsDeny) {
+            let backends = [Backend::HostsDeny].into();
+            self.send(Task::BlockUnknown { context: BanContext::by_hand(target, left, SystemTime::now()), backends });
         }
     }
 
@@ -180,18 +179,23 @@ impl StartupReconcile {
                 None => return,
             }
         }
-        if self.backends.contains(&Backend::Route) {
+        // The other inline backends get the bans of the ledger.
+        let others = self.backends.iter().copied().filter(|backend| !backend.is_slow() && *backend != Backend::Nft);
+        let others: Vec<Backend> = others.collect();
+        if !others.is_empty() {
             // Neither a crash before the ledger was written nor its loss may lift a ban. The bans are recorded, because
             // otherwise each start would give them the whole duration again.
             let expire = self.config.expire;
-            for target in &self.bans.unheard {
+            for (backend, target) in &self.bans.unheard {
                 bans.push(ActiveBan::whole(*target, expire));
                 let now = SystemTime::now();
-                self.record(BanRecord::wanted_by(BanAuthor::Import, *target, now, expire, Backend::Route).into());
+                self.record(BanRecord::wanted_by(BanAuthor::Import, *target, now, expire, *backend).into());
                 self.add_entries(*target, expire);
             }
-            self.send_in_batches(&bans, RESTORE_BATCH, |bans| SensorCommand::Restore(bans, &[Backend::Route]));
-            self.sensor.send_blocking(SensorCommand::RemoveStaleRoutes);
+            for backend in others {
+                self.send_in_batches(&bans, RESTORE_BATCH, |bans| SensorCommand::Restore(backend, bans));
+            }
+            self.sensor.send_blocking(SensorCommand::RemoveStale);
         } else if !self.backends.contains(&Backend::Nft) {
             // The slow backends hold the bans; the sensor has to recognise the sources.
             self.send_in_batches(&bans, ADOPTION_BATCH, SensorCommand::Adopt);
@@ -326,10 +330,10 @@ impl StartupReconcile {
             self.events.emit(EventKind::Restored { bans: narrow.len(), backend: Backend::Nft });
             self.send_in_batches(&narrow, ADOPTION_BATCH, SensorCommand::Adopt);
             if !wide.is_empty() {
-                self.sensor.send_blocking(SensorCommand::Restore(wide, &[Backend::Nft]));
+                self.sensor.send_blocking(SensorCommand::Restore(Backend::Nft, wide));
             }
         } else {
-            self.sensor.send_blocking(SensorCommand::Restore(bans.to_vec(), &[Backend::Nft]));
+            self.sensor.send_blocking(SensorCommand::Restore(Backend::Nft, bans.to_vec()));
         }
     }
 

@@ -26,7 +26,7 @@ pub fn serve(socket: &OwnedFd, settings: &Run) -> Result<(), HelperError> {
     thread::scope(|scope| {
         // Dropped before the scope waits for the commands.
         let _hung_up = hung_up;
-        while let Some(Request { number, which, case }) = next_request(socket, &mut buffer)? {
+        while let Some(Request { number, which, context }) = next_request(socket, &mut buffer)? {
             let words = match which {
                 Which::Begin => &settings.command,
                 Which::End => &settings.expire_command,
@@ -38,7 +38,7 @@ pub fn serve(socket: &OwnedFd, settings: &Run) -> Result<(), HelperError> {
                 refuse(format!("block.run.at_once ({}) is reached", settings.at_once));
                 continue;
             }
-            let (command, line) = match prepare(words, &case) {
+            let (command, line) = match prepare(words, &context) {
                 Ok(prepared) => prepared,
                 Err(error) => {
                     refuse(error.to_string());
@@ -80,7 +80,7 @@ mod tests {
     }
 
     fn request(number: u64, which: Which) -> Vec<u8> {
-        encode(&Request { number, which, case: BanContext::example([192, 0, 2, 7].into()) }).unwrap()
+        encode(&Request { number, which, context: BanContext::example([192, 0, 2, 7].into()) }).unwrap()
     }
 
     fn send_bytes(socket: impl AsFd, bytes: &[u8]) {

@@ -23,7 +23,7 @@ const POLL_INTERVAL: Duration = Duration::from_millis(10);
 
 /// The daemon's handle of the command helper. Cheap to clone.
 #[derive(Clone)]
-pub struct Spawner(Arc<Shared>);
+pub struct CommandHelperClient(Arc<Shared>);
 
 struct Shared {
     socket: OwnedFd,
@@ -35,7 +35,7 @@ struct Shared {
 
 type Ended = Box<dyn FnMut() -> Option<String> + Send>;
 
-impl Spawner {
+impl CommandHelperClient {
     /// A handle of the process with id `process` at the other end of `socket` (`SOCK_SEQPACKET`). `ended` reaps the
     /// process and returns how it has ended; `None` while it runs.
     pub fn new(socket: OwnedFd, process: u32, ended: impl FnMut() -> Option<String> + Send + 'static) -> Self {
@@ -52,15 +52,15 @@ impl Spawner {
         !self.0.gone.load(Ordering::Relaxed)
     }
 
-    /// Requests a command; [`Spawner::next`] returns the answer. Never waits.
+    /// Requests a command; [`CommandHelperClient::next`] returns the answer. Never waits.
     ///
     /// # Errors
     /// The request cannot be sent.
-    pub(in crate::enforce) fn ask(&self, number: u64, which: Which, case: BanContext) -> Result<(), String> {
+    pub(in crate::enforce) fn ask(&self, number: u64, which: Which, context: BanContext) -> Result<(), String> {
         if !self.is_running() {
             return Err("the process that runs commands has ended; restart portsentry".to_owned());
         }
-        let bytes = encode(&Request { number, which, case }).map_err(|error| error.to_string())?;
+        let bytes = encode(&Request { number, which, context }).map_err(|error| error.to_string())?;
         match send(&self.0.socket, &bytes, SendFlags::NOSIGNAL | SendFlags::DONTWAIT) {
             Ok(_) => Ok(()),
             Err(error) => Err(format!("the process that runs commands does not accept requests: {error}")),
@@ -96,8 +96,8 @@ impl Spawner {
     }
 }
 
-impl fmt::Debug for Spawner {
+impl fmt::Debug for CommandHelperClient {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Spawner({})", self.0.process)
+        write!(f, "CommandHelperClient({})", self.0.process)
     }
 }

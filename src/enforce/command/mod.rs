@@ -7,8 +7,8 @@
 //! the command are not ended, because a common classic recipe schedules a job for the next day.
 //!
 //! A separate process runs the commands ([`helper`]), so that the daemon can drop the permission to start programs. The
-//! daemon sends it requests over a socket ([`Spawner`]); the helper reads the commands from its own copy of the
-//! configuration.
+//! daemon sends it requests over a socket ([`CommandHelperClient`]); the helper reads the commands from its own copy of
+//! the configuration.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -34,7 +34,7 @@ pub(crate) use notification::fuzz as fuzz_notification;
 pub(crate) use protocol::fuzz as fuzz_protocol;
 
 pub use helper::serve;
-pub use helper_client::Spawner;
+pub use helper_client::CommandHelperClient;
 pub use notification::{Delivery, MAX_DIGEST_LEN, Notifications, TIME_LIMIT, serve_notifications};
 pub use process::Outcome;
 pub(super) use process::Ran;
@@ -150,22 +150,22 @@ fn is_executable(path: &Path) -> bool {
     path.is_file() && accessat(CWD, path, Access::EXEC_OK, AtFlags::EACCESS).is_ok()
 }
 
-/// Prepares `command` for `case`; also returns it as a line for the log.
-fn prepare(command: &[String], case: &BanContext) -> Result<(Command, String), RunError> {
-    let target = case.target.on_every_link().to_string();
+/// Prepares `command` for `context`; also returns it as a line for the log.
+fn prepare(command: &[String], context: &BanContext) -> Result<(Command, String), RunError> {
+    let target = context.target.on_every_link().to_string();
     let (program, arguments) = command.split_first().ok_or(RunError::Empty)?;
-    let arguments: Vec<String> = arguments.iter().map(|argument| expand(argument, &target, case)).collect();
+    let arguments: Vec<String> = arguments.iter().map(|argument| expand(argument, &target, context)).collect();
     let line = line(std::iter::once(program).chain(&arguments));
     let mut prepared = start_of(program, arguments)?;
-    let (port, source) = (case.port.to_string(), case.source.to_string());
+    let (port, source) = (context.port.to_string(), context.source.to_string());
     prepared.envs([
         ("PORTSENTRY_TARGET", target.as_str()),
         ("PORTSENTRY_SOURCE", &source),
-        ("PORTSENTRY_PROTOCOL", case.protocol.key()),
+        ("PORTSENTRY_PROTOCOL", context.protocol.key()),
         ("PORTSENTRY_PORT", &port),
-        ("PORTSENTRY_MODE", case.mode()),
-        ("PORTSENTRY_REASON", case.reason()),
-        ("PORTSENTRY_EXPIRES", &case.until()),
+        ("PORTSENTRY_MODE", context.mode()),
+        ("PORTSENTRY_REASON", context.reason()),
+        ("PORTSENTRY_EXPIRES", &context.until()),
     ]);
     Ok((prepared, line))
 }

@@ -36,7 +36,8 @@ pub(in crate::enforce) struct Request {
     /// Repeated in the answer.
     pub(in crate::enforce) number: u64,
     pub(in crate::enforce) which: Which,
-    pub(in crate::enforce) case: BanContext,
+    #[serde(rename = "case")]
+    pub(in crate::enforce) context: BanContext,
 }
 
 /// The result of a command.
@@ -88,16 +89,16 @@ mod tests {
         let mut requests = Vec::new();
         for (number, target) in targets.into_iter().enumerate() {
             let target = BanTarget::exactly(target.parse().unwrap()).unwrap();
-            let case = BanContext { target, ..BanContext::example(target.element()) };
+            let context = BanContext { target, ..BanContext::example(target.element()) };
             let number = u64::try_from(number).unwrap();
-            requests.push(Request { number, which: Which::Begin, case });
-            let by_hand = BanContext::by_hand(target, Expiry::Never, case.since);
-            requests.push(Request { number: u64::MAX - number, which: Which::End, case: by_hand });
+            requests.push(Request { number, which: Which::Begin, context });
+            let by_hand = BanContext::by_hand(target, Expiry::Never, context.since);
+            requests.push(Request { number: u64::MAX - number, which: Which::End, context: by_hand });
         }
         let modes = [None, Some(Mode::Connect), Some(Mode::Stealth), Some(Mode::Advanced), Some(Mode::Off)];
         for (class, mode) in Class::ALL.iter().copied().zip(modes.into_iter().cycle()) {
-            let case = BanContext { class: Some(class), mode, ..BanContext::example([192, 0, 2, 7].into()) };
-            requests.push(Request { number: 7, which: Which::Begin, case });
+            let context = BanContext { class: Some(class), mode, ..BanContext::example([192, 0, 2, 7].into()) };
+            requests.push(Request { number: 7, which: Which::Begin, context });
         }
         requests
     }

@@ -1,22 +1,19 @@
 //! Sends requests to the file helper, one at a time, and waits for each answer. Once the helper has ended, each request
-//! fails until the daemon is restarted. Also implements [`EntryStore`] for hosts.deny with these requests, for a daemon
-//! that cannot write the file.
+//! fails until the daemon is restarted.
 
 use std::fs::File;
 use std::io::{self, IoSliceMut, Read};
 use std::mem::MaybeUninit;
 use std::os::fd::OwnedFd;
-use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use rustix::io::retry_on_intr;
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendFlags, recvmsg, send};
 
 use super::protocol::{Answer, MAX_IN_MESSAGE, MAX_MESSAGE_LEN, Request};
+use crate::enforce::BanContext;
 use crate::enforce::helper_socket::{decode, encode};
-use crate::enforce::hosts_deny::{HostsDeny, MAX_FILE_LEN};
-use crate::enforce::{BanContext, EntryStore};
-use crate::types::{Backend, BanTarget};
+use crate::types::BanTarget;
 
 /// The daemon's handle of the file helper. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -92,49 +89,5 @@ impl FileHelper {
             Some(Answer::Failed(reason)) => Err(io::Error::other(reason)),
             None => Err(ended()),
         }
-    }
-}
-
-/// hosts.deny, which the helper reads and writes.
-#[derive(Debug)]
-pub struct HelperFile {
-    file: Arc<dyn EntryStore>,
-    helper: FileHelper,
-}
-
-impl HelperFile {
-    pub fn new(file: Arc<dyn EntryStore>, helper: FileHelper) -> Self {
-        Self { file, helper }
-    }
-}
-
-impl EntryStore for HelperFile {
-    fn backend(&self) -> Backend {
-        self.file.backend()
-    }
-
-    fn path(&self) -> &Path {
-        self.file.path()
-    }
-
-    fn describe(&self) -> String {
-        self.file.describe()
-    }
-
-    fn entry(&self, case: &BanContext) -> String {
-        self.file.entry(case)
-    }
-
-    /// The helper does its own check.
-    fn check(&self) -> io::Result<()> {
-        Ok(())
-    }
-
-    fn held(&self) -> io::Result<Vec<BanTarget>> {
-        Ok(self.helper.read(MAX_FILE_LEN)?.map_or(Vec::new(), |bytes| HostsDeny::held_in(&bytes)))
-    }
-
-    fn apply(&self, add: &[BanContext], remove: &[BanTarget]) -> io::Result<Vec<BanTarget>> {
-        self.helper.edit(add, remove).map(|()| remove.to_vec())
     }
 }

@@ -8,7 +8,7 @@ mod client;
 mod protocol;
 mod server;
 
-pub use client::{FileHelper, HelperFile};
+pub use client::FileHelper;
 #[cfg(any(test, fuzzing))]
 pub(crate) use protocol::fuzz;
 pub use server::{Files, Open, serve};

@@ -59,12 +59,12 @@ mod tests {
     use crate::enforce::helper_socket::{encode, is};
     use crate::types::Expiry;
 
-    fn case(source: &str) -> BanContext {
+    fn context(source: &str) -> BanContext {
         BanContext::example(source.parse().unwrap())
     }
 
     fn messages() -> Vec<Vec<u8>> {
-        let add = vec![case("192.0.2.7"), case("2001:db8::7")];
+        let add = vec![context("192.0.2.7"), context("2001:db8::7")];
         let remove = ["203.0.113.0/24", "2001:db8:1::/48", "192.0.2.9/32"];
         let remove = remove.map(|text| BanTarget::exactly(text.parse().unwrap()).unwrap()).to_vec();
         let edit = |last| Request::Edit { add: add.clone(), remove: remove.clone(), last };

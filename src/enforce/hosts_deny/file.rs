@@ -2,7 +2,7 @@
 //! extended attributes of the old one, including access control lists.
 
 use std::ffi::CString;
-use std::fs::{File, Permissions};
+use std::fs::{self, File, Metadata, Permissions};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::{MetadataExt, PermissionsExt, fchown};
 use std::path::Path;
@@ -12,7 +12,6 @@ use rustix::io::Errno;
 
 use super::error::{HostsDenyError, MAX_FILE_LEN};
 use crate::atomic_file::{AtomicFile, TemporaryName};
-use crate::enforce::entry_store::Stamp;
 
 /// Mode of a new file: readable for every user, as in distributions.
 const MODE: u32 = 0o644;
@@ -25,6 +24,29 @@ const ACCESS_LIST: &[u8] = b"system.posix_acl_access";
 
 /// Attributes that are only valid for the old content: with an old signature the new file would be unreadable.
 const OF_THE_BYTES: [&[u8]; 2] = [b"security.ima", b"security.evm"];
+
+/// Attributes that change when a file is written or replaced, or its permissions change.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Stamp {
+    place: (u64, u64),
+    access: (u32, u32, u32),
+    changed: (i64, i64, i64, i64),
+}
+
+impl Stamp {
+    /// The stamp of the current file; `None` if it does not exist.
+    pub(super) fn new(path: &Path) -> Option<Self> {
+        fs::symlink_metadata(path).ok().map(|found| Self::from_metadata(&found))
+    }
+
+    fn from_metadata(found: &Metadata) -> Self {
+        Self {
+            place: (found.dev(), found.ino()),
+            access: (found.uid(), found.gid(), found.mode()),
+            changed: (found.mtime(), found.mtime_nsec(), found.ctime(), found.ctime_nsec()),
+        }
+    }
+}
 
 /// A file at the time of reading.
 pub(super) struct Old {

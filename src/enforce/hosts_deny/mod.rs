@@ -10,14 +10,13 @@
 //! References: hosts_access(5), hosts_options(5).
 
 use std::collections::HashSet;
-use std::io;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{Access, AtFlags, CWD, accessat};
 
+use super::BanContext;
 use super::template::{NAMES, expand, unknown};
-use super::{BanContext, EntryStore};
-use crate::types::{Backend, BanTarget};
+use crate::types::BanTarget;
 
 mod error;
 mod file;
@@ -25,6 +24,7 @@ mod text;
 
 pub use error::HostsDenyError;
 pub(super) use error::MAX_FILE_LEN;
+pub(super) use file::Stamp;
 #[cfg(any(test, fuzzing))]
 pub(crate) use text::fuzz;
 
@@ -92,6 +92,26 @@ impl HostsDeny {
         if !hosts_deny.finds_its_own() { Err(TemplateError::NotAlone) } else { Ok(hosts_deny) }
     }
 
+    /// The file, in a directory that must be writable.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// What it writes where.
+    pub fn describe(&self) -> String {
+        format!("the line \"{}\" in {}", self.template, self.path.display())
+    }
+
+    /// The line that denies the source of `context`, as reported in its event.
+    pub fn entry(&self, context: &BanContext) -> String {
+        expand(&self.template, &hosts_pattern(context.target), context)
+    }
+
+    /// A value that changes when the file is written or replaced; `None` if it does not exist.
+    pub(super) fn stamp(&self) -> Option<Stamp> {
+        Stamp::new(&self.path)
+    }
+
     /// Checks that lines can be written, as far as possible without writing: the directory accepts a new file, and an
     /// existing file can be read.
     ///
@@ -130,8 +150,10 @@ impl HostsDeny {
     /// The file cannot be read or replaced. Its content is then unchanged, unless only the final sync of the directory
     /// failed.
     pub fn apply(&self, add: &[BanContext], remove: &[BanTarget]) -> Result<Vec<BanTarget>, HostsDenyError> {
-        let add: Vec<Rule> =
-            add.iter().map(|case| Rule { target: case.target, rule: self.entry(case), until: case.until() }).collect();
+        let add: Vec<Rule> = add
+            .iter()
+            .map(|context| Rule { target: context.target, rule: self.entry(context), until: context.until() })
+            .collect();
         let remove: HashSet<BanTarget> = remove.iter().copied().collect();
         for _ in 0..MAX_ATTEMPTS {
             let old = file::read(&self.path)?;
@@ -151,44 +173,13 @@ impl HostsDeny {
     /// True if the parser recognises the written lines: a target inside another word would never be found again.
     fn finds_its_own(&self) -> bool {
         ["192.0.2.1", "2001:db8::1", "fe80::1"].iter().filter_map(|text| text.parse().ok()).all(|source| {
-            let case = BanContext::example(source);
-            let rule = Rule { target: case.target, rule: self.entry(&case), until: case.until() };
+            let context = BanContext::example(source);
+            let rule = Rule { target: context.target, rule: self.entry(&context), until: context.until() };
             let edit = ParsedFile::parse(&[]).edit(&[rule], &HashSet::new());
             edit.is_some_and(|edit| {
-                ParsedFile::parse(&edit.text).entries.iter().any(|entry| entry.target == case.target)
+                ParsedFile::parse(&edit.text).entries.iter().any(|entry| entry.target == context.target)
             })
         })
-    }
-}
-
-impl EntryStore for HostsDeny {
-    fn backend(&self) -> Backend {
-        Backend::HostsDeny
-    }
-
-    fn path(&self) -> &Path {
-        &self.path
-    }
-
-    fn describe(&self) -> String {
-        format!("the line \"{}\" in {}", self.template, self.path.display())
-    }
-
-    /// The line that denies the source of `case`.
-    fn entry(&self, case: &BanContext) -> String {
-        expand(&self.template, &hosts_pattern(case.target), case)
-    }
-
-    fn check(&self) -> io::Result<()> {
-        Self::check(self).map_err(io::Error::other)
-    }
-
-    fn held(&self) -> io::Result<Vec<BanTarget>> {
-        Self::held(self).map_err(io::Error::other)
-    }
-
-    fn apply(&self, add: &[BanContext], remove: &[BanTarget]) -> io::Result<Vec<BanTarget>> {
-        Self::apply(self, add, remove).map_err(io::Error::other)
     }
 }
 

@@ -11,7 +11,7 @@
 //! [`Routes::next_due`]. Routes left by a crash are found at the start:
 //!
 //! ```text
-//! protect(own and allowed prefixes); leftovers(); block(bans of the ledger); sweep()
+//! protect(own and allowed prefixes); leftovers(); block(bans of the ledger); remove_stale()
 //! ```
 //!
 //! A removal that fails is retried until it succeeds.
@@ -25,8 +25,8 @@ use std::time::Duration;
 use ipnet::IpNet;
 use rustix::io::Errno;
 
-use crate::enforce::{BanBackend, BanContext, ExemptPrefixes, Gone, Overlap, Refused};
-use crate::engine::ActiveBan;
+use crate::enforce::{BanBackend, BanContext, ExemptPrefixes, Gone, Overlap, Refused, Upkeep};
+use crate::engine::{ActiveBan, Host};
 pub use crate::netlink::routes::{PROTOCOL, Refusal, RouteError};
 use crate::netlink::routes::{Route, RouteSocket, is_closed};
 use crate::types::{Backend, BanTarget, Expiry, RouteKind, Timestamp};
@@ -95,8 +95,8 @@ pub struct Routes {
     exempt: ExemptPrefixes,
     /// Own routes from before the start that no ban has claimed yet; true for those of the configured kind.
     leftovers: HashMap<IpNet, bool>,
-    /// Time at which a failed [`Routes::sweep`] is retried.
-    sweep_again: Option<Timestamp>,
+    /// Time at which a failed [`Routes::remove_stale`] is retried.
+    retry_stale: Option<Timestamp>,
 }
 
 impl Routes {
@@ -111,7 +111,7 @@ impl Routes {
             held: RouteTable::new(size),
             exempt: ExemptPrefixes::default(),
             leftovers: HashMap::new(),
-            sweep_again: None,
+            retry_stale: None,
         })
     }
 
@@ -126,7 +126,7 @@ impl Routes {
             self.held.wanted().filter(|target| exempt.check(*target).is_err()).collect();
         let left: Vec<IpNet> =
             self.leftovers.keys().filter(|net| exempt.overlapping(**net).is_some()).copied().collect();
-        // Treated as a route of a ban until a sweep corrects it.
+        // Treated as a route of a ban until [`Routes::due`] corrects it.
         now_protected
             .extend(left.into_iter().filter_map(BanTarget::exactly).inspect(|target| self.held.keep(*target, None)));
         now_protected.sort_unstable();
@@ -182,8 +182,8 @@ impl Routes {
     /// long: call again while [`Routes::next_due`] has passed.
     pub fn due(&mut self, now: Timestamp) -> Lifted {
         let again = now.after(RETRY);
-        if self.sweep_again.is_some_and(|at| at <= now) {
-            return self.sweep(now);
+        if self.retry_stale.is_some_and(|at| at <= now) {
+            return self.remove_stale(now);
         }
         let over = self.held.expired(now, MAX_EXPIRED);
         let (expired, old): (Vec<BanTarget>, Vec<BanTarget>) =
@@ -196,11 +196,11 @@ impl Routes {
 
     /// Time at which [`Routes::due`] has work to do; `None` if there is none.
     pub fn next_due(&self) -> Option<Timestamp> {
-        self.held.next_end().into_iter().chain(self.sweep_again).min()
+        self.held.next_end().into_iter().chain(self.retry_stale).min()
     }
 
     /// All targets with an own route from an earlier run, of any kind. Pass those that stay blocked to
-    /// [`Routes::block`]; [`Routes::sweep`] removes the other routes.
+    /// [`Routes::block`]; [`Routes::remove_stale`] removes the other routes.
     ///
     /// # Errors
     /// The kernel's routes cannot be read.
@@ -216,8 +216,8 @@ impl Routes {
     }
 
     /// Removes every route from an earlier run that no ban has claimed since [`Routes::leftovers`].
-    pub fn sweep(&mut self, now: Timestamp) -> Lifted {
-        self.sweep_again = None;
+    pub fn remove_stale(&mut self, now: Timestamp) -> Lifted {
+        self.retry_stale = None;
         let nets: Vec<IpNet> = self.leftovers.keys().copied().collect();
         let mut kept = Vec::new();
         let deleted = self.socket.delete(&nets, |place, refusal| {
@@ -238,7 +238,7 @@ impl Routes {
             Err(error) => Some(error.into()),
         };
         if !self.leftovers.is_empty() {
-            self.sweep_again = Some(now.after(RETRY));
+            self.retry_stale = Some(now.after(RETRY));
         }
         let gone = nets.into_iter().filter(|net| !self.leftovers.contains_key(net));
         Lifted { targets: gone.filter_map(BanTarget::exactly).collect(), trouble }
@@ -251,17 +251,16 @@ impl Routes {
     /// # Errors
     /// An answer is missing.
     pub fn missing(&mut self, targets: &[BanTarget]) -> Result<Vec<BanTarget>, RouteError> {
-        missing_routes(&mut self.socket, self.kind, targets)
+        let nets: Vec<IpNet> = targets.iter().copied().map(BanTarget::network).collect();
+        let lookups = self.socket.look_up(&nets)?;
+        let looked = nets.into_iter().zip(lookups).zip(targets);
+        let open = looked.filter(|((net, lookup), _)| !is_closed(lookup, *net, self.kind.toward(*net)));
+        Ok(open.map(|(_, target)| *target).collect())
     }
 
     /// The port id by which the kernel identifies this backend in notifications of its changes.
     pub fn port_id(&self) -> u32 {
         self.socket.port_id()
-    }
-
-    /// True if `target` should have a route.
-    pub fn is_wanted(&self, target: BanTarget) -> bool {
-        self.held.is_wanted(target)
     }
 
     /// All targets that this backend blocks, unordered.
@@ -390,34 +389,49 @@ impl BanBackend for Routes {
         self.add_all(&left, now)
     }
 
+    fn wants(&self, target: BanTarget) -> bool {
+        self.held.is_wanted(target)
+    }
+
     fn missing(&mut self, targets: &[BanTarget]) -> Vec<BanTarget> {
-        let wanted: Vec<BanTarget> = targets.iter().copied().filter(|target| self.is_wanted(*target)).collect();
-        Self::missing(self, &wanted).unwrap_or_default()
+        Self::missing(self, targets).unwrap_or_default()
+    }
+
+    /// Also protects this host's own IPv6 networks. A neighbour in an own IPv4 network is an ordinary address.
+    fn protect(&mut self, host: &Host) -> Vec<String> {
+        let own = host.networks.iter().copied().filter(|network| matches!(network, IpNet::V6(_)));
+        let prefixes: Vec<IpNet> = host.allow.prefixes().chain(own).collect();
+        let note = |target| {
+            format!("the route that blocked {target} was removed because it would cut off protected addresses")
+        };
+        Self::protect(self, &prefixes).targets.into_iter().map(note).collect()
+    }
+
+    fn next_due(&self) -> Option<Timestamp> {
+        Self::next_due(self)
+    }
+
+    fn run_due(&mut self, now: Timestamp) -> Upkeep {
+        Upkeep { note: None, error: self.due(now).trouble.as_ref().map(cannot_remove) }
+    }
+
+    fn remove_stale(&mut self, now: Timestamp) -> Upkeep {
+        let Lifted { targets, trouble } = Self::remove_stale(self, now);
+        let note = format!("routes of an earlier run that belong to no ban were removed: {}", targets.len());
+        Upkeep { note: (!targets.is_empty()).then_some(note), error: trouble.as_ref().map(cannot_remove) }
     }
 }
 
-/// [`Routes::missing`] for callers with their own socket.
-///
-/// # Errors
-/// An answer is missing.
-pub fn missing_routes(
-    socket: &mut RouteSocket,
-    kind: RouteKind,
-    targets: &[BanTarget],
-) -> Result<Vec<BanTarget>, RouteError> {
-    let nets: Vec<IpNet> = targets.iter().copied().map(BanTarget::network).collect();
-    let lookups = socket.look_up(&nets)?;
-    let looked = nets.into_iter().zip(lookups).zip(targets);
-    let open = looked.filter(|((net, lookup), _)| !is_closed(lookup, *net, kind.toward(*net)));
-    Ok(open.map(|(_, target)| *target).collect())
+fn cannot_remove(error: &BlockError) -> String {
+    format!("cannot remove expired routes, retrying: {error}")
 }
 
 /// Returns the targets without an own route of any kind. Reads all routes once; for large numbers.
 ///
 /// # Errors
 /// The kernel's routes cannot be read.
-pub fn swept_routes(socket: &mut RouteSocket, targets: &[BanTarget]) -> Result<Vec<BanTarget>, RouteError> {
-    let own = socket.own()?;
+pub fn without_own_route(targets: &[BanTarget]) -> Result<Vec<BanTarget>, RouteError> {
+    let own = RouteSocket::open()?.own()?;
     Ok(targets.iter().copied().filter(|target| !own.contains_key(&target.network())).collect())
 }
 

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use super::task::{MAX_NEW_BANS, SharedExempt, Task};
 use super::{SlowBackends, TaskSender};
 use crate::enforce::{BanBackend, BanContext, ExemptPrefixes, Gone, Refused};
+use crate::engine::Host;
 use crate::types::{Backend, BanTarget, Timestamp};
 
 /// The task queue of the slow backends, and the work that a ban needs.
@@ -48,45 +49,45 @@ impl SlowQueue {
     }
 
     /// Starts the command that must run before the ban; false if there is none, or the queue is full.
-    pub fn run_first(&self, case: BanContext) -> bool {
+    pub fn run_first(&self, context: BanContext) -> bool {
         self.after_command.is_some()
-            && self.exempt.check(case.target).is_ok()
-            && self.tasks.send_below(MAX_NEW_BANS, Task::Before { case }).is_ok()
+            && self.exempt.check(context.target).is_ok()
+            && self.tasks.send_below(MAX_NEW_BANS, Task::Before { context }).is_ok()
     }
 
     /// Queues the command alone; returns a refusal if it does not run.
-    pub fn run_command(&self, case: BanContext) -> Option<Refused> {
-        let methods: Arc<[Backend]> = Arc::new([Backend::Command]);
-        self.check(case.target, &methods).pop().or_else(|| self.queue(case, &methods))
+    pub fn run_command(&self, context: BanContext) -> Option<Refused> {
+        let backends: Arc<[Backend]> = Arc::new([Backend::Command]);
+        self.check(context.target, &backends).pop().or_else(|| self.queue(context, &backends))
     }
 
     /// Queues one ban; returns a refusal for each backend that does not enforce it.
-    fn queue_ban(&self, case: BanContext) -> Vec<Refused> {
-        let mut refused = self.check(case.target, &self.backends);
+    fn queue_ban(&self, context: BanContext) -> Vec<Refused> {
+        let mut refused = self.check(context.target, &self.backends);
         // An operator's ban has no probe, so no command ran before it.
-        let methods = match (&self.after_command, &case.ban) {
+        let backends = match (&self.after_command, &context.ban) {
             _ if !refused.is_empty() => &Arc::default(),
             (Some(after), Some(_)) => after,
             _ => &self.backends,
         };
         // An ended connection stays ended, but a ban above the ceiling is short.
-        let ends_connections = self.end_connections && case.ban.is_none_or(|ban| !ban.capped);
-        if !methods.is_empty() || ends_connections {
-            refused.extend(self.queue(case, methods));
+        let ends_connections = self.end_connections && context.ban.is_none_or(|ban| !ban.capped);
+        if !backends.is_empty() || ends_connections {
+            refused.extend(self.queue(context, backends));
         }
         refused
     }
 
-    /// A refusal for each of `methods` if it would affect exempt addresses.
-    fn check(&self, target: BanTarget, methods: &[Backend]) -> Vec<Refused> {
+    /// A refusal for each of `backends` if it would affect exempt addresses.
+    fn check(&self, target: BanTarget, backends: &[Backend]) -> Vec<Refused> {
         let Err(overlap) = self.exempt.check(target) else { return Vec::new() };
-        methods.iter().map(|backend| Refused::new(*backend, target, &overlap)).collect()
+        backends.iter().map(|backend| Refused::new(*backend, target, &overlap)).collect()
     }
 
-    fn queue(&self, case: BanContext, methods: &Arc<[Backend]>) -> Option<Refused> {
-        let put = self.tasks.send_below(MAX_NEW_BANS, Task::Block { case, methods: Arc::clone(methods) });
+    fn queue(&self, context: BanContext, backends: &Arc<[Backend]>) -> Option<Refused> {
+        let put = self.tasks.send_below(MAX_NEW_BANS, Task::Block { context, backends: Arc::clone(backends) });
         let full = || format!("the queue of the backends {} is full", Backend::slow_names());
-        put.err().map(|_| Refused::new(Backend::Command, case.target, &full()))
+        put.err().map(|_| Refused::new(Backend::Command, context.target, &full()))
     }
 }
 
@@ -101,6 +102,12 @@ impl BanBackend for SlowQueue {
             let _ = self.tasks.send(Task::Release { targets: targets.to_vec() });
         }
         Ok(())
+    }
+
+    /// Lines of hosts.deny and commands name no link. The thread reports the bans that it ends.
+    fn protect(&mut self, host: &Host) -> Vec<String> {
+        Self::protect(self, ExemptPrefixes::new(host.allow.networks()));
+        Vec::new()
     }
 }
 

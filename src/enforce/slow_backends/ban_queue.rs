@@ -4,18 +4,18 @@ use std::collections::{BTreeSet, HashMap, VecDeque};
 
 use super::task::MAX_BANS;
 use crate::enforce::BanContext;
-use crate::types::{Backend, Backends, BanTarget, Expiry, Timestamp};
+use crate::types::{Backend, BanTarget, Expiry, Timestamp};
 
 /// A ban that must be undone when it ends.
 #[derive(Debug)]
 pub(super) struct QueuedBan {
-    pub(super) case: BanContext,
+    pub(super) context: BanContext,
     /// Identifier of this ban: results for an earlier ban of the same target are stale.
     pub(super) id: u64,
     /// Backends that have not been processed yet.
     pub(super) steps: VecDeque<Backend>,
-    /// The backends in which it has, or should have, an entry.
-    pub(super) entries: Backends,
+    /// True if it has, or should have, an entry in the file.
+    pub(super) has_entry: bool,
     /// True if the command was started.
     pub(super) has_run: bool,
     until: Option<Timestamp>,
@@ -30,10 +30,10 @@ pub(super) struct Bans {
 }
 
 impl Bans {
-    /// Holds `case` from `now` on for `left`; the state of an earlier ban of the target is kept. `None` if there is no
-    /// room.
-    pub(super) fn hold(&mut self, now: Timestamp, case: BanContext, left: Expiry) -> Option<&mut QueuedBan> {
-        let target = case.target;
+    /// Holds `context` from `now` on for `left`; the state of an earlier ban of the target is kept. `None` if there is
+    /// no room.
+    pub(super) fn hold(&mut self, now: Timestamp, context: BanContext, left: Expiry) -> Option<&mut QueuedBan> {
+        let target = context.target;
         if self.held.len() >= MAX_BANS && !self.held.contains_key(&target) {
             return None;
         }
@@ -41,10 +41,10 @@ impl Bans {
         self.ids += 1;
         let id = self.ids;
         let held = self.held.entry(target).or_insert_with(|| QueuedBan {
-            case,
+            context,
             id,
             steps: VecDeque::new(),
-            entries: Backends::default(),
+            has_entry: false,
             has_run: false,
             until: None,
         });
@@ -54,7 +54,7 @@ impl Bans {
         if let Some(until) = until {
             self.deadlines.insert((until, target));
         }
-        (held.case, held.id, held.until) = (case, id, until);
+        (held.context, held.id, held.until) = (context, id, until);
         held.steps.clear();
         Some(held)
     }
@@ -84,9 +84,9 @@ impl Bans {
         self.held.keys().copied()
     }
 
-    /// Targets that have, or should have, an entry in `backend`.
-    pub(super) fn with_entry(&self, backend: Backend) -> impl Iterator<Item = BanTarget> + '_ {
-        self.held.iter().filter(move |(_, held)| held.entries.contains(backend)).map(|(target, _)| *target)
+    /// Targets that have, or should have, an entry in the file.
+    pub(super) fn with_entry(&self) -> impl Iterator<Item = BanTarget> + '_ {
+        self.held.iter().filter(|(_, held)| held.has_entry).map(|(target, _)| *target)
     }
 
     /// A target whose ban has ended at `now`.
@@ -106,7 +106,7 @@ mod tests {
     use super::*;
     use crate::types::at;
 
-    fn case(last: u8) -> BanContext {
+    fn context(last: u8) -> BanContext {
         BanContext::example([192, 0, 2, last].into())
     }
 
@@ -115,25 +115,25 @@ mod tests {
     #[test]
     fn longer_ban_keeps_completed_backends() {
         let mut bans = Bans::default();
-        let held = bans.hold(at(100), case(1), MINUTE).unwrap();
+        let held = bans.hold(at(100), context(1), MINUTE).unwrap();
         held.has_run = true;
         held.steps.push_back(Backend::HostsDeny);
         let first = held.id;
-        let held = bans.hold(at(130), case(1), MINUTE).unwrap();
+        let held = bans.hold(at(130), context(1), MINUTE).unwrap();
         assert!(held.has_run && held.steps.is_empty());
-        assert!(!bans.is_current(case(1).target, first));
-        assert_eq!((bans.expired(at(189)), bans.expired(at(190))), (None, Some(case(1).target)));
-        bans.hold(at(131), case(1), Expiry::Never).unwrap();
+        assert!(!bans.is_current(context(1).target, first));
+        assert_eq!((bans.expired(at(189)), bans.expired(at(190))), (None, Some(context(1).target)));
+        bans.hold(at(131), context(1), Expiry::Never).unwrap();
         assert_eq!((bans.next(), bans.expired(at(u64::MAX))), (None, None));
     }
 
     #[test]
     fn removed_ban_has_no_deadline() {
         let mut bans = Bans::default();
-        bans.hold(at(0), case(1), MINUTE).unwrap();
-        bans.hold(at(1), case(2), MINUTE).unwrap();
+        bans.hold(at(0), context(1), MINUTE).unwrap();
+        bans.hold(at(1), context(2), MINUTE).unwrap();
         assert_eq!(bans.next(), Some(at(60)));
-        assert!(bans.remove(case(1).target).is_some() && bans.remove(case(1).target).is_none());
+        assert!(bans.remove(context(1).target).is_some() && bans.remove(context(1).target).is_none());
         assert_eq!(bans.next(), Some(at(61)));
     }
 

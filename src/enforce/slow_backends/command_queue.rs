@@ -1,5 +1,5 @@
-//! Runs commands in the command helper ([`Spawner`]): a few concurrently, the others wait in order. Two commands for
-//! one target never run at the same time. If the helper has ended, commands fail.
+//! Runs commands in the command helper ([`CommandHelperClient`]): a few concurrently, the others wait in order. Two
+//! commands for one target never run at the same time. If the helper has ended, commands fail.
 
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::sync::mpsc::{Receiver, Sender, channel};
@@ -11,7 +11,7 @@ use super::events::{BackendEvent, CommandPhase, SlowTask};
 use super::task::{BACKOFF, MAX_BANS};
 use crate::config::Run;
 use crate::enforce::BanContext;
-use crate::enforce::command::{Answer, Outcome, Ran, Spawner, Which};
+use crate::enforce::command::{Answer, CommandHelperClient, Outcome, Ran, Which};
 use crate::panic_guard;
 use crate::types::{Backend, BanTarget, Timestamp};
 
@@ -29,15 +29,15 @@ const MAX_RELEASE_ATTEMPTS: u32 = 10;
 pub(super) struct Job {
     /// Identifier of its ban.
     pub(super) id: u64,
-    pub(super) case: BanContext,
-    pub(super) occasion: CommandPhase,
+    pub(super) context: BanContext,
+    pub(super) phase: CommandPhase,
     pub(super) attempt: u32,
 }
 
 /// The waiting and the running commands.
 pub(super) struct Commands {
     settings: Run,
-    spawner: Spawner,
+    helper_client: CommandHelperClient,
     waiting: VecDeque<Job>,
     /// Number of commands in `waiting` that are not for the end of a ban.
     new: usize,
@@ -59,10 +59,10 @@ pub(super) struct Commands {
 }
 
 impl Commands {
-    pub(super) fn new((settings, spawner): (Run, Spawner)) -> Self {
+    pub(super) fn new((settings, helper_client): (Run, CommandHelperClient)) -> Self {
         Self {
             settings,
-            spawner,
+            helper_client,
             waiting: VecDeque::new(),
             new: 0,
             running: HashSet::new(),
@@ -83,10 +83,10 @@ impl Commands {
         if std::mem::replace(&mut self.listens, true) {
             return;
         }
-        let (spawner, sender, worker) = (self.spawner.clone(), self.answers.0.clone(), thread::current());
+        let (helper_client, sender, worker) = (self.helper_client.clone(), self.answers.0.clone(), thread::current());
         let work = move || {
             panic_guard::restart_on_panic(|| {
-                while let Some(answer) = spawner.next() {
+                while let Some(answer) = helper_client.next() {
                     // The receiver is dropped only at the end.
                     let _ = sender.send(Some(answer));
                     worker.unpark();
@@ -97,14 +97,14 @@ impl Commands {
         };
         if thread::Builder::new().name("commands".to_owned()).spawn(work).is_err() {
             // No answer could be received.
-            self.spawner.hang_up();
+            self.helper_client.hang_up();
             let _ = self.answers.0.send(None);
         }
     }
 
     /// Queues a command; false if the queue is full, in which case it is counted as lost.
     pub(super) fn push(&mut self, job: Job) -> bool {
-        let release = job.occasion == CommandPhase::Release;
+        let release = job.phase == CommandPhase::Release;
         let room = if release { self.waiting.len() < MAX_BANS } else { self.new < MAX_WAITING };
         if room {
             self.waiting.push_back(job);
@@ -116,25 +116,25 @@ impl Commands {
     }
 
     /// Queues the command for the end of a ban, if there is one.
-    pub(super) fn undo(&mut self, id: u64, case: BanContext) {
+    pub(super) fn undo(&mut self, id: u64, context: BanContext) {
         if !self.settings.expire_command.is_empty() {
             // A dropped command is counted.
-            let _ = self.push(Job { id, case, occasion: CommandPhase::Release, attempt: 1 });
+            let _ = self.push(Job { id, context, phase: CommandPhase::Release, attempt: 1 });
         }
     }
 
-    /// Runs the command before the block of `case`, and makes the block wait for it, up to the time limit.
-    pub(super) fn before(&mut self, now: Timestamp, id: u64, case: BanContext, tell: &mut dyn FnMut(BackendEvent)) {
-        if self.push(Job { id, case, occasion: CommandPhase::Before, attempt: 1 }) {
-            self.awaited.push_back((now.after(self.settings.timeout), case));
+    /// Runs the command before the block of `context`, and makes the block wait for it, up to the time limit.
+    pub(super) fn before(&mut self, now: Timestamp, id: u64, context: BanContext, tell: &mut dyn FnMut(BackendEvent)) {
+        if self.push(Job { id, context, phase: CommandPhase::Before, attempt: 1 }) {
+            self.awaited.push_back((now.after(self.settings.timeout), context));
         } else {
-            tell(BackendEvent::Ready { case });
+            tell(BackendEvent::Ready { context });
         }
     }
 
     /// Removes the waiting block of `target`.
     pub(super) fn forget(&mut self, target: BanTarget) {
-        self.awaited.retain(|(_, case)| case.target != target);
+        self.awaited.retain(|(_, context)| context.target != target);
     }
 
     /// Starts as many commands as permitted, and releases blocks that have waited long enough.
@@ -146,42 +146,42 @@ impl Commands {
             self.push(job);
         }
         while self.running.len() < self.settings.at_once
-            && let Some(at) = self.waiting.iter().position(|job| !self.running.contains(&job.case.target))
+            && let Some(at) = self.waiting.iter().position(|job| !self.running.contains(&job.context.target))
             && let Some(job) = self.waiting.remove(at)
         {
-            self.new = self.new.saturating_sub(usize::from(job.occasion != CommandPhase::Release));
-            if let Some(held) = bans.get_mut(job.case.target) {
+            self.new = self.new.saturating_sub(usize::from(job.phase != CommandPhase::Release));
+            if let Some(held) = bans.get_mut(job.context.target) {
                 // A newer ban has its own command.
-                if job.occasion == CommandPhase::Block && held.id != job.id {
+                if job.phase == CommandPhase::Block && held.id != job.id {
                     continue;
                 }
                 // Another attempt would undo the command of the newer ban, whose end undoes both.
-                if job.occasion == CommandPhase::Release && held.has_run {
+                if job.phase == CommandPhase::Release && held.has_run {
                     continue;
                 }
-                held.has_run |= job.occasion != CommandPhase::Release;
-            } else if job.occasion != CommandPhase::Release {
+                held.has_run |= job.phase != CommandPhase::Release;
+            } else if job.phase != CommandPhase::Release {
                 continue;
             }
             self.start(job);
         }
-        while let Some((until, case)) = self.awaited.front().copied()
+        while let Some((until, context)) = self.awaited.front().copied()
             && until <= now
         {
             self.awaited.pop_front();
-            tell(BackendEvent::Ready { case });
+            tell(BackendEvent::Ready { context });
         }
     }
 
     fn start(&mut self, job: Job) {
-        let (which, words) = match job.occasion {
+        let (which, words) = match job.phase {
             CommandPhase::Release => (Which::End, &self.settings.expire_command),
             CommandPhase::Before | CommandPhase::Block => (Which::Begin, &self.settings.command),
         };
-        self.running.insert(job.case.target);
+        self.running.insert(job.context.target);
         self.number += 1;
         self.requested.insert(self.number, job);
-        if let Err(error) = self.spawner.ask(self.number, which, job.case) {
+        if let Err(error) = self.helper_client.ask(self.number, which, job.context) {
             self.answer(self.number, words.join(" "), Outcome::NotStarted(error));
             // Nothing else wakes this thread.
             thread::current().unpark();
@@ -215,8 +215,8 @@ impl Commands {
             self.answer(*number, "its command".to_owned(), Outcome::Unknown);
         }
         if !self.quits {
-            let how = self.spawner.end().map_or(String::new(), |how| format!(" ({how})"));
-            let process = self.spawner.process();
+            let how = self.helper_client.end().map_or(String::new(), |how| format!(" ({how})"));
+            let process = self.helper_client.process();
             let reason = format!(
                 "process {process}, which runs commands, has ended{how}; no command is run until you restart \
                  portsentry, everything else continues"
@@ -234,19 +234,21 @@ impl Commands {
     ) -> Vec<BanTarget> {
         let mut ended = Vec::new();
         while let Some((job, command, ran)) = self.next_finished(tell) {
-            let Job { id, case, occasion, attempt } = job;
-            self.running.remove(&case.target);
+            let Job { id, context, phase, attempt } = job;
+            self.running.remove(&context.target);
             let again = if ran.outcome.is_success() { None } else { self.try_again(now, job, &ran.outcome, bans) };
             let Ran { outcome, output, took } = ran;
-            tell(BackendEvent::Ran { case, occasion, command, outcome, output, took, attempt, again });
-            match occasion {
+            tell(BackendEvent::Ran { context, phase, command, outcome, output, took, attempt, again });
+            match phase {
                 CommandPhase::Before => {
-                    if let Some(at) = self.awaited.iter().position(|(_, waits)| waits.target == case.target) {
+                    if let Some(at) = self.awaited.iter().position(|(_, waits)| waits.target == context.target) {
                         self.awaited.remove(at);
-                        tell(BackendEvent::Ready { case });
+                        tell(BackendEvent::Ready { context });
                     }
                 }
-                CommandPhase::Block if attempt == 1 && bans.is_current(case.target, id) => ended.push(case.target),
+                CommandPhase::Block if attempt == 1 && bans.is_current(context.target, id) => {
+                    ended.push(context.target)
+                }
                 _ => {}
             }
         }
@@ -255,9 +257,9 @@ impl Commands {
 
     /// Schedules a retry of a failed command, if useful. The command before a block is not retried.
     fn try_again(&mut self, now: Timestamp, job: Job, outcome: &Outcome, bans: &Bans) -> Option<Duration> {
-        let sensible = match job.occasion {
+        let sensible = match job.phase {
             CommandPhase::Before => false,
-            CommandPhase::Block => bans.is_current(job.case.target, job.id),
+            CommandPhase::Block => bans.is_current(job.context.target, job.id),
             CommandPhase::Release => job.attempt < MAX_RELEASE_ATTEMPTS,
         };
         if !sensible || *outcome == Outcome::Stopped {
@@ -287,6 +289,6 @@ impl Commands {
     /// Ends all running commands.
     pub(super) fn quit(&mut self) {
         self.quits = true;
-        self.spawner.hang_up();
+        self.helper_client.hang_up();
     }
 }

@@ -1,4 +1,4 @@
-//! Queues entries of an [`EntryStore`] that are to be written or removed; all of them go into one new file. A failure
+//! Queues entries of the [`EntryFile`] that are to be written or removed; all of them go into one new file. A failure
 //! concerns the file, not one ban, so all entries are retried together.
 //!
 //! Other programs write the file too. An editor that saves an old copy, or a tool that writes its own version, removes
@@ -8,27 +8,30 @@
 use std::collections::{HashMap, HashSet};
 use std::io;
 use std::mem;
-use std::sync::Arc;
 use std::time::Duration;
 
 use super::ban_queue::Bans;
 use super::events::{BackendEvent, SlowTask};
 use super::task::{BACKOFF, MAX_BANS};
-use crate::enforce::{BanContext, EntryStore, Stamp};
+use crate::enforce::hosts_deny::Stamp;
+use crate::enforce::{BanContext, EntryFile};
 use crate::types::{Backend, Backoff, BanTarget, Timestamp};
 
 /// Pending changes.
 pub(super) struct EntryQueue {
-    store: Arc<dyn EntryStore>,
+    file: EntryFile,
     add: HashMap<BanTarget, Add>,
     remove: HashSet<BanTarget>,
     /// True if entries of bans that are not held are removed.
-    sweep: bool,
+    removes_stale: bool,
     backoff: Backoff,
     /// Stamp of the file when it contained all entries; `None` before the first check.
     seen: Option<Option<Stamp>>,
     look_at: Timestamp,
 }
+
+/// The backend whose entries these are.
+const BACKEND: Backend = Backend::HostsDeny;
 
 /// Interval between checks of the file.
 const CHECK_INTERVAL: Duration = Duration::from_secs(2);
@@ -37,48 +40,44 @@ const CHECK_INTERVAL: Duration = Duration::from_secs(2);
 struct Add {
     /// Identifier of its ban.
     id: u64,
-    case: BanContext,
+    context: BanContext,
     tried: bool,
     /// True if it was written before.
     again: bool,
 }
 
 impl EntryQueue {
-    pub(super) fn new(store: Arc<dyn EntryStore>) -> Self {
+    pub(super) fn new(file: EntryFile) -> Self {
         Self {
-            store,
+            file,
             add: HashMap::new(),
             remove: HashSet::new(),
-            sweep: false,
+            removes_stale: false,
             backoff: BACKOFF,
             seen: None,
             look_at: Timestamp::ZERO,
         }
     }
 
-    pub(super) fn backend(&self) -> Backend {
-        self.store.backend()
-    }
-
     /// Targets that have an entry now; `None` if the file cannot be read.
     pub(super) fn held(&self) -> Option<HashSet<BanTarget>> {
-        self.store.held().ok().map(|held| held.into_iter().collect())
+        self.file.held().ok().map(|held| held.into_iter().collect())
     }
 
     /// The targets in `bans` that have lost their entry, if the file has changed. Empty while other entries are
     /// pending: the file is checked afterwards.
     pub(super) fn lost(&mut self, now: Timestamp, bans: &Bans) -> Vec<BanTarget> {
-        if now < self.look_at || self.sweep || self.waiting() > 0 {
+        if now < self.look_at || self.removes_stale || self.waiting() > 0 {
             return Vec::new();
         }
         self.look_at = now.after(CHECK_INTERVAL);
         // Read before the content, so that a concurrent write is detected.
-        let stamp = self.store.stamp();
+        let stamp = self.file.hosts_deny.stamp();
         if self.seen == Some(stamp) {
             return Vec::new();
         }
         let Some(held) = self.held() else { return Vec::new() };
-        let lost: Vec<BanTarget> = bans.with_entry(self.backend()).filter(|target| !held.contains(target)).collect();
+        let lost: Vec<BanTarget> = bans.with_entry().filter(|target| !held.contains(target)).collect();
         if lost.is_empty() {
             self.seen = Some(stamp);
         }
@@ -86,14 +85,14 @@ impl EntryQueue {
     }
 
     /// Queues a lost entry for writing.
-    pub(super) fn restore(&mut self, id: u64, case: BanContext) {
-        self.add.insert(case.target, Add { id, case, tried: true, again: true });
+    pub(super) fn restore(&mut self, id: u64, context: BanContext) {
+        self.add.insert(context.target, Add { id, context, tried: true, again: true });
         self.backoff.shorten();
     }
 
-    pub(super) fn add(&mut self, id: u64, case: BanContext) {
-        self.remove.remove(&case.target);
-        self.add.insert(case.target, Add { id, case, tried: false, again: false });
+    pub(super) fn add(&mut self, id: u64, context: BanContext) {
+        self.remove.remove(&context.target);
+        self.add.insert(context.target, Add { id, context, tried: false, again: false });
         self.backoff.shorten();
     }
 
@@ -106,8 +105,8 @@ impl EntryQueue {
         self.backoff.shorten();
     }
 
-    pub(super) fn sweep(&mut self) {
-        self.sweep = true;
+    pub(super) fn remove_stale(&mut self) {
+        self.removes_stale = true;
         self.backoff.shorten();
     }
 
@@ -123,17 +122,17 @@ impl EntryQueue {
 
     /// Time of the next write, if a change is pending.
     fn next_write(&self) -> Option<Timestamp> {
-        (self.sweep || self.waiting() > 0).then_some(self.backoff.until())
+        (self.removes_stale || self.waiting() > 0).then_some(self.backoff.until())
     }
 
     /// Time of the next write, or of the next check for the entries of `bans`.
     pub(super) fn next(&self, bans: &Bans) -> Option<Timestamp> {
-        let has_entries = bans.with_entry(self.backend()).next().is_some();
+        let has_entries = bans.with_entry().next().is_some();
         self.next_write().into_iter().chain(has_entries.then_some(self.look_at)).min()
     }
 
-    /// Writes the changes that are due. In a sweep, only the targets of `bans` keep their entries. Returns the bans
-    /// whose entry was tried for the first time, written or not.
+    /// Writes the changes that are due. Once stale entries are removed, only the targets of `bans` keep theirs. Returns
+    /// the bans whose entry was tried for the first time, written or not.
     pub(super) fn flush(
         &mut self,
         now: Timestamp,
@@ -143,23 +142,22 @@ impl EntryQueue {
         if self.next_write().is_none_or(|next| next > now) {
             return Vec::new();
         }
-        let backend = self.backend();
         match self.write(bans) {
             Ok(targets) => {
                 let (again, new): (Vec<&Add>, Vec<&Add>) = self.add.values().partition(|add| add.again);
-                new.into_iter().for_each(|add| tell(BackendEvent::Done { case: add.case, backend }));
+                new.into_iter().for_each(|add| tell(BackendEvent::Done { context: add.context, backend: BACKEND }));
                 if !again.is_empty() {
                     tell(BackendEvent::Restored {
-                        targets: again.into_iter().map(|add| add.case.target).collect(),
-                        backend,
+                        targets: again.into_iter().map(|add| add.context.target).collect(),
+                        backend: BACKEND,
                     });
                 }
                 if !targets.is_empty() {
-                    tell(BackendEvent::Released { targets, backend });
+                    tell(BackendEvent::Released { targets, backend: BACKEND });
                 }
                 self.backoff.reset();
                 self.remove.clear();
-                self.sweep = false;
+                self.removes_stale = false;
                 self.add.drain().filter(|(_, add)| !add.tried).map(|(target, add)| (target, add.id)).collect()
             }
             Err(error) => {
@@ -168,24 +166,25 @@ impl EntryQueue {
                 let attempt = self.backoff.failures();
                 tell(BackendEvent::Failed {
                     targets,
-                    task: SlowTask::Ban(backend),
+                    task: SlowTask::Ban(BACKEND),
                     reason: error.to_string(),
                     attempt,
                     again,
                 });
-                let first = |add: &mut Add| (!mem::replace(&mut add.tried, true)).then_some((add.case.target, add.id));
+                let first =
+                    |add: &mut Add| (!mem::replace(&mut add.tried, true)).then_some((add.context.target, add.id));
                 self.add.values_mut().filter_map(first).collect()
             }
         }
     }
 
     fn write(&self, bans: &Bans) -> io::Result<Vec<BanTarget>> {
-        let add: Vec<BanContext> = self.add.values().map(|add| add.case).collect();
+        let add: Vec<BanContext> = self.add.values().map(|add| add.context).collect();
         let mut remove: Vec<BanTarget> = self.remove.iter().copied().collect();
-        if self.sweep {
-            let stays: HashSet<BanTarget> = bans.with_entry(self.backend()).collect();
-            remove.extend(self.store.held()?.into_iter().filter(|target| !stays.contains(target)));
+        if self.removes_stale {
+            let stays: HashSet<BanTarget> = bans.with_entry().collect();
+            remove.extend(self.file.held()?.into_iter().filter(|target| !stays.contains(target)));
         }
-        self.store.apply(&add, &remove)
+        self.file.apply(&add, &remove)
     }
 }

@@ -28,7 +28,7 @@ pub enum SlowTask {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum BackendEvent {
     /// This backend enforces the ban. Commands report [`BackendEvent::Ran`] instead.
-    Done { case: BanContext, backend: Backend },
+    Done { context: BanContext, backend: Backend },
     Failed {
         targets: Vec<BanTarget>,
         task: SlowTask,
@@ -44,8 +44,8 @@ pub enum BackendEvent {
     Restored { targets: Vec<BanTarget>, backend: Backend },
     /// A command has ended, or could not be started.
     Ran {
-        case: BanContext,
-        occasion: CommandPhase,
+        context: BanContext,
+        phase: CommandPhase,
         /// The command with expanded macros, on one line.
         command: String,
         outcome: Outcome,
@@ -58,7 +58,7 @@ pub enum BackendEvent {
         again: Option<Duration>,
     },
     /// The command before the block has ended or timed out: block now.
-    Ready { case: BanContext },
+    Ready { context: BanContext },
     /// Connections of a blocked source were ended.
     Connections { target: BanTarget, ended: usize },
     /// Entries were removed and commands undone, because the targets now contain exempt addresses.

@@ -1,4 +1,4 @@
-//! Runs the slow backends on one thread: files with an entry per ban (`EntryStore`), commands, and the ending of
+//! Runs the slow backends on one thread: the file with an entry per ban (`EntryFile`), commands, and the ending of
 //! connections. The thread has a bounded queue, so that neither the sensor nor the event loop waits for a disk or a
 //! process.
 //!

@@ -6,8 +6,8 @@ use std::time::Duration;
 use tokio::sync::watch;
 
 use crate::config::Run;
-use crate::enforce::command::Spawner;
-use crate::enforce::{BanContext, EntryStore, ExemptPrefixes};
+use crate::enforce::command::CommandHelperClient;
+use crate::enforce::{BanContext, EntryFile, ExemptPrefixes};
 use crate::types::{Backend, Backoff, BanTarget, Expiry};
 
 /// Maximum number of tasks in the queue: those that arrive while a file is synced to the disk. A [`LazyQueue`] takes
@@ -29,10 +29,10 @@ pub(super) const BACKOFF: Backoff = Backoff::new(Duration::from_secs(1), Duratio
 /// The configured backends.
 #[derive(Clone, Debug, Default)]
 pub struct Settings {
-    /// The files with an entry per ban.
-    pub stores: Vec<Arc<dyn EntryStore>>,
+    /// For [`Backend::HostsDeny`]: the file with an entry per ban.
+    pub entry_file: Option<EntryFile>,
     /// For [`Backend::Command`] and [`Task::Before`]: the configuration of commands, and the command helper.
-    pub run: Option<(Run, Spawner)>,
+    pub run: Option<(Run, CommandHelperClient)>,
     /// True if connections of every blocked source are ended, in the network namespace of the thread's starter.
     pub end_connections: bool,
 }
@@ -42,16 +42,16 @@ pub struct Settings {
 pub enum Task {
     /// A ban is about to begin: runs the command, then reports [`super::BackendEvent::Ready`], at the latest when the
     /// command's time limit is over, so that many simultaneous sources cannot delay a block. The command does not run
-    /// again for the block that follows: leave [`Backend::Command`] out of its methods.
-    Before { case: BanContext },
+    /// again for the block that follows: leave [`Backend::Command`] out of its backends.
+    Before { context: BanContext },
     /// A ban has begun.
     Block {
-        case: BanContext,
+        context: BanContext,
         /// The backends in order: each begins when the previous one has ended, with or without success.
-        methods: Arc<[Backend]>,
+        backends: Arc<[Backend]>,
     },
     /// A ban from before the start that has no entry yet. Ignored if the target was banned in the meantime.
-    BlockUnknown { case: BanContext, methods: Arc<[Backend]> },
+    BlockUnknown { context: BanContext, backends: Arc<[Backend]> },
     /// Bans have expired or were lifted.
     Release { targets: Vec<BanTarget> },
     /// All bans that were in force before the start. Entries of other targets are removed. Missing entries were removed
@@ -65,9 +65,9 @@ pub enum Task {
 /// A ban from before the start.
 #[derive(Clone, Debug)]
 pub struct Adopted {
-    pub case: BanContext,
+    pub context: BanContext,
     /// The backends of this thread that enforce it from now on.
-    pub methods: Arc<[Backend]>,
+    pub backends: Arc<[Backend]>,
     /// True if the command has run for it, so that the expiry command undoes it; otherwise the command runs now.
     pub has_run: bool,
     pub left: Expiry,

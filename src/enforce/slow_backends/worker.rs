@@ -1,7 +1,6 @@
 //! Runs the main loop of the slow-backends thread: takes tasks, handles ended commands, writes entries, ends
 //! connections, starts commands, and waits until something is due.
 
-use std::collections::HashSet;
 use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -31,8 +30,7 @@ const LOSS_INTERVAL: Duration = Duration::from_secs(60);
 
 /// The state of the thread.
 pub(super) struct Work {
-    /// One for each file with entries.
-    files: Vec<EntryQueue>,
+    entries: Option<EntryQueue>,
     commands: Option<Commands>,
     connections: Connections,
     end_connections: bool,
@@ -55,7 +53,7 @@ impl Work {
     ) -> Self {
         let exempt = Arc::clone(&shared_exempt.borrow());
         Self {
-            files: settings.stores.into_iter().map(EntryQueue::new).collect(),
+            entries: settings.entry_file.map(EntryQueue::new),
             commands: settings.run.map(Commands::new),
             connections: Connections::default(),
             end_connections: settings.end_connections,
@@ -85,13 +83,13 @@ impl Work {
         };
         let now = boot_time();
         // Pending changes get one last attempt.
-        self.files.iter_mut().for_each(EntryQueue::hurry);
+        self.entries.iter_mut().for_each(EntryQueue::hurry);
         self.write(now);
         self.end_commands(stop);
         self.losses_due = Timestamp::ZERO;
         self.tell_losses(boot_time());
         Left {
-            lines: self.files.iter().map(EntryQueue::waiting).sum(),
+            lines: self.entries.as_ref().map_or(0, EntryQueue::waiting),
             commands: self.commands.as_ref().map_or(0, Commands::left),
         }
     }
@@ -123,69 +121,67 @@ impl Work {
 
     fn handle(&mut self, now: Timestamp, task: Task) {
         match task {
-            Task::Before { case } => self.before(now, case),
-            Task::Block { case, methods } => {
+            Task::Before { context } => self.before(now, context),
+            Task::Block { context, backends } => {
                 if self.end_connections {
-                    self.connections.end(case.target);
+                    self.connections.end(context.target);
                 }
-                if methods.is_empty() {
+                if backends.is_empty() {
                     return;
                 }
                 // The target became exempt while the task was in the queue.
-                if let Err(overlap) = self.exempt.check(case.target) {
-                    return methods.iter().for_each(|backend| self.refuse(case, *backend, overlap.to_string()));
+                if let Err(overlap) = self.exempt.check(context.target) {
+                    return backends.iter().for_each(|backend| self.refuse(context, *backend, overlap.to_string()));
                 }
-                match self.bans.hold(now, case, case.expiry) {
+                match self.bans.hold(now, context, context.expiry) {
                     Some(held) => {
-                        held.steps.extend(methods.iter());
-                        self.step(case.target);
+                        held.steps.extend(backends.iter());
+                        self.step(context.target);
                     }
-                    None => methods.iter().for_each(|backend| self.refuse(case, *backend, full())),
+                    None => backends.iter().for_each(|backend| self.refuse(context, *backend, full())),
                 }
             }
-            Task::BlockUnknown { case, methods } => {
-                if self.bans.get(case.target).is_none() {
-                    self.handle(now, Task::Block { case, methods });
+            Task::BlockUnknown { context, backends } => {
+                if self.bans.get(context.target).is_none() {
+                    self.handle(now, Task::Block { context, backends });
                 }
             }
             Task::Release { targets } => targets.into_iter().for_each(|target| self.release(target)),
             Task::Undo { bans } => {
                 let Some(commands) = &mut self.commands else { return };
                 bans.into_iter()
-                    .filter(|case| self.bans.get(case.target).is_none())
-                    .for_each(|case| commands.undo(0, case));
+                    .filter(|context| self.bans.get(context.target).is_none())
+                    .for_each(|context| commands.undo(0, context));
             }
             Task::Adopt { bans } => {
-                let there: Vec<_> = self.files.iter().map(EntryQueue::held).collect();
-                for Adopted { case, methods, has_run, left } in bans {
+                let present = self.entries.as_ref().and_then(EntryQueue::held);
+                for Adopted { context, backends, has_run, left } in bans {
                     // A ban made after the start takes precedence over one from before.
-                    if self.bans.get(case.target).is_some() {
+                    if self.bans.get(context.target).is_some() {
                         continue;
                     }
-                    let is_there = |there: &Option<HashSet<_>>| Some(there.as_ref()?.contains(&case.target));
+                    let is_present = present.as_ref().map(|present| present.contains(&context.target));
                     // If addresses in the target are exempt, only what an earlier run has done is ended.
-                    let is_exempt = self.exempt.check(case.target).is_err();
-                    let files = self.files.iter_mut().zip(&there).filter(|(file, there)| {
-                        methods.contains(&file.backend()) && (!is_exempt || is_there(there) == Some(true))
-                    });
-                    let (entries, lost): (Vec<Backend>, Vec<_>) = files
-                        .map(|(file, there)| (file.backend(), (is_there(there) == Some(false)).then_some(file)))
-                        .unzip();
-                    if is_exempt && entries.is_empty() && !has_run {
+                    let is_exempt = self.exempt.check(context.target).is_err();
+                    let has_entry = backends.contains(&Backend::HostsDeny) && (!is_exempt || is_present == Some(true));
+                    let entries = self.entries.as_mut().filter(|_| has_entry);
+                    if is_exempt && entries.is_none() && !has_run {
                         continue;
                     }
-                    if let Some(held) = self.bans.hold(now, case, left) {
-                        (held.entries, held.has_run) = (entries.into_iter().collect(), has_run);
-                        if methods.contains(&Backend::Command) && !has_run && !is_exempt {
+                    if let Some(held) = self.bans.hold(now, context, left) {
+                        (held.has_entry, held.has_run) = (entries.is_some(), has_run);
+                        if backends.contains(&Backend::Command) && !has_run && !is_exempt {
                             held.steps.push_back(Backend::Command);
                         }
                         // Another backend blocked it until now, or the entry was removed in the meantime.
-                        lost.into_iter().flatten().for_each(|file| file.restore(held.id, case));
-                        self.step(case.target);
+                        if let (Some(entries), Some(false)) = (entries, is_present) {
+                            entries.restore(held.id, context);
+                        }
+                        self.step(context.target);
                     }
                 }
                 self.end_exempt();
-                self.files.iter_mut().for_each(EntryQueue::sweep);
+                self.entries.iter_mut().for_each(EntryQueue::remove_stale);
                 self.write(now);
             }
         }
@@ -205,19 +201,19 @@ impl Work {
         }
     }
 
-    fn before(&mut self, now: Timestamp, case: BanContext) {
-        if self.exempt.check(case.target).is_err() {
-            return (self.tell)(BackendEvent::Ready { case });
+    fn before(&mut self, now: Timestamp, context: BanContext) {
+        if self.exempt.check(context.target).is_err() {
+            return (self.tell)(BackendEvent::Ready { context });
         }
-        match (&mut self.commands, self.bans.hold(now, case, case.expiry)) {
-            (Some(commands), Some(held)) => commands.before(now, held.id, case, &mut self.tell),
+        match (&mut self.commands, self.bans.hold(now, context, context.expiry)) {
+            (Some(commands), Some(held)) => commands.before(now, held.id, context, &mut self.tell),
             (None, Some(_)) => {
-                self.bans.remove(case.target);
-                (self.tell)(BackendEvent::Ready { case });
+                self.bans.remove(context.target);
+                (self.tell)(BackendEvent::Ready { context });
             }
             (_, None) => {
-                self.refuse(case, Backend::Command, full());
-                (self.tell)(BackendEvent::Ready { case });
+                self.refuse(context, Backend::Command, full());
+                (self.tell)(BackendEvent::Ready { context });
             }
         }
     }
@@ -227,49 +223,47 @@ impl Work {
         while let Some(held) = self.bans.get_mut(target)
             && let Some(backend) = held.steps.pop_front()
         {
-            let (case, id) = (held.case, held.id);
-            if let Some(file) = self.files.iter_mut().find(|file| file.backend() == backend) {
-                held.entries = held.entries.and(backend.into());
-                file.add(id, case);
-                return;
-            }
-            match &mut self.commands {
-                Some(commands) if backend == Backend::Command => {
-                    if commands.push(Job { id, case, occasion: CommandPhase::Block, attempt: 1 }) {
+            let (context, id) = (held.context, held.id);
+            match (backend, &mut self.entries, &mut self.commands) {
+                (Backend::HostsDeny, Some(entries), _) => {
+                    held.has_entry = true;
+                    return entries.add(id, context);
+                }
+                (Backend::Command, _, Some(commands)) => {
+                    if commands.push(Job { id, context, phase: CommandPhase::Block, attempt: 1 }) {
                         return;
                     }
                 }
-                _ => self.refuse(case, backend, format!("no {} is configured", backend.title())),
+                _ => self.refuse(context, backend, format!("no {} is configured", backend.title())),
             }
         }
     }
 
-    fn refuse(&mut self, case: BanContext, backend: Backend, reason: impl Into<String>) {
-        let (targets, task) = (vec![case.target], SlowTask::Ban(backend));
+    fn refuse(&mut self, context: BanContext, backend: Backend, reason: impl Into<String>) {
+        let (targets, task) = (vec![context.target], SlowTask::Ban(backend));
         (self.tell)(BackendEvent::Failed { targets, task, reason: reason.into(), attempt: 1, again: None });
     }
 
     fn release(&mut self, target: BanTarget) {
         let held = self.bans.remove(target);
-        for file in &mut self.files {
-            // A target without a ban may have an entry from before the start.
-            if held.as_ref().is_none_or(|held| held.entries.contains(file.backend())) {
-                file.remove(target);
-            }
+        // A target without a ban may have an entry from before the start.
+        if let Some(entries) = &mut self.entries
+            && held.as_ref().is_none_or(|held| held.has_entry)
+        {
+            entries.remove(target);
         }
         if let Some(commands) = &mut self.commands {
             commands.forget(target);
-            if let Some(QueuedBan { id, case, has_run: true, .. }) = held {
-                commands.undo(id, case);
+            if let Some(QueuedBan { id, context, has_run: true, .. }) = held {
+                commands.undo(id, context);
             }
         }
     }
 
     /// Writes entries, and continues with the bans whose entry was tried.
     fn write(&mut self, now: Timestamp) {
-        loop {
-            let files = self.files.iter_mut();
-            let tried: Vec<_> = files.flat_map(|file| file.flush(now, &self.bans, &mut self.tell)).collect();
+        while let Some(entries) = &mut self.entries {
+            let tried = entries.flush(now, &self.bans, &mut self.tell);
             if tried.is_empty() {
                 return;
             }
@@ -283,9 +277,9 @@ impl Work {
 
     /// Restores entries that another program removed.
     fn restore_lost(&mut self, now: Timestamp) {
-        for file in &mut self.files {
-            for held in file.lost(now, &self.bans).into_iter().filter_map(|target| self.bans.get(target)) {
-                file.restore(held.id, held.case);
+        if let Some(entries) = &mut self.entries {
+            for held in entries.lost(now, &self.bans).into_iter().filter_map(|target| self.bans.get(target)) {
+                entries.restore(held.id, held.context);
             }
         }
         self.write(now);
@@ -303,8 +297,8 @@ impl Work {
     /// Waits until something is due or a task arrives.
     fn rest(&self) {
         let commands = self.commands.as_ref().and_then(Commands::next);
-        let files = self.files.iter().filter_map(|file| file.next(&self.bans)).min();
-        match [self.bans.next(), files, self.connections.next(), commands].into_iter().flatten().min() {
+        let entries = self.entries.as_ref().and_then(|entries| entries.next(&self.bans));
+        match [self.bans.next(), entries, self.connections.next(), commands].into_iter().flatten().min() {
             Some(next) => thread::park_timeout(next.since(boot_time()).min(MAX_REST)),
             None if self.losses() != self.told => thread::park_timeout(LOSS_INTERVAL),
             None => thread::park(),
@@ -318,7 +312,7 @@ impl Work {
             thread::park_timeout(FINAL_POLL_INTERVAL);
             self.commands_go_on(boot_time());
         }
-        // The backends after a command in a ban's methods.
+        // The backends that follow a command in the order of a ban.
         self.write(boot_time());
         let Some(commands) = &mut self.commands else { return };
         commands.quit();
