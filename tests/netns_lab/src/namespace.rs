@@ -85,9 +85,9 @@ impl Namespace {
     pub(crate) fn enter_by_ip(&self, words: &[&str]) -> Command {
         let mut command = Command::new("ip");
         command.args(["netns", "exec", &self.name]).args(words).env("LC_ALL", "C.UTF-8");
-        ["COLUMNS", "SSH_CLIENT", "SSH_CONNECTION"].iter().for_each(|variable| {
+        for variable in ["COLUMNS", "SSH_CLIENT", "SSH_CONNECTION"] {
             command.env_remove(variable);
-        });
+        }
         command
     }
 
