@@ -332,7 +332,8 @@ fn reporter(
                 let outcome = format!("{outcome} after {took}{when}{wrote}").into();
                 let kind =
                     EventKind::Ran { target: context.target, ban, command: command.into(), outcome, well, undone };
-                return events.send(Event { time: if ban.is_some() { context.since } else { SystemTime::now() }, kind });
+                return events
+                    .send(Event { time: if ban.is_some() { context.since } else { SystemTime::now() }, kind });
             }
             BackendEvent::Failed { task, .. } | BackendEvent::Unable { task, .. } => {
                 if let SlowTask::Ban(backend) = task {
