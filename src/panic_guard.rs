@@ -23,7 +23,7 @@ const MAX_MESSAGE_LEN: usize = 400;
 const _: () = assert!(cfg!(panic = "unwind"));
 
 /// Passes every panic to `log` in one line, with its thread and its source location.
-pub(crate) fn tell_panics(log: fn(String)) {
+pub(crate) fn install_panic_hook(log: fn(String)) {
     panic::set_hook(Box::new(move |panic| {
         let message = message(panic.payload());
         let place = panic.location().map(|place| format!("{}:{}", place.file(), place.line())).unwrap_or_default();

@@ -26,13 +26,13 @@ use crate::wire::{self, Checksum, LinkType, Packet};
 pub struct ChecksumOffload {
     /// `None` on hosts on which every packet arrives over a wire.
     socket: Option<OwnedFd>,
-    entries: VecDeque<Entry>,
+    entries: VecDeque<BadPacket>,
     secret: RandomState,
     refresh_at: Timestamp,
 }
 
 /// A packet with a wrong checksum, or a loss of packets.
-struct Entry {
+struct BadPacket {
     /// Hash of the packet; `None` for a loss.
     packet: Option<u64>,
     /// True if the kernel accepts it with any checksum, or may do so.
@@ -90,15 +90,15 @@ impl ChecksumOffload {
 
     fn add(&mut self, packet: u64, unverified: bool) {
         if self.entries.len() == MAX_ENTRIES {
-            self.lose();
+            self.record_loss();
         }
-        self.entries.push_back(Entry { packet: Some(packet), unverified, is_old: false });
+        self.entries.push_back(BadPacket { packet: Some(packet), unverified, is_old: false });
     }
 
     /// Records a loss. Until the second refresh after it, the state of every packet is unknown.
-    fn lose(&mut self) {
+    fn record_loss(&mut self) {
         self.entries.clear();
-        self.entries.push_back(Entry { packet: None, unverified: true, is_old: false });
+        self.entries.push_back(BadPacket { packet: None, unverified: true, is_old: false });
     }
 
     /// True if a loss is recorded; its entry is always the first.
@@ -124,21 +124,21 @@ impl ChecksumOffload {
 
     fn receive(&mut self) {
         let mut buffer = [0; VNET_HEADER + SNAP as usize];
-        for _ in 0..MAX_WAITING {
+        for _ in 0..MAX_PACKETS {
             let Some(socket) = &self.socket else { return };
             match recv(socket, &mut buffer, RecvFlags::DONTWAIT) {
                 Ok((_, length)) => self.read(buffer.get(..length).unwrap_or_default()),
                 Err(Errno::AGAIN) => {
                     if !getsockopt(socket, Statistics).is_ok_and(|seen| seen.tp_drops == 0) {
-                        self.lose();
+                        self.record_loss();
                     }
                     return;
                 }
                 // The kernel cannot describe this packet.
-                Err(_) => self.lose(),
+                Err(_) => self.record_loss(),
             }
         }
-        self.lose();
+        self.record_loss();
     }
 
     fn read(&mut self, received: &[u8]) {
@@ -166,7 +166,7 @@ fn open() -> io::Result<OwnedFd> {
     SockRef::from(&socket).attach_filter(&FILTER)?;
     setsockopt(&socket, VnetHeader, &true)?;
     // Without CAP_NET_ADMIN the buffer stays smaller.
-    let _ = setsockopt(&socket, RcvBufForce, &BUFFER);
+    let _ = setsockopt(&socket, RcvBufForce, &RECEIVE_BUFFER);
     Ok(socket)
 }
 
@@ -183,10 +183,10 @@ const SNAP: u16 = 512;
 const REFRESH_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Size of the receive buffer in bytes: room for ten thousand SYNs between two refreshes. The kernel drops the rest.
-const BUFFER: usize = 8 << 20;
+const RECEIVE_BUFFER: usize = 8 << 20;
 
 /// Maximum number of packets received at once.
-const MAX_WAITING: usize = 32_768;
+const MAX_PACKETS: usize = 32_768;
 
 /// Maximum number of entries, enough for one batch of the capture. If a flood exceeds it, all entries are discarded.
 const MAX_ENTRIES: usize = 512;
@@ -275,7 +275,7 @@ mod tests {
         for (packet, unverified) in arrived {
             match packet {
                 Some(packet) => offload.add(packet, unverified),
-                None => offload.lose(),
+                None => offload.record_loss(),
             }
         }
         offload.consume_verified(PACKET)

@@ -37,7 +37,7 @@ use crate::netlink::sock_diag::{Bound, Listener, MAX_DUMP, SockDiag, SockDiagErr
 use crate::netlink::socket::Socket;
 use crate::sandbox;
 use crate::types::{PortSet, Protocol};
-use render::{Interface, Report, Watched};
+use render::{CheckReport, InterfaceSummary, MonitoredPorts};
 use unit::Unit;
 use warnings::Findings;
 
@@ -57,7 +57,7 @@ pub struct CheckOptions {
 }
 
 /// Timeout for all name look-ups in total.
-const LIMIT: Duration = Duration::from_secs(5);
+const LOOKUP_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Why the configuration could not be checked.
 #[derive(Debug, thiserror::Error)]
@@ -94,7 +94,7 @@ pub fn run(options: &CheckOptions, out: &mut impl Write) -> Result<Vec<String>, 
     Ok(ConfigErrors::unless_empty(wrong, notes)?)
 }
 
-fn read(options: &CheckOptions) -> Result<Report, CheckError> {
+fn read(options: &CheckOptions) -> Result<CheckReport, CheckError> {
     let config = Config::load_or_builtin(options.file.as_deref())?;
     let file = match &options.file {
         Some(file) => Some(file.display().to_string()),
@@ -127,8 +127,8 @@ fn read(options: &CheckOptions) -> Result<Report, CheckError> {
     }
     if !Unit::installed().is_some_and(|unit| unit.has_user()) {
         let settings = file.as_deref().map(Path::new);
-        let policy = config.folders(settings, &options.state_dir, &options.socket, &ledger::OWN_FILES);
-        if let Err(error) = sandbox::check_folders(&policy) {
+        let policy = config.directories(settings, &options.state_dir, &options.socket, &ledger::OWN_FILES);
+        if let Err(error) = sandbox::check_directories(&policy) {
             findings.wrong(None::<&str>, error);
         }
         let obstacles = sandbox::obstacles(&policy, running.as_ref().map(|status| status.sandbox.uid));
@@ -162,9 +162,9 @@ fn read(options: &CheckOptions) -> Result<Report, CheckError> {
     if [&config.tcp, &config.udp].into_iter().any(|protocol| protocol.mode == Mode::Connect) {
         findings.add_note("if portsentry now runs in connect mode, its own decoys are listed as ports in use");
     }
-    Ok(Report {
-        tcp: watched(&config.tcp, &host.tcp, &listeners, Protocol::Tcp),
-        udp: watched(&config.udp, &host.udp, &listeners, Protocol::Udp),
+    Ok(CheckReport {
+        tcp: monitored_ports(&config.tcp, &host.tcp, &listeners, Protocol::Tcp),
+        udp: monitored_ports(&config.udp, &host.udp, &listeners, Protocol::Udp),
         interfaces: interfaces(&config, &facts),
         file,
         config,
@@ -175,7 +175,12 @@ fn read(options: &CheckOptions) -> Result<Report, CheckError> {
     })
 }
 
-fn watched(protocol: &ProtocolConfig, open: &Listeners, listeners: &[Listener], which: Protocol) -> Watched {
+fn monitored_ports(
+    protocol: &ProtocolConfig,
+    open: &Listeners,
+    listeners: &[Listener],
+    which: Protocol,
+) -> MonitoredPorts {
     let wanted = protocol.monitored();
     // Connect mode can open a port only if it is unused on every address.
     let in_use = if protocol.mode == Mode::Connect { open.anywhere() } else { open.everywhere() };
@@ -191,10 +196,10 @@ fn watched(protocol: &ProtocolConfig, open: &Listeners, listeners: &[Listener], 
         .collect();
     partly.sort_unstable();
     partly.dedup();
-    Watched { left_out: wanted.without(&ports), ports, partly }
+    MonitoredPorts { left_out: wanted.without(&ports), ports, partly }
 }
 
-fn interfaces(config: &Config, facts: &HostFacts) -> Vec<Interface> {
+fn interfaces(config: &Config, facts: &HostFacts) -> Vec<InterfaceSummary> {
     let of = |one: &network::Interface| {
         let addresses: Vec<IpNet> =
             facts.addresses.iter().filter(|(index, _)| *index == one.index).map(|(_, address)| *address).collect();
@@ -204,7 +209,7 @@ fn interfaces(config: &Config, facts: &HostFacts) -> Vec<Interface> {
             () if addresses.is_empty() => Some("no address"),
             () => None,
         };
-        Interface { name: one.name.clone(), up: one.up, unwatched, addresses }
+        InterfaceSummary { name: one.name.clone(), up: one.up, unwatched, addresses }
     };
     facts.interfaces.iter().map(of).collect()
 }
@@ -295,9 +300,9 @@ fn listeners() -> Result<(Vec<Listener>, Vec<SockDiagError>), SockDiagError> {
 
 /// Looks up all names at once. A name whose answer is late has no address.
 fn look_up(names: &[String]) -> Result<BTreeMap<String, Result<Vec<IpAddr>, String>>, CheckError> {
-    let late = || Err(format!("no answer within {} s", LIMIT.as_secs()));
+    let late = || Err(format!("no answer within {} s", LOOKUP_TIMEOUT.as_secs()));
     let mut found: BTreeMap<String, _> = names.iter().map(|name| (name.clone(), late())).collect();
-    let answers = lookup::look_up_all(names.to_vec(), (names.len(), LIMIT), |name| lookup::resolve(name));
+    let answers = lookup::look_up_all(names.to_vec(), (names.len(), LOOKUP_TIMEOUT), |name| lookup::resolve(name));
     for (name, answer) in answers.map_err(|error| CheckError::System("look up names", error))? {
         let usable = answer.map(|answer| lookup::usable_addresses(&answer).0);
         found.insert(name, usable.map_err(|error| error.to_string()));

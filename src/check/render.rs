@@ -15,22 +15,22 @@ use crate::engine::Protection;
 use crate::types::{Expiry, PortSet, Span, counted, plain};
 
 /// Maximum number of protected prefixes in the text.
-const SHOWN: usize = 30;
+const MAX_LISTED_PREFIXES: usize = 30;
 
-pub(super) struct Report {
+pub(super) struct CheckReport {
     /// The file; `None` for the built-in configuration.
     pub(super) file: Option<String>,
     pub(super) config: Config,
-    pub(super) tcp: Watched,
-    pub(super) udp: Watched,
-    pub(super) interfaces: Vec<Interface>,
+    pub(super) tcp: MonitoredPorts,
+    pub(super) udp: MonitoredPorts,
+    pub(super) interfaces: Vec<InterfaceSummary>,
     pub(super) protected: Vec<(IpNet, Protection)>,
     pub(super) names: BTreeMap<String, Result<Vec<IpAddr>, String>>,
     pub(super) backends: Vec<BackendCheck>,
     pub(super) findings: Findings,
 }
 
-pub(super) struct Watched {
+pub(super) struct MonitoredPorts {
     pub(super) ports: PortSet,
     /// Ports in use, whose probes are not evidence.
     pub(super) left_out: PortSet,
@@ -39,7 +39,7 @@ pub(super) struct Watched {
     pub(super) partly: Vec<(u16, IpAddr)>,
 }
 
-pub(super) struct Interface {
+pub(super) struct InterfaceSummary {
     pub(super) name: String,
     pub(super) up: bool,
     /// Why it is not monitored; `None` if it is.
@@ -47,7 +47,7 @@ pub(super) struct Interface {
     pub(super) addresses: Vec<IpNet>,
 }
 
-impl fmt::Display for Report {
+impl fmt::Display for CheckReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let config = &self.config;
         match &self.file {
@@ -88,7 +88,7 @@ impl fmt::Display for Report {
             let (interval, command) = (Span(config.notify.interval), words(&config.notify.command));
             line!(f, "digests", "at most one every {interval}, sent by the command {command}")?;
         }
-        for Interface { name, up, unwatched, addresses } in &self.interfaces {
+        for InterfaceSummary { name, up, unwatched, addresses } in &self.interfaces {
             let state = match (unwatched, up) {
                 (Some(why), _) => format!("not monitored: {why}"),
                 (None, true) => "monitored".to_owned(),
@@ -100,10 +100,10 @@ impl fmt::Display for Report {
         // Own addresses are already listed with their interfaces.
         let others =
             || self.protected.iter().filter(|(_, why)| !matches!(why, Protection::OwnAddress | Protection::Loopback));
-        for (prefix, why) in others().take(SHOWN) {
+        for (prefix, why) in others().take(MAX_LISTED_PREFIXES) {
             line!(f, "protected", "{}: {why}", plain(*prefix))?;
         }
-        match others().count().saturating_sub(SHOWN) {
+        match others().count().saturating_sub(MAX_LISTED_PREFIXES) {
             0 => {}
             more => line!(f, "protected", "{more} more; --json lists all")?,
         }
@@ -125,11 +125,11 @@ impl fmt::Display for Report {
     }
 }
 
-fn ports(f: &mut fmt::Formatter<'_>, word: &str, protocol: &ProtocolConfig, watched: &Watched) -> fmt::Result {
+fn ports(f: &mut fmt::Formatter<'_>, word: &str, protocol: &ProtocolConfig, watched: &MonitoredPorts) -> fmt::Result {
     if protocol.mode == Mode::Off {
         return line!(f, word, "off");
     }
-    let Watched { ports, left_out, partly } = watched;
+    let MonitoredPorts { ports, left_out, partly } = watched;
     line!(f, word, "{}, {}, scans are {}", protocol.mode, counted(ports.len(), "port"), protocol.block.effect())?;
     line!(f, "  ports", "{ports}")?;
     if !left_out.is_empty() {
@@ -159,9 +159,9 @@ pub(super) fn errors<'a>(errors: impl Iterator<Item = &'a ConfigError>) -> Value
     errors.map(object).collect::<Vec<_>>().into()
 }
 
-pub(super) fn json(report: &Report) -> Value {
+pub(super) fn json(report: &CheckReport) -> Value {
     let config = &report.config;
-    let watched = |protocol: &ProtocolConfig, watched: &Watched| {
+    let watched = |protocol: &ProtocolConfig, watched: &MonitoredPorts| {
         let partly = watched.partly.iter().map(|(port, address)| json!({"port": port, "address": address.to_string()}));
         json!({
             "mode": protocol.mode,

@@ -7,7 +7,7 @@ use std::fs;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
-use super::unit::{EXECUTE, READ, UNIT, Unit, plain};
+use super::unit::{EXECUTE, READ, UNIT, Unit, normalized};
 use super::warnings::Findings;
 use crate::config::{Config, DEFAULT_CONFIG, Mode};
 use crate::control::DEFAULT_SOCKET;
@@ -38,7 +38,7 @@ fn shuts_out(unit: &Unit, config: &Config, file: &Path, findings: &mut Findings)
     let mut files: Vec<_> = config.allow.files.iter().map(|file| ("allow.files", file.as_path(), READ)).collect();
     let own = unit.options().and_then(|options| options.config).unwrap_or_else(|| DEFAULT_CONFIG.into());
     // A draft elsewhere is not the file that the service reads.
-    if plain(file) == plain(own) {
+    if normalized(file) == normalized(own) {
         files.push(("User", file, READ));
     }
     let (run, runs) = (&config.block.run, config.runs_commands());

@@ -161,10 +161,11 @@ impl Unit {
         ];
         let own =
             own.iter().flat_map(|(key, place)| self.list(key).into_iter().map(move |name| Path::new(place).join(name)));
-        let opened = self.list("ReadWritePaths").into_iter().map(|path| plain(path.trim_start_matches(['-', '+'])));
+        let opened =
+            self.list("ReadWritePaths").into_iter().map(|path| normalized(path.trim_start_matches(['-', '+'])));
         // /tmp is always writable; it is private if PrivateTmp= is set.
         let always = ["/dev", "/proc", "/sys", "/tmp", "/var/tmp"].map(PathBuf::from);
-        let folder = &plain(folder);
+        let folder = &normalized(folder);
         // The most specific path decides, as with mounts.
         let deepest = |places: &mut dyn Iterator<Item = PathBuf>| {
             places.filter(|place| folder.starts_with(place)).map(|place| place.components().count()).max()
@@ -182,6 +183,6 @@ impl Unit {
 }
 
 /// The path with links resolved, if it exists.
-pub(super) fn plain(path: impl AsRef<Path>) -> PathBuf {
+pub(super) fn normalized(path: impl AsRef<Path>) -> PathBuf {
     path.as_ref().canonicalize().unwrap_or_else(|_| path.as_ref().to_owned())
 }

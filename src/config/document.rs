@@ -3,7 +3,7 @@
 //! the checks across keys.
 
 use super::error::{ConfigError, ConfigErrors, Lines};
-use super::parse::{expected_names, quoted};
+use super::parse::{expected_names, toml_string};
 use serde::de::DeserializeOwned;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
@@ -11,7 +11,7 @@ use toml::Spanned;
 use toml::de::{DeTable, DeValue, Error, ValueDeserializer};
 
 /// A mistake: the dotted key, its position in the text, and the message.
-type Refusal = (String, Option<Range<usize>>, String);
+type InvalidKey = (String, Option<Range<usize>>, String);
 
 /// Reads `text`, the contents of `file`. `check` returns the keys that contradict others, each with a message.
 pub(super) fn read<T: DeserializeOwned>(
@@ -68,11 +68,11 @@ fn syntax_error(file: &str, text: &str, lines: &Lines<'_>, slip: &Error) -> Conf
     let before = text.get(..span.start).and_then(|before| before.rsplit('\n').next()).unwrap_or_default();
     let message = match slip.message() {
         "duplicate key" if before.trim_start().starts_with('[') => {
-            format!("the table {} is defined twice; write its keys under the first one", quoted(found))
+            format!("the table {} is defined twice; write its keys under the first one", toml_string(found))
         }
-        "duplicate key" => format!("the key {} is defined twice; keep one of the two lines", quoted(found)),
+        "duplicate key" => format!("the key {} is defined twice; keep one of the two lines", toml_string(found)),
         message => {
-            let found = if found.is_empty() { String::new() } else { format!("{}: ", quoted(found)) };
+            let found = if found.is_empty() { String::new() } else { format!("{}: ", toml_string(found)) };
             format!("{found}{message}; write key = \"text\", key = 5, key = true or [table]")
         }
     };
@@ -123,7 +123,7 @@ impl Keys {
         &self,
         path: &str,
         table: &DeTable<'t>,
-        refusals: &mut Vec<Refusal>,
+        refusals: &mut Vec<InvalidKey>,
     ) -> DeTable<'t> {
         let mut accepted = DeTable::new();
         for (key, value) in table {
@@ -205,7 +205,7 @@ fn refused<'t, T: DeserializeOwned>(dotted: &str, value: &Spanned<DeValue<'t>>) 
 fn sentence(value: &DeValue<'_>, message: &str) -> String {
     let shown = match value {
         _ if message.starts_with('"') => return message.to_owned(),
-        DeValue::String(text) => quoted(text),
+        DeValue::String(text) => toml_string(text),
         DeValue::Integer(number) => number.to_string(),
         DeValue::Float(number) => number.to_string(),
         DeValue::Boolean(switch) => switch.to_string(),

@@ -119,8 +119,8 @@ impl Config {
 
     /// The part of the sandbox policy for the daemon's directories and for the files in `settings` that it reads again.
     /// The directories are the state directory with `own_files` in it, and the directories of the sockets.
-    pub fn folders(&self, settings: Option<&Path>, state_dir: &Path, socket: &Path, own_files: &[&str]) -> Policy {
-        let mut policy = Policy::of_folders(state_dir, socket, own_files);
+    pub fn directories(&self, settings: Option<&Path>, state_dir: &Path, socket: &Path, own_files: &[&str]) -> Policy {
+        let mut policy = Policy::for_directories(state_dir, socket, own_files);
         policy.settings = settings
             .into_iter()
             .chain(self.allow.files.iter().map(|file| file.as_path()))

@@ -57,7 +57,7 @@ pub fn pitfalls(config: &Config, tcp: &PortSet, udp: &PortSet, ephemeral: &PortS
         let watched = protocol.monitored();
         let own = watched.len() - watched.without(ephemeral).len();
         // A small number of ephemeral ports is probably listed on purpose.
-        if own > MANY {
+        if own > MAX_INTENDED_PORTS {
             let message = format!(
                 "{own} of these ports are in the range of this host's outgoing connections ({ephemeral}, \
                  net.ipv4.ip_local_port_range), so late answers can look like a scan; remove them, for example with \
@@ -106,7 +106,7 @@ fn only_logs(text: &str) -> bool {
 }
 
 /// The number of ephemeral ports that an operator may have listed on purpose.
-const MANY: u32 = 64;
+const MAX_INTENDED_PORTS: u32 = 64;
 
 #[cfg(test)]
 mod tests {

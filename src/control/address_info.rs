@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime};
 use serde::{Deserialize, Serialize};
 
 use super::fleet_info::FleetBan;
-use super::format::{compact_ports, line, span};
+use super::format::{compact_ports, format_seconds, line};
 use super::scoped_network::ScopedNetwork;
 use crate::clock::{BanEnd, WallTime};
 use crate::enforce::nft::{Hold, MAX_HOLDS};
@@ -98,11 +98,11 @@ pub struct PastBan {
     pub note: Option<String>,
     /// Number of bans of this target, including this one.
     pub strikes: u32,
-    pub ended: Option<Ended>,
+    pub ended: Option<EndedBanInfo>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Ended {
+pub struct EndedBanInfo {
     pub at: WallTime,
     pub how: String,
 }
@@ -160,7 +160,7 @@ impl From<&engine::Suspicion> for SuspicionInfo {
 
 impl From<&LedgerEntry> for PastBan {
     fn from(LedgerEntry { ban, strikes, ended }: &LedgerEntry) -> Self {
-        let ended = ended.as_ref().map(|ended| Ended {
+        let ended = ended.as_ref().map(|ended| EndedBanInfo {
             at: WallTime(ended.at),
             how: match &ended.how {
                 Ending::Expired => "expired".to_owned(),
@@ -221,7 +221,7 @@ impl fmt::Display for AddressInfo {
         line!(f, "ledger", "{}", counted(self.bans.unwrap_or(0), "ban"))?;
         for ban in self.history.iter().flatten() {
             let end = match (&ban.ended, ban.expires) {
-                (Some(Ended { at, how }), _) => format!("{how} {}", at.to_seconds()),
+                (Some(EndedBanInfo { at, how }), _) => format!("{how} {}", at.to_seconds()),
                 (None, BanEnd(None)) => "no end".to_owned(),
                 (None, BanEnd(Some(end))) => format!("until {}", end.to_seconds()),
             };
@@ -246,7 +246,9 @@ impl fmt::Display for AddressInfo {
 impl fmt::Display for VerdictEnd {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match (self.expires, self.left_s) {
-            (BanEnd(Some(end)), Some(left)) => write!(f, "yes, until {} ({} left)", end.to_seconds(), span(left))?,
+            (BanEnd(Some(end)), Some(left)) => {
+                write!(f, "yes, until {} ({} left)", end.to_seconds(), format_seconds(left))?
+            }
             _ => f.write_str("yes, until it is lifted")?,
         }
         self.network.iter().try_for_each(|network| write!(f, ", by the ban of {network}"))?;
@@ -259,13 +261,13 @@ impl fmt::Display for HoldInfo {
         let Self { now, last_s_ago, for_ms, at_most, window_s } = self;
         f.write_str(if *now { "yes" } else { "no" })?;
         if let Some(ago) = last_s_ago {
-            write!(f, ", the last new port was probed {} ago", span(*ago))?;
+            write!(f, ", the last new port was probed {} ago", format_seconds(*ago))?;
         }
         write!(
             f,
             "; after each probe of a new closed port, its new connections are dropped for {for_ms} ms, at most \
              {at_most} times in {}",
-            span(*window_s)
+            format_seconds(*window_s)
         )
     }
 }
@@ -288,7 +290,7 @@ impl fmt::Display for SuspicionInfo {
                 (true, false) => "not blocked: related ports, or a connection to a service",
             },
             counted(self.probes, "probe"),
-            span(self.last_s_ago),
+            format_seconds(self.last_s_ago),
             ports.join(", ")
         )
     }

@@ -4,7 +4,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use super::format::span;
+use super::format::format_seconds;
 use crate::engine::{Class, Grade};
 use crate::fleet::protocol::IgnoredAuthor;
 use crate::types::{BanTarget, counted, nullable};
@@ -100,7 +100,7 @@ pub struct FleetBans {
 
 impl fmt::Display for FleetBan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let left = span(self.left_s.unwrap_or_default());
+        let left = format_seconds(self.left_s.unwrap_or_default());
         match self.state {
             FleetBanState::Blocked => write!(f, "blocked, {left} left")?,
             FleetBanState::WouldBeBlocked => write!(f, "would be blocked, {left} left (fleet.shadow)")?,
@@ -127,7 +127,7 @@ impl fmt::Display for FleetReportInfo {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { author, evidence, distinct_ports, class, left_s } = self;
         let (evidence, ports) = (evidence.key(), counted(*distinct_ports, "port"));
-        write!(f, "{author} ({evidence}, {class}, {ports}, {} left)", span(*left_s))
+        write!(f, "{author} ({evidence}, {class}, {ports}, {} left)", format_seconds(*left_s))
     }
 }
 

@@ -13,7 +13,7 @@ macro_rules! line {
 pub(crate) use line;
 
 /// A duration in its two largest units: "3d 4h".
-pub(super) fn span(seconds: u64) -> String {
+pub(super) fn format_seconds(seconds: u64) -> String {
     Span(Duration::from_secs(seconds)).to_string()
 }
 

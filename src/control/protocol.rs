@@ -279,7 +279,7 @@ struct Envelope<T> {
 }
 
 #[derive(Deserialize)]
-struct Outcome {
+struct OkFlag {
     ok: bool,
 }
 
@@ -295,7 +295,7 @@ pub fn reply_to_line(reply: &Reply) -> String {
 /// # Errors
 /// A description of the error, including the name of a missing field.
 pub fn parse_reply(line: &[u8], request: &Request) -> Result<Reply, String> {
-    let reply = serde_json::from_slice(line).and_then(|Outcome { ok }| {
+    let reply = serde_json::from_slice(line).and_then(|OkFlag { ok }| {
         Ok(if ok { Ok(request.parse_answer(line)?) } else { Err(serde_json::from_slice(line)?) })
     });
     reply.map_err(|error| {

@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use serde::{Deserialize, Serialize};
 
 use super::fleet_info::FleetStatus;
-use super::format::{line, span};
+use super::format::{format_seconds, line};
 use crate::clock::WallTime;
 use crate::config::{BlockPolicy, Mode};
 use crate::events::json::EventRecord;
@@ -21,7 +21,7 @@ pub struct Status {
     pub process: u32,
     pub since: WallTime,
     pub uptime_s: u64,
-    pub state: State,
+    pub state: DaemonState,
     pub trial_left_s: Option<u64>,
     /// Duration of a ban; `None` if it never ends.
     pub expire_s: Option<u64>,
@@ -49,14 +49,14 @@ pub struct Status {
     /// Address of the metrics; `None` if they are not served.
     pub metrics: Option<String>,
     pub sandbox: SandboxState,
-    pub commands: Option<CommandHelper>,
+    pub commands: Option<CommandHelperStatus>,
     /// `None` if this host is not in a fleet.
     pub fleet: Option<FleetStatus>,
     pub last_event: Option<EventRecord>,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub enum State {
+pub enum DaemonState {
     #[default]
     #[serde(rename = "blocking")]
     Blocking,
@@ -66,7 +66,7 @@ pub enum State {
     OnTrial,
 }
 
-impl fmt::Display for State {
+impl fmt::Display for DaemonState {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.serialize(f)
     }
@@ -133,7 +133,7 @@ pub struct RememberedService {
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct CommandHelper {
+pub struct CommandHelperStatus {
     pub process: u32,
     pub running: bool,
     pub sandbox: SandboxState,
@@ -169,16 +169,19 @@ impl From<&Sandbox> for SandboxState {
 impl fmt::Display for Status {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let state = match (self.trial_left_s, self.state) {
-            (Some(left), State::OnlyLogging) => {
-                format!("only logging: trial for {} more; `portsentry trial --end` resumes blocking", span(left))
+            (Some(left), DaemonState::OnlyLogging) => {
+                format!(
+                    "only logging: trial for {} more; `portsentry trial --end` resumes blocking",
+                    format_seconds(left)
+                )
             }
-            (Some(left), _) => format!("trial: {} left to run `portsentry confirm`", span(left)),
+            (Some(left), _) => format!("trial: {} left to run `portsentry confirm`", format_seconds(left)),
             (None, state) => state.to_string(),
         };
         line!(f, "portsentry", "{}, process {}, {state}", self.version, self.process)?;
-        line!(f, "since", "{}, for {}", self.since.to_seconds(), span(self.uptime_s))?;
+        line!(f, "since", "{}, for {}", self.since.to_seconds(), format_seconds(self.uptime_s))?;
         match self.state {
-            State::OnlyLogging => {
+            DaemonState::OnlyLogging => {
                 let what = match self.bans.intended {
                     0 => "nothing".to_owned(),
                     earlier => format!("no further source; {} in force", counted(earlier, "earlier ban")),
@@ -190,7 +193,8 @@ impl fmt::Display for Status {
                 )?;
             }
             _ => {
-                let expire = self.expire_s.map_or_else(|| "with no end".to_owned(), |s| format!("for {}", span(s)));
+                let expire =
+                    self.expire_s.map_or_else(|| "with no end".to_owned(), |s| format!("for {}", format_seconds(s)));
                 line!(f, "blocks", "{expire}, by {}", self.methods.join(", "))?;
             }
         }
@@ -229,10 +233,10 @@ impl fmt::Display for Status {
         }
         line!(f, "sandbox", "{}", self.sandbox)?;
         match &self.commands {
-            Some(CommandHelper { process, running: true, sandbox }) => {
+            Some(CommandHelperStatus { process, running: true, sandbox }) => {
                 line!(f, "commands", "run by process {process}, {sandbox}")?;
             }
-            Some(CommandHelper { process, running: false, .. }) => {
+            Some(CommandHelperStatus { process, running: false, .. }) => {
                 line!(f, "commands", "not run, because process {process} has ended; restart portsentry")?;
             }
             None => {}

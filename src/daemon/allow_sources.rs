@@ -21,7 +21,7 @@ pub(super) struct AllowSources {
     files: IgnoreFiles,
     names: AllowNames,
     /// Allowances and forced bans of operators.
-    pub(super) by_hand: Allowances,
+    pub(super) overrides: Allowances,
     /// Events to report once the snapshot contains the change.
     messages: Vec<EventKind>,
 }
@@ -43,7 +43,7 @@ impl AllowSources {
     pub(super) fn open(allow: &Allow) -> Result<Self, ConfigErrors> {
         let files = IgnoreFiles::open(allow)?;
         let (names, by_hand) = (look_up(allow), Allowances::default());
-        Ok(Self { configured: allow.clone(), files, names, by_hand, messages: Vec::new() })
+        Ok(Self { configured: allow.clone(), files, names, overrides: by_hand, messages: Vec::new() })
     }
 
     /// Applies another configuration; returns what it replaces.
@@ -69,14 +69,14 @@ impl AllowSources {
     /// The allowed networks, each with its reason.
     pub(super) fn networks(&self) -> Vec<(IpNet, Protection)> {
         let listed = self.configured.networks.iter().copied();
-        let listed = listed.chain(self.files.networks()).chain(self.by_hand.allowed());
+        let listed = listed.chain(self.files.networks()).chain(self.overrides.allowed());
         let named = self.names.addresses().map(|address| (IpNet::from(address), Protection::Named));
         listed.map(|network| (network, Protection::Listed)).chain(named).collect()
     }
 
     /// The allowed networks for display: by operators, by `allow.networks`, by `allow.files` and by `allow.names`.
     pub(super) fn entries(&self) -> Vec<AllowedEntry> {
-        let by_hand = self.by_hand.listed(now()).map(AllowedEntry::from);
+        let by_hand = self.overrides.listed(now()).map(AllowedEntry::from);
         let of = |key: &'static str| {
             move |network| AllowedEntry { network: plain(network), by: key.to_owned(), since: None, until: None }
         };
@@ -91,7 +91,7 @@ impl AllowSources {
         let (files, messages) = self.files.tick();
         self.messages.extend(messages);
         let names = self.names.tick(now, resolvers_changed, &mut self.messages);
-        let (over, expired) = self.by_hand.expire(now);
+        let (over, expired) = self.overrides.expire(now);
         let over = over.into_iter().map(|network| EventKind::Note(format!("the allowance of {network} has expired")));
         self.messages.extend(over);
         expired || names || files

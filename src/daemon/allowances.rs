@@ -23,14 +23,14 @@ pub(super) fn now() -> Now {
     (Instant::now(), SystemTime::now())
 }
 
-struct Entry {
+struct AllowanceEntry {
     kind: Kind,
     allowance: Allowance,
     ends: Option<Instant>,
 }
 
 #[derive(Default)]
-pub(super) struct Allowances(Vec<Entry>);
+pub(super) struct Allowances(Vec<AllowanceEntry>);
 
 impl Allowances {
     /// Allows a network, replacing an earlier entry for it.
@@ -58,19 +58,19 @@ impl Allowances {
             ));
         }
         let left = allowance.until.map(|until| until.duration_since(now.1).unwrap_or_default());
-        self.0.push(Entry { kind, allowance, ends: left.and_then(|left| now.0.checked_add(left)) });
+        self.0.push(AllowanceEntry { kind, allowance, ends: left.and_then(|left| now.0.checked_add(left)) });
         Ok(())
     }
 
     /// Revokes the allowance of exactly `network`; false if there is none.
     pub(super) fn remove(&mut self, network: IpNet) -> bool {
-        let is_meant = |entry: &mut Entry| entry.kind == Kind::Allowed && entry.allowance.network == network;
+        let is_meant = |entry: &mut AllowanceEntry| entry.kind == Kind::Allowed && entry.allowance.network == network;
         self.0.extract_if(.., is_meant).count() > 0
     }
 
     /// Protects `network` again, or with `None` all networks that were forced; true if anything changed.
     pub(super) fn unforce(&mut self, network: Option<IpNet>) -> bool {
-        let is_meant = |entry: &mut Entry| {
+        let is_meant = |entry: &mut AllowanceEntry| {
             entry.kind == Kind::Forced && network.is_none_or(|network| entry.allowance.network == network)
         };
         self.0.extract_if(.., is_meant).count() > 0
@@ -78,8 +78,8 @@ impl Allowances {
 
     /// Drops expired entries; returns the networks whose allowances expired, and whether anything was dropped.
     pub(super) fn expire(&mut self, now: Instant) -> (Vec<IpNet>, bool) {
-        let is_over = |entry: &mut Entry| entry.ends.is_some_and(|ends| ends <= now);
-        let over: Vec<Entry> = self.0.extract_if(.., is_over).collect();
+        let is_over = |entry: &mut AllowanceEntry| entry.ends.is_some_and(|ends| ends <= now);
+        let over: Vec<AllowanceEntry> = self.0.extract_if(.., is_over).collect();
         let allowed = over.iter().filter(|entry| entry.kind == Kind::Allowed).map(|entry| entry.allowance.network);
         (allowed.collect(), !over.is_empty())
     }
@@ -102,7 +102,7 @@ impl Allowances {
         self.of_kind(Kind::Forced).map(|entry| entry.allowance.network)
     }
 
-    fn of_kind(&self, kind: Kind) -> impl Iterator<Item = &Entry> + '_ {
+    fn of_kind(&self, kind: Kind) -> impl Iterator<Item = &AllowanceEntry> + '_ {
         self.0.iter().filter(move |entry| entry.kind == kind)
     }
 }

@@ -9,13 +9,15 @@ use super::error::DaemonError;
 use super::sensor_thread::SensorHandle;
 use super::table_identity::FoundTable;
 use crate::config::{BlockPolicy, Config};
-use crate::enforce::command::{CommandHelperClient, Outcome};
+use crate::enforce::command::{CommandHelperClient, ExitOutcome};
 use crate::enforce::hosts_deny::HostsDeny;
 use crate::enforce::nft::{
     BlockError, DecoyRules, Installed, Nft, RulesetError, RulesetSpec, Table, TrapContents, trap_sets,
 };
 use crate::enforce::route::Routes;
-use crate::enforce::slow_backends::{BackendEvent, CommandPhase, Settings, SlowBackends, SlowQueue, SlowTask};
+use crate::enforce::slow_backends::{
+    BackendEvent, CommandPhase, SlowBackends, SlowBackendsConfig, SlowQueue, SlowTask,
+};
 use crate::enforce::{BackendHandles, BanContext, EntryFile};
 use crate::engine::Host;
 use crate::events::channel::Sender;
@@ -137,7 +139,7 @@ pub(super) fn open(
             merged: has_repeated_rules(&mut socket).unwrap_or(false),
         });
         // The sensor empties the trap.
-        opened.trap_banned = trap_sets::caught(&mut nft.table).unwrap_or_default();
+        opened.trap_banned = trap_sets::trap_banned(&mut nft.table).unwrap_or_default();
         let (spec, created) = install(nft, config, host, (on_trial, decoys), &mut opened.messages)?;
         opened.new_table = created.then(|| NewTable(Some(spec)));
     } else if let Ok(mut table) = Table::open() {
@@ -151,7 +153,7 @@ pub(super) fn open(
     if let Some(Err(error)) = used.entry_file.as_ref().map(EntryFile::check) {
         opened.messages.push(EventKind::Error(format!("cannot write hosts.deny, retrying: {error}")));
     }
-    let settings = Settings {
+    let settings = SlowBackendsConfig {
         entry_file: used.entry_file.clone(),
         run: helper_client.map(|helper_client| (config.block.run.clone(), helper_client)),
         end_connections: nft.is_some() && config.block.nft.end_connections,
@@ -326,8 +328,8 @@ fn reporter(
                     CommandPhase::Release => " at the end of the ban",
                 };
                 let ban = context.ban.filter(|_| phase != CommandPhase::Release);
-                let has_ended =
-                    again.is_none() && !matches!(outcome, Outcome::Stopped | Outcome::Unknown | Outcome::NotStarted(_));
+                let has_ended = again.is_none()
+                    && !matches!(outcome, ExitOutcome::Stopped | ExitOutcome::Unknown | ExitOutcome::NotStarted(_));
                 let undone = (phase == CommandPhase::Release && has_ended).then_some(context.since);
                 let outcome = format!("{outcome} after {took}{when}{wrote}").into();
                 let kind =

@@ -19,8 +19,8 @@ use crate::events::event::{Event, EventKind};
 use crate::events::json::{WITHOUT_VERDICT, reason};
 use crate::host::boot;
 use crate::ledger::{
-    Allowance, BanAuthor, BanRecord, BanSummary, Ended, Ending, FleetLift, Found, Ledger, LedgerChange, LedgerError,
-    LegacyFiles, LoadedState, Logged, Opened, Recorder, Stopped, Writer, WriterEvent, decisions, services,
+    Allowance, BanAuthor, BanEnd, BanRecord, BanSummary, Ending, FleetLift, Ledger, LedgerChange, LedgerError,
+    LegacyFiles, LoadedState, Logged, Opened, Recorder, Rows, Stopped, Writer, WriterEvent, decisions, services,
 };
 use crate::types::{Backend, Backends, BanTarget, Expiry};
 
@@ -63,7 +63,7 @@ impl Memory {
 #[derive(Default)]
 pub(super) struct PastBans {
     /// Those that are still in force.
-    pub(super) remembered: Vec<Remembered>,
+    pub(super) remembered: Vec<RememberedBan>,
     /// Those that have ended, and whose commands have to be undone.
     pub(super) undo_due: Vec<BanSummary>,
     /// Targets with an object of an earlier run in this backend that are missing in the ledger because of a crash.
@@ -101,10 +101,10 @@ fn read(directory: &Path, config: &Config) -> Result<Read, LedgerError> {
     let reader = ledger.reader();
     let LoadedState { active, struck, recent, mut unreadable } =
         LoadedState::read(reader, config.escalate.forget, now, max_strikes)?;
-    let left = |ban: BanSummary| ban.left(now).map(|left| Remembered { ban, left });
+    let left = |ban: BanSummary| ban.left(now).map(|left| RememberedBan { ban, left });
     let (undo_due, postponed) = match undoes_commands {
         true => reader.undo_due(MAX_UNDO)?,
-        false => (Found { items: Vec::new(), unreadable: 0 }, 0),
+        false => (Rows { items: Vec::new(), unreadable: 0 }, 0),
     };
     let mut memory = Memory {
         bans: PastBans {
@@ -150,20 +150,20 @@ fn read(directory: &Path, config: &Config) -> Result<Read, LedgerError> {
 }
 
 /// The rows that could be read; adds the number of the others to `unreadable`.
-fn items<T>(found: Found<T>, unreadable: &mut u64) -> Vec<T> {
+fn items<T>(found: Rows<T>, unreadable: &mut u64) -> Vec<T> {
     *unreadable += found.unreadable;
     found.items
 }
 
 /// A ban from before the start, and its remaining time.
-pub(super) struct Remembered {
+pub(super) struct RememberedBan {
     pub(super) ban: BanSummary,
     pub(super) left: Expiry,
 }
 
-impl Remembered {
+impl RememberedBan {
     /// Converts it for the engine and the backends.
-    pub(super) fn standing(&self) -> ActiveBan {
+    pub(super) fn to_active_ban(&self) -> ActiveBan {
         let length = self.ban.until.and_then(|until| until.duration_since(self.ban.since).ok());
         ActiveBan { target: self.ban.target, length, grade: self.ban.grade, left: self.left }
     }
@@ -322,5 +322,5 @@ fn start_writer(
 }
 
 pub(super) fn lifted(target: BanTarget, by: &str, at: SystemTime) -> LedgerChange {
-    LedgerChange::Ended { target, ended: Ended { how: Ending::Lifted { by: by.to_owned() }, at } }
+    LedgerChange::Ended { target, ended: BanEnd { how: Ending::Lifted { by: by.to_owned() }, at } }
 }

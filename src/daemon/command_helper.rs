@@ -14,7 +14,7 @@ use std::thread;
 use rustix::net::{Shutdown, shutdown};
 
 use super::error::DaemonError;
-use super::helper::{self, Helper, Work};
+use super::helper::{self, Helper, HelperKind};
 use super::sandbox_policy;
 use crate::config::{Config, Run};
 use crate::control::status::{self, SandboxState};
@@ -43,7 +43,7 @@ impl CommandHelper {
     pub(super) fn start(config_path: &Path, sandboxed: bool) -> Result<Self, DaemonError> {
         let (digests, theirs) = pair().map_err(DaemonError::system("start the process that runs commands"))?;
         let Helper { socket, mut child, sandbox, warnings } =
-            Helper::start(Work::Commands, config_path, sandboxed, Stdio::from(theirs))?;
+            Helper::start(HelperKind::Commands, config_path, sandboxed, Stdio::from(theirs))?;
         let process = child.id();
         let helper_client = CommandHelperClient::new(socket, process, move || {
             child.try_wait().ok().flatten().map(|status| status.to_string())
@@ -51,9 +51,9 @@ impl CommandHelper {
         Ok(Self { helper_client, notifications: Some(Notifications::new(digests)), sandbox, warnings })
     }
 
-    pub(super) fn status(&self) -> status::CommandHelper {
+    pub(super) fn status(&self) -> status::CommandHelperStatus {
         let (process, running) = (self.helper_client.process(), self.helper_client.is_running());
-        status::CommandHelper { process, running, sandbox: self.sandbox.clone() }
+        status::CommandHelperStatus { process, running, sandbox: self.sandbox.clone() }
     }
 }
 

@@ -75,7 +75,7 @@ impl Components {
                     let at = SystemTime::now();
                     let changes = targets.into_iter().map(move |target| lifted(target, &by, at));
                     if let Some(recorder) = recorder {
-                        tokio::task::spawn_blocking(move || changes.for_each(|change| recorder.put_patiently(change)));
+                        tokio::task::spawn_blocking(move || changes.for_each(|change| recorder.write_blocking(change)));
                     }
                 }
                 count

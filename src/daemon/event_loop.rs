@@ -28,7 +28,7 @@ use crate::sandbox::InstanceLock;
 use crate::sensor::{SensorCommand, SensorError};
 
 /// Interval at which the files of this host are read again, and other periodic work is done.
-const TICK: Duration = Duration::from_secs(1);
+const TICK_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Timeout for running commands and file writes at the end.
 const SLOW_BACKENDS_TIMEOUT: Duration = Duration::from_millis(400);
@@ -73,7 +73,7 @@ impl EventLoop {
         [interrupt, terminate, hangup]: &mut Signals,
         end: &mut SensorEnd,
     ) -> Result<(), DaemonError> {
-        let mut ticks = tokio::time::interval(TICK);
+        let mut ticks = tokio::time::interval(TICK_INTERVAL);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             let components = &mut self.components;

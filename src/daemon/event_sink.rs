@@ -44,7 +44,7 @@ impl EventSink {
     pub(super) fn report_lost(&mut self, lost: u64) {
         self.log.turn_minute();
         self.lost += lost;
-        self.notifier.lose(lost);
+        self.notifier.count_dropped(lost);
         if let Some(kind) = self.log.count_lost(lost) {
             self.emit(kind);
         }
@@ -57,7 +57,7 @@ impl EventSink {
             tokio::select! {
                 request = or_never(self.control.as_mut().map(Server::next_request)) => return request,
                 () = self.log.write_named() => {}
-                kind = self.notifier.turn() => kind.into_iter().for_each(|kind| self.emit(kind)),
+                kind = self.notifier.process_next() => kind.into_iter().for_each(|kind| self.emit(kind)),
             }
         }
     }

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
 use super::error::DaemonError;
-use super::helper::{self, Helper, Work};
+use super::helper::{self, Helper, HelperKind};
 use super::sandbox_policy;
 use crate::config::Config;
 use crate::enforce::EntryFile;
@@ -40,7 +40,7 @@ impl RootFiles {
         if hosts_deny.is_none() && json_file.is_none() {
             return Ok(Self::default());
         }
-        let work = Work::Files { hosts_deny: hosts_deny.is_some(), json_file: json_file.is_some() };
+        let work = HelperKind::Files { hosts_deny: hosts_deny.is_some(), json_file: json_file.is_some() };
         // It ends with the daemon, which need not wait for it.
         let Helper { socket, child, warnings, .. } = Helper::start(work, config_path, true, Stdio::null())?;
         let helper = FileHelper::new(socket, child.id());

@@ -16,7 +16,7 @@ use crate::sensor::GuestBan;
 use crate::types::BanTarget;
 
 /// Maximum number of bans that wait for their ports. Further ones last until their expiry.
-const MAX_WAITING: usize = 1_024;
+const MAX_PENDING: usize = 1_024;
 
 /// How often a port is looked for. The list of links, which is read after each change, lacks a new port for a moment.
 const MAX_ATTEMPTS: u8 = 5;
@@ -54,7 +54,7 @@ impl GuestPorts {
             return;
         }
         let bridges: Vec<u32> = host.bridges_around(observation.source).collect();
-        if !bridges.is_empty() && self.waiting.len() < MAX_WAITING {
+        if !bridges.is_empty() && self.waiting.len() < MAX_PENDING {
             self.waiting.push(Sought { target, since: event.time, source: observation.source, bridges, attempts: 1 });
             self.search();
         }

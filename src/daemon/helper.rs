@@ -26,10 +26,10 @@ use crate::control::status::SandboxState;
 use crate::enforce::helper_socket::{await_message, pair};
 
 /// Argument after the configuration file that disables the sandbox of the helper.
-const FREE: &str = "--no-sandbox";
+const NO_SANDBOX: &str = "--no-sandbox";
 
 /// The program itself, even if its file was replaced.
-const ITSELF: &str = "/proc/self/exe";
+const OWN_PROGRAM: &str = "/proc/self/exe";
 
 /// Timeout for the helper's start. It reads a handful of files.
 const GREETING_TIMEOUT: Duration = Duration::from_secs(20);
@@ -39,21 +39,21 @@ const MAX_GREETING_LEN: usize = 32 << 10;
 
 /// The work of a helper.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Work {
+pub(super) enum HelperKind {
     /// Runs the configured commands.
     Commands,
     /// Writes the files that only root can write: hosts.deny, and `report.json_file`.
     Files { hosts_deny: bool, json_file: bool },
 }
 
-const ALL: [Work; 4] = [
-    Work::Commands,
-    Work::Files { hosts_deny: true, json_file: false },
-    Work::Files { hosts_deny: false, json_file: true },
-    Work::Files { hosts_deny: true, json_file: true },
+const ALL: [HelperKind; 4] = [
+    HelperKind::Commands,
+    HelperKind::Files { hosts_deny: true, json_file: false },
+    HelperKind::Files { hosts_deny: false, json_file: true },
+    HelperKind::Files { hosts_deny: true, json_file: true },
 ];
 
-impl Work {
+impl HelperKind {
     /// The helper's first argument. Only the daemon passes it, so it is not documented in the help and the manual.
     pub(super) fn word(self) -> &'static str {
         match self {
@@ -90,14 +90,19 @@ impl Helper {
     ///
     /// # Errors
     /// It cannot be started, or reports that it cannot do its work.
-    pub(super) fn start(work: Work, config_path: &Path, sandboxed: bool, output: Stdio) -> Result<Self, DaemonError> {
+    pub(super) fn start(
+        work: HelperKind,
+        config_path: &Path,
+        sandboxed: bool,
+        output: Stdio,
+    ) -> Result<Self, DaemonError> {
         let unable = DaemonError::system(match work {
-            Work::Commands => "start the process that runs commands",
-            Work::Files { .. } => "start the process that writes root's files",
+            HelperKind::Commands => "start the process that runs commands",
+            HelperKind::Files { .. } => "start the process that writes root's files",
         });
         let (socket, theirs) = pair().map_err(&unable)?;
-        let mut command = Command::new(ITSELF);
-        command.arg0("portsentry").arg(work.word()).arg(config_path).args((!sandboxed).then_some(FREE));
+        let mut command = Command::new(OWN_PROGRAM);
+        command.arg0("portsentry").arg(work.word()).arg(config_path).args((!sandboxed).then_some(NO_SANDBOX));
         command.env_clear().stdin(Stdio::from(theirs)).stdout(output);
         let mut child = command.spawn().map_err(&unable)?;
         // Copies of the other socket ends would keep the sockets open.
@@ -134,7 +139,7 @@ fn greeting(socket: &OwnedFd, does: &str) -> Greeting {
 /// The command line of a helper.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HelperArgs {
-    pub(super) work: Work,
+    pub(super) work: HelperKind,
     pub(super) config_path: PathBuf,
     pub(super) sandboxed: bool,
 }
@@ -145,7 +150,7 @@ impl HelperArgs {
         let words: Vec<OsString> = words.into_iter().take(5).collect();
         let (word, path, sandboxed) = match words.as_slice() {
             [_, word, path] => (word, path, true),
-            [_, word, path, free] if free == FREE => (word, path, false),
+            [_, word, path, free] if free == NO_SANDBOX => (word, path, false),
             _ => return None,
         };
         let work = ALL.into_iter().find(|work| word == work.word())?;
@@ -176,11 +181,11 @@ mod tests {
             let word = work.word();
             let args = |sandboxed| HelperArgs { work, config_path: "/etc/p.toml".into(), sandboxed };
             assert_eq!(part(&["portsentry", word, "/etc/p.toml"]), Some(args(true)));
-            assert_eq!(part(&["portsentry", word, "/etc/p.toml", FREE]), Some(args(false)));
+            assert_eq!(part(&["portsentry", word, "/etc/p.toml", NO_SANDBOX]), Some(args(false)));
             for other in [&["portsentry", word][..], &["portsentry", word, "a", "b"], &["a", "b", word]] {
                 assert_eq!(part(other), None, "{other:?}");
             }
-            assert_eq!(part(&["portsentry", word, "a", FREE, "b"]), None);
+            assert_eq!(part(&["portsentry", word, "a", NO_SANDBOX, "b"]), None);
         }
         assert_eq!([part(&["portsentry"]), part(&[])], [None, None]);
     }

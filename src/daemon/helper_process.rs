@@ -7,7 +7,7 @@ use rustix::net::sockopt::socket_type;
 use rustix::net::{SendFlags, SocketType, send};
 use tokio::signal::unix::{SignalKind, signal};
 
-use super::helper::{Greeting, HelperArgs, Work};
+use super::helper::{Greeting, HelperArgs, HelperKind};
 use super::{command_helper, file_helper};
 use crate::sandbox::Sandbox;
 
@@ -27,13 +27,13 @@ pub fn run(args: &HelperArgs) -> Result<(), String> {
     let _caught = caught.into_iter().collect::<io::Result<Vec<_>>>().map_err(|error| error.to_string())?;
     let HelperArgs { work, config_path, sandboxed } = args;
     match work {
-        Work::Commands => {
+        HelperKind::Commands => {
             let refusal = "standard output is not a socket of the daemon".to_owned();
             let digests = inherited_socket(rustix::stdio::stdout(), refusal)?;
             let Some(commands) = greet(&socket, command_helper::ready(config_path, *sandboxed))? else { return Ok(()) };
             command_helper::run(&socket, &digests, commands, config_path)
         }
-        Work::Files { hosts_deny, json_file } => {
+        HelperKind::Files { hosts_deny, json_file } => {
             let served = (*hosts_deny, *json_file);
             let Some(files) = greet(&socket, file_helper::ready(config_path, *sandboxed, served))? else {
                 return Ok(());

@@ -57,15 +57,15 @@ impl HostMemory {
     /// Restores the memory of earlier runs, also that of `engine`, before the first packet. Later changes go to
     /// `recorder`.
     pub(super) fn restore(&mut self, records: HostRecords, recorder: Option<Recorder>, engine: &mut Engine) {
-        self.services.recall(records.services, recorder, SystemTime::now());
+        self.services.restore(records.services, recorder, SystemTime::now());
         if records.booted {
             // The sensor's time begins with its start, a moment from now.
             engine.start_settling(Timestamp::at(MAX_SETTLING));
             self.settling = Some(Settling::new(boot_time()));
         }
-        let listeners = self.recent_listeners.recall(records.listeners, SystemTime::now());
+        let listeners = self.recent_listeners.restore(records.listeners, SystemTime::now());
         engine.recall_listeners(Timestamp::default(), &listeners);
-        self.known_peers.recall(records.peers, boot_time(), SystemTime::now());
+        self.known_peers.restore(records.peers, boot_time(), SystemTime::now());
         engine.know_peers(Timestamp::default(), &self.known_peers.ages(boot_time()));
     }
 

@@ -11,7 +11,7 @@ use crate::events::channel::Sender;
 use crate::events::event::EventKind;
 use crate::host::dhcp_leases::LeaseFiles;
 use crate::host::file_watch::FileWatch;
-use crate::host::listers::{Listed, Listing, NetworkLister, SocketLister};
+use crate::host::listers::{Listing, NetworkLister, SocketList, SocketLister};
 use crate::host::network::{HostError, HostFacts, HostReading, Watcher};
 use crate::host::resolv_conf::ResolverFiles;
 use crate::host::sessions::SessionFiles;
@@ -20,7 +20,7 @@ use crate::netlink::sock_diag::{Bound, Connection, Listener, SockDiag};
 
 /// Number of ticks after which everything is read again: a killed session leaves its record without a change to any
 /// file.
-const REREAD: u32 = 300;
+const REREAD_TICKS: u32 = 300;
 
 pub(super) struct HostReadings {
     watcher: Watcher,
@@ -89,7 +89,7 @@ impl HostReadings {
     /// Waits for the first list of listeners. If a table takes too long, only a part of it is known.
     pub(super) async fn list_listeners(&mut self) -> Result<(), DaemonError> {
         // Listeners are listed first.
-        if let Listed::Listeners(listing) = self.sockets.next().await {
+        if let SocketList::Listeners(listing) = self.sockets.next().await {
             let Listing { listeners, late } = listing?;
             self.listeners_changed = !listeners.is_empty();
             self.listeners = listeners;
@@ -157,18 +157,18 @@ impl HostReadings {
     }
 
     /// Applies a list of sockets; returns the connections if it is one of them.
-    fn take_sockets(&mut self, listed: Listed) -> Option<Vec<Connection>> {
+    fn take_sockets(&mut self, listed: SocketList) -> Option<Vec<Connection>> {
         let (name, listed) = match listed {
-            Listed::Listeners(Ok(Listing { mut listeners, late })) => {
+            SocketList::Listeners(Ok(Listing { mut listeners, late })) => {
                 listeners.retain(|one| !is_decoy(&self.decoys, one));
                 self.listeners_changed |= listeners != self.listeners;
                 self.listeners = listeners;
                 self.report_list("listeners", late.map(|error| error.to_string()));
                 return None;
             }
-            Listed::Listeners(Err(error)) => ("listeners", Err(error.to_string())),
-            Listed::Connections(connections) => ("connections", connections),
-            Listed::Published(connections) => ("connections through NAT", connections),
+            SocketList::Listeners(Err(error)) => ("listeners", Err(error.to_string())),
+            SocketList::Connections(connections) => ("connections", connections),
+            SocketList::Published(connections) => ("connections through NAT", connections),
         };
         self.report_list(name, listed.as_ref().err().cloned());
         listed.ok()
@@ -197,7 +197,7 @@ impl HostReadings {
 
     /// Requests a reading of addresses, routes and links if that is due; true if everything is read again.
     pub(super) fn tick(&mut self, resolvers_changed: bool) -> bool {
-        self.ticks = (self.ticks + 1) % REREAD;
+        self.ticks = (self.ticks + 1) % REREAD_TICKS;
         let is_owed = take(&mut self.is_reading_owed);
         let has_changed_settings = self.ticks.is_multiple_of(5) && self.facts.has_changed_settings();
         if resolvers_changed || self.ticks == 0 || is_owed || has_changed_settings {

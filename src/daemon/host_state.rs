@@ -83,7 +83,7 @@ impl HostState {
         self.memory.restore(records, recorder, engine);
         for allowance in allowances {
             // The ledger stores no more than were accepted.
-            let _ = self.allow.by_hand.add(allowance, now());
+            let _ = self.allow.overrides.add(allowance, now());
         }
     }
 
@@ -129,13 +129,13 @@ impl HostState {
     /// # Errors
     /// There are too many entries, or the snapshot cannot be renewed.
     pub(super) async fn allow(&mut self, allowance: Allowance) -> Result<(), String> {
-        self.allow.by_hand.add(allowance, now())?;
+        self.allow.overrides.add(allowance, now())?;
         self.renew_waiting().await.map_err(|error| error.to_string())
     }
 
     /// Revokes the allowance of exactly `network`; false if there is none.
     pub(super) async fn disallow(&mut self, network: IpNet) -> Result<bool, DaemonError> {
-        let is_revoked = self.allow.by_hand.remove(network);
+        let is_revoked = self.allow.overrides.remove(network);
         if is_revoked {
             self.renew_waiting().await?;
         }
@@ -147,13 +147,13 @@ impl HostState {
     /// # Errors
     /// As for [`HostState::allow`].
     pub(super) async fn force(&mut self, network: IpNet, span: Option<Duration>) -> Result<(), String> {
-        self.allow.by_hand.force(network, span, now())?;
+        self.allow.overrides.force(network, span, now())?;
         self.renew().await.map_err(|error| error.to_string())
     }
 
     /// Protects `network` again, or with `None` all networks that were forced.
     pub(super) async fn unforce(&mut self, network: Option<IpNet>) -> Result<(), DaemonError> {
-        match self.allow.by_hand.unforce(network) {
+        match self.allow.overrides.unforce(network) {
             true => self.renew().await,
             false => Ok(()),
         }
@@ -286,7 +286,7 @@ impl HostState {
     async fn refresh(&mut self) -> Result<Vec<SensorCommand>, DaemonError> {
         let networks = self.allow.networks();
         let mut host = snapshot(&self.interfaces, &networks, self.readings.facts(), self.readings.listeners());
-        self.allow.by_hand.forced().for_each(|network| host.allow.except(network));
+        self.allow.overrides.forced().for_each(|network| host.allow.except(network));
         host.services = self.memory.services.memory();
         host.find_related();
         let live = self.snapshot.replace(&self.settings, host).await?;

@@ -59,7 +59,7 @@ impl KnownPeers {
 
     /// Restores the peers from the ledger. A restart makes none of them known for longer, and a time after `wall` means
     /// that the clock was set back.
-    pub fn recall(&mut self, peers: impl IntoIterator<Item = KnownPeer>, now: Timestamp, wall: SystemTime) {
+    pub fn restore(&mut self, peers: impl IntoIterator<Item = KnownPeer>, now: Timestamp, wall: SystemTime) {
         for KnownPeer { target, since, last } in peers.into_iter().take(MAX_PEERS) {
             let age = |time: SystemTime| wall.duration_since(time).unwrap_or_default();
             if let Some(left) = self.span.checked_sub(age(last)) {
@@ -203,7 +203,7 @@ mod tests {
     /// The peers that a start at `now` and `seconds` restores.
     fn restored(records: &[KnownPeer], now: Timestamp, seconds: u64) -> KnownPeers {
         let mut peers = KnownPeers::default();
-        peers.recall(records.to_vec(), now, wall(seconds));
+        peers.restore(records.to_vec(), now, wall(seconds));
         peers
     }
 

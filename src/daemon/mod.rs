@@ -55,7 +55,7 @@ use crate::config::{Config, LogTarget};
 use crate::control::server::{Access, BoundSocket};
 use crate::events::log::{self, LogThread};
 use crate::panic_guard;
-use crate::sandbox::{self, InstanceLock, Sandbox, check_folders, closed_folders};
+use crate::sandbox::{self, InstanceLock, Sandbox, check_directories, closed_directories};
 use crate::types::shared64;
 use backends::UsedBackends;
 use command_helper::CommandHelper;
@@ -65,7 +65,7 @@ use sensor_thread::SensorThread;
 
 pub use config_source::Reread;
 pub use error::DaemonError;
-pub use places::Places;
+pub use places::StartPaths;
 
 /// The user of the fleet process.
 const FLEET_USER: &str = "portsentry-fleet";
@@ -74,11 +74,11 @@ const FLEET_USER: &str = "portsentry-fleet";
 /// `sandboxed`, privileges are dropped permanently.
 pub fn run(
     config: Config,
-    places: Places,
+    places: StartPaths,
     (confirm, sandboxed): (Option<Duration>, bool),
     reread: Reread,
 ) -> Result<(), DaemonError> {
-    panic_guard::tell_panics(log::error);
+    panic_guard::install_panic_hook(log::error);
     shared64::set_nat64(&config.nat64);
     config.check_ownership(&places.config)?;
     let instance_lock = InstanceLock::claim()?;
@@ -88,14 +88,14 @@ pub fn run(
     let mut used = UsedBackends::new(&config, earlier_bans, backends::has_entries)?;
     let mut policy = sandbox_policy::of_daemon(&config, &places, &used);
     if sandboxed {
-        check_folders(&policy)?;
+        check_directories(&policy)?;
     }
     // While programs can still be started.
     let command_helper = match used.runs_commands || config.notifies() {
         true => Some(CommandHelper::start(&places.config, sandboxed)?),
         false => None,
     };
-    let closed = if sandboxed { closed_folders(&policy) } else { Vec::new() };
+    let closed = if sandboxed { closed_directories(&policy) } else { Vec::new() };
     let root_files = RootFiles::start(&config, &places.config, &closed, used.entry_file.as_mut())?;
     policy.write.retain(|folder| !closed.contains(folder));
     let firewall_watch = FirewallWatch::open(&config);

@@ -18,7 +18,7 @@ use crate::types::printable::masked_to;
 const LAST_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// A request to the command helper.
-enum Job {
+enum NotifierJob {
     /// Reads the command again.
     Reread,
     Digest(Box<Digest>),
@@ -29,7 +29,7 @@ enum Channel {
     /// The command helper was not started, or has ended.
     None,
     Free(Notifications),
-    Busy(JoinHandle<(Notifications, Delivery)>, Job),
+    Busy(JoinHandle<(Notifications, Delivery)>, NotifierJob),
 }
 
 pub(super) struct Notifier {
@@ -77,19 +77,19 @@ impl Notifier {
     pub(super) fn add(&mut self, event: &Event, begins: bool) {
         if self.wanted {
             self.collected.add(event, begins);
-            self.mark();
+            self.start_interval();
         }
     }
 
     /// Adds the number of lost events.
-    pub(super) fn lose(&mut self, events: u64) {
+    pub(super) fn count_dropped(&mut self, events: u64) {
         if self.wanted && events > 0 {
-            self.collected.lose(events);
-            self.mark();
+            self.collected.count_dropped(events);
+            self.start_interval();
         }
     }
 
-    fn mark(&mut self) {
+    fn start_interval(&mut self) {
         if self.since.is_none() && self.collected.is_worth_sending() {
             self.since = Some(Instant::now());
         }
@@ -97,13 +97,13 @@ impl Notifier {
 
     /// Waits until a digest is due and sends it, or until a sent one has ended; returns the event to report. Cancel
     /// safe.
-    pub(super) async fn turn(&mut self) -> Option<EventKind> {
+    pub(super) async fn process_next(&mut self) -> Option<EventKind> {
         match &mut self.channel {
             Channel::None => pending().await,
             Channel::Busy(..) => self.finish_request().await,
             Channel::Free(_) if self.rereads => {
                 self.rereads = false;
-                self.ask(Job::Reread);
+                self.ask(NotifierJob::Reread);
                 None
             }
             Channel::Free(_) => {
@@ -127,7 +127,7 @@ impl Notifier {
         let in_time = tokio::time::timeout(LAST_TIMEOUT, rest).await.is_ok();
         let unsent = self.wanted && (!in_time || self.since.is_some());
         let bans = match &self.channel {
-            Channel::Busy(_, Job::Digest(digest)) => digest.bans() + self.collected.bans(),
+            Channel::Busy(_, NotifierJob::Digest(digest)) => digest.bans() + self.collected.bans(),
             _ => self.collected.bans(),
         };
         let text = format!("notify.command did not deliver the last digest, of {}", counted(bans, "ban"));
@@ -137,15 +137,15 @@ impl Notifier {
     fn send(&mut self) {
         let digest = std::mem::replace(&mut self.collected, Digest::new(SystemTime::now()));
         self.since = None;
-        self.ask(Job::Digest(Box::new(digest)));
+        self.ask(NotifierJob::Digest(Box::new(digest)));
     }
 
-    fn ask(&mut self, job: Job) {
+    fn ask(&mut self, job: NotifierJob) {
         let Channel::Free(mut channel) = std::mem::replace(&mut self.channel, Channel::None) else { return };
         let digest = match &job {
-            Job::Reread => None,
+            NotifierJob::Reread => None,
             // A name or a note may contain terminal control sequences.
-            Job::Digest(digest) => {
+            NotifierJob::Digest(digest) => {
                 let host = rustix::system::uname();
                 let host = host.nodename().to_string_lossy();
                 Some(masked_to(&digest.to_json(&host, SystemTime::now()), '?', MAX_DIGEST_LEN))
@@ -174,15 +174,15 @@ impl Notifier {
             _ => Delivery::HelperGone,
         };
         match (job, delivery) {
-            (Job::Reread, Delivery::Succeeded) => None,
-            (Job::Reread, Delivery::Failed(why)) => {
+            (NotifierJob::Reread, Delivery::Succeeded) => None,
+            (NotifierJob::Reread, Delivery::Failed(why)) => {
                 Some(EventKind::Error(format!("notify.command cannot be changed: {why}; the old command stays in use")))
             }
-            (Job::Digest(_), Delivery::Succeeded) => {
+            (NotifierJob::Digest(_), Delivery::Succeeded) => {
                 let text = "notify.command succeeds again; the pending digests have been delivered";
                 std::mem::take(&mut self.fails).then(|| EventKind::Note(text.to_owned()))
             }
-            (Job::Digest(digest), Delivery::Failed(why)) => {
+            (NotifierJob::Digest(digest), Delivery::Failed(why)) => {
                 self.keep(*digest);
                 let was_reported = std::mem::replace(&mut self.fails, true);
                 let next = humantime::format_duration(self.interval);
@@ -193,7 +193,7 @@ impl Notifier {
                 (!was_reported).then_some(EventKind::Error(text))
             }
             (job, Delivery::HelperGone) => {
-                if let Job::Digest(digest) = job {
+                if let NotifierJob::Digest(digest) = job {
                     self.keep(*digest);
                 }
                 Some(EventKind::Error(

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime};
 
-use crate::engine::{RECENT, Service};
+use crate::engine::{RECENT_USE, Service};
 use crate::host::service_ports::{PortRanges, is_eligible, services};
 use crate::ledger::{LedgerChange, Recorder};
 use crate::netlink::sock_diag::Listener;
@@ -29,7 +29,7 @@ pub struct RecentListeners {
 impl RecentListeners {
     /// Restores the state from the ledger; returns for how long each port still counts as open. Ports that were open
     /// when the daemon ended, for any reason, count as closed from now on.
-    pub fn recall(
+    pub fn restore(
         &mut self,
         listeners: impl IntoIterator<Item = (Service, Option<SystemTime>)>,
         wall: SystemTime,
@@ -39,7 +39,7 @@ impl RecentListeners {
         self.known = gone.take(MAX_LISTENERS).collect();
         let left = |(service, gone): (&Service, &Option<SystemTime>)| {
             let since = wall.duration_since((*gone)?).ok()?;
-            Some((*service, RECENT.checked_sub(since)?))
+            Some((*service, RECENT_USE.checked_sub(since)?))
         };
         self.known.iter().filter_map(left).collect()
     }
@@ -68,7 +68,7 @@ impl RecentListeners {
         }
         for (service, gone) in &self.known {
             let gone = gone.unwrap_or(wall).min(wall);
-            if wall.duration_since(gone).is_ok_and(|since| since < RECENT) && present.len() < MAX_LISTENERS {
+            if wall.duration_since(gone).is_ok_and(|since| since < RECENT_USE) && present.len() < MAX_LISTENERS {
                 present.entry(*service).or_insert(Some(gone));
             }
         }
@@ -123,16 +123,16 @@ mod tests {
 
     /// The ports that a start restores `seconds` after the origin.
     fn recalled(recent: &RecentListeners, seconds: u64) -> Vec<(Service, Duration)> {
-        RecentListeners::default().recall(recent.known.clone(), wall(seconds))
+        RecentListeners::default().restore(recent.known.clone(), wall(seconds))
     }
 
     #[test]
     fn open_port_counts_two_minutes_after_start() {
         let mut recent = RecentListeners::default();
         assert!(observe(&mut recent, 0, &[listener(80, 0), listener(40_000, 0)]));
-        assert_eq!(recalled(&recent, 500), [(service(80), RECENT)], "no port of the ephemeral range is restored");
+        assert_eq!(recalled(&recent, 500), [(service(80), RECENT_USE)], "no port of the ephemeral range is restored");
         assert!(!observe(&mut recent, 1, &[]));
-        assert_eq!(recalled(&recent, 31), [(service(80), RECENT - Duration::from_secs(30))]);
+        assert_eq!(recalled(&recent, 31), [(service(80), RECENT_USE - Duration::from_secs(30))]);
         assert_eq!(recalled(&recent, 121), [(service(80), Duration::ZERO)]);
         assert_eq!(recalled(&recent, 122), [], "the rule expires");
     }
@@ -144,7 +144,7 @@ mod tests {
         let mut left = Duration::MAX;
         for start in [10, 50, 90, 129] {
             let mut next = RecentListeners::default();
-            left = next.recall(std::mem::take(&mut recent.known), wall(start))[0].1;
+            left = next.restore(std::mem::take(&mut recent.known), wall(start))[0].1;
             let _ = observe(&mut next, start + 1, &[]);
             recent = next;
         }
@@ -154,7 +154,7 @@ mod tests {
     #[test]
     fn clock_ahead_keeps_port_two_minutes() {
         let mut recent = RecentListeners::default();
-        assert_eq!(recent.recall([(service(80), Some(wall(9_999)))], wall(0)), [(service(80), RECENT)]);
+        assert_eq!(recent.restore([(service(80), Some(wall(9_999)))], wall(0)), [(service(80), RECENT_USE)]);
     }
 
     #[test]

@@ -18,16 +18,16 @@ use crate::clock::boot_time;
 use crate::config::Config;
 use crate::enforce::BackendHandles;
 use crate::enforce::route::without_own_route;
-use crate::netlink::routes::monitor::{Gone, RouteMonitor};
+use crate::netlink::routes::monitor::{RouteDeletion, RouteMonitor};
 use crate::panic_guard;
-use crate::sensor::{Sample, SensorCommand, SensorRequest};
+use crate::sensor::{BanSample, SensorCommand, SensorRequest};
 use crate::types::{Backend, BanTarget};
 
 /// Bans per sample: about 2 ms of this thread, and 9 minutes for a set of 131,072.
 const SAMPLE: usize = 256;
 
 /// Interval between two samples.
-const INTERVAL: Duration = Duration::from_secs(1);
+const SAMPLE_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Routes deleted within this time after one another count as deleted together.
 const COALESCE_DELAY: Duration = Duration::from_millis(100);
@@ -65,7 +65,7 @@ impl Reconciler {
     async fn rounds(&mut self) {
         let mut missing = Vec::new();
         loop {
-            tokio::time::sleep(INTERVAL).await;
+            tokio::time::sleep(SAMPLE_INTERVAL).await;
             if self.bulk.are_under_way(boot_time()) {
                 continue;
             }
@@ -74,7 +74,7 @@ impl Reconciler {
             // A full inbox means that the sensor is busy, so this round is skipped.
             let Some(samples) = self.sensor.try_ask(request) else { continue };
             let Ok(samples) = samples.await else { return };
-            if samples.iter().all(Sample::is_empty) {
+            if samples.iter().all(BanSample::is_empty) {
                 continue;
             }
             let opened = self.handles.take().or_else(|| backends::open_inline(&self.config).ok());
@@ -88,7 +88,7 @@ impl Reconciler {
             self.handles = Some(handles);
             // If a ban is missing once, a notification may still arrive: lifted, expired, flushed. If it is missing
             // twice, none will.
-            for Sample { backend, fresh, again } in compared {
+            for BanSample { backend, fresh, again } in compared {
                 missing.push((backend, fresh));
                 if !again.is_empty() {
                     self.sensor.send(SensorCommand::Repair(backend, again));
@@ -100,10 +100,10 @@ impl Reconciler {
 
 /// Those targets of `samples` that should be blocked but are not. A target that cannot be queried now is in a later
 /// sample. The table monitor handles a missing table.
-fn compare(handles: &mut BackendHandles, samples: Vec<Sample>) -> Vec<Sample> {
-    let missing = |Sample { backend, fresh, again }| {
+fn compare(handles: &mut BackendHandles, samples: Vec<BanSample>) -> Vec<BanSample> {
+    let missing = |BanSample { backend, fresh, again }| {
         let (_, handle) = handles.iter_mut().find(|(one, _)| *one == backend)?;
-        Some(Sample { backend, fresh: handle.missing(&fresh), again: handle.missing(&again) })
+        Some(BanSample { backend, fresh: handle.missing(&fresh), again: handle.missing(&again) })
     };
     samples.into_iter().filter_map(missing).collect()
 }
@@ -144,10 +144,10 @@ async fn follow(sensor: &SensorHandle, monitor: &mut RouteMonitor) {
     }
 }
 
-fn network(gone: Gone) -> Option<IpNet> {
+fn network(gone: RouteDeletion) -> Option<IpNet> {
     match gone {
-        Gone::Route(network) => Some(network),
-        Gone::Unsaid => None,
+        RouteDeletion::Route(network) => Some(network),
+        RouteDeletion::Unsaid => None,
     }
 }
 

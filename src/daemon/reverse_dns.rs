@@ -14,17 +14,17 @@ use crate::config::parse_name;
 use crate::host::lookup::{LookupPool, name_of, resolve};
 
 /// Lifetime of a cached answer, including negative ones.
-const KEEP: Duration = Duration::from_secs(300);
+const CACHE_LIFETIME: Duration = Duration::from_secs(300);
 /// Maximum number of cached answers; the oldest is dropped first.
 const MAX_KNOWN: usize = 4_096;
 /// Maximum number of addresses that wait for a look-up.
-const MAX_WAITING: usize = 1_024;
+const MAX_PENDING: usize = 1_024;
 const MAX_CONCURRENT: usize = 4;
 
 /// The system's name for an address.
 type Lookup = fn(IpAddr) -> Option<String>;
 
-enum State {
+enum NameState {
     /// Waits for a look-up, or is being looked up.
     Asked,
     /// Its name, if it has one.
@@ -34,7 +34,7 @@ enum State {
 /// Known names. The number of requests is limited, and keys are hashed with a secret.
 pub(super) struct ReverseDns {
     lookup: Lookup,
-    states: HashMap<IpAddr, State>,
+    states: HashMap<IpAddr, NameState>,
     /// Known addresses with the end of their lifetime, oldest first.
     known: VecDeque<(IpAddr, Instant)>,
     /// Addresses that wait for a look-up, each with the time after which the answer is useless.
@@ -63,8 +63,8 @@ impl ReverseDns {
                 queue.pop_front();
             }
         }
-        if !self.states.contains_key(&address) && self.waiting.len() < MAX_WAITING {
-            self.states.insert(address, State::Asked);
+        if !self.states.contains_key(&address) && self.waiting.len() < MAX_PENDING {
+            self.states.insert(address, NameState::Asked);
             self.waiting.push_back((address, until));
         }
         self.begin(now);
@@ -73,8 +73,8 @@ impl ReverseDns {
     /// The name of `address`, or `Some(None)` if it has no name; `None` if that is not known yet.
     pub(super) fn answer(&self, address: IpAddr) -> Option<Option<&str>> {
         match self.states.get(&address) {
-            Some(State::Known(name)) => Some(name.as_deref()),
-            Some(State::Asked) | None => None,
+            Some(NameState::Known(name)) => Some(name.as_deref()),
+            Some(NameState::Asked) | None => None,
         }
     }
 
@@ -82,7 +82,7 @@ impl ReverseDns {
     pub(super) async fn answered(&mut self) {
         let (address, name) = self.lookups.next().await;
         let now = Instant::now();
-        self.absorb(now, address, name.flatten());
+        self.handle_answer(now, address, name.flatten());
         self.begin(now);
     }
 
@@ -99,14 +99,14 @@ impl ReverseDns {
         }
     }
 
-    fn absorb(&mut self, now: Instant, address: IpAddr, name: Option<String>) {
+    fn handle_answer(&mut self, now: Instant, address: IpAddr, name: Option<String>) {
         if self.known.len() >= MAX_KNOWN
             && let Some((oldest, _)) = self.known.pop_front()
         {
             self.states.remove(&oldest);
         }
-        self.known.push_back((address, now + KEEP));
-        self.states.insert(address, State::Known(name));
+        self.known.push_back((address, now + CACHE_LIFETIME));
+        self.states.insert(address, NameState::Known(name));
     }
 }
 
@@ -206,13 +206,13 @@ mod tests {
         let mut hosts = ReverseDns::new(lookup);
         (0..64).chain(0..64).for_each(|number| hosts.ask(address(number), now, until));
         assert_eq!(hosts.answer(address(1)), None);
-        while hosts.states.values().any(|state| matches!(state, State::Asked)) {
+        while hosts.states.values().any(|state| matches!(state, NameState::Asked)) {
             hosts.answered().await;
         }
         assert_eq!(hosts.answer(address(1)), Some(Some("a.example")));
-        hosts.ask(address(1), now + KEEP / 2, until);
+        hosts.ask(address(1), now + CACHE_LIFETIME / 2, until);
         assert_eq!(ASKED.load(Ordering::SeqCst), 64);
-        hosts.ask(address(1), now + KEEP * 2, now + KEEP * 3);
+        hosts.ask(address(1), now + CACHE_LIFETIME * 2, now + CACHE_LIFETIME * 3);
         hosts.answered().await;
         assert_eq!((ASKED.load(Ordering::SeqCst), hosts.states.len()), (65, 1), "the others are forgotten");
         assert!((2..=MAX_CONCURRENT).contains(&RAN.load(Ordering::SeqCst)));
@@ -232,7 +232,7 @@ mod tests {
         let now = Instant::now();
         let mut hosts = ReverseDns::new(lookup);
         (0..100_000).for_each(|number| hosts.ask(address(number), now, now + Duration::from_secs(2)));
-        assert_eq!(hosts.states.len(), MAX_WAITING + MAX_CONCURRENT);
+        assert_eq!(hosts.states.len(), MAX_PENDING + MAX_CONCURRENT);
         FREE.store(1, Ordering::SeqCst);
         // Only look-ups in progress are still useful.
         hosts.begin(now + Duration::from_secs(2));

@@ -6,11 +6,11 @@ use std::time::{Duration, Instant};
 use crate::capture::live::Ring;
 
 /// Packets per second that need the large ring buffer. A scan reaches this rate only for moments.
-const FAST: f64 = 20_000.0;
+const HIGH_RATE: f64 = 20_000.0;
 
 /// Time with a low packet rate before the usual ring buffer returns: floods come in waves, and each change compiles a
 /// filter.
-const CALM: Duration = Duration::from_secs(60);
+const CALM_TIME: Duration = Duration::from_secs(60);
 
 /// Current ring buffer, and the time of the last high packet rate.
 pub(super) struct RingSizer {
@@ -39,19 +39,19 @@ impl RingSizer {
         let span = now.saturating_duration_since(self.last).as_secs_f64();
         let new = frames.wrapping_sub(self.frames);
         #[expect(clippy::cast_precision_loss, reason = "a rate")]
-        let is_fast = new as f64 > FAST * span.max(1.0);
+        let is_fast = new as f64 > HIGH_RATE * span.max(1.0);
         if is_fast || dropped != self.dropped {
             self.flood = Some(now);
         }
         (self.last, self.frames, self.dropped) = (now, frames, dropped);
-        self.flood = self.flood.filter(|last| now.saturating_duration_since(*last) < CALM);
+        self.flood = self.flood.filter(|last| now.saturating_duration_since(*last) < CALM_TIME);
         self.refused = self.refused.filter(|until| *until > now);
         let wanted = if self.flood.is_some() { Ring::Large } else { Ring::Usual };
         (wanted != self.ring && self.refused.is_none()).then_some(wanted)
     }
 
     pub(super) fn refused(&mut self, now: Instant) {
-        self.refused = now.checked_add(CALM);
+        self.refused = now.checked_add(CALM_TIME);
     }
 }
 
@@ -101,7 +101,7 @@ mod tests {
         assert_eq!(sizer.wanted(now, 0, 0), Some(Ring::Large));
         sizer.refused(now);
         assert_eq!(sizer.wanted(now + SECOND, 1_000_000, 0), None);
-        sizer.flood_begins(now + CALM);
-        assert_eq!(sizer.wanted(now + CALM, 1_000_000, 0), Some(Ring::Large));
+        sizer.flood_begins(now + CALM_TIME);
+        assert_eq!(sizer.wanted(now + CALM_TIME, 1_000_000, 0), Some(Ring::Large));
     }
 }

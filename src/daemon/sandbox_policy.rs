@@ -7,7 +7,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use super::backends::UsedBackends;
-use super::places::Places;
+use super::places::StartPaths;
 use crate::config::{Config, Mode, ProtocolConfig};
 use crate::enforce::file_helper::Files;
 use crate::enforce::hosts_deny::HostsDeny;
@@ -40,7 +40,7 @@ const NAME_FILES: [&str; 5] = ["/etc/hosts", "/etc/nsswitch.conf", "/etc/host.co
 const LIBRARIES: [&str; 6] = ["/etc/ld.so.cache", "/etc/ld.so.preload", "/usr/lib", "/usr/lib64", "/lib", "/lib64"];
 
 /// The daemon's policy with `config` and the backends in use.
-pub(super) fn of_daemon(config: &Config, places: &Places, used: &UsedBackends) -> Policy {
+pub(super) fn of_daemon(config: &Config, places: &StartPaths, used: &UsedBackends) -> Policy {
     let folder = |path: &Path| path.parent().filter(|folder| !folder.as_os_str().is_empty()).map(Path::to_owned);
     let decoys = |protocol: &ProtocolConfig| {
         if protocol.mode == Mode::Connect { protocol.monitored() } else { PortSet::default() }
@@ -52,7 +52,7 @@ pub(super) fn of_daemon(config: &Config, places: &Places, used: &UsedBackends) -
         tcp_ports: tcp.iter().chain(metrics).collect(),
         low_ports: tcp.iter().chain(udp.iter()).chain(metrics).any(|port| port < 1024),
         names,
-        ..config.folders(Some(&places.config), &places.state_dir, &places.socket, &ledger::OWN_FILES)
+        ..config.directories(Some(&places.config), &places.state_dir, &places.socket, &ledger::OWN_FILES)
     };
     // Without logind, session processes are examined.
     if !Path::new("/run/systemd/sessions").is_dir() {
@@ -128,7 +128,7 @@ mod tests {
     use crate::enforce::hosts_deny::{DEFAULT_PATH, DEFAULT_TEMPLATE};
 
     fn needs(text: &str) -> Policy {
-        let places = Places {
+        let places = StartPaths {
             state_dir: "/var/lib/portsentry".into(),
             socket: "/run/portsentry/portsentry.sock".into(),
             config: "/etc/portsentry/portsentry.toml".into(),

@@ -15,13 +15,13 @@ use tokio::sync::oneshot;
 
 use super::error::DaemonError;
 use crate::sandbox;
-use crate::sensor::{Answer, Inbox, SensorCommand, SensorMetrics, SensorRequest};
+use crate::sensor::{Inbox, ReplySender, SensorCommand, SensorMetrics, SensorRequest};
 
-type Work = Box<dyn FnOnce() + Send>;
+type ThreadMain = Box<dyn FnOnce() + Send>;
 
 /// The waiting thread. It ends when this is dropped.
 pub(super) struct SensorThread {
-    work: SyncSender<Work>,
+    work: SyncSender<ThreadMain>,
     thread: JoinHandle<()>,
 }
 
@@ -31,7 +31,7 @@ impl SensorThread {
     /// # Errors
     /// The thread cannot be created.
     pub(super) fn start(sandboxed: bool) -> Result<Self, DaemonError> {
-        let (work, waits) = sync_channel::<Work>(1);
+        let (work, waits) = sync_channel::<ThreadMain>(1);
         let (ready, is_ready) = sync_channel(1);
         let thread = thread::Builder::new().name("sensor".to_owned()).spawn(move || {
             raise_priority();
@@ -57,7 +57,7 @@ impl SensorThread {
 }
 
 /// The lowest real-time priority: above all ordinary threads, below all other real-time threads.
-const LOWEST: u8 = 1;
+const LOWEST_PRIORITY: u8 = 1;
 
 /// Puts the calling thread under SCHED_RR. Without it a ban often waits a few milliseconds for the scheduler, and a
 /// scanner learns about more ports in that time. In most containers that is not permitted (CAP_SYS_NICE,
@@ -66,7 +66,7 @@ const LOWEST: u8 = 1;
 /// packets cannot starve the host.
 fn raise_priority() {
     let policy = ThreadSchedulePolicy::Realtime(RealtimeThreadSchedulePolicy::RoundRobin);
-    if let Ok(priority) = ThreadPriority::try_from(LOWEST) {
+    if let Ok(priority) = ThreadPriority::try_from(LOWEST_PRIORITY) {
         let _ = set_thread_priority_and_policy(thread_native_id(), priority, policy);
     }
 }
@@ -115,13 +115,16 @@ impl SensorHandle {
     }
 
     /// Sends a request that `request` builds from the answer channel; `None` if the inbox is full.
-    pub(super) fn try_ask<T>(&self, request: impl FnOnce(Answer<T>) -> SensorRequest) -> Option<oneshot::Receiver<T>> {
+    pub(super) fn try_ask<T>(
+        &self,
+        request: impl FnOnce(ReplySender<T>) -> SensorRequest,
+    ) -> Option<oneshot::Receiver<T>> {
         let (sent, answer) = oneshot::channel();
         self.inbox.send(SensorCommand::Request(request(sent))).is_ok().then_some(answer)
     }
 
     /// Sends a request that `request` builds from the answer channel. If the inbox is full, the answer is an error.
-    pub(super) fn ask<T>(&self, request: impl FnOnce(Answer<T>) -> SensorRequest) -> oneshot::Receiver<T> {
+    pub(super) fn ask<T>(&self, request: impl FnOnce(ReplySender<T>) -> SensorRequest) -> oneshot::Receiver<T> {
         // A receiver without a sender returns an error immediately.
         self.try_ask(request).unwrap_or_else(|| oneshot::channel().1)
     }

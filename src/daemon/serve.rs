@@ -24,7 +24,7 @@ use super::guest_ports::GuestPorts;
 use super::host_state::HostState;
 use super::log_writer::LogWriter;
 use super::notifier::Notifier;
-use super::places::Places;
+use super::places::StartPaths;
 use super::reconciler::{self, Reconciler};
 use super::sensor_thread::{SensorHandle, SensorThread};
 use super::settling::MAX_SETTLING;
@@ -79,7 +79,7 @@ pub(super) struct Privileged {
 
 pub(super) async fn serve(
     config: Config,
-    places: Places,
+    places: StartPaths,
     privileged: Privileged,
     confirm: Option<Duration>,
     reread: Reread,
@@ -115,7 +115,7 @@ pub(super) async fn serve(
         None => None,
     };
     if let Some(fleet) = &mut fleet {
-        fleet.recall(ban_recorder.recorder(), &memory.bans.remembered, &memory.fleet_lifts).await;
+        fleet.restore(ban_recorder.recorder(), &memory.bans.remembered, &memory.fleet_lifts).await;
     }
     start.reconcile(memory.bans, memory.table.as_deref(), ban_recorder.recorder(), &mut backends)?;
     let uses_nft = backends.blocker.nft().is_some();
@@ -186,7 +186,7 @@ async fn shut_down(
 /// What the steps of the start share.
 struct Start {
     config: Config,
-    places: Places,
+    places: StartPaths,
     sandbox: Sandbox,
     command_helper: Option<CommandHelper>,
     used: UsedBackends,

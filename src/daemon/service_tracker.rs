@@ -11,7 +11,7 @@ use crate::netlink::sock_diag::Listener;
 use crate::types::{Protocol, Timestamp};
 
 /// Minimum age of a listener before it counts as a service. A port that is open only for moments is not a service.
-const LASTED: Duration = Duration::from_secs(600);
+const MIN_SERVICE_AGE: Duration = Duration::from_secs(600);
 
 /// Maximum time for which a listener may be missing before it counts as a new one. The kernel's list may miss a
 /// listener that appears while it is read.
@@ -36,7 +36,7 @@ struct Candidate {
 }
 
 #[derive(Clone, Copy)]
-struct Remembered {
+struct RememberedService {
     /// Time at which it was last served. By the wall clock, which remains valid across a reboot.
     served: SystemTime,
     /// The last-served time in the ledger.
@@ -66,7 +66,7 @@ pub struct Observed {
 #[derive(Default)]
 pub struct ServiceTracker {
     candidates: HashMap<Service, Candidate>,
-    remembered: HashMap<Service, Remembered>,
+    remembered: HashMap<Service, RememberedService>,
     /// Ports that destination NAT publishes: services without a socket.
     published: Vec<Service>,
     /// `None` if there is no ledger.
@@ -75,7 +75,7 @@ pub struct ServiceTracker {
 
 impl ServiceTracker {
     /// Adds the services from the ledger. A time after `wall` means that the clock was set back.
-    pub fn recall(
+    pub fn restore(
         &mut self,
         services: impl IntoIterator<Item = (Service, SystemTime)>,
         recorder: Option<Recorder>,
@@ -84,7 +84,7 @@ impl ServiceTracker {
         self.recorder = recorder;
         for (service, served) in services.into_iter().take(MAX_SERVICES) {
             let served = served.min(wall);
-            self.remembered.insert(service, Remembered { served, recorded: served, is_served: false });
+            self.remembered.insert(service, RememberedService { served, recorded: served, is_served: false });
         }
         self.forget_old(wall);
     }
@@ -113,13 +113,13 @@ impl ServiceTracker {
                 }
             } else if self.has_lasted(service, now) && self.make_room() {
                 self.candidates.remove(&service);
-                self.remembered.insert(service, Remembered { served: wall, recorded: wall, is_served: true });
+                self.remembered.insert(service, RememberedService { served: wall, recorded: wall, is_served: true });
                 record(self.recorder.as_ref(), LedgerChange::Served(service, wall));
                 observed = Observed { changed: true, served_again: true };
             }
         }
         // Those that this observation has found were served at `wall`.
-        let gone = |known: &Remembered| known.is_served && known.served != wall;
+        let gone = |known: &RememberedService| known.is_served && known.served != wall;
         for (service, known) in self.remembered.iter_mut().filter(|(_, known)| gone(known)) {
             (known.is_served, known.recorded) = (false, known.served);
             record(self.recorder.as_ref(), LedgerChange::Served(*service, known.served));
@@ -147,7 +147,7 @@ impl ServiceTracker {
         }
         let candidate = self.candidates.entry(service).or_insert(Candidate { since: now, seen: now });
         candidate.seen = now;
-        now.since(candidate.since) >= LASTED
+        now.since(candidate.since) >= MIN_SERVICE_AGE
     }
 
     /// If there are too many services, forgets the one that has been down for the longest time; false if all are
@@ -165,7 +165,7 @@ impl ServiceTracker {
     }
 
     fn forget_old(&mut self, wall: SystemTime) -> bool {
-        let is_old = |known: &Remembered| {
+        let is_old = |known: &RememberedService| {
             !known.is_served && wall.duration_since(known.served).is_ok_and(|since| since > FORGOTTEN_AFTER)
         };
         let old: Vec<Service> =
@@ -195,7 +195,7 @@ impl ServiceTracker {
 
     /// The remembered services, sorted.
     pub fn states(&self) -> Vec<ServiceState> {
-        let state = |(service, known): (&Service, &Remembered)| ServiceState {
+        let state = |(service, known): (&Service, &RememberedService)| ServiceState {
             service: *service,
             served: known.served,
             is_served: known.is_served,
@@ -382,11 +382,11 @@ mod tests {
         let mut scene = Scene::new();
         let service = Service { protocol: Protocol::Tcp, port: 80, address: [0; 4].into() };
         let (wall, ahead) = (scene.wall(), scene.wall() + 365 * DAY);
-        scene.tracker.recall([(service, ahead)], None, wall);
+        scene.tracker.restore([(service, ahead)], None, wall);
         scene.seconds += (7 * DAY).as_secs() + 1;
         assert!(scene.runs(&[], 1).changed, "a clock that was ahead must not keep it permanently");
         let old = wall - 8 * DAY;
-        scene.tracker.recall([(service, old)], None, wall);
+        scene.tracker.restore([(service, old)], None, wall);
         assert_eq!(scene.ports(), [0; 0]);
     }
 }

@@ -8,7 +8,7 @@ use crate::types::Timestamp;
 pub const MAX_SETTLING: Duration = Duration::from_secs(60);
 
 /// Time for which the listeners must not change.
-const QUIET: Duration = Duration::from_secs(5);
+const QUIET_TIME: Duration = Duration::from_secs(5);
 
 /// State of settling.
 pub struct Settling {
@@ -26,7 +26,7 @@ impl Settling {
         if listeners_changed {
             self.unchanged_since = now;
         }
-        now >= self.until || all_served && now.since(self.unchanged_since) >= QUIET
+        now >= self.until || all_served && now.since(self.unchanged_since) >= QUIET_TIME
     }
 }
 

@@ -10,7 +10,7 @@ use crate::sensor::SensorMetrics;
 pub(super) struct Systemd {
     /// Interval between watchdog messages; `None`: no watchdog.
     every: Option<Duration>,
-    told: Instant,
+    last_ping: Instant,
     metrics: Arc<SensorMetrics>,
     beats: u64,
 }
@@ -19,7 +19,7 @@ impl Systemd {
     pub(super) fn new(metrics: Arc<SensorMetrics>) -> Self {
         // Three times as often as needed, because one answer may be late.
         let every = sd_notify::watchdog_enabled().map(|limit| limit / 3);
-        Self { every, told: Instant::now(), metrics, beats: 0 }
+        Self { every, last_ping: Instant::now(), metrics, beats: 0 }
     }
 
     /// True if the sensor should be sent a heartbeat now. The sensor answers after all earlier commands, and the answer
@@ -29,31 +29,31 @@ impl Systemd {
         let beats = self.metrics.beats.get();
         if beats != self.beats {
             self.beats = beats;
-            tell(&[NotifyState::Watchdog]);
+            notify(&[NotifyState::Watchdog]);
         }
-        let due = self.told.elapsed() >= every;
+        let due = self.last_ping.elapsed() >= every;
         if due {
-            self.told = Instant::now();
+            self.last_ping = Instant::now();
         }
         due
     }
 }
 
 pub(super) fn ready(status: &str) {
-    tell(&[NotifyState::Ready, NotifyState::Status(status)]);
+    notify(&[NotifyState::Ready, NotifyState::Status(status)]);
 }
 
 pub(super) fn reloading() {
     if let Ok(now) = NotifyState::monotonic_usec_now() {
-        tell(&[NotifyState::Reloading, now]);
+        notify(&[NotifyState::Reloading, now]);
     }
 }
 
 pub(super) fn stopping() {
-    tell(&[NotifyState::Stopping]);
+    notify(&[NotifyState::Stopping]);
 }
 
-fn tell(state: &[NotifyState<'_>]) {
+fn notify(state: &[NotifyState<'_>]) {
     // An error has no effect on the daemon: the parent process may not listen.
     let _ = sd_notify::notify(state);
 }

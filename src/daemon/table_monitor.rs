@@ -77,9 +77,9 @@ impl TableMonitor {
                 changes = monitor.next() => respond(&changes?, &committer(monitor)),
             };
             let now = Instant::now();
-            self.paces.iter_mut().for_each(|pace| pace.hold(&mut commands, now));
+            self.paces.iter_mut().for_each(|pace| pace.delay(&mut commands, now));
             limit_notes(&mut self.notes, &mut events, boot_time());
-            if events.len() >= BulkChanges::MANY {
+            if events.len() >= BulkChanges::BURST_CHANGES {
                 self.bulk.record(boot_time());
                 self.ledger_wait = Some(now + MAX_LEDGER_WAIT);
             }
@@ -107,9 +107,9 @@ pub(super) struct BulkChanges(Arc<AtomicU64>);
 
 impl BulkChanges {
     /// Number of changes at once after which more are expected.
-    const MANY: usize = 256;
+    const BURST_CHANGES: usize = 256;
     /// Time for which more are expected.
-    const SPAN: Duration = Duration::from_secs(8);
+    const BURST_TIME: Duration = Duration::from_secs(8);
 
     fn record(&self, now: Timestamp) {
         let millis = now.since_origin().as_millis();
@@ -119,7 +119,7 @@ impl BulkChanges {
     /// True if a missing element may be one that an operator has just deleted.
     pub(super) fn are_under_way(&self, now: Timestamp) -> bool {
         let last = Duration::from_millis(self.0.load(Ordering::Relaxed));
-        !last.is_zero() && now.since(Timestamp::at(last)) < Self::SPAN
+        !last.is_zero() && now.since(Timestamp::at(last)) < Self::BURST_TIME
     }
 }
 
@@ -142,7 +142,7 @@ impl RepairPace {
 
     /// Removes a command of this kind from `commands` if it has to wait. Inserts a delayed command that is due before
     /// all others.
-    fn hold(&mut self, commands: &mut Vec<SensorCommand>, now: Instant) {
+    fn delay(&mut self, commands: &mut Vec<SensorCommand>, now: Instant) {
         if let Some(place) = commands.iter().position(self.about) {
             let command = commands.remove(place);
             // Reinstalling the table includes repairing its rules.
@@ -173,12 +173,12 @@ const MAX_NOTES_PER_MINUTE: u32 = 10;
 
 fn respond(changes: &[TableChange], by: &str) -> (Vec<SensorCommand>, Vec<EventKind>) {
     // Once a table is gone, earlier changes of its elements are irrelevant: all are restored.
-    let swept = |change: &TableChange| {
+    let is_reset = |change: &TableChange| {
         matches!(change, TableChange::TableGone | TableChange::SetGone(_) | TableChange::Overrun)
     };
-    let swept_at = changes.iter().rposition(swept);
+    let reset_at = changes.iter().rposition(is_reset);
     let (mut commands, mut events) = (Vec::new(), Vec::new());
-    if let Some(place) = swept_at {
+    if let Some(place) = reset_at {
         if changes.contains(&TableChange::Overrun) {
             events.push(EventKind::Note(
                 "some changes of the ruleset were missed, because they arrived too fast; the table is checked as a \
@@ -198,7 +198,7 @@ fn respond(changes: &[TableChange], by: &str) -> (Vec<SensorCommand>, Vec<EventK
     }
     let (mut lifted, mut added, mut masked, mut loaded) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
     let (mut allowed, mut trap) = (false, false);
-    for change in changes.iter().skip(swept_at.map_or(0, |place| place + 1)) {
+    for change in changes.iter().skip(reset_at.map_or(0, |place| place + 1)) {
         match *change {
             TableChange::ElementRemoved(target) => lifted.push(target),
             TableChange::ElementAdded(target, remaining) if target != target.masked() => {
@@ -241,7 +241,7 @@ fn respond(changes: &[TableChange], by: &str) -> (Vec<SensorCommand>, Vec<EventK
         commands.push(SensorCommand::MaskElements(masked));
     }
     if !added.is_empty() {
-        let ban = |(target, expiry)| ActiveBan::whole(target, expiry);
+        let ban = |(target, expiry)| ActiveBan::new(target, expiry);
         commands.push(SensorCommand::Adopt(added.into_iter().map(ban).collect()));
     }
     if !loaded.is_empty() {
@@ -292,7 +292,7 @@ mod tests {
         ];
         let (commands, events) = respond(&changes, "nft");
         assert!(
-            matches!(&commands[..], [SensorCommand::ReinstallTable(_), SensorCommand::Adopt(added)] if *added == [ActiveBan::whole(target(2), Expiry::Never)])
+            matches!(&commands[..], [SensorCommand::ReinstallTable(_), SensorCommand::Adopt(added)] if *added == [ActiveBan::new(target(2), Expiry::Never)])
         );
         assert!(matches!(&events[..], [EventKind::Note(_), EventKind::ByHand { .. }]));
     }
@@ -314,7 +314,7 @@ mod tests {
 
     fn held(pace: &mut RepairPace, changes: &[TableChange], now: Instant) -> Vec<SensorCommand> {
         let (mut commands, _) = respond(changes, "nft");
-        pace.hold(&mut commands, now);
+        pace.delay(&mut commands, now);
         commands
     }
 
@@ -375,7 +375,7 @@ mod tests {
         let changes = [TableChange::ElementRemoved(target(1)), TableChange::ElementAdded(target(1), Some(hour))];
         let (commands, _) = respond(&changes, "nft");
         assert!(
-            matches!(&commands[..], [SensorCommand::Adopt(added)] if *added == [ActiveBan::whole(target(1), Expiry::After(hour))])
+            matches!(&commands[..], [SensorCommand::Adopt(added)] if *added == [ActiveBan::new(target(1), Expiry::After(hour))])
         );
     }
 

@@ -20,7 +20,7 @@ use crate::sensor::SensorCommand;
 const MAX_TRIAL: Duration = Duration::from_secs(30 * 86_400);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Phase {
+enum TrialPhase {
     None,
     /// Sources are blocked until this time, and afterwards only if an operator confirms. No source is held.
     Unconfirmed(Instant),
@@ -30,7 +30,7 @@ enum Phase {
     LogOnly(Instant),
 }
 
-impl Phase {
+impl TrialPhase {
     /// The phase of `--confirm` with this span, or of a log-only trial that continues until `until`.
     fn new(confirm: Option<Duration>, until: Option<SystemTime>) -> Self {
         let left = until.and_then(|until| until.duration_since(SystemTime::now()).ok());
@@ -47,7 +47,7 @@ impl Phase {
 }
 
 pub(super) struct Trial {
-    phase: Phase,
+    phase: TrialPhase,
     /// False after a start with `--confirm`, until an operator confirms or resumes blocking. While false, no source is
     /// held.
     holds: bool,
@@ -65,14 +65,14 @@ impl Trial {
         until: Option<SystemTime>,
         sensor: SensorHandle,
     ) -> Self {
-        let (phase, holds) = (Phase::new(confirm, until.filter(|_| config.blocks())), confirm.is_none());
+        let (phase, holds) = (TrialPhase::new(confirm, until.filter(|_| config.blocks())), confirm.is_none());
         Self { phase, holds, ruleset: ruleset(config, holds), sensor }
     }
 
     fn ends(&self) -> Option<Instant> {
         match self.phase {
-            Phase::Unconfirmed(ends) | Phase::LogOnly(ends) => Some(ends),
-            Phase::None | Phase::Expired => None,
+            TrialPhase::Unconfirmed(ends) | TrialPhase::LogOnly(ends) => Some(ends),
+            TrialPhase::None | TrialPhase::Expired => None,
         }
     }
 
@@ -83,7 +83,7 @@ impl Trial {
 
     /// Remaining time of a log-only trial.
     pub(super) fn log_only_left(&self) -> Option<Duration> {
-        self.left().filter(|_| matches!(self.phase, Phase::LogOnly(_)))
+        self.left().filter(|_| matches!(self.phase, TrialPhase::LogOnly(_)))
     }
 
     /// Waits until the trial is over; never returns if there is none. Cancel safe.
@@ -97,9 +97,9 @@ impl Trial {
             _ if !config.blocks() => Some(
                 "of block = false under [tcp] and [udp], or of --log-only; `portsentry check` shows the configuration",
             ),
-            Phase::LogOnly(_) => Some("a trial is running; `portsentry trial --end` resumes blocking"),
-            Phase::Expired => Some("--confirm was not confirmed in time; restart portsentry to block again"),
-            Phase::None | Phase::Unconfirmed(_) => None,
+            TrialPhase::LogOnly(_) => Some("a trial is running; `portsentry trial --end` resumes blocking"),
+            TrialPhase::Expired => Some("--confirm was not confirmed in time; restart portsentry to block again"),
+            TrialPhase::None | TrialPhase::Unconfirmed(_) => None,
         }
     }
 
@@ -113,15 +113,15 @@ impl Trial {
     pub(super) fn settings(&self, config: &Config) -> Settings {
         let settings = Settings::from_config(config);
         match self.phase {
-            Phase::Expired | Phase::LogOnly(_) => settings.log_only(),
-            Phase::None | Phase::Unconfirmed(_) => settings,
+            TrialPhase::Expired | TrialPhase::LogOnly(_) => settings.log_only(),
+            TrialPhase::None | TrialPhase::Unconfirmed(_) => settings,
         }
     }
 
     /// Sends the sensor the ruleset of another configuration. After an expired trial, disables blocking again.
     pub(super) fn reconfigure(&mut self, config: &Config) {
         self.update_ruleset(config);
-        if self.phase == Phase::Expired {
+        if self.phase == TrialPhase::Expired {
             self.sensor.send(SensorCommand::LogOnly);
         }
     }
@@ -137,18 +137,18 @@ impl Trial {
     /// Confirms the trial of `--confirm`: blocking continues.
     pub(super) fn confirm(&mut self, by: &str, config: &Config, sink: &mut EventSink) -> Reply {
         let refusal = match self.phase {
-            Phase::Unconfirmed(_) => None,
-            Phase::Expired => {
+            TrialPhase::Unconfirmed(_) => None,
+            TrialPhase::Expired => {
                 Some("refused: --confirm has timed out and blocking has stopped; restart portsentry to try again")
             }
-            Phase::LogOnly(_) => Some(
+            TrialPhase::LogOnly(_) => Some(
                 "refused: scans are only logged, so there is no blocking to confirm; `portsentry trial --end` resumes \
                  blocking",
             ),
-            Phase::None => Some("refused: portsentry was started without --confirm, or is already confirmed"),
+            TrialPhase::None => Some("refused: portsentry was started without --confirm, or is already confirmed"),
         };
         refusal.map(Failure::refused).map_or(Ok(()), Err)?;
-        (self.phase, self.holds) = (Phase::None, true);
+        (self.phase, self.holds) = (TrialPhase::None, true);
         self.update_ruleset(config);
         sink.emit(EventKind::Note(format!("{by} has confirmed the trial: blocking continues")));
         Ok(Answer::Confirmed {})
@@ -165,7 +165,7 @@ impl Trial {
         let span = match (span, end) {
             (Some(span), false) => parse_span(span).map_err(Failure::usage)?,
             (None, true) => {
-                let Phase::LogOnly(_) = self.phase else {
+                let TrialPhase::LogOnly(_) = self.phase else {
                     return Err(Failure::refused("refused: no trial is running; `portsentry trial 1h` starts one"));
                 };
                 self.end_log_only(by, config, sink).await;
@@ -179,17 +179,19 @@ impl Trial {
             ));
         }
         let refusal = match self.phase {
-            Phase::None | Phase::LogOnly(_) if config.blocks() => None,
-            Phase::None | Phase::LogOnly(_) => {
+            TrialPhase::None | TrialPhase::LogOnly(_) if config.blocks() => None,
+            TrialPhase::None | TrialPhase::LogOnly(_) => {
                 Some("refused: the configuration only logs scans, so there is no blocking to suspend")
             }
-            Phase::Expired => Some(
+            TrialPhase::Expired => Some(
                 "refused: --confirm has timed out and blocking has already stopped; restart portsentry to block again",
             ),
-            Phase::Unconfirmed(_) => Some("refused: the trial of --confirm is running; run `portsentry confirm` first"),
+            TrialPhase::Unconfirmed(_) => {
+                Some("refused: the trial of --confirm is running; run `portsentry confirm` first")
+            }
         };
         refusal.map(Failure::refused).map_or(Ok(()), Err)?;
-        self.phase = Phase::log_only(span);
+        self.phase = TrialPhase::log_only(span);
         self.sensor.send_waiting(SensorCommand::StartTrial).await;
         let until = SystemTime::now() + span;
         sink.ban_recorder.write(LedgerChange::Trial { until: Some(until) });
@@ -203,7 +205,7 @@ impl Trial {
 
     async fn end_log_only(&mut self, by: &str, config: &Config, sink: &mut EventSink) {
         // A pending `--confirm` no longer has a meaning.
-        (self.phase, self.holds) = (Phase::None, true);
+        (self.phase, self.holds) = (TrialPhase::None, true);
         let settings = self.settings(config);
         self.sensor.send_waiting(SensorCommand::EndTrial(Box::new(settings))).await;
         self.update_ruleset(config);
@@ -214,11 +216,11 @@ impl Trial {
     /// Ends an expired trial; true if it was not confirmed. Then the operator may be locked out, and all bans must be
     /// lifted.
     pub(super) async fn end(&mut self, config: &Config, sink: &mut EventSink) -> bool {
-        if let Phase::LogOnly(_) = self.phase {
+        if let TrialPhase::LogOnly(_) = self.phase {
             self.end_log_only("it has expired", config, sink).await;
             return false;
         }
-        self.phase = Phase::Expired;
+        self.phase = TrialPhase::Expired;
         sink.emit(EventKind::Note(
             "`portsentry confirm` was not run in time: all bans are lifted, and scans are only logged from now on; \
              restart portsentry to block again"
@@ -247,7 +249,7 @@ mod tests {
         let goes_on = trial(Some(MINUTE), until(MINUTE));
         assert!(goes_on.log_only_left().unwrap() <= MINUTE, "{:?}", goes_on.phase);
         let past = SystemTime::now() - MINUTE;
-        assert_eq!(trial(None, Some(past)).phase, Phase::None, "the trial ended while the program was down");
+        assert_eq!(trial(None, Some(past)).phase, TrialPhase::None, "the trial ended while the program was down");
         let far = trial(None, until(MAX_TRIAL * 10));
         assert!(far.left().unwrap() <= MAX_TRIAL, "a wrong clock does not extend a trial");
         assert_eq!(trial(Some(MINUTE), None).only_logs(&Config::default()), None);

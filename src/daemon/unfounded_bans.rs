@@ -15,7 +15,7 @@ use crate::types::{BanTarget, Protocol, Timestamp};
 const MAX_AGE: Duration = Duration::from_secs(3_600);
 
 /// Minimum interval between two queries, so that programs that start and stop continuously do not keep the disk busy.
-const INTERVAL: Duration = Duration::from_secs(3);
+const MIN_INTERVAL: Duration = Duration::from_secs(3);
 
 /// The ports of this host's services.
 #[derive(Default)]
@@ -41,7 +41,7 @@ impl UnfoundedBans {
     /// Queries the bans that would not have been made if the services of this host had been known, with `forgiven`
     /// ports forgiven.
     pub(super) fn ask(&mut self, recorder: &Recorder, now: Timestamp, served: Served, forgiven: u8) {
-        self.next = now.after(INTERVAL);
+        self.next = now.after(MIN_INTERVAL);
         self.answer = Some(recorder.ask(move |ledger| {
             let now = SystemTime::now();
             // If the ledger cannot be read now, the next service change repeats the query.

@@ -67,10 +67,10 @@ impl<R: fmt::Display, E: fmt::Display> BlockError<R, E> {
         changed: Result<(), Self>,
         backend: Backend,
         targets: impl Iterator<Item = BanTarget>,
-    ) -> Result<Vec<Refused>, Gone> {
+    ) -> Result<Vec<Refused>, BackendGone> {
         match changed {
             Ok(()) => Ok(Vec::new()),
-            Err(Self::Gone) => Err(Gone),
+            Err(Self::Gone) => Err(BackendGone),
             Err(Self::Failed { failed, .. }) => {
                 Ok(failed.iter().map(|one| Refused::new(backend, one.target, &one.reason)).collect())
             }
@@ -82,7 +82,7 @@ impl<R: fmt::Display, E: fmt::Display> BlockError<R, E> {
 /// Another program deleted the object that holds the backend's bans, so that none of them is in force. It must be
 /// created and filled again before the backend can enforce a ban.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Gone;
+pub struct BackendGone;
 
 /// Backends behind the trait.
 pub type BackendHandles = Vec<(Backend, Box<dyn BanBackend>)>;
@@ -102,7 +102,7 @@ pub trait BanBackend: Send {
     ///
     /// # Errors
     /// [`Gone`]: no ban is in force.
-    fn block(&mut self, bans: &[BanContext], now: Timestamp) -> Result<Vec<Refused>, Gone>;
+    fn block(&mut self, bans: &[BanContext], now: Timestamp) -> Result<Vec<Refused>, BackendGone>;
 
     /// Ends the bans of `targets`; targets without a ban are skipped.
     ///
@@ -115,7 +115,7 @@ pub trait BanBackend: Send {
     ///
     /// # Errors
     /// [`Gone`], as for [`BanBackend::block`].
-    fn put_back(&mut self, _bans: &[ActiveBan], _now: Timestamp) -> Result<Vec<Refused>, Gone> {
+    fn put_back(&mut self, _bans: &[ActiveBan], _now: Timestamp) -> Result<Vec<Refused>, BackendGone> {
         Ok(Vec::new())
     }
 

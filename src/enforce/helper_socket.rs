@@ -29,7 +29,7 @@ pub(super) fn decode<T: Serialize + DeserializeOwned>(bytes: &[u8]) -> Option<T>
 
 /// Serialises a text, truncated if it is too long. Terminal control characters are replaced, because a reason may quote
 /// a name that an attacker chose.
-pub(super) fn plain<S: Serializer>(text: &str, serializer: S) -> Result<S::Ok, S::Error> {
+pub(super) fn serialize_plain<S: Serializer>(text: &str, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.serialize_str(&masked_to(text, '?', MAX_TEXT_LEN))
 }
 

@@ -14,7 +14,7 @@ pub mod route;
 pub mod slow_backends;
 mod template;
 
-pub use backend::{BackendHandles, BanBackend, BlockError, Failed, Gone, Refused, Upkeep};
+pub use backend::{BackendGone, BackendHandles, BanBackend, BlockError, Failed, Refused, Upkeep};
 pub use ban_context::BanContext;
 pub use entry_file::EntryFile;
 pub use exempt::{ExemptPrefixes, Overlap};

@@ -156,7 +156,7 @@ impl AllowList {
     }
 
     /// True if at least a part of `network` is protected.
-    pub fn touches(&self, network: IpNet) -> bool {
+    pub fn overlaps(&self, network: IpNet) -> bool {
         // `children` would allocate, and this is between a packet and its ban.
         let contains_prefix = match network {
             IpNet::V4(net) => (&self.prefixes.t1).view_at(&net).is_some(),
@@ -228,7 +228,7 @@ mod tests {
         for prefix in ["203.0.113.77/32", "198.51.100.0/28", "10.0.0.0/8", "2001:db8:1:2::3/128"] {
             list.insert(prefix.parse().unwrap(), Protection::Listed);
         }
-        let touches = |text: &str| list.touches(text.parse().unwrap());
+        let touches = |text: &str| list.overlaps(text.parse().unwrap());
         for text in ["203.0.113.0/24", "203.0.113.76/30", "198.51.100.8/29", "198.51.100.0/24", "10.9.9.0/24"] {
             assert!(touches(text), "{text}");
         }
@@ -257,7 +257,7 @@ mod tests {
         assert_eq!((on(&list, 3), on(&list, 4)), (Some(Protection::Gateway), None));
         assert_eq!(list.protects(gateway), Some(Protection::Gateway), "an operator names no link");
         assert_eq!(list.covers(gateway.into()), Some(Protection::Gateway));
-        assert!(list.touches("fe80::/64".parse().unwrap()));
+        assert!(list.overlaps("fe80::/64".parse().unwrap()));
         assert!(list.prefixes().any(|prefix| prefix == other.into()), "a global address has no link");
         assert!(list.prefixes().all(|prefix| prefix != gateway.into()), "the kernel's list has no links");
         assert!(list.protects_more_than(&AllowList::new()) && !list.protects_more_than(&list.clone()));

@@ -6,21 +6,21 @@ use std::collections::BinaryHeap;
 use std::time::Duration;
 
 use super::class::Grade;
-use super::key::{Brief, HashKey, Hashed, Key, Response};
+use super::key::{Brief, HashKey, Hashed, Response, TargetKey};
 use super::strikes::LAST_SECONDS;
-use super::table::{Claim, Row, Table};
+use super::table::{Claim, HashTable, Row};
 use crate::types::{BanTarget, Expiry, Protocol, Tick};
 
 /// The engine's decision about a source.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Standing {
+pub enum RepeatedStatus {
     /// The kernel blocks the source.
     Blocked,
     /// The source would be blocked, but its protocol is only logged.
     Logged,
 }
 
-impl From<Response> for Standing {
+impl From<Response> for RepeatedStatus {
     fn from(response: Response) -> Self {
         if response == Response::Block { Self::Blocked } else { Self::Logged }
     }
@@ -39,7 +39,7 @@ pub struct ActiveBan {
 
 impl ActiveBan {
     /// A ban that begins now.
-    pub fn whole(target: BanTarget, expiry: Expiry) -> Self {
+    pub fn new(target: BanTarget, expiry: Expiry) -> Self {
         Self { target, length: expiry.span(), grade: None, left: expiry }
     }
 }
@@ -52,7 +52,7 @@ const FIRST_SUMMARY: Duration = Duration::from_secs(2);
 
 /// Minimum interval between two checks that the kernel still blocks a source that keeps sending. An administrator or
 /// another program may have removed the element.
-const VERIFY: Duration = Duration::from_secs(1);
+const VERIFY_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Slots inspected per requested target of a sample: with 16 targets per call, a full round over 131,072 rows takes 32
 /// calls, even if few rows are still bans.
@@ -60,7 +60,7 @@ const INSPECTED: usize = 256;
 
 /// Maximum number of rows that are counted for every request, in about 10 µs. A larger table is counted once per tick,
 /// so that requests cannot delay packets.
-const COUNTED: usize = 8_192;
+const MAX_COUNTED: usize = 8_192;
 
 /// Maximum number of sources that wait for a summary. Further sources are summarised at their next packet.
 const MAX_PENDING: usize = 1024;
@@ -93,11 +93,11 @@ impl Row for BanEntry {
         grade: None,
     };
 
-    fn key(&self) -> Key {
+    fn key(&self) -> TargetKey {
         self.key.key()
     }
 
-    fn give(&mut self, key: Key) {
+    fn assign(&mut self, key: TargetKey) {
         *self = Self { key: Brief::from_key(key), ..Self::EMPTY };
     }
 }
@@ -139,12 +139,12 @@ struct Pending {
 
 /// Bans and log-only sources, each with its expiry.
 pub(super) struct BanTable {
-    entries: Table<BanEntry>,
+    entries: HashTable<BanEntry>,
     /// Unexpired bans on forgeable evidence.
     forgeable: u32,
     /// Their expiry times, including those of some bans that were lifted or replaced since. Holds up to twice the
     /// maximum number of bans.
-    ends: BinaryHeap<Reverse<(Tick, Key)>>,
+    ends: BinaryHeap<Reverse<(Tick, TargetKey)>>,
     /// Slot where the next sample begins.
     cursor: usize,
     /// The last count of the bans in force, and its time.
@@ -156,7 +156,7 @@ impl BanTable {
     pub(super) fn new(capacity: usize, max_forgeable: u32, secret: HashKey) -> Self {
         let ends = usize::try_from(max_forgeable).unwrap_or(usize::MAX).min(capacity).saturating_mul(2) + 2;
         Self {
-            entries: Table::with_spare_index(capacity, secret),
+            entries: HashTable::with_spare_index(capacity, secret),
             forgeable: 0,
             ends: BinaryHeap::with_capacity(ends),
             cursor: 0,
@@ -238,7 +238,7 @@ impl BanTable {
 
     /// Records the expiry time of the ban of `key`. If the heap is full, the times of bans that no longer exist are
     /// dropped; at least half of them are, so this is rare.
-    fn note_end(&mut self, until: Tick, key: Key) {
+    fn note_end(&mut self, until: Tick, key: TargetKey) {
         if self.ends.len() == self.ends.capacity() {
             let entries = &self.entries;
             self.ends.retain(|Reverse((end, key))| {
@@ -275,7 +275,7 @@ impl BanTable {
         } else if row.hits == 1 && self.pending.len() < MAX_PENDING {
             self.pending.push(Reverse(Pending { at: row.next, target, response, protocol }));
         }
-        let verify = response == Response::Block && now.since(row.verified) >= Tick::ticks(VERIFY);
+        let verify = response == Response::Block && now.since(row.verified) >= Tick::ticks(VERIFY_INTERVAL);
         if verify {
             row.verified = now;
         }
@@ -284,13 +284,13 @@ impl BanTable {
 
     /// Returns a due summary of a source that has stopped sending: its target, decision, protocol and number of
     /// packets.
-    pub(super) fn due(&mut self, now: Tick) -> Option<(BanTarget, Standing, Option<Protocol>, u32)> {
+    pub(super) fn due(&mut self, now: Tick) -> Option<(BanTarget, RepeatedStatus, Option<Protocol>, u32)> {
         while let Some(Reverse(Pending { at, target, response, protocol })) = self.pending.peek().copied() {
             if at > now {
                 return None;
             }
             self.pending.pop();
-            let key = self.entries.hashed(Key::new(target, response));
+            let key = self.entries.hashed(TargetKey::new(target, response));
             let Some(row) = self.entries.row_mut(key) else { continue };
             if row.hits > 0 && now >= row.next {
                 row.next = now.plus(Tick::ticks(SUMMARY));
@@ -312,7 +312,7 @@ impl BanTable {
 
     /// The number of bans in force at `now`; for a large table the number at an earlier time in the same tick.
     pub(super) fn count(&mut self, now: Tick) -> usize {
-        if self.entries.begun() <= COUNTED || self.counted.0 != now {
+        if self.entries.begun() <= MAX_COUNTED || self.counted.0 != now {
             self.counted = (now, self.entries.iter().filter(|row| row.is_ban(now)).count());
         }
         self.counted.1

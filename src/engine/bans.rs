@@ -9,11 +9,11 @@ use super::ceiling::{Admission, BanRequest, Ceilings};
 use super::class::Grade;
 use super::expiry_jitter::ExpiryJitter;
 use super::host::Host;
-use super::key::{HashKey, Hashed, Key, Response};
+use super::key::{HashKey, Hashed, Response, TargetKey};
 use super::prefix_bans::PrefixBans;
 use super::settings::Settings;
 use super::strikes::{StrikeHistory, Strikes};
-use super::verdict::{Ban, Notice, Repeated, Verdict};
+use super::verdict::{Ban, EngineNotice, Repeated, Verdict};
 use crate::types::{BanTarget, Expiry, Protocol, Tick, Timestamp, TokenBucket};
 
 /// Maximum duration of a ban above a ceiling.
@@ -74,11 +74,11 @@ impl Bans {
     }
 
     fn key_of(&self, target: BanTarget) -> Hashed {
-        Key::new(target, Response::Block).under(self.secret)
+        TargetKey::new(target, Response::Block).under(self.secret)
     }
 
     /// The ban of `target`, if one should be in force.
-    pub(super) fn of(&self, target: BanTarget, now: Tick) -> Option<ActiveBan> {
+    pub(super) fn get(&self, target: BanTarget, now: Tick) -> Option<ActiveBan> {
         self.table.ban_of(self.key_of(target), now)
     }
 
@@ -141,7 +141,7 @@ impl Bans {
     pub(super) fn lift(&mut self, target: BanTarget, now: Tick) -> bool {
         let key = self.key_of(target);
         self.strikes.take_back(key, now);
-        self.prefixes.forgive(target);
+        self.prefixes.withdraw_evidence(target);
         self.table.lift(key)
     }
 
@@ -154,7 +154,7 @@ impl Bans {
     pub(super) fn adopt(&mut self, ban: &ActiveBan, now: Tick) -> bool {
         // The kernel's set also contains bans of this engine, without their full length.
         let is_known = |known: ActiveBan| ban.length.is_none() && about_the_same(known.left, ban.left);
-        let is_new = !self.of(ban.target, now).is_some_and(is_known);
+        let is_new = !self.get(ban.target, now).is_some_and(is_known);
         if is_new {
             self.insert(ban, now);
         }
@@ -165,7 +165,7 @@ impl Bans {
     pub(super) fn adopt_short(&mut self, target: BanTarget, now: Timestamp) -> bool {
         let has_room = self.ceilings.charge_short(now, self.table.forgeable(now.tick()));
         if has_room {
-            let short = ActiveBan::whole(target, Expiry::After(CAPPED_BAN));
+            let short = ActiveBan::new(target, Expiry::After(CAPPED_BAN));
             self.insert(&ActiveBan { grade: Some(Grade::Forgeable), ..short }, now.tick());
         }
         has_room
@@ -191,10 +191,10 @@ impl Bans {
     }
 
     /// The notice about sources above the ceilings, once it is due.
-    pub(super) fn capped_notice(&mut self, now: Timestamp) -> Option<Notice> {
+    pub(super) fn capped_notice(&mut self, now: Timestamp) -> Option<EngineNotice> {
         self.capped_since.take_if(|since| now.since(*since) >= SUMMARY)?;
         let (bans, withheld) = (std::mem::take(&mut self.capped), std::mem::take(&mut self.withheld));
-        Some(Notice::Capped { bans, withheld })
+        Some(EngineNotice::Capped { bans, withheld })
     }
 
     /// Time of the next notice.
@@ -220,7 +220,7 @@ impl Bans {
         (settings, host): (&Settings, &Host),
     ) -> Verdict {
         let tick = now.tick();
-        let key = Key::new(ban.probe.target, response).under(self.secret);
+        let key = TargetKey::new(ban.probe.target, response).under(self.secret);
         if response != Response::Block {
             // Reported once per window or once per ban; later packets are only summarised.
             let expiry = if response == Response::Tell { ban.expiry } else { Expiry::After(settings.window) };
@@ -234,7 +234,7 @@ impl Bans {
         ban.capped = room == Admission::ShortBan;
         self.imposed += 1;
         self.shortened += u64::from(ban.capped);
-        let may = |network| !host.allow.touches(network) && !host.local.touches(network);
+        let may = |network| !host.allow.overlaps(network) && !host.local.overlaps(network);
         if ban.capped {
             self.capped = self.capped.saturating_add(1);
             self.capped_since.get_or_insert(now);
@@ -256,7 +256,7 @@ impl Bans {
                 self.prefixes.record(ban.probe.target, tick);
             }
         }
-        self.insert(&ActiveBan { grade: Some(ban.grade), ..ActiveBan::whole(ban.probe.target, ban.expiry) }, tick);
+        self.insert(&ActiveBan { grade: Some(ban.grade), ..ActiveBan::new(ban.probe.target, ban.expiry) }, tick);
         Verdict::Block(ban)
     }
 

@@ -102,7 +102,7 @@ impl Ceilings {
 
     /// Takes the tokens for bans from before the start. Each bucket then has at most as many as it would have without
     /// the restart.
-    pub(super) fn recall(&mut self, now: Timestamp, recent: RecentBans) {
+    pub(super) fn restore(&mut self, now: Timestamp, recent: RecentBans) {
         for (bucket, bans) in [
             (&mut self.forgeable, recent.forgeable),
             (&mut self.proven, recent.proven),
@@ -209,7 +209,7 @@ mod tests {
     #[test]
     fn restart_fills_no_bucket() {
         let mut ceilings = Ceilings::new(&builtin());
-        ceilings.recall(at(1), RecentBans { forgeable: 59, proven: 598, short: 3, short_daily: 120 });
+        ceilings.restore(at(1), RecentBans { forgeable: 59, proven: 598, short: 3, short_daily: 120 });
         let mut count = |room, grade, distinct, now| {
             (0..1_000).filter(|_| charge(&mut ceilings, now, request(grade, distinct)) == room).count()
         };
@@ -219,7 +219,7 @@ mod tests {
         let short: usize =
             (1..10).map(|minute| count(Admission::ShortBan, Grade::Forgeable, 16, at(1 + 60 * minute))).sum();
         assert_eq!(short, 7, "128 are in the bucket of a day");
-        ceilings.recall(at(2_000), RecentBans { short_daily: u32::MAX, ..RecentBans::default() });
+        ceilings.restore(at(2_000), RecentBans { short_daily: u32::MAX, ..RecentBans::default() });
         assert_eq!(ceilings.short_daily.available(at(2_000)), 0);
     }
 

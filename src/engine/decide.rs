@@ -7,27 +7,27 @@ use std::time::Duration;
 use super::acceptance::{self, is_unicast};
 use super::ceiling::{Admission, BanRequest, FAST_SCAN_SPAN};
 use super::evidence::{EVIDENCE, Evidence, taken};
-use super::key::{Hashed, Key, Response, fold};
+use super::key::{Hashed, Response, TargetKey, fold};
 use super::observation::protocol_of;
 use super::related_ports::is_related_port;
 use super::sources::SourceSummary;
-use super::waiting::{Candidate, RETRY};
+use super::waiting::{Candidate, RETRY_DELAY};
 use super::{Ban, Class, Engine, Exempt, Grade, Host, IgnoreReason, Observation, PortLookup, Ports, Probe, Verdict};
 use crate::types::{BanTarget, Protocol, Tick, Timestamp};
 use crate::wire::{Checksum, Delivery, Packet};
 
 /// Probes of one closed port on this many hosts count as a scan of the network. Clients of failed servers probe a few
 /// hosts; scanners probe all of them. Limited by the number of ports in a source entry.
-const SWEPT_HOSTS: u8 = 16;
-const _: () = assert!(SWEPT_HOSTS as usize == EVIDENCE);
+const HOST_SCAN_HOSTS: u8 = 16;
+const _: () = assert!(HOST_SCAN_HOSTS as usize == EVIDENCE);
 
 /// This many pairs of own address and closed port, beyond the first probed address, count as a scan, even with few
 /// distinct ports. A crawler requests one port at a few addresses.
-const SWEPT_PAIRS: u8 = 16;
+const HOST_SCAN_PAIRS: u8 = 16;
 
 /// Before a ban, socket look-ups older than this are repeated: a service may have started in the meantime, and the
 /// snapshot of the listeners is up to a second old. A burst of probes causes one look-up.
-const STALE: Duration = Duration::from_millis(500);
+const MAX_LOOKUP_AGE: Duration = Duration::from_millis(500);
 
 /// A probe that was counted as evidence.
 struct Counted<'a> {
@@ -62,7 +62,7 @@ impl Engine {
     pub fn observe(&mut self, now: Timestamp, packet: &Packet, host: &Host, lookup: &mut impl PortLookup) -> Verdict {
         let now = self.clock(now);
         self.counters.packets += 1;
-        self.forgiven.clear();
+        self.withdrawn.clear();
         if packet.interface != 0 && !is_monitored_interface(packet.interface, host) {
             return Verdict::Ignored(IgnoreReason::OtherInterface);
         }
@@ -72,7 +72,7 @@ impl Engine {
                 // The client's request was not a probe of this port.
                 let peer = host.target(packet.destination, host.receiver(packet.interface));
                 let peer = self.key_of(peer, self.settings.of_protocol(own.protocol).response);
-                self.sources.forgive(peer, own.protocol, own.port);
+                self.sources.withdraw_evidence(peer, own.protocol, own.port);
             }
             return Verdict::Ignored(IgnoreReason::Own);
         }
@@ -120,7 +120,7 @@ impl Engine {
     ) -> Verdict {
         let now = self.clock(now);
         self.counters.packets += 1;
-        self.forgiven.clear();
+        self.withdrawn.clear();
         let target = host.target(observation.source, observation.interface);
         let known = self.key_of(target, Response::Block);
         if let Some((target, slot)) = self.bans.recognise(observation.source, (target, known), host, now.tick()) {
@@ -140,7 +140,7 @@ impl Engine {
     /// ceilings; `None` if no source is left. Evidence about ports that turned out to be open is dropped first.
     pub fn judge_waiting(&mut self, now: Timestamp, host: &Host, lookup: &mut impl PortLookup) -> Option<Verdict> {
         let now = self.clock(now);
-        if self.settling.lasts(now) {
+        if self.settling.is_current(now) {
             return None;
         }
         while let Some(probe) = self.settling.take_next() {
@@ -169,7 +169,7 @@ impl Engine {
                 }
             }
         }
-        self.candidates.retry_at = now.after(RETRY);
+        self.candidates.retry_at = now.after(RETRY_DELAY);
         None
     }
 
@@ -193,7 +193,7 @@ impl Engine {
             if !item.is_conclusive()
                 && self.recent_ports.is_served(&observation, (protocol, port), host, lookup, now.tick())
             {
-                self.sources.forgive(key, protocol, port);
+                self.sources.withdraw_evidence(key, protocol, port);
             }
         }
         let held = self.sources.summary_of(key, now.tick())?;
@@ -261,7 +261,7 @@ impl Engine {
         let Counted { observation, target, response, held, is_enough, fresh, .. } = *counted;
         // A flood above the ceilings causes no more look-ups than ordinary probes do.
         let all = is_enough && self.admission(now, response, (held.slot, held.distinct)) != Admission::Withheld;
-        let served = all && self.forgive_served(counted, host);
+        let served = all && self.withdraw_served(counted, host);
         let refuted = (all || fresh) && self.forgive_refuted(now, counted, all, lookup);
         if served || refuted {
             let (protocol, port) = (observation.protocol, observation.counted_port());
@@ -278,7 +278,7 @@ impl Engine {
     /// of many addresses. While the host settles, no source is banned.
     fn weigh(&mut self, now: Timestamp, counted: &Counted<'_>, host: &Host, lookup: &mut impl PortLookup) -> Verdict {
         let Counted { observation, held, is_enough, fresh, .. } = *counted;
-        if is_enough && self.settling.lasts(now) {
+        if is_enough && self.settling.is_current(now) {
             if fresh {
                 self.settling.wait(*observation);
             }
@@ -287,14 +287,14 @@ impl Engine {
         if is_enough {
             return self.impose(now, counted.key, &held, counted.probe(), host);
         }
-        match self.swept(now, counted) {
+        match self.count_spread(now, counted) {
             Some(first) if counted.apart => {
-                let room = self.admission(now, counted.response, (held.slot, SWEPT_HOSTS));
+                let room = self.admission(now, counted.response, (held.slot, HOST_SCAN_HOSTS));
                 if room == Admission::Withheld {
                     return self.withhold(now, held.slot, counted.probe());
                 }
                 let ports = Ports::collect([(observation.protocol, observation.port, observation.class)].into_iter());
-                let ban = Ban { hosts: SWEPT_HOSTS, ..self.ban(counted.probe(), ports, first) };
+                let ban = Ban { hosts: HOST_SCAN_HOSTS, ..self.ban(counted.probe(), ports, first) };
                 return self.bans.begin(now, counted.response, ban, room, (&self.settings, host));
             }
             Some(first) => {
@@ -302,7 +302,7 @@ impl Engine {
                 if self.recent_ports.look_up(observation, own_port, lookup, now.tick()) {
                     return Verdict::Ignored(IgnoreReason::Open);
                 }
-                let swept = SourceSummary { distinct: SWEPT_PAIRS, first, ..held };
+                let swept = SourceSummary { distinct: HOST_SCAN_PAIRS, first, ..held };
                 return self.impose(now, counted.key, &swept, counted.probe(), host);
             }
             None => {}
@@ -363,7 +363,7 @@ impl Engine {
 
     /// Counts one more host, or pair of own address and closed port, probed by the source. Once they are a scan,
     /// returns the time of the first probe.
-    fn swept(&mut self, now: Timestamp, counted: &Counted<'_>) -> Option<Tick> {
+    fn count_spread(&mut self, now: Timestamp, counted: &Counted<'_>) -> Option<Tick> {
         let Counted { observation, apart, fresh, held, .. } = *counted;
         let address = fold(observation.destination);
         let (what, limit) = if apart {
@@ -371,18 +371,18 @@ impl Engine {
             if !fresh || !matches!(observation.class, Class::Syn | Class::Sctp) {
                 return None;
             }
-            (address, SWEPT_HOSTS)
+            (address, HOST_SCAN_HOSTS)
         } else {
-            if self.settling.lasts(now)
+            if self.settling.is_current(now)
                 || !matches!(observation.class, Class::Syn | Class::Udp | Class::Connect | Class::Sctp)
                 || !self.sources.is_elsewhere(held.slot, address)
             {
                 return None;
             }
-            (pair(observation), SWEPT_PAIRS)
+            (pair(observation), HOST_SCAN_PAIRS)
         };
         let item = Evidence::new(now.tick(), observation.protocol, what, observation.class);
-        let key = Key::new(counted.target, counted.response).over_hosts().under(self.secret);
+        let key = TargetKey::new(counted.target, counted.response).over_hosts().under(self.secret);
         let (held, _) = self.sources.add(key, item, now.tick());
         if held.distinct < limit {
             return None;
@@ -398,7 +398,7 @@ impl Engine {
     }
 
     /// Drops the evidence about ports on which a service listens by now; true if there was any.
-    fn forgive_served(&mut self, counted: &Counted<'_>, host: &Host) -> bool {
+    fn withdraw_served(&mut self, counted: &Counted<'_>, host: &Host) -> bool {
         let Observation { destination, interface, .. } = *counted.observation;
         let is_served = |item: &Evidence| {
             let counts = !item.is_conclusive() && item.class() != Some(Class::Connect);
@@ -411,7 +411,7 @@ impl Engine {
         let served = taken(self.sources.evidence(counted.held.slot).filter(is_served));
         for item in served.into_iter().flatten() {
             let Some(protocol) = item.protocol() else { continue };
-            self.forgive(counted.key, protocol, item.port());
+            self.withdraw_evidence(counted.key, protocol, item.port());
         }
         served.first().is_some_and(Option::is_some)
     }
@@ -429,7 +429,7 @@ impl Engine {
             return false;
         }
         let (key, slot) = (counted.key, counted.held.slot);
-        let is_stale = |item: &Evidence| all && now.tick().since(item.at()) >= Tick::ticks(STALE);
+        let is_stale = |item: &Evidence| all && now.tick().since(item.at()) >= Tick::ticks(MAX_LOOKUP_AGE);
         let unchecked = taken(self.sources.evidence(slot).filter(|item| !item.is_looked_up() || is_stale(item)));
         let mut refuted = false;
         for item in unchecked.into_iter().flatten() {
@@ -439,7 +439,7 @@ impl Engine {
                 && matches!(protocol, Protocol::Tcp | Protocol::Udp)
                 && self.recent_ports.look_up(counted.observation, (protocol, item.port()), lookup, now.tick())
             {
-                self.forgive(key, protocol, item.port());
+                self.withdraw_evidence(key, protocol, item.port());
                 refuted = true;
                 continue;
             }
@@ -449,10 +449,10 @@ impl Engine {
     }
 
     /// Drops the evidence about a port that turned out to be in use.
-    fn forgive(&mut self, key: Hashed, protocol: Protocol, port: u16) {
-        self.sources.forgive(key, protocol, port);
-        if self.forgiven.len() < EVIDENCE {
-            self.forgiven.push((protocol, port));
+    fn withdraw_evidence(&mut self, key: Hashed, protocol: Protocol, port: u16) {
+        self.sources.withdraw_evidence(key, protocol, port);
+        if self.withdrawn.len() < EVIDENCE {
+            self.withdrawn.push((protocol, port));
         }
     }
 }

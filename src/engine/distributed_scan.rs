@@ -8,12 +8,12 @@ use crate::types::{PortSet, Tick};
 
 /// Time over which ports and sources are collected. A slower scan is indistinguishable from the background noise of the
 /// Internet.
-const SPAN: Duration = Duration::from_secs(600);
+const SCAN_WINDOW: Duration = Duration::from_secs(600);
 /// Number of distinct ports within the span that counts as a scan. Background noise is limited to a few dozen popular
 /// ports.
-const PORTS: u32 = 50;
+const MIN_PORTS: u32 = 50;
 /// Minimum number of sources. Fewer are single scanners, which reach their own threshold.
-const SOURCES: u32 = 8;
+const MIN_SOURCES: u32 = 8;
 /// Size of the bitmap that counts sources. Above about 10,000 sources the estimate saturates.
 const BITS: usize = 16_384;
 
@@ -59,7 +59,7 @@ impl DistributedScans {
     /// once, when it is detected, if there is room. Sources are counted by their keyed hash: with a known hash, an
     /// attacker could choose addresses that look like one source.
     pub(super) fn add(&mut self, hash: u64, port: u16, now: Tick) {
-        if self.began.is_none_or(|began| now.since(began) > Tick::ticks(SPAN)) {
+        if self.began.is_none_or(|began| now.since(began) > Tick::ticks(SCAN_WINDOW)) {
             self.restart(now);
         }
         self.probes = self.probes.saturating_add(1);
@@ -74,7 +74,7 @@ impl DistributedScans {
         }
         // If half of all probes go to a port that no other source has probed, the sources cooperate.
         let shared = self.distinct_ports.saturating_mul(2) >= self.probes;
-        if self.detected || self.distinct_ports < PORTS || self.set_bits < SOURCES || !shared {
+        if self.detected || self.distinct_ports < MIN_PORTS || self.set_bits < MIN_SOURCES || !shared {
             return;
         }
         self.detected = true;

@@ -3,50 +3,50 @@
 
 use std::time::Duration;
 
-use super::key::{HashKey, Key};
+use super::key::{HashKey, TargetKey};
 use crate::types::{MINUTE, Tick};
 
 /// Number of bans per minute that is normal on a busy host; these last exactly as long as configured.
-const FEW: usize = 32;
+const MAX_UNJITTERED: usize = 32;
 
 /// Jitter as one part of the duration: bans last at most 1/20 longer, short bans above the ceiling at most 1/10
 /// shorter.
-const LONGER: u64 = 20;
-const SHORTER: u64 = 10;
+const LENGTHENING_DIVISOR: u64 = 20;
+const SHORTENING_DIVISOR: u64 = 10;
 
 /// Times of the last bans, and the hash key: with a known hash, an attacker could choose addresses whose bans end
 /// together.
 pub(super) struct ExpiryJitter {
     secret: HashKey,
-    recent: [Tick; FEW],
+    recent: [Tick; MAX_UNJITTERED],
     next: usize,
 }
 
 impl ExpiryJitter {
     pub(super) fn new(secret: HashKey) -> Self {
-        Self { secret, recent: [Tick::default(); FEW], next: 0 }
+        Self { secret, recent: [Tick::default(); MAX_UNJITTERED], next: 0 }
     }
 
     /// Records one more ban; true if it is one of many.
     pub(super) fn is_one_of_many(&mut self, now: Tick) -> bool {
         let place = self.recent.get_mut(self.next);
-        self.next = (self.next + 1) % FEW;
+        self.next = (self.next + 1) % MAX_UNJITTERED;
         let oldest = place.map_or(Tick::default(), |place| std::mem::replace(place, now));
         oldest != Tick::default() && now.since(oldest) < Tick::ticks(MINUTE)
     }
 
     /// `span` plus up to 5 %, in whole seconds.
-    pub(super) fn longer(&self, span: Duration, key: Key, now: Tick) -> Duration {
-        span.saturating_add(self.share(span.as_secs() / LONGER, key, now))
+    pub(super) fn longer(&self, span: Duration, key: TargetKey, now: Tick) -> Duration {
+        span.saturating_add(self.share(span.as_secs() / LENGTHENING_DIVISOR, key, now))
     }
 
     /// `span` minus up to 10 %, in whole seconds.
-    pub(super) fn shorter(&self, span: Duration, key: Key, now: Tick) -> Duration {
-        span.saturating_sub(self.share(span.as_secs() / SHORTER, key, now))
+    pub(super) fn shorter(&self, span: Duration, key: TargetKey, now: Tick) -> Duration {
+        span.saturating_sub(self.share(span.as_secs() / SHORTENING_DIVISOR, key, now))
     }
 
     /// A number of seconds from 0 to `max`; always the same for the same ban.
-    fn share(&self, max: u64, key: Key, now: Tick) -> Duration {
+    fn share(&self, max: u64, key: TargetKey, now: Tick) -> Duration {
         let scaled = (u128::from(key.hash_at(self.secret, now)) * (u128::from(max) + 1)) >> 64;
         Duration::from_secs(u64::try_from(scaled).unwrap_or(max))
     }

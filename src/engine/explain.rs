@@ -69,7 +69,7 @@ pub fn explain(engine: &Engine, now: Timestamp, address: IpAddr, link: Option<u3
         target,
         protection: host.protection(address, target),
         blocked: blocked.or_else(|| around.map(|(_, slot)| bans.table.left(slot, tick))),
-        grade: bans.of(around.map_or(target, |(network, _)| network), tick).and_then(|ban| ban.grade),
+        grade: bans.get(around.map_or(target, |(network, _)| network), tick).and_then(|ban| ban.grade),
         network: around.map(|(network, _)| network),
         logged: left(Response::Log).or_else(|| left(Response::Tell)),
         strikes: bans.strikes_of(target, tick),

@@ -36,7 +36,7 @@ const MAX_NEAR: usize = 16;
 const MAX_DEPTH: usize = 4;
 
 /// Up to this many addresses are compared linearly.
-const FEW: usize = 8;
+const LINEAR_SEARCH_MAX: usize = 8;
 
 impl Local {
     /// Exactly `addresses`.
@@ -56,7 +56,7 @@ impl Local {
     }
 
     /// True if `network` is known to contain an own address.
-    pub(super) fn touches(&self, network: IpNet) -> bool {
+    pub(super) fn overlaps(&self, network: IpNet) -> bool {
         match self {
             Self::Prefixes(prefixes) => overlap(prefixes, network),
             Self::Own { addresses, prefixes } => {
@@ -75,7 +75,11 @@ impl Local {
 /// Called for every packet: with few addresses, a linear search is faster than hashing.
 #[inline(always)]
 fn holds(addresses: &HashSet<IpAddr>, address: IpAddr) -> bool {
-    if addresses.len() <= FEW { addresses.iter().any(|own| *own == address) } else { addresses.contains(&address) }
+    if addresses.len() <= LINEAR_SEARCH_MAX {
+        addresses.iter().any(|own| *own == address)
+    } else {
+        addresses.contains(&address)
+    }
 }
 
 fn overlap(prefixes: &[IpNet], network: IpNet) -> bool {

@@ -41,9 +41,9 @@ const NETWORK: u64 = 0x80;
 
 /// A target in 16 bytes, together with its response. The second half is zero if there is no target.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct Key([u64; 2]);
+pub(super) struct TargetKey([u64; 2]);
 
-impl Key {
+impl TargetKey {
     /// The key of a row that was never used.
     pub(super) const NONE: Self = Self([0; 2]);
 
@@ -52,7 +52,7 @@ impl Key {
             BanTarget::V4(v4) => (4, u64::from(v4.to_bits())),
             BanTarget::V6(v6) => {
                 let [high, low] = halves(v6.to_bits());
-                shared64::number(v6).map_or((6, high), |number| (SHARED + u64::from(number), low))
+                shared64::host_number(v6).map_or((6, high), |number| (SHARED + u64::from(number), low))
             }
             BanTarget::Prefix(wide) => {
                 let bits = match wide.network().addr() {
@@ -162,7 +162,7 @@ impl Brief {
     pub(super) const NONE: Self = Self { bits: 0, tag: 0 };
 
     /// Drops the destination: for tables that only hold keys of whole targets.
-    pub(super) fn from_key(Key([bits, tag]): Key) -> Self {
+    pub(super) fn from_key(TargetKey([bits, tag]): TargetKey) -> Self {
         #[expect(
             clippy::cast_possible_truncation,
             reason = "the lower 16 bits are the kind of target and the response"
@@ -171,8 +171,8 @@ impl Brief {
     }
 
     #[inline]
-    pub(super) fn key(self) -> Key {
-        Key([self.bits, self.tag.into()])
+    pub(super) fn key(self) -> TargetKey {
+        TargetKey([self.bits, self.tag.into()])
     }
 
     /// True if the response is to block.
@@ -204,7 +204,7 @@ fn halves(bits: u128) -> [u64; 2] {
 /// A key with its keyed hash, computed once per packet and used for every table.
 #[derive(Clone, Copy)]
 pub(super) struct Hashed {
-    pub(super) key: Key,
+    pub(super) key: TargetKey,
     pub(super) hash: u64,
 }
 
@@ -215,7 +215,7 @@ impl Hashed {
 
     /// The key of IPv4 address number `n`.
     pub(super) fn nth(n: u32) -> Self {
-        Key::new(BanTarget::V4(n.into()), Response::Block).under(Self::SECRET)
+        TargetKey::new(BanTarget::V4(n.into()), Response::Block).under(Self::SECRET)
     }
 }
 
@@ -235,8 +235,8 @@ mod tests {
         let targets = [&[v4, v6, local, translated][..], &networks.map(wide), &links].concat();
         let keys: Vec<_> = targets
             .iter()
-            .map(|target| Key::new(*target, Response::Block))
-            .chain([Key::new(v4, Response::Log)])
+            .map(|target| TargetKey::new(*target, Response::Block))
+            .chain([TargetKey::new(v4, Response::Log)])
             .collect();
         let back: Vec<_> = keys.iter().map_while(|key| key.target()).collect();
         assert_eq!(back, [&targets[..], &[v4]].concat(), "each key gives back its target");

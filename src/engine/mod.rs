@@ -42,7 +42,7 @@ use std::time::Duration;
 
 pub use acceptance::is_unicast;
 pub use allow::{AllowList, Protection};
-pub use ban_table::{ActiveBan, Standing};
+pub use ban_table::{ActiveBan, RepeatedStatus};
 pub use bans::CAPPED_BAN;
 pub use ceiling::RecentBans;
 pub use class::{Class, Grade};
@@ -56,19 +56,19 @@ pub use listeners::{Listeners, Service, ServiceMemory};
 pub use observation::Observation;
 pub use port_lookup::{NoLookup, PortLookup, PortUse};
 pub use prefix_bans::MaxPrefix;
-pub use recent_ports::{MAX_PUBLISHED, RECENT};
+pub use recent_ports::{MAX_PUBLISHED, RECENT_USE};
 pub use related_ports::RelatedPorts;
 pub use settings::{Counters, ProtocolSettings, Settings};
 pub use strikes::{LastBan, StrikeHistory};
 pub use threshold::{Bounds, PEER_THRESHOLD};
-pub use verdict::{Ban, Exempt, IgnoreReason, Notice, Probe, Repeated, Verdict};
+pub use verdict::{Ban, EngineNotice, Exempt, IgnoreReason, Probe, Repeated, Verdict};
 
 pub use crate::config::Escalation;
 use crate::types::{BanTarget, Protocol, Timestamp, TokenBucket};
 use bans::Bans;
 use distributed_scan::DistributedScans;
 use exempt::ExemptSources;
-use key::{Hashed, Key};
+use key::{Hashed, TargetKey};
 use recent_ports::RecentPorts;
 use sources::SourceTable;
 use threshold::Threshold;
@@ -95,7 +95,7 @@ pub struct Engine {
     candidates: Candidates,
     lookups: TokenBucket,
     /// Evidence refuted by the look-ups of the last packet.
-    forgiven: Vec<(Protocol, u16)>,
+    withdrawn: Vec<(Protocol, u16)>,
     latest: Timestamp,
     /// Only `packets`, `probes` and `withheld`; the components count the others.
     counters: Counters,
@@ -115,7 +115,7 @@ impl Engine {
             settling: SettlingQueue::default(),
             candidates: Candidates::new(),
             lookups: TokenBucket::new(LOOKUPS_PER_SECOND, Duration::from_secs(1)),
-            forgiven: Vec::with_capacity(EVIDENCE),
+            withdrawn: Vec::with_capacity(EVIDENCE),
             latest: Timestamp::default(),
             counters: Counters::default(),
             settings,
@@ -147,8 +147,8 @@ impl Engine {
     }
 
     /// Ports of the last packet's source that counted as evidence and turned out to be in use.
-    pub fn forgiven(&self) -> &[(Protocol, u16)] {
-        &self.forgiven
+    pub fn withdrawn_ports(&self) -> &[(Protocol, u16)] {
+        &self.withdrawn
     }
 
     /// The ports that destination NAT publishes, as far as connections within the last day have shown them.
@@ -183,7 +183,7 @@ impl Engine {
 
     /// The ban of `target`, if one should be in force.
     pub fn standing_of(&self, now: Timestamp, target: BanTarget) -> Option<ActiveBan> {
-        self.bans.of(target, self.latest.max(now).tick())
+        self.bans.get(target, self.latest.max(now).tick())
     }
 
     /// True if `target` is recognised as blocked.
@@ -206,7 +206,7 @@ impl Engine {
     /// Counts bans from before the start towards the ceilings; call it once.
     pub fn recall_bans(&mut self, now: Timestamp, recent: RecentBans) {
         let now = self.clock(now);
-        self.bans.ceilings.recall(now, recent);
+        self.bans.ceilings.restore(now, recent);
     }
 
     /// All bans that the kernel should hold now, to restore them after a flush.
@@ -270,7 +270,7 @@ impl Engine {
 
     /// True if `target` has probed more ports than are forgiven, but is not banned because they are related. Used for
     /// the kernel's trap, which counts each of them.
-    pub fn is_forgiven_related(&self, now: Timestamp, target: BanTarget, host: &Host) -> bool {
+    pub fn is_tolerated_related(&self, now: Timestamp, target: BanTarget, host: &Host) -> bool {
         let (Self { sources, threshold, .. }, now) = (self, self.latest.max(now).tick());
         let held = sources.summary_of(self.key_of(target, Response::Block), now);
         held.is_some_and(|held| {
@@ -288,7 +288,7 @@ impl Engine {
 
     /// True if `target` is connected to a service of this host and has probed too few ports for a ban of a connected
     /// source. Used for the kernel's trap, which counts ports independently of the engine.
-    pub fn is_forgiven_peer(&self, now: Timestamp, target: BanTarget, host: &Host) -> bool {
+    pub fn is_tolerated_peer(&self, now: Timestamp, target: BanTarget, host: &Host) -> bool {
         let (Self { sources, threshold, .. }, now) = (self, self.latest.max(now).tick());
         let held = sources.summary_of(self.key_of(target, Response::Block), now);
         let counting = held.map_or(0, |held| threshold.counting(held.slot, sources, host, now));
@@ -297,9 +297,9 @@ impl Engine {
     }
 
     /// The sources for which [`Engine::is_forgiven_peer`] holds and whose connection is older than [`PEER_SETTLED`].
-    pub fn forgiven_peers<'a>(&'a self, now: Timestamp, host: &'a Host) -> impl Iterator<Item = BanTarget> + 'a {
+    pub fn tolerated_peers<'a>(&'a self, now: Timestamp, host: &'a Host) -> impl Iterator<Item = BanTarget> + 'a {
         let settled = Timestamp::at(self.latest.max(now).since_origin().saturating_sub(PEER_SETTLED)).tick();
-        self.threshold.connected_before(settled).filter(move |peer| self.is_forgiven_peer(now, *peer, host))
+        self.threshold.connected_before(settled).filter(move |peer| self.is_tolerated_peer(now, *peer, host))
     }
 
     /// Replaces the sources that are known to be connected to a service of this host, each with the age of its
@@ -321,17 +321,17 @@ impl Engine {
 
     /// True while no source is banned.
     pub fn is_settling(&self, now: Timestamp) -> bool {
-        self.settling.lasts(self.latest.max(now))
+        self.settling.is_current(self.latest.max(now))
     }
 
     /// Returns the next notice that was not caused by a single packet. Call it until `None`, after packets and when
     /// [`Engine::wake`] is due.
-    pub fn notice(&mut self, now: Timestamp) -> Option<Notice> {
+    pub fn notice(&mut self, now: Timestamp) -> Option<EngineNotice> {
         let now = self.clock(now);
         let capped = self.bans.capped_notice(now);
-        capped.or_else(|| self.distributed_scans.found.pop_front().map(Notice::DistributedScan)).or_else(|| {
+        capped.or_else(|| self.distributed_scans.found.pop_front().map(EngineNotice::DistributedScan)).or_else(|| {
             let (target, standing, protocol, packets) = self.bans.table.due(now.tick())?;
-            Some(Notice::Repeated { target, standing, protocol, packets })
+            Some(EngineNotice::Repeated { target, standing, protocol, packets })
         })
     }
 
@@ -361,7 +361,7 @@ impl Engine {
 
     /// The key of the evidence against `target` that leads to `response`.
     fn key_of(&self, target: BanTarget, response: Response) -> Hashed {
-        Key::new(target, response).under(self.secret)
+        TargetKey::new(target, response).under(self.secret)
     }
 
     /// Sets the engine's time to `now`, unless it is later already; returns it.

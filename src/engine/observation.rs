@@ -44,7 +44,7 @@ pub(super) fn protocol_of(transport: &Transport) -> Option<Protocol> {
 }
 
 /// The port number of evidence whose port a fragment hides.
-const HIDDEN: u16 = 0;
+const HIDDEN_PORT: u16 = 0;
 
 impl Observation {
     /// Returns the evidence that `packet` would be if its checksums were verified; `None` for an answer, a later
@@ -65,10 +65,12 @@ impl Observation {
                 (Protocol::Icmp, 0, u16::from(kind), Class::Icmp)
             }
             Transport::TinyFragment { ports } => {
-                let (source_port, port) = ports.unwrap_or((0, HIDDEN));
+                let (source_port, port) = ports.unwrap_or((0, HIDDEN_PORT));
                 (Protocol::Tcp, source_port, port, Class::Fragment)
             }
-            Transport::OverlappingFragment | Transport::HiddenHeader => (Protocol::Tcp, 0, HIDDEN, Class::Fragment),
+            Transport::OverlappingFragment | Transport::HiddenHeader => {
+                (Protocol::Tcp, 0, HIDDEN_PORT, Class::Fragment)
+            }
             _ => return None,
         };
         Some(Self {
@@ -88,7 +90,7 @@ impl Observation {
 
     /// True if a fragment hides the port.
     pub fn hides_port(&self) -> bool {
-        self.port == HIDDEN && self.class == Class::Fragment
+        self.port == HIDDEN_PORT && self.class == Class::Fragment
     }
 
     /// The number that counts as its port. ICMP has no ports. Instead, the number of distinct own addresses probed

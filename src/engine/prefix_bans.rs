@@ -12,7 +12,7 @@ use ipnet::IpNet;
 
 use super::class::Class;
 use super::evidence::Evidence;
-use super::key::{HashKey, Hashed, Key, Response};
+use super::key::{HashKey, Hashed, Response, TargetKey};
 use super::sources::SourceTable;
 use crate::types::{BanTarget, Prefix, Protocol, Tick, shared64};
 
@@ -78,7 +78,7 @@ impl PrefixBans {
     }
 
     fn key(&self, network: Prefix) -> Hashed {
-        Key::new(BanTarget::Prefix(network), Response::Block).under(self.secret)
+        TargetKey::new(BanTarget::Prefix(network), Response::Block).under(self.secret)
     }
 
     /// The widest network of `target`, and the number of `target` in it.
@@ -105,9 +105,9 @@ impl PrefixBans {
     }
 
     /// Removes the record of a ban of `target` that failed or was lifted.
-    pub(super) fn forgive(&mut self, target: BanTarget) {
+    pub(super) fn withdraw_evidence(&mut self, target: BanTarget) {
         if let Some((network, number)) = self.neighbourhood(target) {
-            self.banned.forgive(self.key(network), Protocol::Tcp, number);
+            self.banned.withdraw_evidence(self.key(network), Protocol::Tcp, number);
         }
     }
 

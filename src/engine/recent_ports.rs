@@ -21,7 +21,7 @@ use crate::wire::{Packet, TcpFlags, Transport};
 /// Time for which a port counts as open after its listener has closed, or after this host has sent from it. TIME_WAIT
 /// is 60 s on Linux, a resolver's last retry comes within 30 s, and clients of a restarting service return within a
 /// minute; this is twice the maximum.
-pub const RECENT: Duration = Duration::from_secs(120);
+pub const RECENT_USE: Duration = Duration::from_secs(120);
 
 /// Time for which a port counts as open after destination NAT forwarded a connection to its service, which appears in
 /// no socket table.
@@ -54,7 +54,7 @@ impl RecentPorts {
         Self {
             services: PortTable::new(secret),
             own_use: PortTable::new(secret),
-            span: RECENT,
+            span: RECENT_USE,
             hints: TokenBucket::new(HINTS_PER_SECOND, Duration::from_secs(1)),
             lookups: 0,
         }
@@ -218,7 +218,7 @@ impl RecentPorts {
 
     /// Records that `own` had a service until recently, and that its clients may still connect for `left`.
     pub(super) fn served(&mut self, own: Service, now: Tick, left: Duration) {
-        self.services.insert(own, None, now, Tick::ticks(left.min(RECENT)));
+        self.services.insert(own, None, now, Tick::ticks(left.min(RECENT_USE)));
     }
 
     /// Records a change of the listeners: closed ones were open until now. Only `watched` ports are recorded.
@@ -236,7 +236,7 @@ impl RecentPorts {
             // A port with a listener was not published by DNAT, so its long expiry is shortened. No expiry is extended
             // here, because a port open on one address must not look open on the others.
             let limit = now.plus(span);
-            let listens = |Entry { own, until, .. }: &&mut Entry| {
+            let listens = |RecentUse { own, until, .. }: &&mut RecentUse| {
                 *until > limit && own.protocol == protocol && after.contains(own.address, own.port)
             };
             self.services.entries.iter_mut().filter(listens).for_each(|entry| entry.until = limit);
@@ -246,7 +246,7 @@ impl RecentPorts {
 
 /// A port table of fixed size. A full bucket evicts the entry that would expire first.
 struct PortTable {
-    entries: Vec<Entry>,
+    entries: Vec<RecentUse>,
     /// The latest end of any record of a port, at the port's number modulo the length. Most probed ports have none, and
     /// need no hash.
     ends: Vec<Tick>,
@@ -254,7 +254,7 @@ struct PortTable {
 }
 
 #[derive(Clone, Copy)]
-struct Entry {
+struct RecentUse {
     own: Service,
     /// The only peer with which the port was used; `None`: any.
     peer: Option<IpAddr>,
@@ -266,13 +266,13 @@ struct Entry {
 /// thousand.
 const WAYS: usize = 8;
 const BUCKETS: usize = 512;
-const PLACES: usize = WAYS * BUCKETS;
+const CAPACITY: usize = WAYS * BUCKETS;
 
 impl PortTable {
     fn new(secret: HashKey) -> Self {
         let own = Service { address: Ipv4Addr::UNSPECIFIED.into(), protocol: Protocol::Tcp, port: 0 };
-        let free = Entry { own, peer: None, until: Tick(0) };
-        Self { entries: vec![free; PLACES], ends: vec![Tick(0); PLACES], secret }
+        let free = RecentUse { own, peer: None, until: Tick(0) };
+        Self { entries: vec![free; CAPACITY], ends: vec![Tick(0); CAPACITY], secret }
     }
 
     /// The first entry of the bucket.
@@ -291,7 +291,7 @@ impl PortTable {
     /// False if no record of `port` is valid at `now`.
     #[inline]
     fn has(&self, port: u16, now: Tick) -> bool {
-        self.ends.get(usize::from(port) % PLACES).is_some_and(|end| *end > now)
+        self.ends.get(usize::from(port) % CAPACITY).is_some_and(|end| *end > now)
     }
 
     /// Time until which the port counts as open; [`Tick`] 0 if it is not recorded.
@@ -310,8 +310,8 @@ impl PortTable {
         let place = known.or_else(|| (0..WAYS).min_by_key(|way| entries.get(*way).map(|entry| entry.until)));
         if let Some(entry) = place.and_then(|place| entries.get_mut(place)) {
             let until = if known.is_some() { until.max(entry.until) } else { until };
-            *entry = Entry { own, peer, until };
-            self.ends.get_mut(usize::from(own.port) % PLACES).into_iter().for_each(|end| *end = until.max(*end));
+            *entry = RecentUse { own, peer, until };
+            self.ends.get_mut(usize::from(own.port) % CAPACITY).into_iter().for_each(|end| *end = until.max(*end));
         }
     }
 }
@@ -332,11 +332,11 @@ mod tests {
     fn remote_flows_evict_no_service() {
         let mut recent = RecentPorts::new(HashKey(1, 2));
         let now = Tick(20);
-        (1..=100).for_each(|port| recent.served(own(port), now, RECENT));
+        (1..=100).for_each(|port| recent.served(own(port), now, RECENT_USE));
         (0..200_000).for_each(|n| recent.used_with(own(u16::try_from(1_000 + n % 50_000).unwrap()), peer(n), now));
         assert!((1..=100).all(|port| recent.was_in_use(own(port), peer(0), now)), "all services are still remembered");
         assert_eq!(recent.ports(Protocol::Udp, now).to_string(), "1-100", "a flow opens its port only to its peer");
-        assert!(recent.own_use.entries.len() == PLACES, "the table does not grow");
+        assert!(recent.own_use.entries.len() == CAPACITY, "the table does not grow");
     }
 
     #[test]
@@ -359,10 +359,10 @@ mod tests {
     #[test]
     fn ports_that_share_an_end_are_distinct() {
         let mut recent = RecentPorts::new(HashKey(1, 2));
-        let (first, second) = (own(7), own(7 + u16::try_from(PLACES).unwrap()));
+        let (first, second) = (own(7), own(7 + u16::try_from(CAPACITY).unwrap()));
         recent.used(first, Tick(1));
         recent.used(second, Tick(100));
-        let end = Tick(1).plus(Tick::ticks(RECENT));
+        let end = Tick(1).plus(Tick::ticks(RECENT_USE));
         assert!(recent.was_in_use(first, peer(1), Tick(2)) && recent.was_in_use(second, peer(1), Tick(100)));
         assert!(!recent.was_in_use(first, peer(1), end) && recent.was_in_use(second, peer(1), end));
     }
@@ -391,6 +391,6 @@ mod tests {
         assert!(
             !recent.was_in_use(elsewhere, peer(1), Tick(1)) && !recent.was_in_use(other_protocol, peer(1), Tick(1))
         );
-        assert!(!recent.was_in_use(own(7), peer(1), Tick(1).plus(Tick::ticks(RECENT))));
+        assert!(!recent.was_in_use(own(7), peer(1), Tick(1).plus(Tick::ticks(RECENT_USE))));
     }
 }

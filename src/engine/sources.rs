@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use super::class::{Class, Grade};
 use super::evidence::{EVIDENCE, Evidence, Ports};
-use super::key::{HashKey, Hashed, Key};
-use super::table::{Claim, OLDEST, Occupant, Row, Table};
+use super::key::{HashKey, Hashed, TargetKey};
+use super::table::{Claim, HashTable, OLDEST, Occupant, Row};
 use crate::types::{Protocol, Tick};
 
 /// The pace of a scanner is halved after each period of this length.
@@ -49,7 +49,7 @@ pub(super) struct SourceSummary {
 #[derive(Clone)]
 #[repr(align(32))]
 struct SourceEntry {
-    key: Key,
+    key: TargetKey,
     first: Tick,
     last: Tick,
     /// At most [`u16::MAX`].
@@ -67,7 +67,7 @@ struct SourceEntry {
 
 impl Row for SourceEntry {
     const EMPTY: Self = Self {
-        key: Key::NONE,
+        key: TargetKey::NONE,
         first: Tick(0),
         last: Tick(0),
         probes: 0,
@@ -78,11 +78,11 @@ impl Row for SourceEntry {
         evidence: [Evidence::NONE; EVIDENCE],
     };
 
-    fn key(&self) -> Key {
+    fn key(&self) -> TargetKey {
         self.key
     }
 
-    fn give(&mut self, key: Key) {
+    fn assign(&mut self, key: TargetKey) {
         self.key = key;
         self.clear();
     }
@@ -155,7 +155,7 @@ impl SourceEntry {
 
 /// The evidence against each source within the window.
 pub(super) struct SourceTable {
-    sources: Table<SourceEntry>,
+    sources: HashTable<SourceEntry>,
     window: Tick,
     /// Number of sources whose evidence was evicted because the table was full.
     pub(super) evicted: u64,
@@ -163,7 +163,7 @@ pub(super) struct SourceTable {
 
 impl SourceTable {
     pub(super) fn new(sources: usize, window: Duration, secret: HashKey) -> Self {
-        Self { sources: Table::new(sources, secret), window: Tick::ticks(window), evicted: 0 }
+        Self { sources: HashTable::new(sources, secret), window: Tick::ticks(window), evicted: 0 }
     }
 
     pub(super) fn len(&self) -> usize {
@@ -252,7 +252,7 @@ impl SourceTable {
     }
 
     /// Removes the evidence against `key` about one port that turned out to be open.
-    pub(super) fn forgive(&mut self, key: Hashed, protocol: Protocol, port: u16) {
+    pub(super) fn withdraw_evidence(&mut self, key: Hashed, protocol: Protocol, port: u16) {
         let Some(slot) = self.sources.find(key) else { return };
         let Some(source) = self.sources.get_mut(slot) else { return };
         let open = Evidence::new(Tick(0), protocol, port, Class::Syn);
@@ -361,11 +361,11 @@ mod tests {
     fn xmas_probe_of_open_port_remains_evidence() {
         let mut suspects = table(8);
         let _ = suspects.add(Hashed::nth(1), syn(1, 23), Tick(1));
-        suspects.forgive(Hashed::nth(1), Protocol::Tcp, 23);
+        suspects.withdraw_evidence(Hashed::nth(1), Protocol::Tcp, 23);
         assert_eq!((distinct(&suspects, Tick(1)), suspects.len()), (0, 0));
         let xmas = Evidence::new(Tick(2), Protocol::Tcp, 23, Class::Xmas);
         let _ = suspects.add(Hashed::nth(1), xmas, Tick(2));
-        suspects.forgive(Hashed::nth(1), Protocol::Tcp, 23);
+        suspects.withdraw_evidence(Hashed::nth(1), Protocol::Tcp, 23);
         assert_eq!(distinct(&suspects, Tick(2)), 1);
     }
 

@@ -11,8 +11,8 @@
 use std::time::Duration;
 
 use super::class::Grade;
-use super::key::{HashKey, Hashed, Key};
-use super::table::{Claim, Row, Table};
+use super::key::{HashKey, Hashed, TargetKey};
+use super::table::{Claim, HashTable, Row};
 use crate::config::Escalation;
 use crate::types::{BanTarget, Expiry, Tick};
 
@@ -63,7 +63,7 @@ pub(super) const LAST_SECONDS: Duration = Duration::from_secs(10);
 #[derive(Clone)]
 #[repr(align(32))]
 struct Record {
-    key: Key,
+    key: TargetKey,
     bans: u32,
     /// Number of these bans on proven evidence.
     proven: u32,
@@ -76,26 +76,27 @@ struct Record {
 }
 
 impl Row for Record {
-    const EMPTY: Self = Self { key: Key::NONE, bans: 0, proven: 0, until: Tick(0), forgotten: Tick(0), since: Tick(0) };
+    const EMPTY: Self =
+        Self { key: TargetKey::NONE, bans: 0, proven: 0, until: Tick(0), forgotten: Tick(0), since: Tick(0) };
 
-    fn key(&self) -> Key {
+    fn key(&self) -> TargetKey {
         self.key
     }
 
-    fn give(&mut self, key: Key) {
+    fn assign(&mut self, key: TargetKey) {
         *self = Self { key, ..Self::EMPTY };
     }
 }
 
 /// The bans of each target that count.
 pub(super) struct Strikes {
-    records: Table<Record>,
+    records: HashTable<Record>,
     forget: Tick,
 }
 
 impl Strikes {
     pub(super) fn new(entries: usize, forget: Duration, secret: HashKey) -> Self {
-        Self { records: Table::new(entries, secret), forget: Tick::ticks(forget) }
+        Self { records: HashTable::new(entries, secret), forget: Tick::ticks(forget) }
     }
 
     /// Faults in the memory of the next entries.

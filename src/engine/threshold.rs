@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::bans::Bans;
 use super::host::Host;
-use super::recent_ports::RECENT;
+use super::recent_ports::RECENT_USE;
 use super::related_ports::{MAX_EXTRA, MAX_UNRELATED};
 use super::sources::{SourceSummary, SourceTable};
 use crate::types::{BanTarget, Tick, Timestamp};
@@ -30,7 +30,7 @@ pub struct Bounds {
 
 impl Default for Bounds {
     fn default() -> Self {
-        Self { recent: RECENT, related: MAX_EXTRA, unrelated: Some(MAX_UNRELATED), peer_threshold: PEER_THRESHOLD }
+        Self { recent: RECENT_USE, related: MAX_EXTRA, unrelated: Some(MAX_UNRELATED), peer_threshold: PEER_THRESHOLD }
     }
 }
 

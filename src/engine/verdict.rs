@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use serde::Serialize;
 
 use super::allow::Protection;
-use super::ban_table::Standing;
+use super::ban_table::RepeatedStatus;
 #[cfg(test)]
 use super::class::Class;
 use super::class::Grade;
@@ -98,7 +98,7 @@ pub struct Exempt {
 pub struct Repeated {
     pub source: IpAddr,
     pub target: BanTarget,
-    pub standing: Standing,
+    pub standing: RepeatedStatus,
     /// The protocol of the packet; `None` if it belongs to no protocol that can be monitored.
     pub protocol: Option<Protocol>,
     /// Packets since the last log line about this target, if a line is due now.
@@ -127,13 +127,13 @@ pub enum Verdict {
 
 /// A notice that was not caused by a single packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Notice {
+pub enum EngineNotice {
     /// Many sources share a scan.
     DistributedScan(DistributedScan),
     /// Packets from a judged source since its last log line.
     Repeated {
         target: BanTarget,
-        standing: Standing,
+        standing: RepeatedStatus,
         /// The protocol of the first of these packets; `None` if it belongs to no protocol that can be monitored.
         protocol: Option<Protocol>,
         packets: u32,

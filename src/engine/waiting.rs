@@ -17,7 +17,7 @@ use super::sources::Pace;
 use crate::types::{Tick, Timestamp};
 
 /// Maximum number of sources that wait to be judged again. Further sources are judged at their next probe.
-const MAX_WAITING: usize = 1_024;
+const MAX_PENDING: usize = 1_024;
 
 /// The sources that wait until this host has settled.
 #[derive(Default)]
@@ -29,13 +29,13 @@ pub(super) struct SettlingQueue {
 }
 
 impl SettlingQueue {
-    pub(super) fn lasts(&self, now: Timestamp) -> bool {
+    pub(super) fn is_current(&self, now: Timestamp) -> bool {
         self.until.is_some_and(|until| now < until)
     }
 
     /// Starts settling, at most until `until`.
     pub(super) fn start(until: Timestamp) -> Self {
-        Self { until: Some(until), waiting: VecDeque::with_capacity(MAX_WAITING) }
+        Self { until: Some(until), waiting: VecDeque::with_capacity(MAX_PENDING) }
     }
 
     /// Ends settling; waiting sources are judged again.
@@ -69,10 +69,10 @@ impl SettlingQueue {
 const MAX_CANDIDATES: usize = 16;
 
 /// A candidate that sends nothing for this time leaves the list: the flood may be over.
-const SILENT: Duration = Duration::from_secs(10);
+const MAX_SILENCE: Duration = Duration::from_secs(10);
 
 /// Time between two attempts to ban the fastest candidate.
-pub(super) const RETRY: Duration = Duration::from_millis(250);
+pub(super) const RETRY_DELAY: Duration = Duration::from_millis(250);
 
 /// A source with enough evidence whose ban was withheld.
 #[derive(Clone, Copy)]
@@ -139,6 +139,6 @@ impl Candidates {
 
 impl Candidate {
     fn is_active(&self, now: Tick) -> bool {
-        now.since(self.pace.at) <= Tick::ticks(SILENT)
+        now.since(self.pace.at) <= Tick::ticks(MAX_SILENCE)
     }
 }

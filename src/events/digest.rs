@@ -103,7 +103,7 @@ impl Digest {
     }
 
     /// Adds the number of events that were lost.
-    pub fn lose(&mut self, events: u64) {
+    pub fn count_dropped(&mut self, events: u64) {
         self.lost_events += events;
     }
 
@@ -227,7 +227,7 @@ mod tests {
         failed.add(&ban(Grade::Forgeable), true);
         (0..30).for_each(|_| later.add(&ban(Grade::Forgeable), true));
         later.add(&Event::now(EventKind::Capped { bans: 0, withheld: 5 }), false);
-        later.lose(3);
+        later.count_dropped(3);
         failed.append(later);
         let sent = json(&failed);
         assert_eq!((&sent["count"], &sent["lost_events"]), (&31.into(), &3.into()), "{sent}");
@@ -243,7 +243,7 @@ mod tests {
         digest.not_banned.exempt_probes = 9;
         digest.add(&Event::now(EventKind::Note("something".to_owned())), false);
         assert!(!digest.is_worth_sending());
-        digest.lose(1);
+        digest.count_dropped(1);
         assert!(digest.is_worth_sending(), "it may have been a ban");
     }
 }

@@ -3,7 +3,7 @@
 
 use std::time::{Duration, SystemTime};
 
-use crate::engine::{Ban, DistributedScan, Exempt, Notice, Probe, Repeated, Standing, Verdict};
+use crate::engine::{Ban, DistributedScan, EngineNotice, Exempt, Probe, Repeated, RepeatedStatus, Verdict};
 use crate::types::{Backend, BanTarget, Expiry, Protocol};
 
 /// An event with its wall-clock time.
@@ -78,7 +78,7 @@ pub enum EventKind {
     /// A blocked or log-only source keeps sending.
     Repeated {
         target: BanTarget,
-        standing: Standing,
+        standing: RepeatedStatus,
         /// The protocol of the first of them, whose mode decides the wording of the classic line.
         protocol: Option<Protocol>,
         /// Number of packets that this event represents.
@@ -124,7 +124,7 @@ pub enum EventKind {
         backend: Backend,
     },
     /// The table was missing and was created again, with this many bans for their remaining times.
-    Healed {
+    TableReinstalled {
         bans: usize,
     },
     /// The capture lost packets.
@@ -195,7 +195,7 @@ impl EventKind {
             Self::Started
             | Self::Restored { .. }
             | Self::Repaired { .. }
-            | Self::Healed { .. }
+            | Self::TableReinstalled { .. }
             | Self::Adopted { .. }
             | Self::Stopped => LineClass::Host,
         }
@@ -207,14 +207,14 @@ impl EventKind {
     }
 }
 
-impl From<Notice> for EventKind {
-    fn from(notice: Notice) -> Self {
+impl From<EngineNotice> for EventKind {
+    fn from(notice: EngineNotice) -> Self {
         match notice {
-            Notice::DistributedScan(sweep) => Self::DistributedScan(sweep),
-            Notice::Repeated { target, standing, protocol, packets } => {
+            EngineNotice::DistributedScan(sweep) => Self::DistributedScan(sweep),
+            EngineNotice::Repeated { target, standing, protocol, packets } => {
                 Self::Repeated { target, standing, protocol, packets }
             }
-            Notice::Capped { bans, withheld } => Self::Capped { bans, withheld },
+            EngineNotice::Capped { bans, withheld } => Self::Capped { bans, withheld },
         }
     }
 }

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::event::{Event, EventKind};
 use crate::clock::{BanEnd, WallTime};
-use crate::engine::{Ban, Class, Grade, Observation, Standing};
+use crate::engine::{Ban, Class, Grade, Observation, RepeatedStatus};
 use crate::types::{Backend, BanTarget, Protocol};
 
 /// The serialised form of an event. Fields that do not apply are omitted. Both sides of the control socket use this
@@ -130,8 +130,8 @@ impl From<&Event> for EventRecord {
             },
             EventKind::Repeated { target, standing, packets, .. } => {
                 let why = match standing {
-                    Standing::Blocked => "already blocked",
-                    Standing::Logged => "only logged",
+                    RepeatedStatus::Blocked => "already blocked",
+                    RepeatedStatus::Logged => "only logged",
                 };
                 Self { packets: Some((*packets).into()), ..base.target(*target).reason(why) }
             }
@@ -155,7 +155,7 @@ impl From<&Event> for EventRecord {
                 expires: Some(BanEnd::of(*expiry, event.time)),
                 ..base.target(*target).reason(format!("added by {by}"))
             },
-            EventKind::Healed { bans } => base.reason("the table was missing").bans(*bans),
+            EventKind::TableReinstalled { bans } => base.reason("the table was missing").bans(*bans),
             EventKind::Repaired { bans, backend } => {
                 base.method(*backend).reason(format!("missing in {}", backend.place())).bans(*bans)
             }
@@ -228,7 +228,7 @@ pub(super) fn kind(kind: &EventKind) -> &'static str {
         EventKind::Exempt { .. } => "refused",
         EventKind::Repeated { .. } => "repeat",
         EventKind::Lifted { .. } | EventKind::Unblocked { .. } => "unblock",
-        EventKind::Healed { .. } | EventKind::Restored { .. } | EventKind::Repaired { .. } => "heal",
+        EventKind::TableReinstalled { .. } | EventKind::Restored { .. } | EventKind::Repaired { .. } => "heal",
         EventKind::Expired { .. } => "expire",
         EventKind::BlockFailed { .. } | EventKind::Error(_) | EventKind::Dropped { .. } => "error",
         EventKind::Capped { .. } | EventKind::Disconnected { .. } | EventKind::Adopted { .. } | EventKind::Note(_) => {

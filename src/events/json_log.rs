@@ -18,11 +18,11 @@ use crate::types::counted;
 use crate::worker::{Inbox, Worker};
 
 /// Maximum number of lines that wait for the thread.
-const QUEUE: usize = 4_096;
+const MAX_QUEUED_LINES: usize = 4_096;
 /// Maximum number of bytes that wait for free disk space.
-const MAX_WAITING: usize = 1 << 20;
+const MAX_PENDING_BYTES: usize = 1 << 20;
 /// Maximum number of bytes per write.
-const BATCH: usize = 1 << 16;
+const MAX_BATCH_BYTES: usize = 1 << 16;
 /// Interval at which the file is compared with its path, and at which a failing disk is retried.
 const POLL_INTERVAL: Duration = Duration::from_secs(1);
 /// Minimum interval between reports of losses.
@@ -50,7 +50,7 @@ impl LineFile {
     /// # Errors
     /// The thread cannot be started.
     pub fn start(path: &Path, open: OpenFile, events: Sender) -> io::Result<Self> {
-        let worker = Worker::start("json-file", QUEUE, |inbox| {
+        let worker = Worker::start("json-file", MAX_QUEUED_LINES, |inbox| {
             let mut writer = Writer {
                 path: path.to_owned(),
                 open,
@@ -59,9 +59,9 @@ impl LineFile {
                 waiting: String::new(),
                 inbox,
                 dropped: 0,
-                lost_said: 0,
+                lost_reported: 0,
                 failing: false,
-                said: None,
+                last_reported: None,
                 events,
             };
             move || writer.run()
@@ -81,7 +81,7 @@ impl LineFile {
     /// Requests that the file be reopened.
     pub fn reopen(&self) {
         // A busy thread checks the file itself within a second.
-        if self.worker.handle().inbox().len() < QUEUE {
+        if self.worker.handle().inbox().len() < MAX_QUEUED_LINES {
             let _ = self.worker.handle().send(Command::Reopen);
         }
     }
@@ -104,9 +104,9 @@ struct Writer {
     inbox: Arc<Inbox<Command>>,
     /// Lines that did not fit into `waiting`, and all reported losses.
     dropped: u64,
-    lost_said: u64,
+    lost_reported: u64,
     failing: bool,
-    said: Option<Instant>,
+    last_reported: Option<Instant>,
     events: Sender,
 }
 
@@ -118,11 +118,11 @@ impl Writer {
             // Read first, so that lines sent before the stop request are in the queue.
             let ends = self.inbox.stop().is_some();
             let mut reopen = false;
-            while (self.failing || self.waiting.len() < BATCH)
+            while (self.failing || self.waiting.len() < MAX_BATCH_BYTES)
                 && let Some(command) = self.inbox.pop()
             {
                 match command {
-                    Command::Line(line) if self.waiting.len() + line.len() >= MAX_WAITING => self.dropped += 1,
+                    Command::Line(line) if self.waiting.len() + line.len() >= MAX_PENDING_BYTES => self.dropped += 1,
                     Command::Line(line) => self.waiting.push_str(&(line + "\n")),
                     Command::Reopen => reopen = true,
                 }
@@ -146,7 +146,7 @@ impl Writer {
         match self.try_write() {
             Ok(()) => {
                 self.waiting.clear();
-                self.say_losses();
+                self.report_losses();
                 self.failing = false;
             }
             Err(error) => {
@@ -163,9 +163,9 @@ impl Writer {
         }
     }
 
-    fn say_losses(&mut self) {
-        let lost = self.dropped + self.inbox.refused() - self.lost_said;
-        let due = lost > 0 && self.said.is_none_or(|said| said.elapsed() >= LOSS_INTERVAL);
+    fn report_losses(&mut self) {
+        let lost = self.dropped + self.inbox.refused() - self.lost_reported;
+        let due = lost > 0 && self.last_reported.is_none_or(|said| said.elapsed() >= LOSS_INTERVAL);
         if !self.failing && !due {
             return;
         }
@@ -177,7 +177,7 @@ impl Writer {
             format!("{lost} lost, because they came faster than they could be written to {path}")
         }));
         if lost > 0 {
-            (self.lost_said, self.said) = (self.lost_said + lost, Some(Instant::now()));
+            (self.lost_reported, self.last_reported) = (self.lost_reported + lost, Some(Instant::now()));
         }
     }
 

@@ -29,7 +29,7 @@ const QUEUE: usize = 4_096;
 /// Time limit for writing the queued lines when the program ends.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
 
-static LINES: OnceLock<Handle<Line>> = OnceLock::new();
+static LINES: OnceLock<Handle<LogLine>> = OnceLock::new();
 
 static STALLED: AtomicBool = AtomicBool::new(false);
 
@@ -72,7 +72,7 @@ pub fn init(target: LogTarget, facility: Facility) -> Result<(), TryInitError> {
 }
 
 /// One line for the log.
-enum Line {
+enum LogLine {
     Event {
         level: Level,
         text: String,
@@ -94,26 +94,26 @@ pub fn write(event: &Event, name: Option<&str>, wording: Wording) {
         _ => Level::WARN,
     };
     let addition = classic_log::addition(&event.kind);
-    queue(Line::Event { level, text, addition, record: Box::new(event.into()), name: name.map(str::to_owned) });
+    queue(LogLine::Event { level, text, addition, record: Box::new(event.into()), name: name.map(str::to_owned) });
 }
 
 /// Writes an error that is not an event.
 pub fn error(text: String) {
-    queue(Line::Error(text));
+    queue(LogLine::Error(text));
 }
 
 /// Passes `line` to the thread, or writes it directly if the thread does not run. A line that does not fit is counted.
-fn queue(line: Line) {
+fn queue(line: LogLine) {
     match LINES.get() {
         Some(lines) => drop(lines.send(line)),
         None => emit(line),
     }
 }
 
-fn emit(line: Line) {
+fn emit(line: LogLine) {
     let (level, line, addition, record, name) = match line {
-        Line::Event { level, text, addition, record, name } => (level, text, addition, record, name),
-        Line::Error(text) => return tracing::error!("adminalert: ERROR: {text}"),
+        LogLine::Event { level, text, addition, record, name } => (level, text, addition, record, name),
+        LogLine::Error(text) => return tracing::error!("adminalert: ERROR: {text}"),
     };
     // A macro, because a level is part of the call site. The journal converts names to upper case.
     macro_rules! log {
@@ -151,7 +151,7 @@ fn emit(line: Line) {
 }
 
 /// Handle of the thread that writes the lines.
-pub struct LogThread(Worker<Line, ()>);
+pub struct LogThread(Worker<LogLine, ()>);
 
 impl LogThread {
     /// Starts the thread.
@@ -177,8 +177,8 @@ pub fn is_stalled() -> bool {
     STALLED.load(Ordering::Relaxed)
 }
 
-fn write_with(mut write: impl FnMut(Line) + Send + 'static) -> io::Result<Worker<Line, ()>> {
-    Worker::start("log", QUEUE, |inbox: Arc<Inbox<Line>>| {
+fn write_with(mut write: impl FnMut(LogLine) + Send + 'static) -> io::Result<Worker<LogLine, ()>> {
+    Worker::start("log", QUEUE, |inbox: Arc<Inbox<LogLine>>| {
         let mut reported = 0;
         move || loop {
             // Read first, so that lines sent before the stop request are in the queue.
@@ -190,7 +190,7 @@ fn write_with(mut write: impl FnMut(Line) + Send + 'static) -> io::Result<Worker
             if lost > 0 {
                 reported += lost;
                 let lines = counted(lost, "line");
-                write(Line::Error(format!("the log was read too slowly: {lines} lost")));
+                write(LogLine::Error(format!("the log was read too slowly: {lines} lost")));
             }
             if ends {
                 return;
@@ -213,9 +213,9 @@ mod tests {
     use super::*;
 
     /// Writes the texts of the lines to `out`.
-    fn to(mut out: UnixStream) -> impl FnMut(Line) + Send + 'static {
+    fn to(mut out: UnixStream) -> impl FnMut(LogLine) + Send + 'static {
         move |line| {
-            let (Line::Event { text, .. } | Line::Error(text)) = line;
+            let (LogLine::Event { text, .. } | LogLine::Error(text)) = line;
             let _ = writeln!(out, "{text}");
         }
     }
@@ -226,7 +226,7 @@ mod tests {
         let worker = write_with(to(writer)).unwrap();
         let begin = Instant::now();
         for number in 0..30_000 {
-            let _ = worker.handle().send(Line::Error(format!("{number:099}")));
+            let _ = worker.handle().send(LogLine::Error(format!("{number:099}")));
         }
         assert!(begin.elapsed() < Duration::from_secs(10), "no line waits for the reader");
         let lost = worker.handle().inbox().refused();
@@ -236,7 +236,7 @@ mod tests {
             lines.by_ref().map_while(|line| line.parse().ok()).take(30_000 - usize::try_from(lost).unwrap()).collect();
         assert!(written.iter().enumerate().all(|(place, number)| *number >= place) && written.is_sorted());
         assert_eq!(lines.next().unwrap(), format!("the log was read too slowly: {lost} lines lost"));
-        worker.handle().send(Line::Error("later".to_owned())).ok().unwrap();
+        worker.handle().send(LogLine::Error("later".to_owned())).ok().unwrap();
         assert_eq!(lines.next().unwrap(), "later");
         assert_eq!(worker.stop(Duration::from_secs(10)), Some(()));
     }
@@ -245,7 +245,7 @@ mod tests {
     fn end_waits_briefly_for_reader() {
         let (_reader, writer) = UnixStream::pair().unwrap();
         let worker = write_with(to(writer)).unwrap();
-        while worker.handle().send(Line::Error("x".repeat(4_096))).is_ok() {}
+        while worker.handle().send(LogLine::Error("x".repeat(4_096))).is_ok() {}
         assert_eq!(worker.stop(Duration::from_millis(50)), None);
     }
 }

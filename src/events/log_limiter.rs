@@ -63,7 +63,7 @@ impl LogLimiter {
 
     /// The summary once a minute is over, if lines were suppressed. It does not count as a line.
     pub fn turn_minute(&mut self, now: Timestamp) -> Option<EventKind> {
-        self.lines.turn(now)?;
+        self.lines.take_suppressed(now)?;
         self.summary()
     }
 
@@ -86,7 +86,7 @@ mod tests {
     use strum::EnumCount;
 
     use super::*;
-    use crate::engine::{Ban, DistributedScan, Exempt, Protection, Standing};
+    use crate::engine::{Ban, DistributedScan, Exempt, Protection, RepeatedStatus};
     use crate::types::{Backend, Expiry, at};
 
     /// An example of each kind, and the short form where there is one.
@@ -121,7 +121,7 @@ mod tests {
             EventKind::Disconnected { target, connections: 1 },
             EventKind::BlockFailed { backend, target, reason: text() },
             EventKind::Exempt { exempt, probes: 1 },
-            EventKind::Repeated { target, standing: Standing::Blocked, protocol: None, packets: 1 },
+            EventKind::Repeated { target, standing: RepeatedStatus::Blocked, protocol: None, packets: 1 },
             EventKind::DistributedScan(DistributedScan { ports: 50, sources: 8, span: MINUTE }),
             EventKind::Capped { bans: 1, withheld: 1 },
             EventKind::Lifted { target },
@@ -130,7 +130,7 @@ mod tests {
             EventKind::ByHand { target, expiry: Expiry::Never, by: text(), note: None, backend: None },
             EventKind::Restored { bans: 1, backend },
             EventKind::Repaired { bans: 1, backend },
-            EventKind::Healed { bans: 1 },
+            EventKind::TableReinstalled { bans: 1 },
             EventKind::Dropped { packets: 1 },
             EventKind::Adopted { bans: 1 },
             EventKind::Note(text()),

@@ -34,10 +34,10 @@ const MAX_MESSAGE_LEN: usize = 7_900;
 pub struct Syslog {
     path: PathBuf,
     facility: Facility,
-    state: Mutex<State>,
+    state: Mutex<Connection>,
 }
 
-struct State {
+struct Connection {
     /// `None` while there is no daemon.
     socket: Option<UnixDatagram>,
     /// Time of the next attempt.
@@ -56,7 +56,7 @@ impl Syslog {
         Ok(Self {
             path: path.to_owned(),
             facility,
-            state: Mutex::new(State { socket, again: Instant::now(), lost: 0 }),
+            state: Mutex::new(Connection { socket, again: Instant::now(), lost: 0 }),
         })
     }
 
@@ -82,7 +82,7 @@ impl Syslog {
     }
 
     /// True if the daemon, or its successor, has received the message.
-    fn hand_over(&self, state: &mut State, message: &str) -> bool {
+    fn hand_over(&self, state: &mut Connection, message: &str) -> bool {
         for _ in 0..2 {
             if state.socket.is_none() {
                 state.socket = open(&self.path).ok();
@@ -127,16 +127,16 @@ fn open(path: &Path) -> io::Result<UnixDatagram> {
 
 impl<S: Subscriber> Layer<S> for Syslog {
     fn on_event(&self, event: &Event<'_>, _: Context<'_, S>) {
-        let mut line = Line(String::new());
+        let mut line = MessageText(String::new());
         event.record(&mut line);
         self.send(*event.metadata().level(), &line.0, &mut io::stderr());
     }
 }
 
 /// The message of an event, without its fields.
-struct Line(String);
+struct MessageText(String);
 
-impl Visit for Line {
+impl Visit for MessageText {
     fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
         if field.name() == "message" {
             // Writing to a string cannot fail.

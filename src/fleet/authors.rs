@@ -26,7 +26,7 @@ const MAX_LINES_PER_HOUR: u32 = 64;
 /// hour old.
 const MAX_REASONS: usize = 4;
 
-struct Known {
+struct KnownAuthor {
     /// Sequence number of the last notice.
     sequence: Option<u64>,
     notices: TokenBucket,
@@ -57,7 +57,7 @@ pub(super) enum NoticeOrder {
 }
 
 pub(super) struct KnownAuthors {
-    known: HashMap<FleetAuthor, Known>,
+    known: HashMap<FleetAuthor, KnownAuthor>,
     /// Limits the lines about invalid data on the server.
     pub(super) lines: LineLimiter,
 }
@@ -100,7 +100,7 @@ impl KnownAuthors {
     /// Records that data of this author is ignored. Returns true if this should be logged: once an hour for each
     /// reason, and a limited number of times for all authors.
     pub(super) fn blame(&mut self, author: &FleetAuthor, reason: &str, now: Timestamp) -> bool {
-        let Some(Known { blames, .. }) = entry(&mut self.known, author) else { return false };
+        let Some(KnownAuthor { blames, .. }) = entry(&mut self.known, author) else { return false };
         if !blames.iter().any(|blame| blame.reason == reason) {
             blames.retain(|blame| now.since(blame.last) < HOUR);
             if blames.len() < MAX_REASONS {
@@ -144,11 +144,11 @@ impl KnownAuthors {
 }
 
 /// The entry of `author`, a new one if there is room.
-fn entry<'a>(known: &'a mut HashMap<FleetAuthor, Known>, author: &FleetAuthor) -> Option<&'a mut Known> {
+fn entry<'a>(known: &'a mut HashMap<FleetAuthor, KnownAuthor>, author: &FleetAuthor) -> Option<&'a mut KnownAuthor> {
     if !known.contains_key(author) && known.len() >= MAX_AUTHORS {
         return None;
     }
-    Some(known.entry(author.clone()).or_insert_with(|| Known {
+    Some(known.entry(author.clone()).or_insert_with(|| KnownAuthor {
         sequence: None,
         notices: TokenBucket::new(MAX_NOTICES_PER_MINUTE, Duration::from_secs(60)),
         gaps: TokenBucket::new(MAX_GAPS_PER_HOUR, HOUR),

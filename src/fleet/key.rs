@@ -63,7 +63,7 @@ impl fmt::Display for FleetAuthor {
 
 /// A well-formed key.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct Key {
+pub struct ValkeyKey {
     pub author: FleetAuthor,
     /// One IPv4 address, an IPv6 /64, or one address of a shared /64; never a network.
     pub target: BanTarget,
@@ -90,8 +90,8 @@ impl Keyspace {
     }
 
     /// The key of a report, or of a lift.
-    pub fn key(&self, key: &Key) -> String {
-        let Key { author, target } = key;
+    pub fn key(&self, key: &ValkeyKey) -> String {
+        let ValkeyKey { author, target } = key;
         match author {
             FleetAuthor::Host(host) => format!("{}ban:{host}:{target}", self.prefix),
             FleetAuthor::Operator => format!("{}lift:{target}", self.prefix),
@@ -147,7 +147,7 @@ impl Keyspace {
     ///
     /// # Errors
     /// The reason, and the author for the log, if the key names one.
-    pub fn parse(&self, key: &[u8]) -> Result<Key, BadKey> {
+    pub fn parse(&self, key: &[u8]) -> Result<ValkeyKey, BadKey> {
         let bad = |author, reason| BadKey { author, reason };
         let text = String::from_utf8_lossy(key);
         let rest = text.strip_prefix(&self.prefix).ok_or(bad(None, "it belongs to another fleet"))?;
@@ -167,7 +167,7 @@ impl Keyspace {
             Ok(BanTarget::Prefix(_)) => {
                 Err(bad(Some(author), "its network is wider than an IPv4 address or an IPv6 /64"))
             }
-            Ok(target) => Ok(Key { author, target }),
+            Ok(target) => Ok(ValkeyKey { author, target }),
             Err(_) => Err(bad(Some(author), "its target is not an address")),
         }
     }
@@ -195,12 +195,12 @@ mod tests {
         let keys = Keyspace::new("lab");
         for author in [host("web-1"), FleetAuthor::Operator] {
             for target in ["203.0.113.7", "2001:db8:1:2::/64", "64:ff9b::cb00:7109/128"] {
-                let key = Key { author: author.clone(), target: target.parse().unwrap() };
+                let key = ValkeyKey { author: author.clone(), target: target.parse().unwrap() };
                 assert_eq!(keys.parse(keys.key(&key).as_bytes()), Ok(key));
             }
             assert_eq!(keys.parse_channel(keys.channel(&author).as_bytes()), Some(author));
         }
-        let key = Key { author: host("web-1"), target: "203.0.113.7".parse().unwrap() };
+        let key = ValkeyKey { author: host("web-1"), target: "203.0.113.7".parse().unwrap() };
         assert_eq!(keys.key(&key), "portsentry:lab:ban:web-1:203.0.113.7");
         assert_eq!(keys.channel(&host("web-1")), "portsentry:lab:news:web-1");
     }

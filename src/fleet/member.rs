@@ -27,7 +27,7 @@ const MAX_BACKOFF: Duration = Duration::from_secs(60);
 const CONNECTS_PER_SECOND: u32 = 500;
 
 /// A connection that lasted this long counts as successful.
-const STABLE: Duration = Duration::from_secs(30);
+const STABLE_TIME: Duration = Duration::from_secs(30);
 
 /// Interval at which own keys are checked and renewed.
 const UPKEEP_INTERVAL: Duration = Duration::from_secs(30);
@@ -54,7 +54,7 @@ pub(super) struct Member {
     daemon: Daemon,
     scan: Schedule,
     /// Number of hosts that received the last notice.
-    told: u32,
+    receivers: u32,
     link: LinkState,
     next: Deadlines,
     /// The target at which the last check of own keys ended.
@@ -80,7 +80,7 @@ impl Member {
             own,
             daemon,
             scan: Schedule::new(),
-            told: 0,
+            receivers: 0,
             link: LinkState::Away("the connection is not established yet".to_owned()),
             next: Deadlines::default(),
             checked: None,
@@ -104,7 +104,7 @@ impl Member {
                 Err(error) => error,
             };
             let now = boot_time();
-            if now.since(begun) > STABLE {
+            if now.since(begun) > STABLE_TIME {
                 backoff.reset();
             }
             if away_since.is_none() {
@@ -123,7 +123,7 @@ impl Member {
 
     /// The number of hosts, as far as known.
     fn hosts(&self) -> u32 {
-        self.relay.hosts().max(self.told)
+        self.relay.hosts().max(self.receivers)
     }
 
     /// Waits for `delay` while the server is unreachable, and follows the daemon's bans meanwhile.
@@ -250,7 +250,7 @@ impl Member {
         }
         match server.publish(&batch).await {
             Ok(told) => {
-                self.told = u32::try_from(told).unwrap_or(u32::MAX);
+                self.receivers = u32::try_from(told).unwrap_or(u32::MAX);
                 self.own.written(&batch, now);
                 Ok(())
             }

@@ -29,7 +29,7 @@ use connect::Endpoint;
 pub use connect::SetupError;
 use daemon::Daemon;
 pub use error::FleetError;
-use key::{FleetAuthor, HostName, Key, Keyspace};
+use key::{FleetAuthor, HostName, Keyspace, ValkeyKey};
 use member::Member;
 use own::OwnReports;
 use protocol::MAX_REMAINING;
@@ -168,7 +168,7 @@ fn print_acl(fleet: &Fleet, options: &AclOptions, out: &mut impl Write) -> Resul
 fn lift_bans(fleet: &Fleet, options: &LiftOptions, out: &mut impl Write) -> Result<(), FleetError> {
     let fleet = Fleet { user: options.user.clone(), credentials: options.credentials.clone(), ..fleet.clone() };
     let endpoint = Endpoint::open(&fleet)?;
-    let key = Key { author: FleetAuthor::Operator, target: options.target };
+    let key = ValkeyKey { author: FleetAuthor::Operator, target: options.target };
     let sequence = random()?.into();
     let lifted = on_runtime(async {
         let mut server = ServerConnection::connect(&endpoint, Keyspace::new(&fleet.name)).await?;
@@ -199,8 +199,8 @@ pub(crate) fn fuzz(bytes: &[u8]) {
     if let Ok(report) = report::BanReport::parse(bytes) {
         assert_eq!(report::BanReport::parse(report.to_json().as_bytes()), Ok(report));
     }
-    if let Ok(notice) = report::Notice::parse(bytes) {
-        assert_eq!(report::Notice::parse(notice.to_json().as_bytes()), Ok(notice));
+    if let Ok(notice) = report::FleetAnnouncement::parse(bytes) {
+        assert_eq!(report::FleetAnnouncement::parse(notice.to_json().as_bytes()), Ok(notice));
     }
     let _ = report::parse_lift(bytes);
 }

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
-use super::key::{FleetAuthor, HostName, Key};
+use super::key::{FleetAuthor, HostName, ValkeyKey};
 use super::protocol::{MAX_REMAINING, OwnBanEvent};
 use super::report::BanReport;
 use crate::engine::{Class, Grade};
@@ -111,7 +111,7 @@ impl OwnReports {
 
     /// Returns the reports that are due to be written, with new sequence numbers. Each counts against the hourly limit.
     /// Call [`OwnReports::written`] once the server has stored them, otherwise [`OwnReports::put_back`].
-    pub(super) fn take_pending(&mut self, now: Timestamp) -> Vec<(Key, BanReport, Duration)> {
+    pub(super) fn take_pending(&mut self, now: Timestamp) -> Vec<(ValkeyKey, BanReport, Duration)> {
         self.made.retain(|at| now.since(*at) < HOUR);
         let mut batch = Vec::new();
         while batch.len() < MAX_BATCH && self.made.len() < self.limit {
@@ -126,13 +126,13 @@ impl OwnReports {
             if known.renew.is_none() {
                 self.made.push_back(now);
             }
-            batch.push((Key { author: self.author.clone(), target }, known.report, left(known.ends, now)));
+            batch.push((ValkeyKey { author: self.author.clone(), target }, known.report, left(known.ends, now)));
         }
         batch
     }
 
     /// Records that the server has stored these reports.
-    pub(super) fn written(&mut self, batch: &[(Key, BanReport, Duration)], now: Timestamp) {
+    pub(super) fn written(&mut self, batch: &[(ValkeyKey, BanReport, Duration)], now: Timestamp) {
         for (key, _, left) in batch {
             if let Some(known) = self.reports.get_mut(&key.target) {
                 known.renew = Some(now.after(*left / 2));
@@ -141,7 +141,7 @@ impl OwnReports {
     }
 
     /// Queues these reports again after the server did not store them.
-    pub(super) fn put_back(&mut self, batch: &[(Key, BanReport, Duration)]) {
+    pub(super) fn put_back(&mut self, batch: &[(ValkeyKey, BanReport, Duration)]) {
         for (key, ..) in batch.iter().rev() {
             self.pending.push_front(key.target);
         }
@@ -154,10 +154,10 @@ impl OwnReports {
     }
 
     /// The next batch of keys to delete.
-    pub(super) fn take_withdrawn(&mut self) -> Vec<Key> {
+    pub(super) fn take_withdrawn(&mut self) -> Vec<ValkeyKey> {
         let rest = self.withdrawn.len().saturating_sub(MAX_BATCH);
         let targets = self.withdrawn.split_off(rest);
-        targets.into_iter().map(|target| Key { author: self.author.clone(), target }).collect()
+        targets.into_iter().map(|target| ValkeyKey { author: self.author.clone(), target }).collect()
     }
 
     pub(super) fn has_withdrawn(&self) -> bool {
@@ -165,10 +165,10 @@ impl OwnReports {
     }
 
     /// The reports that are due to be written again: half of their time is over, or the server has lost them.
-    pub(super) fn renewals(&self, now: Timestamp) -> Vec<(Key, BanReport, Duration)> {
+    pub(super) fn renewals(&self, now: Timestamp) -> Vec<(ValkeyKey, BanReport, Duration)> {
         let due = self.reports.iter().filter(|(_, known)| known.renew.is_some_and(|at| at <= now) && known.ends > now);
         let report = |(target, known): (&BanTarget, &OwnReport)| {
-            (Key { author: self.author.clone(), target: *target }, known.report, left(known.ends, now))
+            (ValkeyKey { author: self.author.clone(), target: *target }, known.report, left(known.ends, now))
         };
         due.take(MAX_BATCH).map(report).collect()
     }
@@ -181,7 +181,7 @@ impl OwnReports {
     }
 
     /// Schedules these keys to be written again.
-    pub(super) fn renew(&mut self, keys: &[Key], now: Timestamp) {
+    pub(super) fn renew(&mut self, keys: &[ValkeyKey], now: Timestamp) {
         for key in keys {
             if let Some(known) = self.reports.get_mut(&key.target) {
                 known.renew = Some(now);
@@ -190,12 +190,12 @@ impl OwnReports {
     }
 
     /// The next batch of keys after `last` that the server should have.
-    pub(super) fn some_written(&self, last: Option<BanTarget>) -> Vec<Key> {
+    pub(super) fn some_written(&self, last: Option<BanTarget>) -> Vec<ValkeyKey> {
         let later = self
             .reports
             .range((last.map_or(std::ops::Bound::Unbounded, std::ops::Bound::Excluded), std::ops::Bound::Unbounded));
         let written = later.filter(|(_, known)| known.renew.is_some()).take(MAX_BATCH);
-        written.map(|(target, _)| Key { author: self.author.clone(), target: *target }).collect()
+        written.map(|(target, _)| ValkeyKey { author: self.author.clone(), target: *target }).collect()
     }
 
     /// Drops the bans that have ended, and those that the daemon no longer reports.
@@ -230,7 +230,7 @@ mod tests {
         OwnReports::new(HostName::parse("a").unwrap(), limit, 7)
     }
 
-    fn targets(batch: &[(Key, BanReport, Duration)]) -> Vec<String> {
+    fn targets(batch: &[(ValkeyKey, BanReport, Duration)]) -> Vec<String> {
         batch.iter().map(|(key, ..)| key.target.to_string()).collect()
     }
 

@@ -6,16 +6,16 @@ use std::time::{Duration, Instant};
 
 use super::authors::{KnownAuthors, NoticeOrder};
 use super::daemon::Daemon;
-use super::key::{FleetAuthor, Key};
+use super::key::{FleetAuthor, ValkeyKey};
 use super::protocol::{FleetReport, FleetRequest, MAX_REPORTS};
 use super::random::chance;
-use super::scan::{Pass, Progress, Scan, Schedule};
+use super::scan::{Pass, Scan, ScanState, Schedule};
 use super::server::{Incoming, KeyContents, ServerConnection, ServerError};
 use crate::clock::boot_time;
 use crate::types::{BanTarget, Timestamp};
 
 /// Maximum number of keys that notices have named and that are not read yet. Further keys are left to a scan.
-const MAX_WAITING: usize = 4096;
+const MAX_PENDING: usize = 4096;
 
 /// Maximum number of remembered lifts.
 const MAX_LIFTS: usize = 65_536;
@@ -31,8 +31,8 @@ pub(super) struct Relay {
     lifts: HashMap<BanTarget, Timestamp>,
     /// True once the lifts on the server are known. Before that no report is passed on.
     knows_lifts: bool,
-    waiting: Vec<Key>,
-    named: HashSet<Key>,
+    waiting: Vec<ValkeyKey>,
+    named: HashSet<ValkeyKey>,
     due: Timestamp,
 }
 
@@ -86,10 +86,10 @@ impl Relay {
                 return false;
             }
         };
-        if self.waiting.len() >= MAX_WAITING {
+        if self.waiting.len() >= MAX_PENDING {
             return true;
         }
-        let key = Key { author, target: notice.target };
+        let key = ValkeyKey { author, target: notice.target };
         if self.named.insert(key.clone()) {
             if self.waiting.is_empty() {
                 let spread = Duration::from_secs(1) * hosts / READS_PER_SECOND;
@@ -106,7 +106,7 @@ impl Relay {
         server: &mut ServerConnection,
         daemon: &mut Daemon,
     ) -> Result<(), ServerError> {
-        let batch: Vec<Key> = self.waiting.drain(..self.waiting.len().min(MAX_REPORTS)).collect();
+        let batch: Vec<ValkeyKey> = self.waiting.drain(..self.waiting.len().min(MAX_REPORTS)).collect();
         for key in &batch {
             self.named.remove(key);
         }
@@ -146,23 +146,23 @@ impl Relay {
         }
         self.knows_lifts |= scan.pass == Pass::Lifts && next == 0;
         let progress = schedule.advance(scan, next, names.len(), took, boot_time());
-        if progress != Progress::More {
+        if progress != ScanState::More {
             schedule.end(spread, boot_time());
         }
-        if progress == Progress::TooMany {
+        if progress == ScanState::TooMany {
             tracing::warn!(
                 "adminalert: fleet: the server has more keys than a fleet can have; the rest is not read. Use a server \
                  for the fleet alone, and remove other keys"
             );
         }
-        if progress == Progress::Done {
+        if progress == ScanState::Done {
             daemon.ask(&FleetRequest::Reports { reports: Vec::new(), scan_ends: true }).await;
         }
         Ok(())
     }
 
     /// The keys of a page that have to be read.
-    fn readable(&mut self, names: &[Vec<u8>], scan: &Scan, server: &ServerConnection) -> Vec<Key> {
+    fn readable(&mut self, names: &[Vec<u8>], scan: &Scan, server: &ServerConnection) -> Vec<ValkeyKey> {
         let now = boot_time();
         let mut keys = Vec::with_capacity(names.len());
         for name in names {
@@ -186,7 +186,7 @@ impl Relay {
     /// Reads at most [`MAX_REPORTS`] keys and passes the well-formed reports on to the daemon.
     async fn hand_on(
         &mut self,
-        keys: &[Key],
+        keys: &[ValkeyKey],
         server: &mut ServerConnection,
         daemon: &mut Daemon,
     ) -> Result<(), ServerError> {
@@ -264,14 +264,14 @@ impl Relay {
 #[cfg(test)]
 mod tests {
     use super::super::key::HostName;
-    use super::super::report::Notice;
+    use super::super::report::FleetAnnouncement;
     use super::*;
 
     #[test]
     fn reports_wait_for_lifts_of_first_scan() {
         let host = |name: &str| FleetAuthor::Host(HostName::parse(name).unwrap());
         let mut relay = Relay::new(host("own"));
-        let notice = Notice { sequence: 1, target: "203.0.113.7".parse().unwrap() };
+        let notice = FleetAnnouncement { sequence: 1, target: "203.0.113.7".parse().unwrap() };
         let now = Timestamp::at(Duration::from_secs(1));
         assert!(!relay.incoming((host("a"), Ok(notice)), 2, now));
         assert_eq!(relay.due(), None, "an operator may have lifted what the notice names");

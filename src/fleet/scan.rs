@@ -19,10 +19,10 @@ const MAX_PERIOD: Duration = Duration::from_secs(100 * 60);
 const PERIOD_PER_HOST: Duration = Duration::from_millis(600);
 
 /// A page that takes longer than this means that the server is busy.
-const BUSY: Duration = Duration::from_millis(100);
+const BUSY_LATENCY: Duration = Duration::from_millis(100);
 
 /// Number of names requested in one page.
-const PAGE: usize = 256;
+const PAGE_SIZE: usize = 256;
 
 /// Maximum number of names that one scan reads.
 const MAX_NAMES: usize = 4_000_000;
@@ -44,7 +44,7 @@ pub(super) struct Scan {
 
 /// The state of the scan after a page.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Progress {
+pub(super) enum ScanState {
     More,
     Done,
     /// The server has more names than a fleet can have.
@@ -65,7 +65,7 @@ pub(super) struct Schedule {
 impl Schedule {
     /// Starts with a scan that is due immediately.
     pub(super) fn new() -> Self {
-        Self { due: Timestamp::ZERO, running: None, ended: None, page: PAGE, broken_off: None }
+        Self { due: Timestamp::ZERO, running: None, ended: None, page: PAGE_SIZE, broken_off: None }
     }
 
     /// Schedules a scan on a new connection. `hosts` is the size of the fleet, `chance` is from 0 to 1.
@@ -104,19 +104,19 @@ impl Schedule {
         names: usize,
         took: Duration,
         now: Timestamp,
-    ) -> Progress {
+    ) -> ScanState {
         scan.names = scan.names.saturating_add(names);
         if scan.names > MAX_NAMES {
-            return Progress::TooMany;
+            return ScanState::TooMany;
         }
         match (scan.pass, next) {
-            (Pass::Reports, 0) => return Progress::Done,
+            (Pass::Reports, 0) => return ScanState::Done,
             (Pass::Lifts, 0) => (scan.pass, scan.cursor) = (Pass::Reports, 0),
             _ => scan.cursor = next,
         }
         self.running = Some(scan);
         self.due = now.after(pause(took));
-        Progress::More
+        ScanState::More
     }
 
     /// True if the scan continues on the next connection.
@@ -135,7 +135,7 @@ impl Schedule {
     /// Ends the scan and schedules the next one.
     pub(super) fn end(&mut self, (hosts, chance): (u32, f64), now: Timestamp) {
         self.running = None;
-        self.page = PAGE;
+        self.page = PAGE_SIZE;
         self.ended = Some(now);
         let period = (PERIOD_PER_HOST * hosts).clamp(MIN_PERIOD, MAX_PERIOD);
         self.due = now.after(period.mul_f64(0.75 + chance / 2.0));
@@ -145,7 +145,7 @@ impl Schedule {
 /// Delay after a page. Leaves half of the time to other hosts, and far more if the server is busy, so that simultaneous
 /// scans do not delay each other.
 fn pause(took: Duration) -> Duration {
-    took.saturating_add(took.saturating_sub(BUSY).saturating_mul(20))
+    took.saturating_add(took.saturating_sub(BUSY_LATENCY).saturating_mul(20))
 }
 
 #[cfg(test)]
@@ -184,7 +184,7 @@ mod tests {
             assert_eq!(begins, passes.is_empty());
             passes.push((scan.pass, scan.cursor));
             let progress = schedule.advance(scan, next, 10, Duration::ZERO, at(1));
-            assert_eq!(progress == Progress::Done, passes.len() == 4);
+            assert_eq!(progress == ScanState::Done, passes.len() == 4);
         }
         assert_eq!(passes, [(Pass::Lifts, 0), (Pass::Lifts, 5), (Pass::Reports, 0), (Pass::Reports, 9)]);
     }
@@ -204,7 +204,7 @@ mod tests {
         schedule.shrink(scan);
         assert!(!schedule.is_broken_off(), "a single name is too large");
         schedule.end((3, 0.0), at(3));
-        assert_eq!(schedule.page, PAGE);
+        assert_eq!(schedule.page, PAGE_SIZE);
     }
 
     #[test]
@@ -212,7 +212,7 @@ mod tests {
         let mut schedule = Schedule::new();
         let pages = (0..100_000).take_while(|_| {
             let (scan, _) = schedule.take_due(at(1)).unwrap();
-            schedule.advance(scan, 7, 256, Duration::ZERO, at(1)) != Progress::TooMany
+            schedule.advance(scan, 7, 256, Duration::ZERO, at(1)) != ScanState::TooMany
         });
         assert_eq!(pages.count(), MAX_NAMES / 256);
     }

@@ -21,8 +21,8 @@ use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
 use super::connect::{Endpoint, SERVER_TIMEOUT};
-use super::key::{FleetAuthor, Key, Keyspace};
-use super::report::{BanReport, MAX_VALUE_LEN, Notice, lift_json, parse_lift, remaining};
+use super::key::{FleetAuthor, Keyspace, ValkeyKey};
+use super::report::{BanReport, FleetAnnouncement, MAX_VALUE_LEN, lift_json, parse_lift, remaining};
 use crate::types::printable::quotable;
 
 /// Maximum number of queued notices; further ones count as missed.
@@ -56,7 +56,7 @@ pub enum ServerError {
 }
 
 /// A message on one of the fleet's channels: its author, and the notice or why it is refused.
-pub(super) type Incoming = (FleetAuthor, Result<Notice, &'static str>);
+pub(super) type Incoming = (FleetAuthor, Result<FleetAnnouncement, &'static str>);
 
 /// The contents of a key.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -119,7 +119,7 @@ impl ServerConnection {
 
     /// Writes the reports, each with its remaining time, and publishes a notice of each. Returns the highest number of
     /// hosts that received one of the notices.
-    pub(super) async fn publish(&mut self, reports: &[(Key, BanReport, Duration)]) -> Result<u64, ServerError> {
+    pub(super) async fn publish(&mut self, reports: &[(ValkeyKey, BanReport, Duration)]) -> Result<u64, ServerError> {
         let mut commands = pipe();
         for (key, report, left) in reports {
             self.put_set(&mut commands, key, &report.to_json(), *left);
@@ -133,7 +133,7 @@ impl ServerConnection {
     }
 
     /// Writes the reports again without publishing notices.
-    pub(super) async fn renew(&mut self, reports: &[(Key, BanReport, Duration)]) -> Result<(), ServerError> {
+    pub(super) async fn renew(&mut self, reports: &[(ValkeyKey, BanReport, Duration)]) -> Result<(), ServerError> {
         let mut commands = pipe();
         for (key, report, left) in reports {
             self.put_set(&mut commands, key, &report.to_json(), *left);
@@ -142,7 +142,7 @@ impl ServerConnection {
     }
 
     /// Lifts the fleet's bans of a target for `left`. Requires the operator's user.
-    pub(super) async fn lift(&mut self, key: &Key, sequence: u64, left: Duration) -> Result<(), ServerError> {
+    pub(super) async fn lift(&mut self, key: &ValkeyKey, sequence: u64, left: Duration) -> Result<(), ServerError> {
         let mut commands = pipe();
         self.put_set(&mut commands, key, &lift_json(), left);
         self.put_notice(&mut commands, key, sequence);
@@ -150,7 +150,7 @@ impl ServerConnection {
     }
 
     /// Deletes keys of this host.
-    pub(super) async fn withdraw(&mut self, keys: &[Key]) -> Result<(), ServerError> {
+    pub(super) async fn withdraw(&mut self, keys: &[ValkeyKey]) -> Result<(), ServerError> {
         let mut commands = pipe();
         for key in keys {
             commands.cmd("DEL").arg(self.keys.key(key));
@@ -159,7 +159,7 @@ impl ServerConnection {
     }
 
     /// Reads the contents of these keys. Of a longer value only the first bytes are fetched.
-    pub(super) async fn read(&mut self, keys: &[Key]) -> Result<Vec<KeyContents>, ServerError> {
+    pub(super) async fn read(&mut self, keys: &[ValkeyKey]) -> Result<Vec<KeyContents>, ServerError> {
         let mut commands = pipe();
         for key in keys {
             let name = self.keys.key(key);
@@ -167,7 +167,7 @@ impl ServerConnection {
             commands.cmd("PTTL").arg(&name);
         }
         let replies = self.try_send(commands).await?;
-        let entry = |(key, replies): (&Key, &[RedisResult<Value>])| match replies {
+        let entry = |(key, replies): (&ValkeyKey, &[RedisResult<Value>])| match replies {
             [Ok(Value::BulkString(value)), Ok(Value::Int(pttl))] => Ok(read_entry(key, value, *pttl)),
             [Err(error), _] | [_, Err(error)] if error.code() != Some("WRONGTYPE") => Err(explain(error, &self.limit)),
             _ => Ok(KeyContents::Bad("it is not a string")),
@@ -176,7 +176,7 @@ impl ServerConnection {
     }
 
     /// Returns for each of these keys, in order, whether the server has it.
-    pub(super) async fn has(&mut self, keys: &[Key]) -> Result<Vec<bool>, ServerError> {
+    pub(super) async fn has(&mut self, keys: &[ValkeyKey]) -> Result<Vec<bool>, ServerError> {
         let mut commands = pipe();
         for key in keys {
             commands.cmd("PTTL").arg(self.keys.key(key));
@@ -208,14 +208,14 @@ impl ServerConnection {
     }
 
     /// Adds the command that writes a value, which expires after `left`.
-    fn put_set(&self, commands: &mut Pipeline, key: &Key, value: &str, left: Duration) {
+    fn put_set(&self, commands: &mut Pipeline, key: &ValkeyKey, value: &str, left: Duration) {
         let millis = u64::try_from(left.as_millis()).unwrap_or(u64::MAX).max(1);
         commands.cmd("SET").arg(self.keys.key(key)).arg(value).arg("PX").arg(millis);
     }
 
     /// Adds the command that announces a change of `key`.
-    fn put_notice(&self, commands: &mut Pipeline, key: &Key, sequence: u64) {
-        let notice = Notice { sequence, target: key.target };
+    fn put_notice(&self, commands: &mut Pipeline, key: &ValkeyKey, sequence: u64) {
+        let notice = FleetAnnouncement { sequence, target: key.target };
         commands.cmd("PUBLISH").arg(self.keys.channel(&key.author)).arg(notice.to_json());
     }
 
@@ -242,7 +242,7 @@ impl Drop for ServerConnection {
     }
 }
 
-fn read_entry(key: &Key, value: &[u8], pttl: i64) -> KeyContents {
+fn read_entry(key: &ValkeyKey, value: &[u8], pttl: i64) -> KeyContents {
     if pttl == -2 {
         return KeyContents::Gone;
     }
@@ -269,7 +269,7 @@ fn push_handler(
             return Ok(());
         };
         let Some(author) = keys.parse_channel(channel) else { return Ok(()) };
-        if sender.try_send((author, Notice::parse(text))).is_err() {
+        if sender.try_send((author, FleetAnnouncement::parse(text))).is_err() {
             missed.store(true, Ordering::Relaxed);
         }
         Ok(())

@@ -8,7 +8,7 @@ use std::net::IpAddr;
 use crate::capture::file::Reader;
 use crate::config::{self, Config, ignore_file};
 use crate::control::protocol::{LineMessage as _, Request, parse_reply, reply_to_line};
-use crate::import::{self, Source, Sources};
+use crate::import::{self, InputFile, Sources};
 use crate::{daemon, enforce, fleet, host, ledger, netlink};
 
 #[cfg(test)]
@@ -117,7 +117,7 @@ pub fn ignore_file(bytes: &[u8]) {
 /// The files of classic PortSentry, with a zero byte between them: the settings, the defaults, the ignore file.
 pub fn import(bytes: &[u8]) {
     let mut parts = bytes.splitn(3, |byte| *byte == 0).map(<[u8]>::to_vec);
-    let mut source = |name: &str| parts.next().map(|bytes| Source { name: name.to_owned(), bytes });
+    let mut source = |name: &str| parts.next().map(|bytes| InputFile { name: name.to_owned(), bytes });
     let config = source("portsentry.conf").unwrap_or_default();
     let sources = Sources {
         config,

@@ -108,7 +108,7 @@ fn last_servers(text: &[u8], now: SystemTime) -> Vec<IpAddr> {
                 last.insert(lease.interface.clone(), lease);
             }
         } else if let Some(lease) = &mut open {
-            lease.absorb(line);
+            lease.parse_line(line);
         }
     }
     last.into_values()
@@ -128,7 +128,7 @@ struct Lease {
 
 impl Lease {
     /// Adds one statement: dhclient writes each on a separate line.
-    fn absorb(&mut self, line: &str) {
+    fn parse_line(&mut self, line: &str) {
         let Some((statement, _comment)) = line.split_once(';') else { return };
         let mut words = statement.split_whitespace();
         match (words.next(), words.next(), words.next(), words.next()) {

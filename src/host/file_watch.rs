@@ -113,7 +113,7 @@ impl<A: Files, B: Files> Files for (A, B) {
 pub struct FileWatch<F> {
     files: F,
     /// Stored with their paths, so that a file that appears or disappears within one tick of the file clock is noticed.
-    seen: Vec<(PathBuf, Option<Stamp>)>,
+    seen: Vec<(PathBuf, Option<FileState>)>,
 }
 
 impl<F: Files> FileWatch<F> {
@@ -137,16 +137,16 @@ impl<F: Files> FileWatch<F> {
     }
 }
 
-fn stamps(files: &impl Files) -> Vec<(PathBuf, Option<Stamp>)> {
+fn stamps(files: &impl Files) -> Vec<(PathBuf, Option<FileState>)> {
     files.paths().into_iter().map(|path| (path.clone(), stamp(&path))).collect()
 }
 
 /// The stat(2) data that shows a change: device, inode, length, times of the last changes. Rewriting keeps the inode
 /// and changes the time, renaming another file over it changes the inode.
-type Stamp = ([u64; 3], [i64; 4]);
+type FileState = ([u64; 3], [i64; 4]);
 
 /// `None` if the path does not exist. Symlinks are followed.
-fn stamp(path: &Path) -> Option<Stamp> {
+fn stamp(path: &Path) -> Option<FileState> {
     let found = fs::metadata(path).ok()?;
     let times = [found.mtime(), found.mtime_nsec(), found.ctime(), found.ctime_nsec()];
     Some(([found.dev(), found.ino(), found.size()], times))

@@ -71,13 +71,13 @@ const CONNECTIONS_INTERVAL: Duration = Duration::from_secs(2);
 const PUBLISHED_INTERVAL: Duration = Duration::from_secs(10);
 
 /// Listing takes at most 1/`SHARE` of the thread's time, regardless of the number of sockets.
-const SHARE: u32 = 50;
+const MAX_LOAD_DIVISOR: u32 = 50;
 
 /// Maximum number of connections examined.
 const MAX_CONNECTIONS: usize = 65_536;
 
 /// A list from the thread.
-pub enum Listed {
+pub enum SocketList {
     Listeners(Result<Listing, SockDiagError>),
     Connections(Result<Vec<Connection>, String>),
     /// Connections that destination NAT leads elsewhere.
@@ -95,7 +95,7 @@ pub struct Listing {
 }
 
 /// Receives the lists of the thread.
-pub struct SocketLister(Receiver<Listed>);
+pub struct SocketLister(Receiver<SocketList>);
 
 impl SocketLister {
     /// Starts the thread, in the network namespace of the caller. Without `conntrack`, connections through destination
@@ -112,7 +112,7 @@ impl SocketLister {
     }
 
     /// Waits for the next list. Cancel safe.
-    pub async fn next(&mut self) -> Listed {
+    pub async fn next(&mut self) -> SocketList {
         // The thread ends only when this receiver is dropped.
         match self.0.recv().await {
             Some(listed) => listed,
@@ -135,7 +135,7 @@ impl Tables {
     }
 
     /// Runs until the receiver is dropped.
-    fn run(&mut self, lists: &Sender<Listed>) {
+    fn run(&mut self, lists: &Sender<SocketList>) {
         let [mut listeners_due, mut connections_due, mut published_due] =
             [Duration::ZERO, CONNECTIONS_INTERVAL, PUBLISHED_INTERVAL].map(|after| Instant::now() + after);
         loop {
@@ -143,11 +143,11 @@ impl Tables {
             thread::sleep(next.saturating_duration_since(Instant::now()));
             let begin = Instant::now();
             let (listed, due, interval) = if listeners_due == next {
-                (Listed::Listeners(self.listeners()), &mut listeners_due, LISTENERS_INTERVAL)
+                (SocketList::Listeners(self.listeners()), &mut listeners_due, LISTENERS_INTERVAL)
             } else if connections_due == next {
                 let connections = self.sockets.connections(MAX_CONNECTIONS);
                 (
-                    Listed::Connections(connections.map_err(|error| error.to_string())),
+                    SocketList::Connections(connections.map_err(|error| error.to_string())),
                     &mut connections_due,
                     CONNECTIONS_INTERVAL,
                 )
@@ -155,12 +155,12 @@ impl Tables {
                 let published =
                     self.conntrack.as_mut().map_or(Ok(Vec::new()), |table| table.published(MAX_CONNECTIONS));
                 (
-                    Listed::Published(published.map_err(|error| error.to_string())),
+                    SocketList::Published(published.map_err(|error| error.to_string())),
                     &mut published_due,
                     PUBLISHED_INTERVAL,
                 )
             };
-            *due = begin + interval.max(begin.elapsed() * SHARE);
+            *due = begin + interval.max(begin.elapsed() * MAX_LOAD_DIVISOR);
             if lists.blocking_send(listed).is_err() {
                 return;
             }
@@ -232,9 +232,9 @@ mod tests {
         let mut kinds = [0, 0];
         while kinds.contains(&0) {
             match runtime.block_on(lister.next()) {
-                Listed::Listeners(listing) => kinds[0] += usize::from(listing.is_ok()),
-                Listed::Connections(connections) => kinds[1] += usize::from(connections.is_ok()),
-                Listed::Published(_) => {}
+                SocketList::Listeners(listing) => kinds[0] += usize::from(listing.is_ok()),
+                SocketList::Connections(connections) => kinds[1] += usize::from(connections.is_ok()),
+                SocketList::Published(_) => {}
             }
         }
     }

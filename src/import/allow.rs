@@ -2,10 +2,10 @@
 //! its files when it is purged.
 
 use super::diagnostics::{printable, shown};
-use super::document::Value;
+use super::document::TomlValue;
 use super::options::Options;
 use super::output::{OptionLine, Output};
-use super::source::{MAX_LEN, ReadFile, Source};
+use super::source::{InputFile, MAX_LEN, ReadFile};
 use crate::config::ignore_file;
 use crate::types::plain;
 use ipnet::IpNet;
@@ -13,7 +13,7 @@ use std::collections::BTreeSet;
 use std::io;
 use std::path::Path;
 
-pub(super) fn translate(options: &Options, ignore: &[Source], read: &ReadFile, output: &mut Output) {
+pub(super) fn translate(options: &Options, ignore: &[InputFile], read: &ReadFile, output: &mut Output) {
     let entry = options.get("IGNORE_FILE");
     if !ignore.is_empty() {
         if let Some(entry) = entry {
@@ -40,7 +40,7 @@ pub(super) fn translate(options: &Options, ignore: &[Source], read: &ReadFile, o
     match result {
         Ok(bytes) => {
             let name = path.chars().map(printable).collect();
-            write_networks(&[Source { name, bytes }], Some(entry), output);
+            write_networks(&[InputFile { name, bytes }], Some(entry), output);
         }
         Err(error) => {
             let why = format!("cannot read {}: {error}; name a copy of the file with --ignore", shown(path));
@@ -55,19 +55,19 @@ pub(super) fn translate(options: &Options, ignore: &[Source], read: &ReadFile, o
 }
 
 /// Writes the entries of `ignore`, which comes from the option `named_by` or from the operator.
-fn write_networks(ignore: &[Source], named_by: Option<&OptionLine>, output: &mut Output) {
+fn write_networks(ignore: &[InputFile], named_by: Option<&OptionLine>, output: &mut Output) {
     let networks: BTreeSet<IpNet> =
         ignore.iter().flat_map(|source| networks(source, named_by.is_some(), output)).collect();
     let names: Vec<&str> = ignore.iter().map(|source| source.name.as_str()).collect();
     let origin = named_by.map_or_else(String::new, |entry| format!("{}\n", entry.origin()));
     let remark =
         format!("{origin}The entries of {}. This host's own addresses and loopback need no entry.", names.join(", "));
-    output.document.set("allow", "networks", &Value::Texts(networks.into_iter().map(plain).collect()), &remark);
+    output.document.set("allow", "networks", &TomlValue::Texts(networks.into_iter().map(plain).collect()), &remark);
 }
 
 /// Parses the networks of an ignore file. If `skips_wrong` is true, an invalid line is left out with a note and is no
 /// error.
-fn networks(source: &Source, skips_wrong: bool, output: &mut Output) -> Vec<IpNet> {
+fn networks(source: &InputFile, skips_wrong: bool, output: &mut Output) -> Vec<IpNet> {
     if source.bytes.len() > MAX_LEN {
         output.errors.add(&source.name, None, None, "the file is larger than 1 MiB; name a portsentry.ignore");
         return Vec::new();

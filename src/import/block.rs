@@ -5,7 +5,7 @@
 
 use super::command::{Block, ParsedCommand, TARGET};
 use super::diagnostics::{quoted, shown};
-use super::document::Value;
+use super::document::TomlValue;
 use super::options::Options;
 use super::output::{OptionLine, Output};
 use crate::config::{BlockPolicy, is_command_word, is_deny_line};
@@ -74,7 +74,7 @@ pub(super) fn translate(options: &Options, output: &mut Output) {
     plan.write_nft(output);
     plan.write_route(output);
     if let Some((entry, line)) = &plan.hosts_deny {
-        output.set("block.hosts_deny", "line", &Value::text(line), entry);
+        output.set("block.hosts_deny", "line", &TomlValue::text(line), entry);
     }
     plan.write_run(options, output);
 }
@@ -169,22 +169,22 @@ impl<'o> Plan<'o> {
     fn write_policy(&self, table: &str, policy: Option<(BlockPolicy, &OptionLine)>, output: &mut Output) {
         let Some((policy, entry)) = policy else {
             let remark = format!("BLOCK_{} is not set: classic PortSentry then only logs.", table.to_uppercase());
-            return output.document.set(table, "block", &Value::Switch(false), &remark);
+            return output.document.set(table, "block", &TomlValue::Switch(false), &remark);
         };
         let (value, remark) = match policy {
-            BlockPolicy::No => (Value::Switch(false), ""),
+            BlockPolicy::No => (TomlValue::Switch(false), ""),
             BlockPolicy::Yes if table == "udp" => (
-                Value::Switch(true),
+                TomlValue::Switch(true),
                 "the source of a datagram is easily forged, so an attacker can have any address blocked; write false \
                  to only log",
             ),
-            BlockPolicy::Yes => (Value::Switch(true), ""),
-            BlockPolicy::Run if self.run.is_some() => (Value::text("run"), ""),
+            BlockPolicy::Yes => (TomlValue::Switch(true), ""),
+            BlockPolicy::Run if self.run.is_some() => (TomlValue::text("run"), ""),
             BlockPolicy::Run if self.run_blocks => {
-                (Value::Switch(true), "the command of KILL_RUN_CMD blocks, so block = true has the same effect")
+                (TomlValue::Switch(true), "the command of KILL_RUN_CMD blocks, so block = true has the same effect")
             }
             BlockPolicy::Run => {
-                (Value::Switch(false), "there is no command to run, so scans are only logged; see KILL_RUN_CMD")
+                (TomlValue::Switch(false), "there is no command to run, so scans are only logged; see KILL_RUN_CMD")
             }
         };
         if !remark.is_empty() {
@@ -203,11 +203,11 @@ impl<'o> Plan<'o> {
                 "Duration of a ban, taken from this command. The kernel ends the ban; at(1) is not needed."
             };
             let remark = format!("{}\n{remark}", entry.origin());
-            return output.document.set("", "expire", &Value::text(expire), &remark);
+            return output.document.set("", "expire", &TomlValue::text(expire), &remark);
         }
         if let Some((entry, what)) = self.may_end {
             let remark = format!("{}\nIf {what} ends the ban, write its time here.", entry.origin());
-            output.document.set("", "expire", &Value::text("24h"), &remark);
+            output.document.set("", "expire", &TomlValue::text("24h"), &remark);
             return output.add_note(
                 entry,
                 &format!("{what} may end bans of this command; write that time as expire instead of \"24h\""),
@@ -215,7 +215,7 @@ impl<'o> Plan<'o> {
         }
         let remark = "Classic PortSentry never ends a ban; \"never\" would do the same. A time is better, because \
                       addresses change hands and many users can share one.";
-        output.document.set("", "expire", &Value::text("24h"), remark);
+        output.document.set("", "expire", &TomlValue::text("24h"), remark);
         output.note_config(
             "classic PortSentry never ends a ban; bans now expire after 24 hours. Write expire = \"never\" for \
              permanent bans",
@@ -252,12 +252,12 @@ impl<'o> Plan<'o> {
         if !nft && route {
             remark.push_str(" A route stops only the answers.");
         }
-        output.document.set("block", "method", &Value::Texts(names), remark.trim_end());
+        output.document.set("block", "method", &TomlValue::Texts(names), remark.trim_end());
     }
 
     fn write_nft(&self, output: &mut Output) {
         if let Some((entry, _)) = self.nft.first().filter(|_| self.nft.iter().all(|(_, rejects)| *rejects)) {
-            output.set("block.nft", "action", &Value::text("reject"), entry);
+            output.set("block.nft", "action", &TomlValue::text("reject"), entry);
         }
         match &self.log {
             Some((entry, _)) if self.nft.is_empty() => {
@@ -267,7 +267,7 @@ impl<'o> Plan<'o> {
                     "it logs packets that a packet filter blocks, but the result uses no packet filter",
                 );
             }
-            Some((entry, rate)) => output.set("block.nft", "log_drops", &Value::text(rate.to_string()), entry),
+            Some((entry, rate)) => output.set("block.nft", "log_drops", &TomlValue::text(rate.to_string()), entry),
             None => {}
         }
     }
@@ -280,7 +280,7 @@ impl<'o> Plan<'o> {
             RouteKind::Prohibit => ("kind", "prohibit".to_owned()),
             RouteKind::Via(gateway) => ("via", gateway.to_string()),
         };
-        output.set("block.route", key, &Value::text(value), entry);
+        output.set("block.route", key, &TomlValue::text(value), entry);
     }
 
     fn write_run(self, options: &Options, output: &mut Output) {
@@ -290,10 +290,10 @@ impl<'o> Plan<'o> {
                 "{}\n$TARGET$ is an IPv4 address or an IPv6 /64. The command runs without a shell.",
                 entry.origin()
             );
-            output.document.set("block.run", "command", &Value::Texts(words), &remark);
+            output.document.set("block.run", "command", &TomlValue::Texts(words), &remark);
             if !undo.is_empty() {
                 let remark = "Reverts the command when the ban has ended.";
-                output.document.set("block.run", "expire_command", &Value::Texts(undo), remark);
+                output.document.set("block.run", "expire_command", &TomlValue::Texts(undo), remark);
             } else if entry.key == "KILL_ROUTE" {
                 output.add_note(
                     entry,
@@ -301,7 +301,7 @@ impl<'o> Plan<'o> {
                 );
             }
             if let Some((entry, is_first)) = first {
-                output.set("block.run", "first", &Value::Switch(is_first), entry);
+                output.set("block.run", "first", &TomlValue::Switch(is_first), entry);
             }
         } else if let Some((entry, _)) = first {
             output.document.tail(&format!("{}: no effect, because there is no command to run.", entry.origin()));

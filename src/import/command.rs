@@ -2,7 +2,7 @@
 //! command blocks with a route or in a packet filter, logs, or removes the ban later. Nothing is run. A command that
 //! matches no row of the table remains a command of the user.
 
-use super::words::Line;
+use super::words::ShellLine;
 use crate::config::{is_gateway, parse_expiry};
 use crate::types::{Rate, RouteKind};
 use std::net::IpAddr;
@@ -131,7 +131,7 @@ impl ParsedCommand {
     /// Parses a line. `at_allowed` is false for the commands passed to at(1), which cannot contain further ones.
     fn parse_line(text: &str, at_allowed: bool) -> Self {
         let mut parsed = Self::default();
-        let Some(line) = Line::split(text) else {
+        let Some(line) = ShellLine::split(text) else {
             parsed.rest.push(text.to_owned());
             return parsed;
         };
@@ -298,7 +298,7 @@ fn gateway(words: &[&str]) -> Option<Block> {
 /// Parses the time after which a firewall ends a block: seconds, or a span.
 fn timeout(text: &str) -> Option<String> {
     let is_number = text.bytes().all(|byte| byte.is_ascii_digit());
-    span(&if is_number { format!("{text}s") } else { text.to_owned() })
+    parse_interval(&if is_number { format!("{text}s") } else { text.to_owned() })
 }
 
 /// Converts the words after `at`, without blanks, to a span: "now+24hour" to "24h".
@@ -318,11 +318,11 @@ fn at_time(words: &str) -> Option<String> {
         "year" => (365, "d"),
         _ => return None,
     };
-    span(&format!("{}{unit}", number.checked_mul(factor)?))
+    parse_interval(&format!("{}{unit}", number.checked_mul(factor)?))
 }
 
 /// Returns `text` if it is a valid length of a ban.
-fn span(text: &str) -> Option<String> {
+fn parse_interval(text: &str) -> Option<String> {
     parse_expiry(text).ok().filter(|_| text != "never").map(|_| text.to_owned())
 }
 

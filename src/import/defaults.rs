@@ -3,11 +3,11 @@
 use super::diagnostics::shown;
 use super::options::{Options, lines, name};
 use super::output::{OptionLine, Output};
-use super::source::{MAX_LEN, Source};
-use super::words::Line;
+use super::source::{InputFile, MAX_LEN};
+use super::words::ShellLine;
 
 /// Parses `TCP_MODE` and `UDP_MODE` in `source`. The last assignment counts, as in a shell.
-pub(super) fn parse<'s>(source: &'s Source, output: &mut Output) -> Options<'s> {
+pub(super) fn parse<'s>(source: &'s InputFile, output: &mut Output) -> Options<'s> {
     let file = source.name.as_str();
     let mut modes = Options::new(source);
     if source.bytes.len() > MAX_LEN {
@@ -43,7 +43,7 @@ pub(super) fn parse<'s>(source: &'s Source, output: &mut Output) -> Options<'s> 
 /// The value that the shell would assign, if it can be determined without running anything.
 fn word(value: &str) -> Option<String> {
     // A trailing comment belongs to the shell syntax and is ignored.
-    let words = Line::split(value.split(" #").next()?)?.words()?;
+    let words = ShellLine::split(value.split(" #").next()?)?.words()?;
     match words.as_slice() {
         [] => Some(String::new()),
         [word] => Some(word.trim().trim_start_matches('-').to_owned()),
@@ -58,7 +58,7 @@ mod tests {
     use super::*;
 
     fn read(text: &str) -> (Option<String>, Option<String>, Vec<String>, Vec<String>) {
-        let config = Source { name: "d".to_owned(), bytes: text.as_bytes().to_vec() };
+        let config = InputFile { name: "d".to_owned(), bytes: text.as_bytes().to_vec() };
         let sources = Sources { config, ..Sources::default() };
         let mut output = Output::new(&sources);
         let modes = parse(&sources.config, &mut output);

@@ -131,7 +131,7 @@ pub(super) fn printable(c: char) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::import::Source;
+    use crate::import::InputFile;
 
     #[test]
     fn unprintable_text_is_escaped_and_cut() {
@@ -142,7 +142,7 @@ mod tests {
 
     #[test]
     fn excess_findings_are_counted() {
-        let config = Source { name: "f".to_owned(), bytes: Vec::new() };
+        let config = InputFile { name: "f".to_owned(), bytes: Vec::new() };
         let mut diagnostics = Diagnostics::new(&Sources { config, ..Sources::default() });
         (0..1_000).for_each(|line| diagnostics.add("f", Some(1_000 - line), Some("KEY"), "is wrong"));
         let list = diagnostics.into_vec();

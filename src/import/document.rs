@@ -7,20 +7,20 @@ use super::diagnostics::printable;
 
 /// A value of a key.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Value {
+pub(super) enum TomlValue {
     Text(String),
     Switch(bool),
     Number(u8),
     Texts(Vec<String>),
 }
 
-impl Value {
+impl TomlValue {
     pub(super) fn text(text: impl Into<String>) -> Self {
         Self::Text(text.into())
     }
 }
 
-impl fmt::Display for Value {
+impl fmt::Display for TomlValue {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Text(text) => write!(f, "\"{}\"", text.chars().map(escape).collect::<String>()),
@@ -85,7 +85,7 @@ impl Document {
     }
 
     /// Adds `key = value` to `table`, with a comment before it.
-    pub(super) fn set(&mut self, table: &str, key: &str, value: &Value, remark: &str) {
+    pub(super) fn set(&mut self, table: &str, key: &str, value: &TomlValue, remark: &str) {
         let text = self.table(table);
         // A table gets its header with its first key; comments need none.
         if !table.is_empty() && !text.starts_with('[') {
@@ -146,10 +146,10 @@ mod tests {
     fn tables_are_ordered_and_nonempty() {
         let mut document = Document::default();
         document.head("Head.");
-        document.set("tcp", "mode", &Value::text("off"), "Why.");
-        document.set("", "expire", &Value::text("24h"), "");
+        document.set("tcp", "mode", &TomlValue::text("off"), "Why.");
+        document.set("", "expire", &TomlValue::text("24h"), "");
         document.remark("allow", "Nothing.");
-        document.set("block.run", "command", &Value::Texts(vec!["a".into(), "b".into()]), "");
+        document.set("block.run", "command", &TomlValue::Texts(vec!["a".into(), "b".into()]), "");
         document.tail("End.");
         let expected = "# Head.\n\nexpire = \"24h\"\n\n[tcp]\n# Why.\nmode = \"off\"\n\n# Nothing.\n\n[block.run]\n\
                         command = [\"a\", \"b\"]\n\n# End.\n";
@@ -166,7 +166,7 @@ mod tests {
     #[test]
     fn text_reads_back_unchanged() {
         for text in ["", "a\"b\\c", "\0\u{1b}\u{7f}\u{85}\u{202e}\u{feff}\u{e000}\u{10ffff}", "é\r\n\t", "'''\"\"\""] {
-            let toml = format!("key = {}\nlist = {}\n", Value::text(text), Value::Texts(vec![text.into(); 5]));
+            let toml = format!("key = {}\nlist = {}\n", TomlValue::text(text), TomlValue::Texts(vec![text.into(); 5]));
             let read = toml::de::DeTable::parse(&toml).unwrap();
             assert_eq!(read.get_ref().get("key").unwrap().get_ref().as_str(), Some(text), "{toml}");
         }

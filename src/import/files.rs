@@ -7,7 +7,7 @@ use std::path::Path;
 use super::ImportOptions;
 use super::diagnostics::ImportError;
 use super::output::Import;
-use super::source::{MAX_LEN, Source, Sources};
+use super::source::{InputFile, MAX_LEN, Sources};
 use super::translate::translate;
 use crate::atomic_file::{AtomicFile, TemporaryName};
 
@@ -40,19 +40,19 @@ pub fn read(options: &ImportOptions) -> Result<Import, ImportError> {
 }
 
 /// The modes of the enabled instances of classic's unit in `folder`, in the form of `/etc/default/portsentry`.
-fn instances(folder: &Path) -> Option<Source> {
+fn instances(folder: &Path) -> Option<InputFile> {
     let names = folder.read_dir().ok()?.flatten().filter_map(|entry| entry.file_name().into_string().ok());
     let modes = names.filter_map(|name| name.strip_prefix("portsentry@")?.strip_suffix(".service").map(str::to_owned));
     let mut lines: Vec<String> =
         modes.map(|mode| format!("{}_MODE={mode}\n", if mode.ends_with("udp") { "UDP" } else { "TCP" })).collect();
     lines.sort_unstable();
     let name = folder.join("portsentry@.service").display().to_string();
-    (!lines.is_empty()).then(|| Source { name, bytes: lines.concat().into_bytes() })
+    (!lines.is_empty()).then(|| InputFile { name, bytes: lines.concat().into_bytes() })
 }
 
-fn source(path: &Path) -> Result<Source, ImportError> {
+fn source(path: &Path) -> Result<InputFile, ImportError> {
     let bytes = bytes(path).map_err(|error| ImportError::Read { path: path.to_owned(), error })?;
-    Ok(Source { name: path.display().to_string(), bytes })
+    Ok(InputFile { name: path.display().to_string(), bytes })
 }
 
 fn bytes(path: &Path) -> io::Result<Vec<u8>> {

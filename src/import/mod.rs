@@ -28,7 +28,7 @@ mod words;
 pub use diagnostics::{Diagnostic, ImportError};
 pub use files::{read, write};
 pub use output::Import;
-pub use source::{ReadFile, Source, Sources};
+pub use source::{InputFile, ReadFile, Sources};
 pub use translate::translate;
 
 use clap::Args;

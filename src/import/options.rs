@@ -7,7 +7,7 @@
 
 use super::diagnostics::quoted;
 use super::output::{OptionLine, Output};
-use super::source::{MAX_LEN, Source};
+use super::source::{InputFile, MAX_LEN};
 
 /// Every option of 1.2, 2.0b1 and 2.0.x.
 const KEYS: &str = "TCP_PORTS UDP_PORTS ADVANCED_PORTS_TCP ADVANCED_PORTS_UDP ADVANCED_EXCLUDE_TCP ADVANCED_EXCLUDE_UDP \
@@ -33,7 +33,7 @@ pub(super) struct Options<'s> {
 }
 
 impl<'s> Options<'s> {
-    pub(super) fn new(source: &'s Source) -> Self {
+    pub(super) fn new(source: &'s InputFile) -> Self {
         Self { file: &source.name, ..Self::default() }
     }
 
@@ -49,7 +49,7 @@ impl<'s> Options<'s> {
     }
 
     /// Parses `source`; `None` if it is not a configuration of PortSentry, which is then the only error.
-    pub(super) fn parse(source: &'s Source, output: &mut Output) -> Option<Self> {
+    pub(super) fn parse(source: &'s InputFile, output: &mut Output) -> Option<Self> {
         let names_an_option = |text| name(text).is_some_and(is_known);
         if source.bytes.len() > MAX_LEN {
             output.errors.add(&source.name, None, None, "the file is larger than 1 MiB; name a portsentry.conf");
@@ -109,7 +109,7 @@ fn is_known(key: &str) -> bool {
 }
 
 /// The lines that are neither blank nor comments, numbered from 1. Leading blanks are kept.
-pub(super) fn lines(source: &Source) -> impl Iterator<Item = (usize, &[u8])> {
+pub(super) fn lines(source: &InputFile) -> impl Iterator<Item = (usize, &[u8])> {
     let bytes = source.bytes.get(..MAX_LEN).unwrap_or(&source.bytes);
     let bytes = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes);
     let numbered = (1..).zip(bytes.split(|byte| *byte == b'\n').map(<[u8]>::trim_ascii_end));
@@ -183,7 +183,7 @@ mod tests {
     use super::*;
 
     fn read(bytes: &[u8]) -> (Options<'static>, Vec<String>, Vec<String>) {
-        let config = Source { name: "f".to_owned(), bytes: bytes.to_vec() };
+        let config = InputFile { name: "f".to_owned(), bytes: bytes.to_vec() };
         let sources: &Sources = Box::leak(Box::new(Sources { config, ..Sources::default() }));
         let mut output = Output::new(sources);
         let options = Options::parse(&sources.config, &mut output).unwrap_or_default();

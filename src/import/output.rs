@@ -2,7 +2,7 @@
 //! from.
 
 use super::diagnostics::{Diagnostic, Diagnostics, ImportError, quoted};
-use super::document::{Document, Value};
+use super::document::{Document, TomlValue};
 use super::source::Sources;
 use serde::Serialize;
 
@@ -78,7 +78,7 @@ impl<'s> Output<'s> {
     }
 
     /// Writes `key = value` to `table`, with its origin.
-    pub(super) fn set(&mut self, table: &str, key: &str, value: &Value, entry: &OptionLine) {
+    pub(super) fn set(&mut self, table: &str, key: &str, value: &TomlValue, entry: &OptionLine) {
         self.document.set(table, key, value, &entry.origin());
     }
 

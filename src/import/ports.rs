@@ -1,7 +1,7 @@
 //! Translates modes, ports and interfaces to `[tcp]`, `[udp]` and `interfaces`.
 
 use super::diagnostics::quoted;
-use super::document::Value;
+use super::document::TomlValue;
 use super::options::{MODES, Options};
 use super::output::{OptionLine, Output};
 use crate::config::{Config, parse_interface};
@@ -79,7 +79,7 @@ fn protocol(
             [false, false] => ("off", format!("{ports_key} is not set.")),
         },
     };
-    output.document.set(table, "mode", &Value::text(mode), &remark);
+    output.document.set(table, "mode", &TomlValue::text(mode), &remark);
 
     let is_advanced = mode == "advanced";
     if let Some((entry, listed)) = listed {
@@ -90,7 +90,7 @@ fn protocol(
     }
     let mut watched = PortSet::new();
     if let Some((entry, ports)) = advanced {
-        output.set(table, "advanced_ports", &Value::text(ports.to_string()), entry);
+        output.set(table, "advanced_ports", &TomlValue::text(ports.to_string()), entry);
         if is_advanced && ports.iter().any(|port| port >= FIRST_EPHEMERAL) {
             let message = "the range includes ports of this host's outgoing connections (32768 and above), whose \
                            late answers look like probes; write a smaller number";
@@ -99,11 +99,11 @@ fn protocol(
         watched = ports;
     } else if is_advanced {
         let remark = format!("{advanced_key} is not set; this is the default of classic PortSentry.");
-        output.document.set(table, "advanced_ports", &Value::text(CLASSIC_ADVANCED), &remark);
+        output.document.set(table, "advanced_ports", &TomlValue::text(CLASSIC_ADVANCED), &remark);
         watched = CLASSIC_ADVANCED.parse().unwrap_or_default();
     }
     if let Some((entry, exclude)) = exclude {
-        output.set(table, "advanced_exclude", &Value::text(exclude.to_string()), entry);
+        output.set(table, "advanced_exclude", &TomlValue::text(exclude.to_string()), entry);
         if is_advanced && !watched.is_empty() && watched.without(&exclude).is_empty() {
             output.refuse(entry, format!("excludes every port of {advanced_key}; remove some ports from it"));
         }
@@ -153,13 +153,13 @@ fn port_set<'o>(
 }
 
 /// Formats `ports` as the name of a classic list if they are one, otherwise as a list of ports.
-fn port_list(table: &str, ports: &PortSet) -> Value {
+fn port_list(table: &str, ports: &PortSet) -> TomlValue {
     let is_named = |name: &&str| {
         let config = Config::parse("", &format!("{table}.ports = \"{name}\""));
         config.is_ok_and(|config| *ports == if table == "tcp" { config.tcp.ports } else { config.udp.ports })
     };
     let name = ["bare-bones", "aware", "everything"].into_iter().find(is_named);
-    name.map_or_else(|| Value::text(ports.to_string()), Value::text)
+    name.map_or_else(|| TomlValue::text(ports.to_string()), TomlValue::text)
 }
 
 /// Translates the option of 2.0b1 that contains the address of the only interface to monitor.
@@ -177,7 +177,7 @@ fn interface(options: &Options, connects_udp: bool, output: &mut Output) {
                        monitor only one";
             output.left_out("", entry, why);
         }
-        Ok(name) => output.set("", "interfaces", &Value::Texts(vec![name]), entry),
+        Ok(name) => output.set("", "interfaces", &TomlValue::Texts(vec![name]), entry),
         Err(_) => output.refuse(
             entry,
             format!("{} is not an address; write an address, or make the line a comment with #", quoted(value)),

@@ -8,7 +8,7 @@ pub(super) const MAX_LEN: usize = 1 << 20;
 
 /// A text to translate.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Source {
+pub struct InputFile {
     /// Name of the text in messages.
     pub name: String,
     /// Contents: UTF-8, except in comments.
@@ -19,11 +19,11 @@ pub struct Source {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Sources {
     /// `portsentry.conf`.
-    pub config: Source,
+    pub config: InputFile,
     /// `/etc/default/portsentry`, which has the modes on Debian.
-    pub defaults: Option<Source>,
+    pub defaults: Option<InputFile>,
     /// Ignore files; if empty, the file of `IGNORE_FILE` is read.
-    pub ignore: Vec<Source>,
+    pub ignore: Vec<InputFile>,
 }
 
 /// Reads a file that the configuration names.

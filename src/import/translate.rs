@@ -1,7 +1,7 @@
 //! Translates all options of a `portsentry.conf`, each to a key or a comment.
 
 use super::diagnostics::{ImportError, quoted};
-use super::document::Value;
+use super::document::TomlValue;
 use super::options::Options;
 use super::output::{Import, Output};
 use super::source::{ReadFile, Sources};
@@ -38,7 +38,7 @@ fn banner(options: &Options, output: &mut Output) {
         return;
     }
     let remark = format!("{}\nSent only in mode \"connect\", and only over TCP.", entry.origin());
-    output.document.set("tcp", "port_banner", &Value::text(&entry.value), &remark);
+    output.document.set("tcp", "port_banner", &TomlValue::text(&entry.value), &remark);
 }
 
 fn scan_trigger(options: &Options, output: &mut Output) {
@@ -46,7 +46,7 @@ fn scan_trigger(options: &Options, output: &mut Output) {
                   client; the built-in value is 2.";
     let Some(entry) = options.get("SCAN_TRIGGER") else {
         let remark = format!("SCAN_TRIGGER is not set: classic PortSentry then forgives no port.\n{remark}");
-        return output.document.set("detect", "scan_trigger", &Value::Number(0), &remark);
+        return output.document.set("detect", "scan_trigger", &TomlValue::Number(0), &remark);
     };
     let value = entry.value.trim();
     let digits = value.bytes().all(|byte| byte.is_ascii_digit());
@@ -60,14 +60,14 @@ fn scan_trigger(options: &Options, output: &mut Output) {
         output.add_note(entry, "exceeds the maximum; 15 is written");
     }
     let remark = format!("{}\n{remark}", entry.origin());
-    output.document.set("detect", "scan_trigger", &Value::Number(forgiven), &remark);
+    output.document.set("detect", "scan_trigger", &TomlValue::Number(forgiven), &remark);
 }
 
 fn resolve_host(options: &Options, output: &mut Output) {
     let Some(entry) = options.get("RESOLVE_HOST") else { return };
     // Classic treats every other value as no.
     if entry.value.trim() == "1" {
-        output.set("report", "resolve_host", &Value::Switch(true), entry);
+        output.set("report", "resolve_host", &TomlValue::Switch(true), entry);
     } else {
         output
             .document

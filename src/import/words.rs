@@ -3,7 +3,7 @@
 
 /// A shell line, split into words.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub(super) struct Line {
+pub(super) struct ShellLine {
     /// Pipelines of commands, each a list of words. Redirections and empty commands are left out.
     pub(super) pipelines: Vec<Vec<Vec<String>>>,
     /// The line has shell syntax: operators, redirections, variables, patterns, comments or assignments.
@@ -13,7 +13,7 @@ pub(super) struct Line {
 /// Classic replaces these before it calls a shell, so their dollar signs are plain text.
 const MACROS: [(&str, &str); 3] = [("$TARGET$", "_TARGET_"), ("$PORT$", "_PORT_"), ("$MODE$", "_MODE_")];
 
-impl Line {
+impl ShellLine {
     /// Splits `text`; `None` if a quote is not closed.
     pub(super) fn split(text: &str) -> Option<Self> {
         let (pieces, needs_shell) = cut(text);
@@ -100,7 +100,7 @@ mod tests {
     use super::*;
 
     fn words(text: &str) -> Option<Vec<String>> {
-        Line::split(text).and_then(|line| line.words())
+        ShellLine::split(text).and_then(|line| line.words())
     }
 
     #[test]
@@ -125,14 +125,14 @@ mod tests {
             assert_eq!(words(text), None, "{text}");
         }
         for unclosed in ["x 'y", "x \"y", "x \\"] {
-            assert_eq!(Line::split(unclosed), None, "{unclosed}");
+            assert_eq!(ShellLine::split(unclosed), None, "{unclosed}");
         }
         assert!(words("x '|' \"&&\" a\\;b").is_some());
     }
 
     #[test]
     fn commands_are_split_without_redirections() {
-        let line = Line::split("a 1 2>&1 >/dev/null && (b | c 2) ; d & e || f 2> g").unwrap();
+        let line = ShellLine::split("a 1 2>&1 >/dev/null && (b | c 2) ; d & e || f 2> g").unwrap();
         let expected =
             [vec![vec!["a", "1"]], vec![vec!["b"], vec!["c", "2"]], vec![vec!["d"]], vec![vec!["e"]], vec![vec!["f"]]];
         assert_eq!(line.pipelines, expected);

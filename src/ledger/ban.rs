@@ -168,11 +168,11 @@ impl BanSummary {
 fn left(since: SystemTime, until: Option<SystemTime>, now: SystemTime) -> Option<Expiry> {
     let Some(until) = until else { return Some(Expiry::Never) };
     let left = until.duration_since(now.max(since)).ok().filter(|left| !left.is_zero())?;
-    Some(Expiry::After(left.max(SHORTEST)))
+    Some(Expiry::After(left.max(MIN_EXPIRY)))
 }
 
 /// Minimum of [`Expiry::After`].
-const SHORTEST: Duration = Duration::from_secs(1);
+const MIN_EXPIRY: Duration = Duration::from_secs(1);
 
 /// How a ban ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -187,7 +187,7 @@ pub enum Ending {
 
 /// End of a ban.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Ended {
+pub struct BanEnd {
     pub how: Ending,
     /// When, to the microsecond.
     pub at: SystemTime,
@@ -201,7 +201,7 @@ pub struct LedgerEntry {
     /// of any age.
     pub strikes: u32,
     /// Its end; `None` while none is recorded, which does not mean that a ban with `until` is in force.
-    pub ended: Option<Ended>,
+    pub ended: Option<BanEnd>,
 }
 
 /// A place in the order of the pages: permanent bans, then the others by their ends. Bans with the same end are in the
@@ -336,7 +336,7 @@ pub enum LedgerChange {
     Ended {
         target: BanTarget,
         /// A ban that had already expired is recorded as expired, at its own end.
-        ended: Ended,
+        ended: BanEnd,
     },
     /// At `at` the expiry command has ended for the ban of `target` that began at `since`.
     Undone { target: BanTarget, since: SystemTime, at: SystemTime },

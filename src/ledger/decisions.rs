@@ -7,7 +7,7 @@ use rusqlite::{Connection, Error, OptionalExtension, Row, named_params};
 
 use super::ban::{Allowance, FleetLift, LedgerChange};
 use super::error::LedgerError;
-use super::found::Found;
+use super::found::Rows;
 use super::reader::Reader;
 use super::row::{self, micros, replace, time};
 
@@ -38,7 +38,7 @@ pub(super) fn used() -> Vec<&'static str> {
 }
 
 /// Moves the ends of all when the clock is set.
-pub(super) const STEPS: [&str; 3] = [
+pub(super) const SHIFT_TIMES: [&str; 3] = [
     "UPDATE fleet_lift SET until = until + :by WHERE until BETWEEN -:bound AND :bound",
     "UPDATE allowance SET until = until + :by WHERE until BETWEEN -:bound AND :bound",
     "UPDATE trial SET until = until + :by WHERE until BETWEEN -:bound AND :bound",
@@ -55,7 +55,7 @@ pub(super) fn allow(connection: &Connection, allowance: &Allowance) -> Result<()
 }
 
 /// Replaces the lifts of the fleet's bans.
-pub(super) fn put_lifts(connection: &Connection, lifts: &[FleetLift]) -> Result<(), Error> {
+pub(super) fn replace_lifts(connection: &Connection, lifts: &[FleetLift]) -> Result<(), Error> {
     let row = |lift: &FleetLift| (lift.target.to_string(), micros(lift.until), <&str>::from(lift.by));
     replace(connection, REPLACE_LIFTS, lifts.iter().map(row))
 }
@@ -80,12 +80,12 @@ pub fn trial(ledger: &Reader) -> Result<Option<SystemTime>, LedgerError> {
 }
 
 /// The allowances of operators, oldest first.
-pub fn allowances(ledger: &Reader) -> Result<Found<Allowance>, LedgerError> {
+pub fn allowances(ledger: &Reader) -> Result<Rows<Allowance>, LedgerError> {
     ledger.query(ALLOWANCES, &[], allowance)
 }
 
 /// At most `most` lifts of the fleet's bans.
-pub fn fleet_lifts(ledger: &Reader, most: usize) -> Result<Found<FleetLift>, LedgerError> {
+pub fn fleet_lifts(ledger: &Reader, most: usize) -> Result<Rows<FleetLift>, LedgerError> {
     ledger.first(LIFTS, most, lift)
 }
 

@@ -3,7 +3,7 @@
 /// The read items, and the number of unreadable rows.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[must_use]
-pub struct Found<T> {
+pub struct Rows<T> {
     pub items: Vec<T>,
     /// Number of invalid rows, which were skipped: written by another program or a failing disk.
     pub unreadable: u64,

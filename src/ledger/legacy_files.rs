@@ -33,7 +33,7 @@ pub const BLOCKED: &str = "portsentry.blocked";
 const HISTORY_LIMIT: u64 = 256 << 20;
 
 /// Maximum number of bytes that wait for free disk space.
-const MAX_WAITING: usize = 1 << 20;
+const MAX_PENDING_BYTES: usize = 1 << 20;
 
 /// The two files.
 pub struct LegacyFiles {
@@ -59,8 +59,8 @@ impl LegacyFiles {
             return;
         }
         let mut line = String::with_capacity(96);
-        put_line(&mut line, ban.since, ban.ports.first().copied(), host(ban.target, ban.source));
-        if self.waiting.len() + line.len() > MAX_WAITING {
+        append_line(&mut line, ban.since, ban.ports.first().copied(), host(ban.target, ban.source));
+        if self.waiting.len() + line.len() > MAX_PENDING_BYTES {
             self.left_out += 1;
         } else {
             self.waiting.push_str(&line);
@@ -94,7 +94,7 @@ impl LegacyFiles {
         let path = self.place.file(BLOCKED);
         let mut text = String::new();
         for ban in active {
-            put_line(&mut text, ban.since, ban.port, host(ban.target, ban.source));
+            append_line(&mut text, ban.since, ban.port, host(ban.target, ban.source));
         }
         let old = check_file(&path)?;
         let fill = |file: &mut File| {
@@ -113,7 +113,7 @@ impl LegacyFiles {
 }
 
 /// Appends the line of a ban, with its end.
-fn put_line(text: &mut String, since: SystemTime, port: Option<(Protocol, u16)>, source: IpAddr) {
+fn append_line(text: &mut String, since: SystemTime, port: Option<(Protocol, u16)>, source: IpAddr) {
     let (protocol, port) = port.unwrap_or((Protocol::Tcp, 0));
     let seconds = printable_time(since).duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
     let date = date(1970, 1, 1).at(0, 0, 0, 0).saturating_add(Duration::from_secs(seconds));

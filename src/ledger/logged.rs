@@ -7,7 +7,7 @@ use rusqlite::{Error, Row, Statement, named_params};
 
 use super::ban::Logged;
 use super::error::LedgerError;
-use super::found::Found;
+use super::found::Rows;
 use super::reader::Reader;
 use super::row::{self, micros, time};
 use super::schema::WITH_LOGGED;
@@ -17,7 +17,7 @@ use crate::engine::Class;
 pub(super) const MAX_ROWS: u32 = 50_000;
 
 /// Time for which a row is kept after the last scan of its source.
-pub(super) const KEPT: Duration = Duration::from_secs(90 * 86_400);
+pub(super) const RETENTION: Duration = Duration::from_secs(90 * 86_400);
 
 const ALL: &str = "
     SELECT subject, source, first, last, times, class, ports, probes, reason
@@ -54,9 +54,9 @@ pub(super) fn write(logged: &Logged, upsert: &mut Statement<'_>) -> Result<(), E
 
 /// All sources that would have been banned if their protocol were not only logged, newest first. Empty for a ledger of
 /// an earlier format.
-pub fn all(ledger: &Reader) -> Result<Found<Logged>, LedgerError> {
+pub fn all(ledger: &Reader) -> Result<Rows<Logged>, LedgerError> {
     if ledger.version < WITH_LOGGED {
-        return Ok(Found { items: Vec::new(), unreadable: 0 });
+        return Ok(Rows { items: Vec::new(), unreadable: 0 });
     }
     ledger.query(ALL, &[], read)
 }

@@ -33,11 +33,11 @@ use rusqlite::{Connection, TransactionBehavior, named_params};
 pub use crate::types::{Backend, Backends};
 pub use crate::worker::Stopped;
 pub use ban::{
-    Allowance, BanAuthor, BanRecord, BanSummary, Ended, Ending, FleetLift, KnownPeer, LedgerChange, LedgerEntry,
+    Allowance, BanAuthor, BanEnd, BanRecord, BanSummary, Ending, FleetLift, KnownPeer, LedgerChange, LedgerEntry,
     LiftedBy, Logged, Page, Position,
 };
 pub use error::LedgerError;
-pub use found::Found;
+pub use found::Rows;
 pub use legacy_files::{BLOCKED, HISTORY, LegacyFiles};
 pub use reader::Reader;
 pub use state_dir::DATABASE;
@@ -70,7 +70,7 @@ pub const OWN_FILES: [&str; 9] = [
 ];
 
 /// Times beyond this limit, about 70,000 years from 1970, are not changed, so that the sum does not overflow.
-const BOUND: i64 = 1 << 61;
+const MAX_TIME: i64 = 1 << 61;
 
 /// The bans, in a separate directory.
 pub struct Ledger {
@@ -116,7 +116,7 @@ impl Default for Retention {
 }
 
 /// Number of bans that may be written before the rows are counted again, which reads a whole index.
-pub const SLACK: u64 = 10_000;
+pub const RECOUNT_INTERVAL: u64 = 10_000;
 
 impl Ledger {
     /// Opens the ledger in `directory`, and creates missing parts: the directory with mode 0700, the database with
@@ -139,7 +139,7 @@ impl Ledger {
         let file = (found.dev(), found.ino());
         // Old rows of the last process are counted with the first bans of this one.
         let retention = Retention::default();
-        Ok((Self { reader, place, file, retention, undoes_commands: false, uncounted: SLACK }, opened))
+        Ok((Self { reader, place, file, retention, undoes_commands: false, uncounted: RECOUNT_INTERVAL }, opened))
     }
 
     /// Sets the limits on past bans.
@@ -178,7 +178,7 @@ impl Ledger {
 
     /// Records the end of the ban of `target`; false if it had none.
     pub fn ended(&mut self, target: BanTarget, how: Ending, at: SystemTime) -> Result<bool, LedgerError> {
-        self.transact(|statements| statements.end(target, &Ended { how, at }))
+        self.transact(|statements| statements.end(target, &BanEnd { how, at }))
     }
 
     /// Writes `changes` in order, in one transaction.
@@ -187,13 +187,13 @@ impl Ledger {
     }
 
     /// Marks the bans that have ended at `now`, returns their targets, and deletes bans beyond the retention time.
-    pub fn expire(&mut self, now: SystemTime) -> Result<Found<BanTarget>, LedgerError> {
+    pub fn expire(&mut self, now: SystemTime) -> Result<Rows<BanTarget>, LedgerError> {
         let before = now.checked_sub(self.retention.age).map_or(i64::MIN, micros);
         self.change(|connection| {
             let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
             let found = statements::expire(&transaction, now)?;
             transaction.execute(statements::FORGET, named_params! {":before": before})?;
-            let before = now.checked_sub(logged::KEPT).map_or(i64::MIN, micros);
+            let before = now.checked_sub(logged::RETENTION).map_or(i64::MIN, micros);
             transaction.execute(logged::FORGET, named_params! {":before": before})?;
             transaction.commit()?;
             Ok(found)
@@ -202,8 +202,8 @@ impl Ledger {
 
     /// Applies a step of the clock in microseconds: bans in force keep their remaining time.
     pub fn clock_was_set(&mut self, by: i64) -> Result<(), LedgerError> {
-        let values = named_params! {":by": by.clamp(-BOUND, BOUND), ":bound": BOUND};
-        let mut steps = std::iter::once(statements::STEP).chain(decisions::STEPS);
+        let values = named_params! {":by": by.clamp(-MAX_TIME, MAX_TIME), ":bound": MAX_TIME};
+        let mut steps = std::iter::once(statements::SHIFT_TIMES).chain(decisions::SHIFT_TIMES);
         self.change(|connection| steps.try_for_each(|step| connection.execute(step, values).map(drop)))
     }
 
@@ -236,7 +236,7 @@ impl Ledger {
             let result = work(&mut statements)?;
             let mut uncounted = uncounted + statements.recorded;
             drop(statements);
-            if uncounted >= SLACK {
+            if uncounted >= RECOUNT_INTERVAL {
                 let rows = i64::try_from(retention.rows).unwrap_or(i64::MAX);
                 transaction.execute(statements::PRUNE, named_params! {":rows": rows})?;
                 transaction.execute(logged::PRUNE, named_params! {":kept": logged::MAX_ROWS})?;
@@ -261,5 +261,5 @@ fn connect(place: &StateDir) -> Result<Reader, LedgerError> {
     let used = fixed.into_iter().chain(reading.iter().chain([&strikes]).map(String::as_str));
     let path = place.file(DATABASE);
     let connection = schema::connect(&path, used)?;
-    Ok(Reader { connection, path, version: schema::NEWEST })
+    Ok(Reader { connection, path, version: schema::VERSION })
 }

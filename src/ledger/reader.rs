@@ -24,14 +24,14 @@ use rusqlite::{Connection, Error, OpenFlags, Row, ToSql, ffi, named_params};
 
 use super::ban::{BanSummary, LedgerEntry, Page, Position};
 use super::error::LedgerError;
-use super::found::Found;
+use super::found::Rows;
 use super::row::{self, micros};
 use super::schema::{self, classify, pragma};
 use super::state_dir::{DATABASE, if_found};
 use crate::types::BanTarget;
 
 /// Time limit and delay for retries while the daemon starts, ends or empties its log.
-const TIMEOUT: Duration = Duration::from_secs(10);
+const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
 const RETRY_DELAY: Duration = Duration::from_millis(100);
 
 /// How often the files are looked at before an index counts as missing.
@@ -101,7 +101,7 @@ impl Reader {
         loop {
             let mode = ReadMode::to(&directory, &path)?;
             let result = Self::open(&directory, &path, mode).and_then(|reader| work(&reader));
-            let (passing, is_over) = (result.as_ref().is_err_and(is_passing), start.elapsed() >= TIMEOUT);
+            let (passing, is_over) = (result.as_ref().is_err_and(is_passing), start.elapsed() >= BUSY_TIMEOUT);
             // A result that was read together with the log is always consistent. An error counts only if the files did
             // not change, because the change may have caused it.
             let steady = mode == ReadMode::Log && result.is_ok() || ReadMode::to(&directory, &path)? == mode;
@@ -145,17 +145,17 @@ impl Reader {
     }
 
     /// The bans in force at `now`: permanent ones, then the others in order of their ends.
-    pub fn active(&self, now: SystemTime) -> Result<Found<LedgerEntry>, LedgerError> {
+    pub fn active(&self, now: SystemTime) -> Result<Rows<LedgerEntry>, LedgerError> {
         self.query(&self.select(row::COLUMNS, ACTIVE), named_params! {":now": micros(now)}, row::entry)
     }
 
     /// The same with only the data that a list needs: a third of the work.
-    pub fn in_force(&self, now: SystemTime) -> Result<Found<BanSummary>, LedgerError> {
+    pub fn in_force(&self, now: SystemTime) -> Result<Rows<BanSummary>, LedgerError> {
         self.query(&self.select(row::IN_FORCE, ACTIVE), named_params! {":now": micros(now)}, row::in_force)
     }
 
     /// All stored bans of `target`, oldest first. For an address pass [`BanTarget::containing`].
-    pub fn bans_of(&self, target: BanTarget) -> Result<Found<LedgerEntry>, LedgerError> {
+    pub fn bans_of(&self, target: BanTarget) -> Result<Rows<LedgerEntry>, LedgerError> {
         self.query(&self.select(row::COLUMNS, OF), named_params! {":subject": target.to_string()}, row::entry)
     }
 
@@ -187,7 +187,7 @@ impl Reader {
     }
 
     /// The last ended ban of each target whose command has to be undone, at most `most`, and the number of the others.
-    pub fn undo_due(&self, most: usize) -> Result<(Found<BanSummary>, u64), LedgerError> {
+    pub fn undo_due(&self, most: usize) -> Result<(Rows<BanSummary>, u64), LedgerError> {
         let found = self.first(&undo_due(), most, row::in_force)?;
         let read = found.items.len() as u64 + found.unreadable;
         if read < most as u64 {
@@ -216,7 +216,7 @@ impl Reader {
         sql: &str,
         most: usize,
         parse: impl Fn(&Row<'_>) -> Option<T>,
-    ) -> Result<Found<T>, LedgerError> {
+    ) -> Result<Rows<T>, LedgerError> {
         self.query(sql, named_params! {":most": i64::try_from(most).unwrap_or(i64::MAX)}, parse)
     }
 
@@ -225,7 +225,7 @@ impl Reader {
         sql: &str,
         values: &[(&str, &dyn ToSql)],
         parse: impl Fn(&Row<'_>) -> Option<T>,
-    ) -> Result<Found<T>, LedgerError> {
+    ) -> Result<Rows<T>, LedgerError> {
         self.run(|connection| collect(connection, sql, values, parse))
     }
 
@@ -241,10 +241,10 @@ pub(super) fn collect<T>(
     sql: &str,
     values: &[(&str, &dyn ToSql)],
     parse: impl Fn(&Row<'_>) -> Option<T>,
-) -> rusqlite::Result<Found<T>> {
+) -> rusqlite::Result<Rows<T>> {
     let mut items = Vec::new();
     let unreadable = visit_rows(connection, sql, values, parse, |item| items.push(item))?;
-    Ok(Found { items, unreadable })
+    Ok(Rows { items, unreadable })
 }
 
 /// Passes the rows of a query to `visit`; returns the number of those that `parse` refuses.

@@ -12,7 +12,7 @@ use rusqlite::{Connection, Error, ErrorCode, OpenFlags, TransactionBehavior};
 use super::error::{LedgerError, is_damage};
 
 /// Maximum time for which a write waits for another program that locks the database.
-const BUSY: Duration = Duration::from_secs(1);
+const BUSY_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// "psen": distinguishes a ledger from other SQLite databases.
 pub(super) const APPLICATION: i64 = 0x7073_656e;
@@ -34,10 +34,10 @@ macro_rules! evidence_before {
 }
 
 /// The current format.
-pub(super) const NEWEST: i64 = 11;
+pub(super) const VERSION: i64 = 11;
 
 /// Step N converts format N to N + 1. A released step is never changed.
-const STEPS: [&str; 11] = [
+const MIGRATIONS: [&str; 11] = [
     "
     CREATE TABLE ban (
         id INTEGER PRIMARY KEY,
@@ -181,7 +181,7 @@ pub(super) fn connect<'a>(path: &Path, used: impl IntoIterator<Item = &'a str>) 
 
 /// Refuses format `found` if a later release has written it.
 pub(super) fn refuse_newer(path: &Path, found: i64) -> Result<(), LedgerError> {
-    if found > NEWEST { Err(LedgerError::Newer { path: path.to_owned(), found, known: NEWEST }) } else { Ok(()) }
+    if found > VERSION { Err(LedgerError::Newer { path: path.to_owned(), found, known: VERSION }) } else { Ok(()) }
 }
 
 fn open(path: &Path) -> Result<Connection, Error> {
@@ -200,7 +200,7 @@ fn open(path: &Path) -> Result<Connection, Error> {
 
 /// Options of every connection, for writing or reading.
 pub(super) fn harden(connection: &Connection) -> Result<(), Error> {
-    connection.busy_timeout(BUSY)?;
+    connection.busy_timeout(BUSY_TIMEOUT)?;
     // The schema on disk is untrusted data: it must not call functions, and no statement may modify it directly.
     connection.set_db_config(DbConfig::SQLITE_DBCONFIG_DEFENSIVE, true)?;
     connection.set_db_config(DbConfig::SQLITE_DBCONFIG_TRUSTED_SCHEMA, false)?;
@@ -229,7 +229,7 @@ fn inspect(connection: &Connection) -> Result<Option<String>, Error> {
 
 fn bring_up(connection: &mut Connection, found: i64) -> Result<(), Error> {
     let done = usize::try_from(found).unwrap_or_default();
-    for (version, step) in (1_i64..).zip(STEPS).skip(done) {
+    for (version, step) in (1_i64..).zip(MIGRATIONS).skip(done) {
         let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
         transaction.execute_batch(step)?;
         transaction.pragma_update(None, "application_id", APPLICATION)?;
@@ -271,16 +271,16 @@ mod tests {
     fn new_ledger_has_newest_format() {
         let mut connection = Connection::open_in_memory().unwrap();
         bring_up(&mut connection, 0).unwrap();
-        assert_eq!(pragma::<i64>(&connection, "user_version").unwrap(), NEWEST);
+        assert_eq!(pragma::<i64>(&connection, "user_version").unwrap(), VERSION);
         assert_eq!(pragma::<i64>(&connection, "application_id").unwrap(), APPLICATION);
         assert_eq!(inspect(&connection).unwrap(), None);
-        bring_up(&mut connection, NEWEST).unwrap();
+        bring_up(&mut connection, VERSION).unwrap();
     }
 
     #[test]
     fn first_format_ledger_distinguishes_short_bans() {
         let mut connection = Connection::open_in_memory().unwrap();
-        connection.execute_batch(STEPS[0]).unwrap();
+        connection.execute_batch(MIGRATIONS[0]).unwrap();
         let minutes = |minutes: i64| minutes * 60_000_000;
         for (author, until) in [
             ("detector", Some(minutes(5))),

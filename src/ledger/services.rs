@@ -7,7 +7,7 @@ use rusqlite::{Connection, OptionalExtension, Row, named_params};
 
 use super::ban::KnownPeer;
 use super::error::LedgerError;
-use super::found::Found;
+use super::found::Rows;
 use super::reader::Reader;
 use super::row::{self, micros, replace};
 use crate::engine::Service;
@@ -59,7 +59,7 @@ pub(super) fn remove(connection: &Connection, service: Service) -> rusqlite::Res
 }
 
 /// Replaces the recent listeners.
-pub(super) fn put_listeners(
+pub(super) fn replace_listeners(
     connection: &Connection,
     listeners: &[(Service, Option<SystemTime>)],
 ) -> rusqlite::Result<()> {
@@ -70,7 +70,7 @@ pub(super) fn put_listeners(
 }
 
 /// Replaces the known peers.
-pub(super) fn put_peers(connection: &Connection, peers: &[KnownPeer]) -> rusqlite::Result<()> {
+pub(super) fn replace_peers(connection: &Connection, peers: &[KnownPeer]) -> rusqlite::Result<()> {
     let row = |peer: &KnownPeer| (peer.target.to_string(), micros(peer.since), micros(peer.last));
     replace(connection, REPLACE_PEERS, peers.iter().map(row))
 }
@@ -89,17 +89,17 @@ fn peer(row: &Row<'_>) -> Option<KnownPeer> {
 }
 
 /// At most `most` remembered services with the times at which they were last served, the most recent first.
-pub fn remembered(ledger: &Reader, most: usize) -> Result<Found<(Service, SystemTime)>, LedgerError> {
+pub fn remembered(ledger: &Reader, most: usize) -> Result<Rows<(Service, SystemTime)>, LedgerError> {
     ledger.first(ALL, most, |found| Some((service(found)?, row::time(found.get(3).ok()?))))
 }
 
 /// At most `most` recently open ports with the times at which they closed; `None` if open at the time of writing.
-pub fn listeners(ledger: &Reader, most: usize) -> Result<Found<(Service, Option<SystemTime>)>, LedgerError> {
+pub fn listeners(ledger: &Reader, most: usize) -> Result<Rows<(Service, Option<SystemTime>)>, LedgerError> {
     ledger.first(LISTENERS, most, |found| Some((service(found)?, row::optional_time(found, 3).ok()?)))
 }
 
 /// At most `most` known peers, those with the latest connections first.
-pub fn known_peers(ledger: &Reader, most: usize) -> Result<Found<KnownPeer>, LedgerError> {
+pub fn known_peers(ledger: &Reader, most: usize) -> Result<Rows<KnownPeer>, LedgerError> {
     ledger.first(PEERS, most, peer)
 }
 

@@ -21,7 +21,7 @@ const ANYTHING_BY_OTHERS: u32 = 0o077;
 const OWNER: u32 = 0o600;
 
 /// Suffixes of the files that SQLite keeps beside a database.
-const BESIDE: [&str; 3] = ["-wal", "-shm", "-journal"];
+const DATABASE_SUFFIXES: [&str; 3] = ["-wal", "-shm", "-journal"];
 
 /// Maximum number of quarantined databases, so that a failing disk is not filled with them.
 const KEPT_ASIDE: usize = 3;
@@ -65,7 +65,7 @@ impl StateDir {
     /// new.
     pub(super) fn claim(&self, name: &str) -> Result<bool, LedgerError> {
         // SQLite opens these by itself, and would wait for ever for the writer of a FIFO.
-        for suffix in BESIDE {
+        for suffix in DATABASE_SUFFIXES {
             check_file(&self.file(&format!("{name}{suffix}")))?;
         }
         let path = self.file(name);
@@ -90,7 +90,7 @@ impl StateDir {
         }
         let aside = self.file(&format!("{stem}{stamp}"));
         // The log first: a log without its database could be taken for that of the new one.
-        for suffix in BESIDE.into_iter().chain([""]) {
+        for suffix in DATABASE_SUFFIXES.into_iter().chain([""]) {
             let (from, mut to) = (self.file(&format!("{name}{suffix}")), aside.clone().into_os_string());
             to.push(suffix);
             if_found(fs::rename(&from, &to)).map_err(LedgerError::system("rename", &from))?;
@@ -106,7 +106,7 @@ impl StateDir {
         stamps.sort_unstable();
         let surplus = (stamps.len() + 1).saturating_sub(KEPT_ASIDE);
         for stamp in stamps.into_iter().take(surplus) {
-            for suffix in BESIDE.into_iter().chain([""]) {
+            for suffix in DATABASE_SUFFIXES.into_iter().chain([""]) {
                 let path = self.file(&format!("{stem}{stamp}{suffix}"));
                 if_found(fs::remove_file(&path)).map_err(LedgerError::system("remove", &path))?;
             }

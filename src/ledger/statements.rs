@@ -5,8 +5,8 @@ use std::time::SystemTime;
 
 use rusqlite::{Connection, OptionalExtension, Statement, named_params};
 
-use super::ban::{BanAuthor, BanRecord, Ended, Ending, LedgerChange};
-use super::found::Found;
+use super::ban::{BanAuthor, BanEnd, BanRecord, Ending, LedgerChange};
+use super::found::Rows;
 use super::logged::{self, UPSERT};
 use super::reader::collect;
 use super::row::{self, micros, replace};
@@ -55,7 +55,7 @@ const EXPIRE: &str = "
     RETURNING subject";
 
 /// Moves the begins and ends of bans in force when the clock is set. Times beyond the bound are not changed.
-pub(super) const STEP: &str = "
+pub(super) const SHIFT_TIMES: &str = "
     UPDATE ban SET
         since = CASE WHEN since BETWEEN -:bound AND :bound THEN since + :by ELSE since END,
         until = CASE WHEN until BETWEEN -:bound AND :bound THEN until + :by ELSE until END
@@ -79,10 +79,10 @@ pub(super) const PRUNE: &str = "
         SELECT id FROM ban WHERE ended IS NOT NULL ORDER BY ended LIMIT max((SELECT count(*) FROM ban) - :rows, 0))";
 
 pub(super) const USED: [&str; 13] =
-    [NEWEST, ALSO, GUEST_PORT, UNDONE, DROP, END, INSERT, EXPIRE, STEP, BEGIN, OWE_UNDO, FORGET, PRUNE];
+    [NEWEST, ALSO, GUEST_PORT, UNDONE, DROP, END, INSERT, EXPIRE, SHIFT_TIMES, BEGIN, OWE_UNDO, FORGET, PRUNE];
 
 /// Marks the bans that have ended at `now`, and returns their targets.
-pub(super) fn expire(connection: &Connection, now: SystemTime) -> rusqlite::Result<Found<BanTarget>> {
+pub(super) fn expire(connection: &Connection, now: SystemTime) -> rusqlite::Result<Rows<BanTarget>> {
     collect(connection, EXPIRE, named_params! {":now": micros(now)}, |row| row::target(row::text(row, 0)?))
 }
 
@@ -159,15 +159,15 @@ impl<'a> Statements<'a> {
             LedgerChange::Trial { until } => {
                 replace(connection, decisions::REPLACE_TRIAL, until.map(|until| [micros(until)]))
             }
-            LedgerChange::FleetLifts(lifts) => decisions::put_lifts(connection, lifts),
+            LedgerChange::FleetLifts(lifts) => decisions::replace_lifts(connection, lifts),
             LedgerChange::Allowed(allowance) => decisions::allow(connection, allowance),
             LedgerChange::Disallowed { network } => {
                 connection.execute(decisions::DISALLOW, [network.to_string()]).map(drop)
             }
             LedgerChange::Served(service, at) => services::insert(connection, *service, *at),
             LedgerChange::ServiceForgotten(service) => services::remove(connection, *service),
-            LedgerChange::Listeners(listeners) => services::put_listeners(connection, listeners),
-            LedgerChange::KnownPeers(peers) => services::put_peers(connection, peers),
+            LedgerChange::Listeners(listeners) => services::replace_listeners(connection, listeners),
+            LedgerChange::KnownPeers(peers) => services::replace_peers(connection, peers),
             LedgerChange::Table(table) => replace(connection, services::REPLACE_TABLE, [[table]]),
         }
     }
@@ -195,7 +195,7 @@ impl<'a> Statements<'a> {
             }
             Some(Newest { id, strikes, open, strike, .. }) => {
                 if open {
-                    self.end_row(id, &Ended { how: Ending::Replaced, at: ban.since })?;
+                    self.end_row(id, &BanEnd { how: Ending::Replaced, at: ban.since })?;
                 }
                 // Another program may have written an invalid value.
                 strikes.clamp(0, i64::from(u32::MAX) - 1) + i64::from(strike)
@@ -223,7 +223,7 @@ impl<'a> Statements<'a> {
         Ok(())
     }
 
-    pub(super) fn end(&mut self, target: BanTarget, ended: &Ended) -> rusqlite::Result<bool> {
+    pub(super) fn end(&mut self, target: BanTarget, ended: &BanEnd) -> rusqlite::Result<bool> {
         match self.newest(&target.to_string())? {
             Some(Newest { id, open: true, .. }) => self.end_row(id, ended).map(|()| true),
             _ => Ok(false),
@@ -251,7 +251,7 @@ impl<'a> Statements<'a> {
         self.newest.query_row(named_params! {":subject": target}, read).optional()
     }
 
-    fn end_row(&mut self, id: i64, ended: &Ended) -> rusqlite::Result<()> {
+    fn end_row(&mut self, id: i64, ended: &BanEnd) -> rusqlite::Result<()> {
         let (how, by) = match &ended.how {
             Ending::Expired => (row::EXPIRED, None),
             Ending::Replaced => (row::REPLACED, None),

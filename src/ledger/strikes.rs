@@ -60,7 +60,7 @@ pub struct LoadedState {
 }
 
 /// Number of strikes, number of proven ones, and the end of the last ban in microseconds.
-type Struck = HashMap<BanTarget, (u32, u32, i64)>;
+type StrikeCounts = HashMap<BanTarget, (u32, u32, i64)>;
 
 impl LoadedState {
     /// Reads the bans in force at `now`, ordered as by [`Reader::active`], and the strikes of at most `limit` targets.
@@ -70,7 +70,7 @@ impl LoadedState {
         let since = now.checked_sub(forget).map_or(i64::MIN, micros);
         let [minute, day] = [MINUTE, DAY].map(|span| now.checked_sub(span).map_or(i64::MIN, micros));
         let values = named_params! {":since": since, ":now": micros(now), ":minute": minute, ":day": day};
-        let (mut state, mut struck) = (Self::default(), Struck::new());
+        let (mut state, mut struck) = (Self::default(), StrikeCounts::new());
         ledger.run(|connection| {
             let mut statement = connection.prepare(&of_all())?;
             let mut rows = statement.query(values)?;
@@ -91,7 +91,7 @@ impl LoadedState {
         Ok(state)
     }
 
-    fn add_row(&mut self, row: &Row<'_>, struck: &mut Struck) -> rusqlite::Result<()> {
+    fn add_row(&mut self, row: &Row<'_>, struck: &mut StrikeCounts) -> rusqlite::Result<()> {
         let (mut readable, mut target) = (true, None);
         if row.get(ACTIVE)? {
             let ban = row::in_force(row);

@@ -121,16 +121,16 @@ fn float(value: u64) -> f64 {
 struct Families<'a>(DescriptorEncoder<'a>);
 
 impl Families<'_> {
-    fn put(&mut self, name: &str, help: &str, family: &impl EncodeMetric) -> fmt::Result {
+    fn encode(&mut self, name: &str, help: &str, family: &impl EncodeMetric) -> fmt::Result {
         family.encode(self.0.encode_descriptor(name, help, None, family.metric_type())?)
     }
 
     fn counter(&mut self, name: &str, help: &str, value: u64) -> fmt::Result {
-        self.put(name, help, &ConstCounter::new(float(value)))
+        self.encode(name, help, &ConstCounter::new(float(value)))
     }
 
     fn gauge(&mut self, name: &str, help: &str, value: u64) -> fmt::Result {
-        self.put(name, help, &ConstGauge::new(float(value)))
+        self.encode(name, help, &ConstGauge::new(float(value)))
     }
 
     /// A family with one `label`.
@@ -142,7 +142,7 @@ impl Families<'_> {
         values: impl IntoIterator<Item = (&'static str, u64)>,
     ) -> fmt::Result {
         let values = values.into_iter().map(|(of, value)| (vec![(label, of)], float(value))).collect();
-        self.put(name, help, &Family { kind, values })
+        self.encode(name, help, &Family { kind, values })
     }
 }
 
@@ -151,7 +151,7 @@ impl Collector for All {
         use MetricType::{Counter, Gauge};
         let (metrics, snapshot, mut all) = (&*self.metrics, &self.snapshot, Families(encoder));
         let started = ConstGauge::new(snapshot.started);
-        all.put("start_time_seconds", "Start time of the daemon, in seconds since 1970", &started)?;
+        all.encode("start_time_seconds", "Start time of the daemon, in seconds since 1970", &started)?;
         all.counter("packets", "Packets that passed the capture filter", metrics.frames.get())?;
         all.counter(
             "packets_dropped",
@@ -177,7 +177,7 @@ impl Collector for All {
             (labels, float(metrics.bans_by(backend, class, grade)))
         });
         let values = bans.filter(|(_, count)| *count > 0.0).collect();
-        all.put("bans", "Bans that were enforced", &Family { kind: Counter, values })?;
+        all.encode("bans", "Bans that were enforced", &Family { kind: Counter, values })?;
         let failed = Backend::ALL.map(|backend| (backend.name(), metrics.failed_by(backend)));
         all.by(Counter, ("ban_failures", "method"), "Bans that a backend failed to enforce", failed)?;
         all.counter(
@@ -216,7 +216,7 @@ impl Collector for All {
             let outcomes = [("counted", fleet.accepted), ("refused", fleet.refused)];
             all.by(Counter, ("fleet_reports", "outcome"), "Reports of other hosts, by outcome", outcomes)?;
         }
-        all.gauge("sources_tracked", "Sources with evidence in the source table", metrics.suspects.get())?;
+        all.gauge("sources_tracked", "Sources with evidence in the source table", metrics.sources_tracked.get())?;
         all.counter("sources_evicted", "Sources evicted because the source table was full", metrics.evicted.get())?;
         all.counter("socket_lookups", "Queries of the kernel's socket table", metrics.lookups.get())?;
         all.counter(
@@ -229,11 +229,11 @@ impl Collector for All {
         all.by(Gauge, ("trap_ports", "protocol"), "Ports that the kernel's trap monitors", ports)?;
         let help = "Ports that have left the kernel's trap, if more than a quarter left within ten minutes, else 0";
         all.gauge("trap_ports_lost", help, metrics.trap_lost.get())?;
-        let filling = [("touched", metrics.trap_touched.get()), ("suspects", metrics.trap_suspects.get())];
+        let filling = [("touched", metrics.trap_probed.get()), ("suspects", metrics.trap_suspects.get())];
         let help = "Elements in the sets of the kernel's trap (Linux 6.15 and later)";
         all.by(Gauge, ("trap_elements", "set"), help, filling)?;
         let verdicts = [
-            ("condemned", metrics.trap_caught.get()),
+            ("condemned", metrics.trap_banned.get()),
             ("let-go", metrics.trap_let_go.get()),
             ("shortened", metrics.trap_shortened.get()),
         ];
@@ -243,7 +243,7 @@ impl Collector for All {
         let help = "Packets of sources that were not held because a set was full";
         all.counter("hold_full", help, metrics.hold_full.get())?;
         let help = "Time from the capture of a packet until the kernel has acknowledged the ban";
-        all.put("reaction_seconds", help, &Reactions(metrics))
+        all.encode("reaction_seconds", help, &Reactions(metrics))
     }
 }
 

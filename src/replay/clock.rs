@@ -7,7 +7,7 @@ use crate::types::Timestamp;
 
 /// Maximum disorder of packets from several interfaces and cores. A larger step back means another clock; the time then
 /// continues from there.
-const DISORDER: Duration = Duration::from_secs(60);
+const MAX_DISORDER: Duration = Duration::from_secs(60);
 
 /// Longest gap; a longer one counts as this. No evidence lasts as long, and one damaged time must not use up the 6.8
 /// years that the engine can count.
@@ -27,7 +27,7 @@ impl Clock {
         if time >= last {
             self.now = self.now.saturating_add((time - last).min(LARGEST_GAP));
             self.last = Some(time);
-        } else if last - time > DISORDER {
+        } else if last - time > MAX_DISORDER {
             self.last = Some(time);
         }
         self.now()

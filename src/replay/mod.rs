@@ -119,12 +119,12 @@ impl<'a> Replay<'a> {
     }
 
     fn run(&mut self, out: &mut impl Write) -> Result<(), ReplayError> {
-        let mut progress = Progress::new(&self.options.file);
+        let mut progress = ProgressDisplay::new(&self.options.file);
         let inferred = self.infer(&mut progress);
         if let Err(error @ (FileError::Open(_) | FileError::NotAFile | FileError::Empty)) = inferred {
             return Err(self.about(error));
         }
-        let judged = self.judge(&mut progress, out);
+        let judged = self.run_detection(&mut progress, out);
         progress.finish();
         // Without a packet there is nothing to summarise.
         if matches!(judged, Err(ReplayError::Write(_))) || judged.is_err() && self.summary.packets == 0 {
@@ -150,7 +150,7 @@ impl<'a> Replay<'a> {
 
     /// Runs the first pass. If the file is damaged, the results up to that point are valid, because the second pass
     /// stops there too.
-    fn infer(&mut self, progress: &mut Progress) -> Result<(), FileError> {
+    fn infer(&mut self, progress: &mut ProgressDisplay) -> Result<(), FileError> {
         let mut ports = PortInference::new(&self.host.local, &self.settings.tcp.ports, &self.settings.udp.ports);
         let mut gateways = GatewayInference::default();
         let result = Reader::open(&self.options.file).and_then(|mut reader| {
@@ -164,7 +164,7 @@ impl<'a> Replay<'a> {
                 }
                 if let Some(refusals) = &mut self.refusals {
                     let is_icmp = matches!(packet.transport, Transport::Icmp { .. });
-                    let quote = is_icmp.then(|| wire::quoted(link, frame.bytes)).flatten();
+                    let quote = is_icmp.then(|| wire::icmp_quote(link, frame.bytes)).flatten();
                     let probe = Observation::from_packet(&packet)
                         .filter(|probe| !probe.hides_port() && self.settings.monitors(probe));
                     refusals.inspect(&packet, probe, quote, &ports.used);
@@ -193,7 +193,7 @@ impl<'a> Replay<'a> {
     }
 
     /// Runs the second pass, in which the engine judges every packet.
-    fn judge(&mut self, progress: &mut Progress, out: &mut impl Write) -> Result<(), ReplayError> {
+    fn run_detection(&mut self, progress: &mut ProgressDisplay, out: &mut impl Write) -> Result<(), ReplayError> {
         let mut reader = Reader::open(&self.options.file).map_err(|error| self.about(error))?;
         while let Some(frame) = reader.next_frame().map_err(|error| self.about(error))? {
             progress.update("judging", progress.size + frame.end);
@@ -302,20 +302,20 @@ fn configuration(options: &ReplayOptions) -> String {
 }
 
 /// Number of bytes between two updates of the bar. An update costs more than a packet.
-const STEP: u64 = 1 << 20;
+const UPDATE_BYTES: u64 = 1 << 20;
 
 /// Minimum size of a capture for which a bar is shown, in bytes. Smaller ones finish before the bar could be read.
 const WORTH_A_BAR: u64 = 32 << 20;
 
 /// One progress bar for both passes, on standard error if that is a terminal.
-struct Progress {
+struct ProgressDisplay {
     bar: ProgressBar,
     /// Length of the capture in bytes.
     size: u64,
     next: u64,
 }
 
-impl Progress {
+impl ProgressDisplay {
     /// Creates a bar for reading the file `path` twice.
     fn new(path: &Path) -> Self {
         let size = std::fs::metadata(path).map_or(0, |about| about.len());
@@ -334,7 +334,7 @@ impl Progress {
         if position >= self.next {
             self.bar.set_message(doing);
             self.bar.set_position(position);
-            self.next = position + STEP;
+            self.next = position + UPDATE_BYTES;
         }
     }
 

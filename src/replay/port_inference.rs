@@ -15,19 +15,19 @@ use crate::wire::{Packet, TcpFlags, Transport};
 
 /// Maximum number of remembered ports, about 40 bytes each. A capture with more answering ports contains forged
 /// answers.
-pub(super) const PORTS: usize = 1 << 20;
+pub(super) const MAX_PORTS: usize = 1 << 20;
 
 /// Maximum number of flows that are tracked at one time. A flood of SYNs starts millions. All are then forgotten, and
 /// flows that continue are tracked again.
-pub(super) const FLOWS: usize = 1 << 17;
+pub(super) const MAX_FLOWS: usize = 1 << 17;
 
 /// Number of segments with data on one flow that proves a connection immediately. One segment is enough if the capture
 /// ends without a reset in reply. Scanners sometimes put data into probes, but seldom into ACKs, and closed ports reset
 /// those.
-const DATA: u8 = 2;
+const MIN_DATA_SEGMENTS: u8 = 2;
 
 /// Number of segments of any kind on one flow that proves a connection.
-const SEGMENTS: u8 = 6;
+const MIN_SEGMENTS: u8 = 6;
 
 /// SCTP's ABORT, which refuses an association (RFC 9260).
 pub(super) const ABORT: u8 = 6;
@@ -88,7 +88,7 @@ pub(super) struct Used {
 
 impl Used {
     fn insert(&mut self, port: HostPort, sign: Sign) {
-        if self.ports.len() < PORTS {
+        if self.ports.len() < MAX_PORTS {
             self.ports.entry(port).or_insert(sign);
         } else if !self.contains(port) {
             self.overflowed = true;
@@ -144,7 +144,7 @@ impl<'a> PortInference<'a> {
         if flags.has(TcpFlags::RST) || !is_sent_by_a_stack(flags) || self.used.contains(flow.port()) {
             return;
         }
-        if self.flows.len() >= FLOWS {
+        if self.flows.len() >= MAX_FLOWS {
             self.flows.clear();
         }
         let seen = self.flows.entry(flow).or_default();
@@ -155,7 +155,7 @@ impl<'a> PortInference<'a> {
         }
         seen.segments = seen.segments.saturating_add(1);
         seen.data = seen.data.saturating_add(u8::from(payload > 0));
-        if !seen.refused && (seen.began || seen.data >= DATA || seen.segments >= SEGMENTS) {
+        if !seen.refused && (seen.began || seen.data >= MIN_DATA_SEGMENTS || seen.segments >= MIN_SEGMENTS) {
             self.flows.remove(&flow);
             self.used.insert(flow.port(), Sign::Connection);
         }
@@ -235,6 +235,6 @@ mod tests {
                 inference.inspect(&tcp((from, 2_001 + source_port % 60_000), (2, source_port % 2_000 + 1), SYN, 0));
             }
         }
-        assert!(inference.flows.len() <= FLOWS && inference.finish().ports.is_empty());
+        assert!(inference.flows.len() <= MAX_FLOWS && inference.finish().ports.is_empty());
     }
 }

@@ -6,13 +6,13 @@
 use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
 
-use super::port_inference::{ABORT, FLOWS, HostPort, PORTS, Used};
+use super::port_inference::{ABORT, HostPort, MAX_FLOWS, MAX_PORTS, Used};
 use crate::engine::{Class, Observation};
 use crate::types::Protocol;
 use crate::wire::{Packet, Quote, TcpFlags, Transport};
 
 /// Maximum number of remembered ports per pair of hosts.
-const TRIED: usize = 64;
+const MAX_TRIED_PORTS: usize = 64;
 
 /// The refusals of a capture.
 pub(super) struct Refusals {
@@ -44,18 +44,18 @@ impl Refusals {
             _ => None,
         };
         if let Some(port) = refused
-            && self.closed.len() < PORTS
+            && self.closed.len() < MAX_PORTS
         {
             self.closed.insert(port);
         }
         if let Some(Observation { source, destination, protocol, port, class, .. }) = probe
             && is_first_packet(class)
         {
-            if self.tried.len() >= FLOWS {
+            if self.tried.len() >= MAX_FLOWS {
                 self.keep_scans(used);
             }
             let tried = self.tried.entry((source, destination)).or_default();
-            if tried.len() < TRIED {
+            if tried.len() < MAX_TRIED_PORTS {
                 tried.insert((protocol, port));
             }
         }
@@ -65,7 +65,7 @@ impl Refusals {
     pub(super) fn keep_scans(&mut self, used: &Used) {
         for ((source, destination), ports) in self.tried.drain() {
             let silent = ports.iter().filter(|(protocol, port)| !used.contains((*protocol, destination, *port)));
-            if silent.count() >= self.enough && self.scanned.len() < FLOWS {
+            if silent.count() >= self.enough && self.scanned.len() < MAX_FLOWS {
                 self.scanned.insert((source, destination));
             }
         }
@@ -121,7 +121,7 @@ mod tests {
         (1..=6).for_each(|port| inspect(&probe(1, port)));
         (1..=5).for_each(|port| inspect(&probe(2, port)));
         (3..200_000).for_each(|source| inspect(&probe(source, 23)));
-        assert!(refusals.tried.len() <= FLOWS);
+        assert!(refusals.tried.len() <= MAX_FLOWS);
         refusals.keep_scans(&used);
         let confirmed = |source| refusals.confirm(&Observation::from_packet(&probe(source, 9)).unwrap());
         assert_eq!([1, 2, 3].map(confirmed), [true, false, false]);

@@ -11,16 +11,16 @@ use serde::{Serialize, Serializer};
 
 use super::port_inference::{HostPort, Sign};
 use crate::clock::{BanEnd, WallTime};
-use crate::engine::{Ban, Class, Exempt, IgnoreReason, Probe, Protection, Settings, Standing, Verdict};
+use crate::engine::{Ban, Class, Exempt, IgnoreReason, Probe, Protection, RepeatedStatus, Settings, Verdict};
 use crate::events::json::reason;
 use crate::types::{BanTarget, Expiry, Protocol, Timestamp, plain};
 use crate::wire::Undecoded;
 
 /// Maximum number of sources of each kind that are listed one by one. A capture of a flood has millions.
-const LISTED: usize = 10_000;
+const MAX_LISTED_SOURCES: usize = 10_000;
 
 /// Maximum number of ports of a suspect that are listed.
-const PORTS: usize = 32;
+const MAX_LISTED_PORTS: usize = 32;
 
 /// The results so far. The order of the fields is the order of the JSON keys.
 #[derive(Clone, Debug, Default, Serialize)]
@@ -40,9 +40,9 @@ pub(super) struct Summary {
     /// Hosts that were taken for gateways.
     pub(super) gateways: BTreeSet<IpAddr>,
     /// Sources that would be banned, in order of their bans; a source is listed once for each ban.
-    pub(super) blocked: Vec<Judged>,
+    pub(super) blocked: Vec<ScannerSummary>,
     /// Sources that were only logged.
-    pub(super) logged: Vec<Judged>,
+    pub(super) logged: Vec<ScannerSummary>,
     /// Sources below the threshold.
     #[serde(serialize_with = "values")]
     pub(super) suspects: BTreeMap<(BanTarget, Protocol), Suspect>,
@@ -99,7 +99,7 @@ impl fmt::Display for Deciding {
 
 /// A source that was judged: blocked or only logged.
 #[derive(Clone, Debug, Serialize)]
-pub(super) struct Judged {
+pub(super) struct ScannerSummary {
     #[serde(rename = "subject")]
     pub(super) target: BanTarget,
     source: IpAddr,
@@ -254,7 +254,7 @@ impl Summary {
     }
 
     pub(super) fn add_open(&mut self, port: HostPort, sign: Sign) {
-        if self.open.len() < LISTED || self.open.contains_key(&port) {
+        if self.open.len() < MAX_LISTED_SOURCES || self.open.contains_key(&port) {
             let (protocol, address, number) = port;
             let fresh = Open { address, port: Port { protocol, port: number, class: None }, reason: sign, packets: 0 };
             self.open.entry(port).or_insert(fresh).packets += 1;
@@ -288,7 +288,7 @@ impl Summary {
             Verdict::LogOnly(ban) => self.add_judged(ban, false, time, now),
             Verdict::Repeated(repeated) => {
                 self.repeated += 1;
-                let blocked = repeated.standing == Standing::Blocked;
+                let blocked = repeated.standing == RepeatedStatus::Blocked;
                 let list = if blocked { &mut self.blocked } else { &mut self.logged };
                 let judged = self.latest.get(&(repeated.target, blocked)).and_then(|index| list.get_mut(*index));
                 if let Some(judged) = judged {
@@ -300,7 +300,7 @@ impl Summary {
 
     fn add_suspect(&mut self, probe: &Probe) {
         let (target, protocol) = (probe.target, probe.observation.protocol);
-        if self.suspects.len() >= LISTED && !self.suspects.contains_key(&(target, protocol)) {
+        if self.suspects.len() >= MAX_LISTED_SOURCES && !self.suspects.contains_key(&(target, protocol)) {
             self.unlisted += u64::from(probe.probes == 1);
             return;
         }
@@ -310,24 +310,24 @@ impl Summary {
         let suspect = self.suspects.entry((target, protocol)).or_insert_with(fresh);
         suspect.distinct = suspect.distinct.max(probe.distinct);
         suspect.probes += 1;
-        if suspect.ports.len() < PORTS {
+        if suspect.ports.len() < MAX_LISTED_PORTS {
             suspect.ports.insert(probe.observation.port);
         }
-        if suspect.victims.len() < PORTS {
+        if suspect.victims.len() < MAX_LISTED_PORTS {
             suspect.victims.insert(probe.observation.destination);
         }
     }
 
     fn add_exempt(&mut self, exempt: &Exempt) {
         let source = exempt.observation.source;
-        if self.exempt.len() >= LISTED && !self.exempt.contains_key(&source) {
+        if self.exempt.len() >= MAX_LISTED_SOURCES && !self.exempt.contains_key(&source) {
             self.unlisted += u64::from(exempt.report == Some(1));
             return;
         }
         let fresh = ExemptSource { source, protection: exempt.protection, ports: BTreeMap::new(), probes: 0 };
         let listed = self.exempt.entry(source).or_insert(fresh);
         listed.probes += 1;
-        if listed.ports.len() < PORTS {
+        if listed.ports.len() < MAX_LISTED_PORTS {
             let (protocol, port) = (exempt.observation.protocol, exempt.observation.port);
             listed.ports.insert((protocol, port), Port { protocol, port, class: None });
         }
@@ -340,13 +340,13 @@ impl Summary {
             victims.extend(self.suspects.remove(&(target, protocol)).into_iter().flat_map(|suspect| suspect.victims));
         }
         let list = if blocked { &mut self.blocked } else { &mut self.logged };
-        if list.len() >= LISTED {
+        if list.len() >= MAX_LISTED_SOURCES {
             self.unlisted += 1;
             return;
         }
         self.latest.insert((target, blocked), list.len());
         let ports = ban.ports.iter().map(|(protocol, port, class)| Port { protocol, port, class: Some(class) });
-        list.push(Judged {
+        list.push(ScannerSummary {
             target,
             source: target.element(),
             time: WallTime(time),

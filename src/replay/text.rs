@@ -4,7 +4,7 @@ use std::fmt;
 use std::io::{self, Write};
 
 use super::port_inference::Sign;
-use super::summary::{Judged, NoEvidence, Open, Port, Summary};
+use super::summary::{NoEvidence, Open, Port, ScannerSummary, Summary};
 use crate::engine::IgnoreReason;
 use crate::events::classic_log;
 use crate::events::event::EventKind;
@@ -87,7 +87,7 @@ fn write_open(summary: &Summary, out: &mut impl Write) -> io::Result<()> {
     Ok(())
 }
 
-fn write_judged(out: &mut impl Write, what: &str, list: &[Judged]) -> io::Result<()> {
+fn write_judged(out: &mut impl Write, what: &str, list: &[ScannerSummary]) -> io::Result<()> {
     writeln!(out, "{} {what}{}", list.len(), if list.is_empty() { "" } else { ":" })?;
     for judged in list {
         write!(out, "  {}: at {}", judged.target, judged.time)?;

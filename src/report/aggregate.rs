@@ -9,18 +9,18 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use ipnet::IpNet;
 
 use super::calendar::{Buckets, weekday_and_hour};
-use super::stats::{Ends, Network, Offender, OverTime, RecentBan, ReportStats, Source, Top, WouldBlock};
+use super::stats::{Ends, Network, Offender, OverTime, RecentBan, ReportStats, SourceStats, Top, WouldBlock};
 use crate::engine::{Class, Grade};
 use crate::ledger::{BanAuthor, Ending, LedgerEntry, LedgerError, Logged, Reader, logged};
 use crate::types::{BanTarget, Protocol};
 
 /// Maximum numbers of items in the lists of the report.
-const PORTS: usize = 15;
-const NETWORKS: usize = 15;
+const MAX_LISTED_PORTS: usize = 15;
+const MAX_LISTED_NETWORKS: usize = 15;
 const OFFENDERS: usize = 20;
 const WOULD_BLOCK: usize = 50;
-const SOURCES: usize = 15;
-const RECENT: usize = 20;
+const MAX_LISTED_SOURCES: usize = 15;
+const MAX_RECENT: usize = 20;
 
 /// Number of bans after which the lists of single bans and targets are shortened.
 const SHORTEN_INTERVAL: u64 = 32;
@@ -53,7 +53,7 @@ struct Aggregate {
     ports: HashMap<(Protocol, u16), u64>,
     networks: HashMap<IpNet, (u64, u64)>,
     /// The target that is being visited: all of its bans, and those within the period.
-    current: Option<(Offender, Source)>,
+    current: Option<(Offender, SourceStats)>,
 }
 
 impl Aggregate {
@@ -150,7 +150,7 @@ impl Aggregate {
         }
         let (offender, source) = self.current.get_or_insert((
             Offender { target, strikes: 0, first: since, last: since, blocked: Duration::ZERO },
-            Source { target, bans: 0, probes: 0 },
+            SourceStats { target, bans: 0, probes: 0 },
         ));
         if within {
             source.bans += 1;
@@ -186,9 +186,9 @@ impl Aggregate {
     fn shorten_lists(&mut self) {
         let ReportStats { recent, by_hand, top_sources, offenders, .. } = &mut self.stats;
         for list in [recent, by_hand] {
-            keep_first(list, RECENT, |ban| (Reverse(ban.since), ban.target));
+            keep_first(list, MAX_RECENT, |ban| (Reverse(ban.since), ban.target));
         }
-        top_sources.keep_first(SOURCES, |source| (Reverse((source.probes, source.bans)), source.target));
+        top_sources.keep_first(MAX_LISTED_SOURCES, |source| (Reverse((source.probes, source.bans)), source.target));
         offenders.keep_first(OFFENDERS, |offender| (Reverse((offender.strikes, offender.last)), offender.target));
     }
 
@@ -209,9 +209,11 @@ impl Aggregate {
         stats.methods.sort_by_key(|(method, bans)| (Reverse(*bans), *method));
         let networks = self.networks.into_iter().map(|(prefix, (bans, sources))| Network { prefix, bans, sources });
         stats.networks.items.extend(networks);
-        stats.networks.keep_first(NETWORKS, |network| (Reverse((network.bans, network.sources)), network.prefix));
+        stats
+            .networks
+            .keep_first(MAX_LISTED_NETWORKS, |network| (Reverse((network.bans, network.sources)), network.prefix));
         stats.ports.items.extend(self.ports);
-        stats.ports.keep_first(PORTS, |(port, bans)| (Reverse(*bans), *port));
+        stats.ports.keep_first(MAX_LISTED_PORTS, |(port, bans)| (Reverse(*bans), *port));
         stats
     }
 }

@@ -103,7 +103,7 @@ pub(super) fn unit(width: Duration) -> String {
 }
 
 /// A span as text in its two largest units: "3 d 4 h".
-pub(super) fn span(span: Duration) -> String {
+pub(super) fn format_duration(span: Duration) -> String {
     const UNITS: [(u64, &str); 5] = [(365 * DAY, "y"), (DAY, "d"), (HOUR, "h"), (MINUTE, "min"), (1, "s")];
     let mut left = span.as_secs();
     let parts = UNITS.map(|(size, name)| {
@@ -167,7 +167,7 @@ mod tests {
 
     #[test]
     fn spans_have_two_largest_units() {
-        let of = |seconds| span(Duration::from_secs(seconds));
+        let of = |seconds| format_duration(Duration::from_secs(seconds));
         assert_eq!([of(0), of(59), of(3_600), of(90_061), of(86_400 + 59)], ["0 s", "59 s", "1 h", "1 d 1 h", "1 d"]);
         assert_eq!(of(400 * DAY), "1 y 35 d");
     }

@@ -20,22 +20,22 @@ pub(super) fn time(time: SystemTime) -> Markup {
 }
 
 /// A number with separators: "1,234,567".
-pub(super) fn number(value: u64) -> String {
+pub(super) fn format_number(value: u64) -> String {
     match value {
         ..1_000 => value.to_string(),
-        _ => format!("{},{:03}", number(value / 1_000), value % 1_000),
+        _ => format!("{},{:03}", format_number(value / 1_000), value % 1_000),
     }
 }
 
 /// A number with its noun: "1 ban", "2 bans".
 pub(super) fn counted(value: u64, one: &str, many: &str) -> String {
-    format!("{} {}", number(value), if value == 1 { one } else { many })
+    format!("{} {}", format_number(value), if value == 1 { one } else { many })
 }
 
 /// A number in at most five characters: "9,999", "12k", "4M".
 pub(super) fn short(value: u64) -> String {
     match value {
-        ..10_000 => number(value),
+        ..10_000 => format_number(value),
         10_000..1_000_000 => format!("{}k", value / 1_000),
         _ => format!("{}M", value / 1_000_000),
     }
@@ -77,7 +77,7 @@ mod tests {
 
     #[test]
     fn numbers_are_formatted_readably() {
-        assert_eq!([0, 999, 1_000, 1_234_567].map(number), ["0", "999", "1,000", "1,234,567"]);
+        assert_eq!([0, 999, 1_000, 1_234_567].map(format_number), ["0", "999", "1,000", "1,234,567"]);
         assert_eq!([9_999, 12_345, 4_999_999].map(short), ["9,999", "12k", "4M"]);
         assert_eq!((length(1, 3), length(0, 0), length(3, 3)), ("33.33%".into(), "0.00%".into(), "100.00%".into()));
         assert_eq!((share(1, 8), share(1, 100_000)), ("13\u{a0}%".into(), "< 1\u{a0}%".into()));

@@ -2,8 +2,8 @@
 
 use maud::{DOCTYPE, Markup, PreEscaped, html};
 
-use super::calendar::span;
-use super::format::{counted, number, time, untrusted};
+use super::calendar::format_duration;
+use super::format::{counted, format_number, time, untrusted};
 use super::sections::{sections, would_block};
 use super::stats::ReportStats;
 
@@ -29,7 +29,7 @@ pub fn html(stats: &ReportStats, host: Option<&str>) -> String {
                     h1 { (title) }
                     p {
                         "From " (time(stats.from)) " to " (time(stats.to)) " UTC, "
-                        (span(stats.to.duration_since(stats.from).unwrap_or_default()))
+                        (format_duration(stats.to.duration_since(stats.from).unwrap_or_default()))
                     }
                 }
                 main {
@@ -59,7 +59,7 @@ fn tiles(stats: &ReportStats) -> Markup {
     html! {
         dl.tiles {
             @for (name, value, note) in tiles {
-                div { dt { (name) } dd { (number(value)) } dd.note { (note) } }
+                div { dt { (name) } dd { (format_number(value)) } dd.note { (note) } }
             }
         }
     }

@@ -13,7 +13,7 @@ mod services;
 mod stats;
 
 pub use html::html;
-pub use stats::{Ends, Network, Offender, OverTime, RecentBan, ReportStats, Source, Top, WouldBlock};
+pub use stats::{Ends, Network, Offender, OverTime, RecentBan, ReportStats, SourceStats, Top, WouldBlock};
 
 use std::fs::{self, OpenOptions, Permissions};
 use std::io::{self, Write};
@@ -63,14 +63,14 @@ pub fn host_name() -> Option<String> {
 /// Renders the report about `host` as one JSON object, with the same names as the JSON events.
 pub fn json(stats: &ReportStats, host: Option<&str>) -> String {
     #[derive(Serialize)]
-    struct Report<'a> {
+    struct JsonReport<'a> {
         event: &'static str,
         host: Option<&'a str>,
         #[serde(flatten)]
         stats: &'a ReportStats,
     }
     // Cannot fail: all keys are strings.
-    serde_json::to_string(&Report { event: "report", host, stats }).unwrap_or_default()
+    serde_json::to_string(&JsonReport { event: "report", host, stats }).unwrap_or_default()
 }
 
 /// Why the report could not be written.

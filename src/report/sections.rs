@@ -3,8 +3,8 @@
 
 use maud::{Markup, display, html};
 
-use super::calendar::{WEEKDAYS, label, span, unit};
-use super::format::{counted, fraction, length, number, share, short, time, untrusted};
+use super::calendar::{WEEKDAYS, format_duration, label, unit};
+use super::format::{counted, format_number, fraction, length, share, short, time, untrusted};
 use super::services;
 use super::stats::{RecentBan, ReportStats, Top};
 use crate::engine::Class;
@@ -103,7 +103,7 @@ fn over_time(stats: &ReportStats) -> Markup {
                 thead { tr { th scope="col" { "From" } th.n scope="col" { "Bans" } } }
                 tbody {
                     @for (start, bans) in bars {
-                        tr { th scope="row" { (time(*start)) } td.n { (number(*bans)) } }
+                        tr { th scope="row" { (time(*start)) } td.n { (format_number(*bans)) } }
                     }
                 }
             }
@@ -151,7 +151,7 @@ fn offenders(stats: &ReportStats) -> Markup {
     }
     let caption = "Sources banned in this period that had been banned before, with all their bans in the ledger.";
     let rows = items.iter().map(|offender| {
-        let (bans, blocked) = (number(offender.strikes), span(offender.blocked));
+        let (bans, blocked) = (format_number(offender.strikes), format_duration(offender.blocked));
         (offender.target, [html! { (bans) }, html! { (blocked) }, time(offender.first), time(offender.last)])
     });
     html! {
@@ -164,7 +164,7 @@ pub(super) fn would_block(stats: &ReportStats) -> Markup {
     let Top { items, more } = &stats.would_block;
     let caption = "Sources that would have been banned while scans were only logged, newest first.";
     let rows = items.iter().map(|source| {
-        let times = html! { (number(u64::from(source.times))) };
+        let times = html! { (format_number(u64::from(source.times))) };
         (source.target, [untrusted(&source.reason), times, time(source.last)])
     });
     let content = html! {
@@ -219,8 +219,9 @@ fn cards<const N: usize>(
 
 fn sources(stats: &ReportStats) -> Markup {
     let Top { items, more } = &stats.top_sources;
-    let rows =
-        items.iter().map(|source| (html! { code { (display(source.target)) } }, source.bans, number(source.probes)));
+    let rows = items
+        .iter()
+        .map(|source| (html! { code { (display(source.target)) } }, source.bans, format_number(source.probes)));
     let caption = "Sources with the most probes before their ban.";
     html! { (list(caption, ["Source", "Bans", "Probes"], rows.collect())) (and_more(*more, "source", "sources")) }
 }
@@ -246,7 +247,7 @@ fn networks(stats: &ReportStats) -> Markup {
     let caption = "Networks of the sources: IPv4 /24, IPv6 /48.";
     let rows = items
         .iter()
-        .map(|network| (html! { code { (display(network.prefix)) } }, network.bans, number(network.sources)));
+        .map(|network| (html! { code { (display(network.prefix)) } }, network.bans, format_number(network.sources)));
     html! { (list(caption, ["Network", "Bans", "Sources"], rows.collect())) (and_more(*more, "network", "networks")) }
 }
 
@@ -264,7 +265,7 @@ fn list(caption: &str, heads: [&str; 3], rows: Vec<(Markup, u64, String)>) -> Ma
                         th scope="row" {
                             (name) svg.bar aria-hidden="true" { rect width=(length(bans, most)) height="100%" {} }
                         }
-                        td.n { (number(bans)) }
+                        td.n { (format_number(bans)) }
                         td.n { (last) }
                     }
                 }

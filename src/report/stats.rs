@@ -45,7 +45,7 @@ pub struct ReportStats {
     /// Bans by network, /24 of IPv4 and /48 of IPv6.
     pub networks: Top<Network>,
     /// Targets by number of probes of their bans within the period, highest number first.
-    pub top_sources: Top<Source>,
+    pub top_sources: Top<SourceStats>,
     /// Targets that were banned more than once, highest number of bans first.
     pub offenders: Top<Offender>,
     /// The newest bans on evidence, newest first.
@@ -128,7 +128,7 @@ pub struct WouldBlock {
 
 /// A target with its bans within the period.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-pub struct Source {
+pub struct SourceStats {
     #[serde(rename = "subject")]
     pub target: BanTarget,
     pub bans: u64,

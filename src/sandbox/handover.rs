@@ -117,7 +117,7 @@ pub(super) fn foreign(policy: &Policy, account: &Account) -> Vec<(PathBuf, u32)>
 
 /// Gives the own directories of `policy`, and the own files in them, to `account`. A directory listed in `made` was
 /// just created and may be inside a system directory.
-pub(super) fn give(policy: &Policy, account: &Account, made: &[PathBuf]) -> Result<(), HandoverError> {
+pub(super) fn give_away(policy: &Policy, account: &Account, made: &[PathBuf]) -> Result<(), HandoverError> {
     for path in &policy.own {
         let folder = match inspect(path, policy, account, made) {
             Ok(Some(folder)) => folder,

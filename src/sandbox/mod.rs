@@ -56,7 +56,7 @@ pub struct Sandbox {
 ///
 /// # Errors
 /// The first directory that belongs to the system, or contains files of others.
-pub fn check_folders(policy: &Policy) -> Result<(), HandoverError> {
+pub fn check_directories(policy: &Policy) -> Result<(), HandoverError> {
     Account::find(policy).map_or(Ok(()), |account| handover::check(policy, &account))
 }
 
@@ -84,7 +84,7 @@ pub fn obstacles(policy: &Policy, running: Option<u32>) -> Vec<String> {
 
 /// The directories in [`Policy::write`] in which the user, to which root would switch, cannot create and replace files;
 /// empty if the user does not change.
-pub fn closed_folders(policy: &Policy) -> Vec<PathBuf> {
+pub fn closed_directories(policy: &Policy) -> Vec<PathBuf> {
     Account::find(policy).map_or(Vec::new(), |account| handover::closed(policy, &account))
 }
 
@@ -93,7 +93,7 @@ impl Sandbox {
     /// privileges, after the directories have been created.
     pub fn enter(policy: &Policy, last: impl FnOnce()) -> Self {
         let mut warnings = Vec::new();
-        let made = make_folders(policy);
+        let made = create_directories(policy);
         last();
         let nice = !prepare(&mut warnings);
         let shut_out = match become_own_user(policy, &made) {
@@ -190,7 +190,7 @@ impl Sandbox {
 }
 
 /// Creates missing directories while the process still has the permission; returns the created ones.
-fn make_folders(policy: &Policy) -> Vec<PathBuf> {
+fn create_directories(policy: &Policy) -> Vec<PathBuf> {
     if policy.process == Process::Files {
         return Vec::new();
     }
@@ -213,7 +213,7 @@ fn become_own_user(policy: &Policy, made: &[PathBuf]) -> Result<Option<String>, 
         found => found?,
     };
     let shut_out = account.is_shut_out(policy);
-    handover::give(policy, &account, made).map_err(|error| error.to_string())?;
+    handover::give_away(policy, &account, made).map_err(|error| error.to_string())?;
     account.enter()?;
     Ok(shut_out)
 }
@@ -223,7 +223,7 @@ fn become_own_user(policy: &Policy, made: &[PathBuf]) -> Result<Option<String>, 
 /// # Errors
 /// The first directory that contains files of others.
 fn take_back(policy: &Policy) -> Result<(), HandoverError> {
-    if rustix::process::geteuid().is_root() { handover::give(policy, &Account::root(), &[]) } else { Ok(()) }
+    if rustix::process::geteuid().is_root() { handover::give_away(policy, &Account::root(), &[]) } else { Ok(()) }
 }
 
 /// Does what needs permissions that are dropped later; true if the resource limit permits the sensor thread's real-time

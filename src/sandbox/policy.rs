@@ -36,7 +36,7 @@ pub struct Policy {
 impl Policy {
     /// A policy with only the directories of a daemon's state and of its control socket. `files` are the names of the
     /// files that it creates in them ([`Policy::own_files`]).
-    pub fn of_folders(state_dir: &Path, socket: &Path, files: &[&str]) -> Self {
+    pub fn for_directories(state_dir: &Path, socket: &Path, files: &[&str]) -> Self {
         let folder = socket.parent().filter(|folder| !folder.as_os_str().is_empty());
         Self {
             own: std::iter::once(state_dir).chain(folder).map(Path::to_owned).collect(),

@@ -16,14 +16,14 @@ use crate::wire::{Delivery, Packet, TcpFlags, Transport};
 pub(super) const BATCH_SIZE: usize = 64;
 
 /// An outcome of one packet.
-pub(super) enum Outcome {
+pub(super) enum PacketOutcome {
     Report(Event),
     /// A ban to apply, and the capture time of its last probe.
     Block(Ban, SystemTime),
 }
 
 pub(super) struct Batch {
-    outcomes: Vec<Outcome>,
+    outcomes: Vec<PacketOutcome>,
     bans: Vec<BanContext>,
 }
 
@@ -40,24 +40,24 @@ impl Batch {
     }
 
     pub(super) fn report(&mut self, time: SystemTime, kind: EventKind) {
-        self.outcomes.push(Outcome::Report(Event { time, kind }));
+        self.outcomes.push(PacketOutcome::Report(Event { time, kind }));
     }
 
     pub(super) fn add_ban(&mut self, ban: Ban, seen: SystemTime) {
-        self.outcomes.push(Outcome::Block(ban, seen));
+        self.outcomes.push(PacketOutcome::Block(ban, seen));
     }
 
     /// The bans of the batch as backends expect them.
     pub(super) fn bans(&mut self, blocker: &Blocker) -> &[BanContext] {
         self.bans.clear();
         self.bans.extend(self.outcomes.iter().filter_map(|outcome| match outcome {
-            Outcome::Block(ban, seen) => Some(blocker.context(ban, ban.expiry, *seen)),
-            Outcome::Report(_) => None,
+            PacketOutcome::Block(ban, seen) => Some(blocker.context(ban, ban.expiry, *seen)),
+            PacketOutcome::Report(_) => None,
         }));
         &self.bans
     }
 
-    pub(super) fn drain(&mut self) -> Drain<'_, Outcome> {
+    pub(super) fn drain(&mut self) -> Drain<'_, PacketOutcome> {
         self.outcomes.drain(..)
     }
 
@@ -77,7 +77,7 @@ impl Batch {
                 && evidence.any(|(protocol, port, _)| (protocol, port) == (Protocol::Tcp, source_port))
         };
         self.outcomes.iter().find_map(|outcome| match outcome {
-            Outcome::Block(ban, _) if is_refuted(ban) => Some(ban.probe.target),
+            PacketOutcome::Block(ban, _) if is_refuted(ban) => Some(ban.probe.target),
             _ => None,
         })
     }
@@ -85,8 +85,8 @@ impl Batch {
     /// Removes the ban of `target` and its probes.
     pub(super) fn withdraw(&mut self, target: BanTarget) {
         self.outcomes.retain(|outcome| match outcome {
-            Outcome::Block(ban, _) => ban.probe.target != target,
-            Outcome::Report(event) => !matches!(&event.kind, EventKind::Probe(probe) if probe.target == target),
+            PacketOutcome::Block(ban, _) => ban.probe.target != target,
+            PacketOutcome::Report(event) => !matches!(&event.kind, EventKind::Probe(probe) if probe.target == target),
         });
     }
 }

@@ -6,11 +6,11 @@ use std::time::Duration;
 use crate::types::Timestamp;
 
 /// Interval over which packets are counted.
-const SPAN: Duration = Duration::from_millis(2);
+const RATE_WINDOW: Duration = Duration::from_millis(2);
 
 /// Packets per interval from which a wake-up per packet is too expensive: 32,000 packets/s. Background noise and real
 /// scanners stay far below it.
-const MANY: usize = 64;
+const BUSY_PACKETS: usize = 64;
 
 /// Consecutive fast intervals that count as a flood: 100 ms.
 const FLOOD_SPANS: u32 = 50;
@@ -34,9 +34,9 @@ impl Batching {
     pub(super) fn count(&mut self, now: Timestamp, packets: usize) -> bool {
         self.packets += packets;
         let span = now.since(self.since);
-        if span >= SPAN {
+        if span >= RATE_WINDOW {
             // A longer interval means that the rate was lower.
-            self.is_fast = span < 4 * SPAN && self.packets >= MANY;
+            self.is_fast = span < 4 * RATE_WINDOW && self.packets >= BUSY_PACKETS;
             self.spans = if self.is_fast { self.spans.saturating_add(1) } else { 0 };
             (self.since, self.packets) = (now, 0);
         }

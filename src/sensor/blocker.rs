@@ -121,7 +121,7 @@ impl Blocker {
 
     /// Ends the bans of `targets` with every backend except nftables; returns an error text for each backend that
     /// failed.
-    pub(super) fn release(&mut self, targets: &[BanTarget]) -> Vec<String> {
+    pub(super) fn lift(&mut self, targets: &[BanTarget]) -> Vec<String> {
         self.beside_nft().filter_map(|backend| backend.lift(targets).err()).collect()
     }
 

@@ -12,7 +12,7 @@ use rustix::event::{EventfdFlags, eventfd};
 use rustix::io::Errno;
 use tokio::sync::oneshot;
 
-use super::controller::{BanController, Sample};
+use super::controller::{BanController, BanSample};
 use super::guest_bans::GuestBan;
 use super::observer::Observer;
 use super::packet_path::PacketPath;
@@ -86,7 +86,7 @@ pub enum SensorCommand {
 }
 
 /// Sends an answer of the sensor. The receiver may have gone away.
-pub type Answer<T> = oneshot::Sender<T>;
+pub type ReplySender<T> = oneshot::Sender<T>;
 
 /// A request of an operator.
 pub enum SensorRequest {
@@ -95,41 +95,21 @@ pub enum SensorRequest {
         expiry: Expiry,
         by: String,
         note: Option<String>,
-        answer: Answer<Result<(), String>>,
+        answer: ReplySender<Result<(), String>>,
     },
     /// Ends the bans of `targets`, or all bans; answers with the targets that were blocked.
-    Unblock {
-        targets: Option<Vec<BanTarget>>,
-        by: String,
-        answer: Answer<Result<Vec<BanTarget>, String>>,
-    },
+    Unblock { targets: Option<Vec<BanTarget>>, by: String, answer: ReplySender<Result<Vec<BanTarget>, String>> },
     /// Counts the bans that should be in force.
-    Count {
-        answer: Answer<usize>,
-    },
+    Count { answer: ReplySender<usize> },
     /// Lists at most `most` banned targets inside a network, with their total number.
-    BansIn {
-        network: IpNet,
-        most: usize,
-        answer: Answer<(Vec<BanTarget>, usize)>,
-    },
+    BansIn { network: IpNet, most: usize, answer: ReplySender<(Vec<BanTarget>, usize)> },
     /// Samples the bans that should be in force, for a comparison with the kernel, and checks the targets that were
     /// missing at the last one.
-    Sample {
-        most: usize,
-        again: Vec<(Backend, Vec<BanTarget>)>,
-        answer: Answer<Vec<Sample>>,
-    },
+    Sample { most: usize, again: Vec<(Backend, Vec<BanTarget>)>, answer: ReplySender<Vec<BanSample>> },
     /// Explains what the engine knows about an address; a link-local one may be asked about on one link.
-    Explain {
-        address: IpAddr,
-        link: Option<u32>,
-        answer: Answer<Explanation>,
-    },
+    Explain { address: IpAddr, link: Option<u32>, answer: ReplySender<Explanation> },
     /// Lists the ports that destination NAT publishes, as far as connections have shown them.
-    Published {
-        answer: Answer<Vec<Service>>,
-    },
+    Published { answer: ReplySender<Vec<Service>> },
 }
 
 /// The command queue of the sensor, with an event descriptor that wakes the sensor while it waits for packets.
@@ -265,7 +245,7 @@ mod tests {
     #[test]
     fn expired_ban_is_not_counted_without_packets() {
         let mut packets = packets();
-        let ban = ActiveBan::whole("192.0.2.7".parse().unwrap(), Expiry::After(Duration::from_secs(2)));
+        let ban = ActiveBan::new("192.0.2.7".parse().unwrap(), Expiry::After(Duration::from_secs(2)));
         packets.controller.adopt(at(1), &[ban]);
         assert_eq!([2, 4].map(|seconds| count(&mut packets, at(seconds))), [1, 0]);
     }
@@ -274,7 +254,7 @@ mod tests {
     #[test]
     fn late_guest_port_ends_no_operator_ban() {
         let target = "192.0.2.7".parse().unwrap();
-        let by_operator = ActiveBan::whole(target, Expiry::Never);
+        let by_operator = ActiveBan::new(target, Expiry::Never);
         let on_evidence = ActiveBan { grade: Some(Grade::Proven), ..by_operator };
         for (ban, left) in [(by_operator, 1), (on_evidence, 0)] {
             let mut packets = packets();
@@ -289,7 +269,7 @@ mod tests {
     #[test]
     fn element_of_guest_ban_keeps_its_port() {
         let (target, port) = ("192.0.2.7".parse().unwrap(), LinkId::new(7, "veth7"));
-        let element = ActiveBan::whole(target, Expiry::After(Duration::from_secs(86_400)));
+        let element = ActiveBan::new(target, Expiry::After(Duration::from_secs(86_400)));
         let by_hand = ActiveBan { length: Some(Duration::from_secs(172_800)), ..element };
         for (adopted, left) in [(ActiveBan { length: None, ..element }, 0), (by_hand, 1)] {
             let mut packets = packets();
@@ -308,7 +288,7 @@ mod tests {
     fn large_table_is_counted_once_per_tick() {
         let mut packets = packets();
         let at = |millis| Timestamp::at(Duration::from_millis(millis));
-        let ban = |number: u32| ActiveBan::whole(BanTarget::V4(number.into()), Expiry::Never);
+        let ban = |number: u32| ActiveBan::new(BanTarget::V4(number.into()), Expiry::Never);
         let mut counted = Vec::new();
         for (bans, millis) in [(0..10, 50), (10..20, 50), (20..10_000, 100), (10_000..10_001, 100), (0..0, 150)] {
             packets.controller.adopt(at(millis), &bans.map(ban).collect::<Vec<_>>());

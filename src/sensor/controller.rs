@@ -23,7 +23,7 @@ const EXEMPT_ROUND_DELAY: Duration = Duration::from_millis(50);
 
 /// A sample of the bans that should be in force in an inline backend, for the comparison with the kernel.
 #[derive(Debug)]
-pub struct Sample {
+pub struct BanSample {
     pub backend: Backend,
     /// Newly sampled bans.
     pub fresh: Vec<BanTarget>,
@@ -31,7 +31,7 @@ pub struct Sample {
     pub again: Vec<BanTarget>,
 }
 
-impl Sample {
+impl BanSample {
     /// True if there is nothing to compare with the kernel.
     pub fn is_empty(&self) -> bool {
         self.fresh.is_empty() && self.again.is_empty()
@@ -95,7 +95,7 @@ impl BanController {
         targets.iter().for_each(|target| _ = engine.lift(*target));
         let (enforcement, mut scope) = self.enforcement(now);
         enforcement.change_sets(&mut scope, "cannot lift bans of protected sources", |nft| nft.lift(&targets));
-        enforcement.release(&targets, scope.reporter);
+        enforcement.lift(&targets, scope.reporter);
         for (target, protection) in exempt {
             self.reporter.emit_exempt(target, protection);
         }
@@ -201,24 +201,29 @@ impl BanController {
             nft.lift(&wrong)?;
             nft.block(&masked)
         });
-        let bans: Vec<_> = masked.iter().map(|(target, expiry)| ActiveBan::whole(*target, *expiry)).collect();
+        let bans: Vec<_> = masked.iter().map(|(target, expiry)| ActiveBan::new(*target, *expiry)).collect();
         self.adopt(now, &bans);
     }
 
     /// Takes a sample of at most `most` bans for each inline backend; each call samples other ones. Keeps those targets
     /// of `again`, missing at the last comparison, that should still be banned.
-    pub(super) fn sample(&mut self, now: Timestamp, most: usize, again: &[(Backend, Vec<BanTarget>)]) -> Vec<Sample> {
+    pub(super) fn sample(
+        &mut self,
+        now: Timestamp,
+        most: usize,
+        again: &[(Backend, Vec<BanTarget>)],
+    ) -> Vec<BanSample> {
         let mut sampled = Vec::new();
         self.observer.engine.sample(now, &mut |target| sampled.push(target), most);
         sampled.retain(|target| !self.enforcement.awaits_command(*target));
         let (engine, blocker) = (&self.observer.engine, &self.enforcement.blocker);
-        let samples: Vec<Sample> = blocker
+        let samples: Vec<BanSample> = blocker
             .inline()
             .map(|backend| {
                 let wanted = |target: &BanTarget| blocker.wants(backend, *target);
                 let again = again.iter().filter(|(one, _)| *one == backend).flat_map(|(_, targets)| targets).copied();
                 let again = again.filter(|target| engine.is_blocked(now, *target) && wanted(target)).collect();
-                Sample { backend, fresh: sampled.iter().copied().filter(wanted).collect(), again }
+                BanSample { backend, fresh: sampled.iter().copied().filter(wanted).collect(), again }
             })
             .collect();
         let missing: usize = samples.iter().map(|sample| sample.again.len()).sum();
@@ -258,7 +263,7 @@ impl BanController {
     pub(super) fn block(&mut self, now: Timestamp, ban: BanContext) -> Result<(), String> {
         let (enforcement, mut scope) = self.enforcement(now);
         enforcement.block_by_hand(&mut scope, ban)?;
-        self.adopt(now, &[ActiveBan::whole(ban.target, ban.expiry)]);
+        self.adopt(now, &[ActiveBan::new(ban.target, ban.expiry)]);
         Ok(())
     }
 
@@ -276,7 +281,7 @@ impl BanController {
                 unblocked.push(*target);
             }
         }
-        self.enforcement.release(&targets, &self.reporter);
+        self.enforcement.lift(&targets, &self.reporter);
         Ok(unblocked)
     }
 
@@ -297,6 +302,6 @@ impl BanController {
         for target in targets {
             self.observer.engine.lift(*target);
         }
-        self.enforcement.release(targets, &self.reporter);
+        self.enforcement.lift(targets, &self.reporter);
     }
 }

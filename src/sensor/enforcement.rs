@@ -12,8 +12,8 @@ use super::reporter::Reporter;
 use super::table_repair::{Damage, TableRepair};
 use super::trap::TrapControl;
 use crate::enforce::nft::{AllowSet, BlockError, DecoyRules, Nft, RulesetSpec, Table, trap_sets};
-use crate::enforce::{BanBackend, BanContext, Gone, Refused};
-use crate::engine::{ActiveBan, Ban, Repeated, Settings, Standing, Verdict};
+use crate::enforce::{BackendGone, BanBackend, BanContext, Refused};
+use crate::engine::{ActiveBan, Ban, Repeated, RepeatedStatus, Settings, Verdict};
 use crate::events::event::EventKind;
 use crate::types::{Backend, BanTarget, Timestamp};
 
@@ -42,7 +42,7 @@ impl Enforcement {
     /// Looks up the ban of a source that keeps sending in the kernel's set, if `verdict` asks for it. If the ban was
     /// removed without a notification, lifts it and returns its target.
     pub(super) fn lift_vanished(&mut self, scope: &mut Scope<'_>, verdict: &Verdict) -> Option<BanTarget> {
-        let Verdict::Repeated(Repeated { target, verify, standing: Standing::Blocked, .. }) = *verdict else {
+        let Verdict::Repeated(Repeated { target, verify, standing: RepeatedStatus::Blocked, .. }) = *verdict else {
             return None;
         };
         self.table_repair.recent.insert(target);
@@ -95,15 +95,15 @@ impl Enforcement {
         scope: &mut Scope<'_>,
         backend: Backend,
         targets: impl Iterator<Item = BanTarget>,
-        attempt: impl Fn(&mut dyn BanBackend) -> Result<Vec<Refused>, Gone>,
+        attempt: impl Fn(&mut dyn BanBackend) -> Result<Vec<Refused>, BackendGone>,
     ) -> Vec<Refused> {
         let attempt = |blocker: &mut Blocker| blocker.backend(backend).map_or(Ok(Vec::new()), &attempt);
         attempt(&mut self.blocker)
-            .or_else(|Gone| {
+            .or_else(|BackendGone| {
                 self.repair_missing_table(scope);
                 attempt(&mut self.blocker)
             })
-            .unwrap_or_else(|Gone| Refused::all(backend, targets, &BlockError::Gone))
+            .unwrap_or_else(|BackendGone| Refused::all(backend, targets, &BlockError::Gone))
     }
 
     /// Reports the result of `ban` for every inline backend, schedules retries, and queues it for the slow backends.
@@ -188,10 +188,10 @@ impl Enforcement {
     }
 
     /// Ends the bans of `targets` in all backends except the engine and the nftables sets.
-    pub(super) fn release(&mut self, targets: &[BanTarget], reporter: &Reporter) {
+    pub(super) fn lift(&mut self, targets: &[BanTarget], reporter: &Reporter) {
         self.trap.forget_probes(targets, &mut self.blocker, reporter);
         self.pending.remove(targets);
-        for error in self.blocker.release(targets) {
+        for error in self.blocker.lift(targets) {
             reporter.error(error);
         }
     }
@@ -232,7 +232,7 @@ impl Enforcement {
             return self.pending.retry_again(retry, now);
         }
         if !scope.observer.engine.is_blocked(now, target) {
-            let ban = ActiveBan { grade: Some(ban.grade), ..ActiveBan::whole(target, left) };
+            let ban = ActiveBan { grade: Some(ban.grade), ..ActiveBan::new(target, left) };
             scope.observer.engine.adopt(now, &ban);
         }
         scope.reporter.emit_blocked(&ban, backend, seen, SystemTime::now());
@@ -300,7 +300,7 @@ impl Enforcement {
         for target in &waiting {
             scope.observer.engine.lift(*target);
         }
-        self.release(&waiting, scope.reporter);
+        self.lift(&waiting, scope.reporter);
     }
 
     /// Disables blocking for the rest of the run.

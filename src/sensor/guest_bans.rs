@@ -28,7 +28,7 @@ impl Default for GuestBans {
 
 impl GuestBans {
     /// Tracks `ban` if its last probe came from a guest.
-    pub(super) fn note(&mut self, ban: &Ban, host: &Host) {
+    pub(super) fn track(&mut self, ban: &Ban, host: &Host) {
         let target = ban.probe.target;
         self.forget(target);
         let observation = &ban.probe.observation;
@@ -81,15 +81,15 @@ mod tests {
         let mut host = Host::new(Local::Any);
         host.links = vec![link(7, "veth7"), link(8, "veth8"), Link { guests: Vec::new(), ..link(9, "eth0") }];
         let mut bans = GuestBans::default();
-        bans.note(&ban(9), &host);
+        bans.track(&ban(9), &host);
         assert!(bans.0.is_empty(), "the interface is no bridge port");
-        bans.note(&ban(7), &host);
+        bans.track(&ban(7), &host);
         assert!(bans.departed(&host).is_empty());
         host.links = vec![link(7, "other"), link(8, "veth8")];
         assert_eq!(bans.departed(&host), [Ban::example().probe.target], "another port has its index");
         assert!(bans.departed(&host).is_empty(), "once");
         host.links[1].guests = vec!["198.51.100.0/24".parse().unwrap()];
-        bans.note(&ban(8), &host);
+        bans.track(&ban(8), &host);
         assert!(bans.0.is_empty(), "a source outside the networks of the bridge is no guest");
     }
 
@@ -98,11 +98,11 @@ mod tests {
         let mut host = Host::new(Local::Any);
         host.links = vec![link(7, "veth7"), link(8, "veth8")];
         let mut bans = GuestBans::default();
-        bans.note(&ban(7), &host);
-        bans.note(&ban(8), &host);
+        bans.track(&ban(7), &host);
+        bans.track(&ban(8), &host);
         host.links.remove(0);
         assert!(bans.departed(&host).is_empty(), "the first ban is over");
-        bans.note(&ban(3), &host);
+        bans.track(&ban(3), &host);
         host.links.clear();
         assert!(bans.departed(&host).is_empty(), "the last probe came from elsewhere");
     }
@@ -115,12 +115,12 @@ mod tests {
         for number in 0..2_000_u32 {
             let mut ban = ban(7);
             ban.probe.target = BanTarget::V4(number.into());
-            bans.note(&ban, &host);
+            bans.track(&ban, &host);
         }
         assert_eq!(bans.0.len(), MAX_FOLLOWED);
         let mut ban = ban(7);
         ban.probe.target = BanTarget::Prefix(Prefix::new("192.0.2.0/24".parse().unwrap()).unwrap());
-        bans.note(&ban, &host);
+        bans.track(&ban, &host);
         assert_eq!(bans.0.back().unwrap().target, BanTarget::V4(1_999.into()), "a network is no guest");
     }
 }

@@ -43,7 +43,7 @@ pub struct SensorMetrics {
     /// Frames that could not be decoded.
     pub undecoded: Metric,
     /// Gauge: sources with evidence against them.
-    pub suspects: Metric,
+    pub sources_tracked: Metric,
     /// Gauge: sources with a standing verdict.
     pub judged: Metric,
     /// Packets from sources with a standing verdict.
@@ -79,11 +79,11 @@ pub struct SensorMetrics {
     /// Gauge: ports lost by the trap, if more than a quarter of them; otherwise 0.
     pub trap_lost: Metric,
     /// Gauge: probed ports in the trap's sets.
-    pub trap_touched: Metric,
+    pub trap_probed: Metric,
     /// Gauge: sources in the trap's sets.
     pub trap_suspects: Metric,
     /// Sources blocked by the trap and by the sensor as well.
-    pub trap_caught: Metric,
+    pub trap_banned: Metric,
     /// Sources blocked by the trap and unblocked by the sensor.
     pub trap_let_go: Metric,
     /// SYNs of held sources that the kernel dropped.
@@ -103,7 +103,7 @@ pub struct SensorMetrics {
 impl SensorMetrics {
     /// Copies the metrics of the engine.
     pub(super) fn update(&self, (suspects, judged): (usize, usize), counters: Counters) {
-        self.suspects.set(suspects as u64);
+        self.sources_tracked.set(suspects as u64);
         self.judged.set(judged as u64);
         self.repeated.set(counters.repeated);
         self.probes.set(counters.probes);

@@ -3,7 +3,7 @@
 
 use std::time::SystemTime;
 
-use super::batch::{Batch, Outcome};
+use super::batch::{Batch, PacketOutcome};
 use super::controller::BanController;
 use super::observer::{Observer, Scope};
 use crate::engine::{Ban, Observation, Probe, Verdict};
@@ -45,7 +45,7 @@ impl PacketPath {
         }
         self.collect(verdict, time);
         let BanController { observer, enforcement, reporter, .. } = &mut self.controller;
-        enforcement.trap.excuse(now, packet, verdict, observer.engine.forgiven());
+        enforcement.trap.excuse(now, packet, verdict, observer.engine.withdrawn_ports());
         enforcement.own_sources.inspect(packet, &observer.host, reporter);
     }
 
@@ -72,7 +72,7 @@ impl PacketPath {
         }
         match verdict {
             Verdict::Block(ban) => {
-                guest_bans.note(&ban, &observer.host);
+                guest_bans.track(&ban, &observer.host);
                 // Filters of the classic log expect the probe before its ban, also where the port is not a new one.
                 self.batch.report(time, EventKind::Probe(Probe { fresh: true, ..ban.probe }));
                 if !enforcement.run_first(&ban, time) {
@@ -103,8 +103,8 @@ impl PacketPath {
         let applied = SystemTime::now();
         for outcome in self.batch.drain() {
             match outcome {
-                Outcome::Report(event) => reporter.emit_event(event),
-                Outcome::Block(ban, seen) => enforcement.commit(&mut scope, &ban, seen, applied, &refused),
+                PacketOutcome::Report(event) => reporter.emit_event(event),
+                PacketOutcome::Block(ban, seen) => enforcement.commit(&mut scope, &ban, seen, applied, &refused),
             }
         }
     }

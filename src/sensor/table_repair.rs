@@ -29,7 +29,7 @@ const MAX_FOREIGN: usize = 8;
 const RECENT_SOURCES: usize = 256;
 
 /// Repairs may use 1/`SHARE` of a core.
-const SHARE: u32 = 10;
+const MAX_LOAD_DIVISOR: u32 = 10;
 
 /// Damage to the table.
 #[derive(Clone, Copy, Debug)]
@@ -183,7 +183,7 @@ impl TableRepair {
                  {left_out}",
                 bans.len()
             )),
-            (Ok(Repaired::Unchanged | Repaired::Created), Ok(())) => EventKind::Healed { bans: bans.len() },
+            (Ok(Repaired::Unchanged | Repaired::Created), Ok(())) => EventKind::TableReinstalled { bans: bans.len() },
             (Ok(Repaired::Repaired { difference, .. }), Ok(())) => EventKind::Note(format!(
                 "table inet portsentry had been changed ({difference}) and has been restored; bans restored with \
                  their remaining time: {}",
@@ -218,7 +218,7 @@ impl TableRepair {
 
     /// After a repair that took n ms, the next full one waits 10 × n ms.
     fn spend(&mut self, now: Timestamp, taken: Duration) {
-        self.free_at = self.free_at.max(now).after(taken.saturating_mul(SHARE));
+        self.free_at = self.free_at.max(now).after(taken.saturating_mul(MAX_LOAD_DIVISOR));
     }
 
     fn report(&mut self, event: EventKind, author: Option<&str>, reporter: &Reporter) {
@@ -316,13 +316,17 @@ mod tests {
         let (mut table_repair, start) = (TableRepair::default(), Instant::now());
         let lines: Vec<usize> = (0..240)
             .map(|quarter| {
-                limited(&mut table_repair, EventKind::Healed { bans: 1 }, start + Duration::from_millis(250) * quarter)
-                    .len()
+                limited(
+                    &mut table_repair,
+                    EventKind::TableReinstalled { bans: 1 },
+                    start + Duration::from_millis(250) * quarter,
+                )
+                .len()
             })
             .collect();
         assert_eq!(lines[..6], [1, 1, 1, 1, 2, 0]);
         assert_eq!(lines[6..].iter().sum::<usize>(), 0);
-        let next = limited(&mut table_repair, EventKind::Healed { bans: 1 }, start + MINUTE);
+        let next = limited(&mut table_repair, EventKind::TableReinstalled { bans: 1 }, start + MINUTE);
         assert_eq!(next.len(), 2);
         assert_eq!(
             next[0],
@@ -337,7 +341,7 @@ mod tests {
         assert_eq!(lines(EventKind::Error("a".into())), 1);
         assert_eq!(lines(EventKind::Error("a".into())), 0);
         assert_eq!(lines(EventKind::Error("b".into())), 1);
-        assert_eq!(lines(EventKind::Healed { bans: 1 }), 1);
+        assert_eq!(lines(EventKind::TableReinstalled { bans: 1 }), 1);
         assert_eq!(lines(EventKind::Error("b".into())), 1);
     }
 

@@ -159,7 +159,7 @@ impl TrapControl {
         let Some((nft, rules)) = blocker.trap() else { return };
         let updated = self.update_peers(now, &mut nft.table, scope.observer);
         self.report_failure(updated, "cannot add connected sources to the kernel's trap", reporter);
-        let reviewed = trap_sets::caught(&mut nft.table).map(|caught| {
+        let reviewed = trap_sets::trap_banned(&mut nft.table).map(|caught| {
             let review = self.review(now, &caught, rules, scope.observer, pending);
             self.apply(scope, review, nft);
         });
@@ -171,15 +171,15 @@ impl TrapControl {
             reporter.metrics.held.add(since(counts.dropped, last.dropped));
             reporter.metrics.hold_full.add(since(counts.full, last.full));
         }
-        if let Ok(Some(usage)) = trap_sets::filling(&mut nft.table, rules) {
-            reporter.metrics.trap_touched.set(usage.probed.into());
+        if let Ok(Some(usage)) = trap_sets::usage(&mut nft.table, rules) {
+            reporter.metrics.trap_probed.set(usage.probed.into());
             reporter.metrics.trap_suspects.set(usage.suspects.into());
         }
     }
 
     /// Updates the kernel's set with the sources that `observer` forgives more ports, as far as one round allows.
     fn update_peers(&mut self, now: Timestamp, table: &mut Table, observer: &Observer) -> Result<(), BlockError> {
-        let wanted: HashSet<BanTarget> = observer.engine.forgiven_peers(now, &observer.host).collect();
+        let wanted: HashSet<BanTarget> = observer.engine.tolerated_peers(now, &observer.host).collect();
         let mut known = match self.peers.take() {
             Some(known) => known,
             None => {
@@ -252,7 +252,7 @@ impl TrapControl {
         if applied.is_err() {
             return self.report_failure(applied, "cannot change bans of the kernel's trap", reporter);
         }
-        reporter.metrics.trap_caught.add((confirmed.len() + in_prefix.len()) as u64);
+        reporter.metrics.trap_banned.add((confirmed.len() + in_prefix.len()) as u64);
         reporter.metrics.trap_let_go.add((withheld.len() + excused.len() + surplus.len() + exempt.len()) as u64);
         reporter.metrics.trap_shortened.add(unexplained.len() as u64);
         for (target, protection) in exempt {
@@ -319,7 +319,7 @@ mod tests {
         let [blocked, exempt, unknown] = ["192.0.2.7", "192.0.2.8", "192.0.2.9"].map(|text| text.parse().unwrap());
         host.allow.insert("192.0.2.8/32".parse().unwrap(), Protection::Listed);
         let mut observer = observer(host);
-        observer.engine.adopt(at(1), &ActiveBan::whole(blocked, Expiry::Never));
+        observer.engine.adopt(at(1), &ActiveBan::new(blocked, Expiry::Never));
         let mut served = Packet { source: [192, 0, 2, 10].into(), ..packet(false, TcpFlags::SYN, 21) };
         let excused: BanTarget = "192.0.2.10".parse().unwrap();
         trap.arming = TrapArming::with_tcp_ports("21-23");

@@ -8,7 +8,7 @@ use crate::enforce::nft::{BlockError, Nft, RulesetSpec, TRAP_BURST, Table, Trap,
 use crate::types::{PortSet, Protocol, Timestamp};
 
 /// Window within which a loss counts; at most twice as long.
-const WINDOW: Duration = Duration::from_secs(600);
+const LOSS_WINDOW: Duration = Duration::from_secs(600);
 
 #[derive(Default)]
 pub(super) struct TrapArming {
@@ -177,7 +177,7 @@ impl TrapCoverage {
     /// Records the current number of ports.
     fn record(&mut self, now: Timestamp, ports: u32) -> Option<CoverageChange> {
         let (began, most, earlier) = match self.window {
-            Some((began, most, _)) if now.since(began) >= WINDOW => (now, ports, most),
+            Some((began, most, _)) if now.since(began) >= LOSS_WINDOW => (now, ports, most),
             Some((began, most, earlier)) => (began, most.max(ports), earlier),
             None => (now, ports, ports),
         };

@@ -17,7 +17,7 @@ use crate::wire::{Delivery, Packet, TcpFlags, Transport};
 pub const UNCONFIRMED_FOR: Duration = Duration::from_secs(2);
 
 /// The flags that the trap examines: a segment counts if SYN is the only one of them that is set.
-const OPENING: u16 = TcpFlags::FIN | TcpFlags::SYN | TcpFlags::RST | TcpFlags::ACK;
+const EXAMINED_FLAGS: u16 = TcpFlags::FIN | TcpFlags::SYN | TcpFlags::RST | TcpFlags::ACK;
 
 /// Pending reviews of the trap's bans.
 pub struct TrapReview {
@@ -93,7 +93,7 @@ impl TrapReview {
             return;
         };
         let port = match packet.transport {
-            Transport::Tcp { destination_port, flags, .. } if flags.0 & OPENING == TcpFlags::SYN => {
+            Transport::Tcp { destination_port, flags, .. } if flags.0 & EXAMINED_FLAGS == TcpFlags::SYN => {
                 (Protocol::Tcp, destination_port)
             }
             Transport::Udp { destination_port, .. } => (Protocol::Udp, destination_port),
@@ -146,8 +146,8 @@ impl TrapReview {
             } else if now.since(since) < UNCONFIRMED_FOR {
                 self.unconfirmed.insert(target, since);
             } else if paused
-                || engine.is_forgiven_peer(now, target, host)
-                || engine.is_forgiven_related(now, target, host)
+                || engine.is_tolerated_peer(now, target, host)
+                || engine.is_tolerated_related(now, target, host)
             {
                 review.excused.push(target);
             } else {
@@ -172,10 +172,10 @@ impl TrapReview {
 }
 
 /// Maximum number of sources with excuses. The trap bans few sources at one time.
-const PLACES: usize = 1_024;
+const MAX_SOURCES: usize = 1_024;
 
 /// Maximum number of excused ports per source: one more than the trap can be configured to forgive.
-const PORTS: usize = 16;
+const MAX_PORTS: usize = 16;
 
 /// Time for which a refuted verdict is remembered: twice the time that the sensor takes to review the trap's bans.
 const REFUTED_FOR: Duration = Duration::from_secs(6);
@@ -195,12 +195,12 @@ struct Excused {
     last: Timestamp,
     /// Time at which the sensor's own verdict was refuted.
     refuted: Option<Timestamp>,
-    ports: [Option<(Protocol, u16)>; PORTS],
+    ports: [Option<(Protocol, u16)>; MAX_PORTS],
 }
 
 impl Excuses {
     fn new(secret: HashKey) -> Self {
-        Self { secret, places: vec![None; PLACES].into() }
+        Self { secret, places: vec![None; MAX_SOURCES].into() }
     }
 
     /// Records that a packet of `target` to `port` is not a probe.
@@ -230,7 +230,7 @@ impl Excuses {
     fn entry(&mut self, now: Timestamp, target: BanTarget) -> Option<&mut Excused> {
         let place = self.places.get_mut(index(self.secret, target))?;
         if place.is_none_or(|excused| excused.target != target) {
-            *place = Some(Excused { target, last: now, refuted: None, ports: [None; PORTS] });
+            *place = Some(Excused { target, last: now, refuted: None, ports: [None; MAX_PORTS] });
         }
         let excused = place.as_mut()?;
         excused.last = now;
@@ -252,7 +252,7 @@ impl Excuses {
 fn index(secret: HashKey, target: BanTarget) -> usize {
     let mut hasher = SipHasher13::new_with_keys(secret.0, secret.1);
     target.hash(&mut hasher);
-    usize::try_from(hasher.finish() % PLACES as u64).unwrap_or(0)
+    usize::try_from(hasher.finish() % MAX_SOURCES as u64).unwrap_or(0)
 }
 
 #[cfg(test)]
@@ -344,7 +344,7 @@ mod tests {
             excuses.add(at(1), target, (Protocol::Tcp, port));
         }
         let window = Duration::from_secs(10);
-        assert_eq!(excuses.ports(at(11), target, window).count(), PORTS);
+        assert_eq!(excuses.ports(at(11), target, window).count(), MAX_PORTS);
         assert_eq!(excuses.ports(at(12), target, window).count(), 0);
         for n in 0..100_000_u32 {
             excuses.add(at(1), BanTarget::V4(n.into()), (Protocol::Udp, 9));

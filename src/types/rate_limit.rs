@@ -80,7 +80,7 @@ impl LineLimiter {
     }
 
     /// Returns the number of suppressed lines once after each window's end.
-    pub fn turn(&mut self, now: Timestamp) -> Option<u64> {
+    pub fn take_suppressed(&mut self, now: Timestamp) -> Option<u64> {
         self.roll(now);
         self.ended.take()
     }
@@ -115,10 +115,10 @@ mod tests {
     fn suppressed_lines_are_reported_once_per_window() {
         let mut limiter = LineLimiter::new(10, Duration::from_secs(60));
         assert_eq!((0..15).filter(|second| limiter.admit(at(100 + second))).count(), 10);
-        assert_eq!(limiter.turn(at(159)), None);
-        assert_eq!((limiter.turn(at(160)), limiter.turn(at(161))), (Some(5), None));
+        assert_eq!(limiter.take_suppressed(at(159)), None);
+        assert_eq!((limiter.take_suppressed(at(160)), limiter.take_suppressed(at(161))), (Some(5), None));
         assert!(limiter.admit(at(300)));
-        assert_eq!(limiter.turn(at(301)), Some(0), "a line that starts a window loses no report");
+        assert_eq!(limiter.take_suppressed(at(301)), Some(0), "a line that starts a window loses no report");
     }
 
     #[test]

@@ -27,7 +27,7 @@ pub(super) fn decode<'a>(frame: &Frame<'a>) -> Result<Packet<'a>, Undecoded> {
     let payload = Piece::new(rest, if claimed == 0 { rest.len() } else { claimed });
 
     let Carried { transport, whole, fragmented } = match next {
-        TCP | UDP | ICMPV6 => Carried::whole(next, payload)?,
+        TCP | UDP | ICMPV6 => Carried::unfragmented(next, payload)?,
         _ => chain(next, payload, claimed == 0)?,
     };
     Ok(Packet {
@@ -51,7 +51,7 @@ struct Carried<'a> {
 }
 
 impl<'a> Carried<'a> {
-    fn whole(protocol: u8, payload: Piece<'a>) -> Result<Self, Undecoded> {
+    fn unfragmented(protocol: u8, payload: Piece<'a>) -> Result<Self, Undecoded> {
         let transport = transport::whole(protocol, ICMPV6, payload)?;
         Ok(Self { transport, whole: Some(Payload { protocol, piece: payload }), fragmented: false })
     }
@@ -102,7 +102,7 @@ fn chain(mut next: u8, mut payload: Piece<'_>, jumbo: bool) -> Result<Carried<'_
                 let transport = transport::first_fragment(next, ICMPV6, payload)?;
                 return Ok(Carried::fragment(transport, true));
             }
-            _ => return Carried::whole(next, payload),
+            _ => return Carried::unfragmented(next, payload),
         };
         (next, payload) = match step {
             Ok(behind) => behind,

@@ -21,7 +21,7 @@ pub use checksum::{Checksum, LazyChecksum};
 pub use error::Undecoded;
 pub(crate) use link::{MAX_TAGS, SLL2_HEADER};
 pub use packet::{Delivery, LinkType, Packet, TcpFlags, Transport};
-pub use quote::{Quote, quoted};
+pub use quote::{Quote, icmp_quote};
 
 /// Decodes one captured frame. Lengths come from the headers, so the captured length of the payload does not matter if
 /// the headers are complete.

@@ -22,7 +22,7 @@ pub struct Quote {
 
 /// The flow that the ICMP error in `frame` quotes. Returns `None` if `frame` is not ICMP directly behind an IP header,
 /// or ends too early.
-pub fn quoted(link: LinkType, frame: &[u8]) -> Option<Quote> {
+pub fn icmp_quote(link: LinkType, frame: &[u8]) -> Option<Quote> {
     const ICMP_HEADER: usize = 8;
     let packet = link::open(link, frame).ok()?.packet;
     let (outer, icmp) = open(nibble(packet).ok()?, packet)?;

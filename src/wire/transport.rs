@@ -77,7 +77,7 @@ pub(super) fn ports([s0, s1, d0, d1]: [u8; 4]) -> (u16, u16) {
 }
 
 fn tiny(piece: Piece<'_>) -> Result<Transport, Undecoded> {
-    let ports = match piece.header(PORTS) {
+    let ports = match piece.header(PORTS_LEN) {
         Ok(bytes) => Some(ports(*bytes)),
         Err(Undecoded::Truncated) => return Err(Undecoded::Truncated),
         Err(_) => None,
@@ -85,7 +85,7 @@ fn tiny(piece: Piece<'_>) -> Result<Transport, Undecoded> {
     Ok(Transport::TinyFragment { ports })
 }
 
-const PORTS: usize = 4;
+const PORTS_LEN: usize = 4;
 const TCP_HEADER: usize = 20;
 /// The length of a TCP header up to its flags. Nothing after the flags is read, so a fragment that ends there is
 /// complete enough.

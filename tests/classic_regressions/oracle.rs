@@ -8,7 +8,7 @@ use std::time::Duration;
 use netns_lab::raw::{self, DESTINATION, FRAGMENT, HOP_BY_HOP, ROUTING, TCP, UDP};
 use netns_lab::{Lab, TIMEOUT, within};
 use pcap::{Active, Capture};
-use portsentry::wire::{Checksum, LinkType, Packet, Transport, decode, quoted};
+use portsentry::wire::{Checksum, LinkType, Packet, Transport, decode, icmp_quote};
 
 const PACKETS: u16 = 6_000;
 
@@ -160,7 +160,7 @@ fn answers(link: &mut Capture<Active>) -> BTreeSet<u16> {
     while let Ok(frame) = link.next_packet() {
         match decode(LinkType::Ethernet, frame.data).map(|packet| packet.transport) {
             Ok(Transport::Tcp { destination_port, .. }) => answered.insert(destination_port),
-            _ => quoted(LinkType::Ethernet, frame.data).is_some_and(|quote| answered.insert(quote.ports.0)),
+            _ => icmp_quote(LinkType::Ethernet, frame.data).is_some_and(|quote| answered.insert(quote.ports.0)),
         };
     }
     answered

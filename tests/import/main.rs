@@ -8,7 +8,7 @@
 mod program;
 
 use portsentry::config::{BlockPolicy, Config, Mode};
-use portsentry::import::{Import, ImportError, ReadFile, Source, Sources, translate};
+use portsentry::import::{Import, ImportError, InputFile, ReadFile, Sources, translate};
 use proptest::prelude::*;
 use proptest::test_runner::FileFailurePersistence;
 use std::path::{Path, PathBuf};
@@ -18,17 +18,17 @@ fn corpus(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/import").join(name)
 }
 
-fn source(name: &str) -> Source {
+fn source(name: &str) -> InputFile {
     let path = corpus(name);
-    Source { name: name.to_owned(), bytes: std::fs::read(&path).unwrap_or_else(|error| panic!("{name}: {error}")) }
+    InputFile { name: name.to_owned(), bytes: std::fs::read(&path).unwrap_or_else(|error| panic!("{name}: {error}")) }
 }
 
-fn text(text: &str) -> Source {
+fn text(text: &str) -> InputFile {
     named("portsentry.conf", text)
 }
 
-fn named(name: &str, text: &str) -> Source {
-    Source { name: name.to_owned(), bytes: text.as_bytes().to_vec() }
+fn named(name: &str, text: &str) -> InputFile {
+    InputFile { name: name.to_owned(), bytes: text.as_bytes().to_vec() }
 }
 
 /// None of the files that a configuration names exists.
@@ -37,7 +37,7 @@ fn no_files(_: &Path) -> std::io::Result<Vec<u8>> {
 }
 
 /// The translation of a configuration without other files, which the daemon must accept.
-fn alone(config: Source) -> Result<Import, Vec<String>> {
+fn alone(config: InputFile) -> Result<Import, Vec<String>> {
     let sources = Sources { config, ..Sources::default() };
     let result = translate(&sources, &no_files).inspect(|import| assert_valid(&import.toml));
     result.map_err(|error| match error {
@@ -552,7 +552,7 @@ proptest! {
     fn any_bytes_are_translated_or_refused(bytes in prop::collection::vec(any::<u8>(), 0..400), before in any::<bool>()) {
         let mut config = text(if before { "TCP_PORTS=\"1\"\n" } else { "" });
         config.bytes.extend(&bytes);
-        let sources = Sources { config, defaults: Some(Source { name: "d".into(), bytes: bytes.clone() }), ignore: vec![] };
+        let sources = Sources { config, defaults: Some(InputFile { name: "d".into(), bytes: bytes.clone() }), ignore: vec![] };
         if let Ok(import) = translate(&sources, &no_files) {
             assert_valid(&import.toml);
         }

@@ -8,8 +8,8 @@ use portsentry::engine::{
     Settings, Verdict,
 };
 use portsentry::ledger::{
-    BanAuthor, BanRecord, Ended, Ending, FleetLift, KnownPeer, Ledger, LedgerChange, LedgerEntry, LiftedBy,
-    LoadedState, Logged, Opened, Reader, Retention, SLACK, decisions, logged, services,
+    BanAuthor, BanEnd, BanRecord, Ending, FleetLift, KnownPeer, Ledger, LedgerChange, LedgerEntry, LiftedBy,
+    LoadedState, Logged, Opened, RECOUNT_INTERVAL, Reader, Retention, decisions, logged, services,
 };
 use portsentry::types::{Backend, BanTarget, Expiry, Protocol, Timestamp};
 
@@ -19,7 +19,7 @@ use super::support::{State, at, ban, by_hand, intruder, lifted, source, strikes,
 
 const DAY: u64 = 86_400;
 
-fn entry(ban: BanRecord, strikes: u32, ended: Option<Ended>) -> LedgerEntry {
+fn entry(ban: BanRecord, strikes: u32, ended: Option<BanEnd>) -> LedgerEntry {
     LedgerEntry { ban, strikes, ended }
 }
 
@@ -251,7 +251,7 @@ fn ban_expires_exactly_at_its_time() {
     assert!(ledger.expire(at(60) - microsecond).unwrap().items.is_empty());
     assert_eq!(ledger.expire(at(90)).unwrap().items, [source(1)]);
     assert!(ledger.expire(at(90)).unwrap().items.is_empty(), "an expiry is reported once");
-    let ended = Ended { how: Ending::Expired, at: at(60) };
+    let ended = BanEnd { how: Ending::Expired, at: at(60) };
     assert_eq!(
         ledger.reader().bans_of(source(1)).unwrap().items[0].ended,
         Some(ended),
@@ -269,7 +269,7 @@ fn lifted_ban_names_its_author() {
     assert!(!ledger.ended(source(3), by(), at(6)).unwrap(), "there was no ban");
     let active = ledger.reader().active(at(7)).unwrap().items;
     assert_eq!(active.iter().map(|entry| entry.ban.target).collect::<Vec<_>>(), [source(2)]);
-    assert_eq!(ledger.reader().bans_of(source(1)).unwrap().items[0].ended, Some(Ended { how: by(), at: at(5) }));
+    assert_eq!(ledger.reader().bans_of(source(1)).unwrap().items[0].ended, Some(BanEnd { how: by(), at: at(5) }));
 }
 
 #[test]
@@ -280,7 +280,7 @@ fn new_ban_replaces_old_and_counts_strike() {
     ledger.record(&[ban(banned, at(30), 60), ban(banned, at(100), 60)]).unwrap();
     let history = ledger.reader().bans_of(target("2001:db8::ffff")).unwrap().items;
     let ended: Vec<_> = history.iter().map(|entry| (entry.strikes, entry.ended.clone())).collect();
-    let end = |how, when| Some(Ended { how, at: at(when) });
+    let end = |how, when| Some(BanEnd { how, at: at(when) });
     assert_eq!(ended, [(0, end(Ending::Replaced, 30)), (1, end(Ending::Expired, 90)), (2, None)]);
     assert_eq!(ledger.reader().active(at(101)).unwrap().items.len(), 1);
     assert_eq!(state.counts(), (1, 3));
@@ -419,7 +419,7 @@ fn remaining_time_never_exceeds_whole() {
 #[test]
 fn changes_are_written_in_order() {
     let (_state, mut ledger) = State::open_new();
-    let lifted = Ended { how: lifted("bob"), at: at(2) };
+    let lifted = BanEnd { how: lifted("bob"), at: at(2) };
     let changes = [
         LedgerChange::Banned(ban(source(1), at(0), DAY)),
         LedgerChange::Ended { target: source(1), ended: lifted.clone() },
@@ -437,7 +437,7 @@ fn history_is_bounded_and_keeps_open_bans() {
     let state = State::new();
     let mut ledger = state.ledger().with_retention(Retention { rows: 100, age: Duration::from_secs(DAY) });
     let open = ban(source(0), at(0), 100 * DAY);
-    let many = u32::try_from(SLACK).unwrap() + 500;
+    let many = u32::try_from(RECOUNT_INTERVAL).unwrap() + 500;
     let short: Vec<_> = (1..=many).map(|number| ban(source(number), at(u64::from(number)), 1)).collect();
     ledger.record(std::slice::from_ref(&open)).unwrap();
     let (early, late) = short.split_at(500);
@@ -446,9 +446,9 @@ fn history_is_bounded_and_keeps_open_bans() {
     ledger.record(late).unwrap();
     assert!(ledger.reader().bans_of(source(500)).unwrap().items.is_empty(), "the oldest ended ban is removed first");
     let _ = ledger.expire(at(u64::from(many) + 1)).unwrap();
-    ledger.record(&late[..usize::try_from(SLACK).unwrap()]).unwrap();
+    ledger.record(&late[..usize::try_from(RECOUNT_INTERVAL).unwrap()]).unwrap();
     let _ = ledger.expire(at(u64::from(many) + 1)).unwrap();
-    assert!(state.counts().1 <= SLACK + 100 + 1, "{:?}", state.counts());
+    assert!(state.counts().1 <= RECOUNT_INTERVAL + 100 + 1, "{:?}", state.counts());
 
     let _ = ledger.expire(at(u64::from(many) + 3 * DAY)).unwrap();
     assert_eq!(state.counts(), (1, 1), "only bans that ended more than a day ago are removed");

@@ -6,8 +6,8 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use portsentry::engine::{
-    Class, Engine, Escalation, HashKey, Host, Local, MaxPrefix, Notice, Observation, PortLookup, PortUse, Protection,
-    ProtocolSettings, Response, Settings, Verdict,
+    Class, Engine, EngineNotice, Escalation, HashKey, Host, Local, MaxPrefix, Observation, PortLookup, PortUse,
+    Protection, ProtocolSettings, Response, Settings, Verdict,
 };
 use portsentry::types::{BanTarget, Expiry, Prefix, Protocol, Timestamp};
 use portsentry::wire::{Checksum, Delivery, Packet, TcpFlags, Transport};
@@ -190,7 +190,7 @@ impl Run {
 
     fn packets(&mut self, notices: &mut u32) {
         while let Some(notice) = self.engine.notice(self.clock) {
-            if let Notice::Repeated { packets, .. } = notice {
+            if let EngineNotice::Repeated { packets, .. } = notice {
                 *notices += packets;
             }
         }

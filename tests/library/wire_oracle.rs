@@ -5,7 +5,9 @@ use std::net::IpAddr;
 use etherparse::{
     LaxSlicedPacket, NetSlice, PacketBuilder, SlicedPacket, TcpHeader, TransportSlice, VlanId, ether_type,
 };
-use portsentry::wire::{Checksum, Delivery, LinkType, Packet, Quote, TcpFlags, Transport, Undecoded, decode, quoted};
+use portsentry::wire::{
+    Checksum, Delivery, LinkType, Packet, Quote, TcpFlags, Transport, Undecoded, decode, icmp_quote,
+};
 use proptest::collection::vec;
 use proptest::prelude::*;
 
@@ -169,7 +171,7 @@ proptest! {
     ) {
         let longer = [bytes.as_slice(), &more].concat();
         for link in LINKS {
-            let _ = quoted(link, &bytes);
+            let _ = icmp_quote(link, &bytes);
             if let Ok(packet) = decode(link, &bytes) {
                 let _ = packet.checksum.verify();
                 let seen = decode(link, &longer).map(|packet| without_payload(&packet));
@@ -189,12 +191,12 @@ proptest! {
         }
         .unwrap();
         let expected = spec.packet();
-        let quote = quoted(LinkType::Ethernet, &frame).unwrap();
+        let quote = icmp_quote(LinkType::Ethernet, &frame).unwrap();
         prop_assert_eq!((quote.source, quote.destination), (expected.source, expected.destination));
         if matches!(spec.transport_spec, TransportSpec::Tcp { .. } | TransportSpec::Udp) {
             prop_assert_eq!(quote.ports, spec.ports);
         }
-        let part: Option<Quote> = quoted(LinkType::Ethernet, &frame[..cut.index(frame.len())]);
+        let part: Option<Quote> = icmp_quote(LinkType::Ethernet, &frame[..cut.index(frame.len())]);
         prop_assert!(part.is_none_or(|part| part == quote));
     }
 

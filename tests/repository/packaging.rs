@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use portsentry::cli::{self, Shell};
 use portsentry::config::Config;
-use portsentry::engine::{Class, Observation, Probe, Standing};
+use portsentry::engine::{Class, Observation, Probe, RepeatedStatus};
 use portsentry::events::classic_log::{self, Wording};
 use portsentry::events::event::EventKind;
 use portsentry::types::{Backend, BanTarget, Protocol};
@@ -473,8 +473,8 @@ fn logcheck_ignores_only_routine_lines() {
         EventKind::Adopted { bans: 3 },
         EventKind::Restored { bans: 3, backend: Backend::Nft },
         EventKind::Expired { target },
-        EventKind::Repeated { target, standing: Standing::Blocked, protocol: None, packets: 1 },
-        EventKind::Repeated { target, standing: Standing::Blocked, protocol: None, packets: 214 },
+        EventKind::Repeated { target, standing: RepeatedStatus::Blocked, protocol: None, packets: 1 },
+        EventKind::Repeated { target, standing: RepeatedStatus::Blocked, protocol: None, packets: 214 },
     ];
     for line in routine.iter().flat_map(logged) {
         assert!(matches(ROUTINE, &line) && !matches(ALARM, &line), "{line}");
@@ -494,7 +494,7 @@ fn logcheck_ignores_only_routine_lines() {
         EventKind::Note(daily),
         EventKind::Stopped,
         EventKind::Note("eth7 is gone".to_owned()),
-        EventKind::Healed { bans: 2 },
+        EventKind::TableReinstalled { bans: 2 },
     ];
     for line in ordinary.iter().flat_map(logged) {
         assert!(!matches(ROUTINE, &line) && !matches(ALARM, &line), "{line}");
@@ -533,7 +533,7 @@ fn connect_lines_match_ossec_decoder() {
             }
         }
         for packets in [1, 214] {
-            let repeated = EventKind::Repeated { target, standing: Standing::Blocked, protocol: None, packets };
+            let repeated = EventKind::Repeated { target, standing: RepeatedStatus::Blocked, protocol: None, packets };
             let line = classic_log::line_with_name(&repeated, None, Wording::Connect).unwrap();
             assert!(blocked.is_match(&line) && line.contains(&format!("Host: {} is", target.element())), "{line}");
         }

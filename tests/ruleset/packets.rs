@@ -77,7 +77,7 @@ fn lift_removes_ban_that_trap_made_as_well() {
                 start.wait();
                 sets.block(&[(source, seconds(60))]).unwrap();
             });
-            caught += trap_sets::caught(&mut sets.table).unwrap().len();
+            caught += trap_sets::trap_banned(&mut sets.table).unwrap().len();
             sets.table.kernel = [None, Some(KernelFeatures::default())][round % 2];
             if round % 4 > 1 {
                 sets.block(&[(source, seconds(3_600))]).unwrap();
@@ -87,7 +87,7 @@ fn lift_removes_ban_that_trap_made_as_well() {
             trap_sets::forget(&mut sets.table, &[source]).unwrap();
             sets.lift(&[source]).unwrap();
             if sets.table.time_left(source).unwrap().is_some() {
-                assert_eq!(trap_sets::caught(&mut sets.table).unwrap(), [source], "round {round}: no later SYN");
+                assert_eq!(trap_sets::trap_banned(&mut sets.table).unwrap(), [source], "round {round}: no later SYN");
                 sets.lift(&[source]).unwrap();
             }
         }

@@ -5,10 +5,10 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use portsentry::config::Run;
-use portsentry::enforce::command::Outcome;
+use portsentry::enforce::command::ExitOutcome;
 use portsentry::enforce::hosts_deny::{DEFAULT_TEMPLATE, HostsDeny};
 use portsentry::enforce::slow_backends::{
-    Adopted, BackendEvent, CommandPhase, Left, Settings, SlowQueue, Stopped, Task,
+    Adopted, BackendEvent, CommandPhase, Left, SlowBackendsConfig, SlowQueue, Stopped, Task,
 };
 use portsentry::enforce::{BanBackend, BanContext};
 use portsentry::types::{Backend, BanTarget, Expiry};
@@ -41,14 +41,14 @@ fn with(run: Run) -> Bench {
 
 fn unchecked(run: Run) -> Bench {
     let helper_client = helper_client(&run);
-    Bench::start(Settings { run: Some((run, helper_client)), ..Settings::default() })
+    Bench::start(SlowBackendsConfig { run: Some((run, helper_client)), ..SlowBackendsConfig::default() })
 }
 
 /// The report about the next command.
 struct RanCommand {
     context: BanContext,
     phase: CommandPhase,
-    outcome: Outcome,
+    outcome: ExitOutcome,
     output: String,
     took: Duration,
     attempt: u32,
@@ -111,7 +111,7 @@ fn command_gets_only_arguments_and_clean_environment() {
     let context = BanContext { expiry: Expiry::Never, ..context("2001:db8::7", 60) };
     bench.block(context, &RUN);
     let report = ran(&bench);
-    assert_eq!(report.outcome, Outcome::Exited(0), "{}", report.output);
+    assert_eq!(report.outcome, ExitOutcome::Exited(0), "{}", report.output);
     let lines: Vec<&str> = report.output.split("\\n").collect();
     assert_eq!(lines[0], "<2001:db8::/64><23 atcp><a;b `c` $(d) TCP SYN/Normal scan><$2001:db8::/64>");
     let environment: Vec<&str> = lines[1..].iter().copied().take_while(|line| line.contains('=')).collect();
@@ -144,11 +144,11 @@ fn failing_command_is_reported_and_retried() {
     bench.block(context("192.0.2.7", 60), &RUN);
     bench.block(context("192.0.2.8", 60), &RUN);
     let first = ran(&bench);
-    assert_eq!((first.outcome, first.attempt, first.again), (Outcome::Exited(3), 1, Some(Duration::from_secs(1))));
+    assert_eq!((first.outcome, first.attempt, first.again), (ExitOutcome::Exited(3), 1, Some(Duration::from_secs(1))));
     assert_eq!(first.output, "oops");
-    assert_eq!(ran(&bench).outcome, Outcome::Exited(0));
+    assert_eq!(ran(&bench).outcome, ExitOutcome::Exited(0));
     let second = ran(&bench);
-    assert_eq!((second.outcome, second.attempt, second.again), (Outcome::Exited(0), 2, None));
+    assert_eq!((second.outcome, second.attempt, second.again), (ExitOutcome::Exited(0), 2, None));
     assert_eq!(lines(&path), ["192.0.2.7", "192.0.2.8", "192.0.2.7"]);
 }
 
@@ -170,7 +170,7 @@ fn hanging_command_ends_with_its_children() {
     let bench = with(Run { timeout, ..run(&script) });
     bench.block(context("192.0.2.7", 60), &RUN);
     let report = ran(&bench);
-    assert_eq!(report.outcome, Outcome::TimedOut);
+    assert_eq!(report.outcome, ExitOutcome::TimedOut);
     assert!(report.took >= timeout && report.took < timeout * 20, "{:?}", report.took);
     let processes = lines(&path);
     assert_eq!(processes.len(), 3);
@@ -187,7 +187,7 @@ fn command_ignoring_sigterm_is_killed() {
     let bench = with(Run { timeout, ..run(&script) });
     bench.block(context("192.0.2.7", 60), &RUN);
     let report = ran(&bench);
-    assert_eq!(report.outcome, Outcome::TimedOut);
+    assert_eq!(report.outcome, ExitOutcome::TimedOut);
     assert!(report.took >= timeout + Duration::from_secs(2), "the command had two seconds to end: {:?}", report.took);
     assert!(!is_alive(&lines(&path)[0]));
 }
@@ -198,7 +198,7 @@ fn timeout_kills_children_of_ended_leader() {
     let script = format!("(trap '' TERM; sh -c 'echo $$ >> {path}; exec sleep 1000') & wait");
     let bench = with(Run { timeout: long_enough(), ..run(&script) });
     bench.block(context("192.0.2.7", 60), &RUN);
-    assert_eq!(ran(&bench).outcome, Outcome::TimedOut);
+    assert_eq!(ran(&bench).outcome, ExitOutcome::TimedOut);
     let process = lines(&path).remove(0);
     let gone = within(TIMEOUT, || (!is_alive(&process)).then_some(()));
     assert!(gone.is_some(), "{process}");
@@ -211,7 +211,7 @@ fn background_children_survive_their_command() {
     let bench = with(run(&script));
     bench.block(context("192.0.2.7", 60), &RUN);
     let report = ran(&bench);
-    assert_eq!((report.outcome, report.output.as_str()), (Outcome::Exited(0), "started"));
+    assert_eq!((report.outcome, report.output.as_str()), (ExitOutcome::Exited(0), "started"));
     assert!(report.took < Duration::from_secs(4) * slowness(), "{:?}", report.took);
     assert!(within(TIMEOUT, || (lines(&path) == ["done"]).then_some(())).is_some());
 }
@@ -222,7 +222,7 @@ fn excessive_output_ends_command() {
     bench.block(context("192.0.2.7", 60), &RUN);
     let report = ran(&bench);
     // Its pipe is closed at the size limit.
-    assert_eq!(report.outcome, Outcome::Killed(13));
+    assert_eq!(report.outcome, ExitOutcome::Killed(13));
     assert!(report.took < Duration::from_secs(30) * slowness(), "{:?}", report.took);
     assert!(report.output.starts_with("\\u{1b}[31mred\\n\\u{1b}[31mred\\n") && report.output.len() == 4_096);
     assert!(!report.output.chars().any(char::is_control));
@@ -237,7 +237,7 @@ fn unstartable_command_is_reported() {
     bench.block(context("192.0.2.7", 60), &RUN);
     let report = ran(&bench);
     assert!(
-        matches!(&report.outcome, Outcome::NotStarted(error) if error.contains("No such file")),
+        matches!(&report.outcome, ExitOutcome::NotStarted(error) if error.contains("No such file")),
         "{}",
         report.outcome
     );
@@ -345,7 +345,7 @@ fn concurrent_runs_are_limited_without_loss() {
         bench.block(context(&format!("192.0.2.{last}"), 60), &RUN);
     }
     for _ in 0..20 {
-        assert_eq!(ran(&bench).outcome, Outcome::Exited(0));
+        assert_eq!(ran(&bench).outcome, ExitOutcome::Exited(0));
     }
     let mut running = 0_i32;
     let most = lines(&path).iter().map(|line| (running += if line == "+" { 1 } else { -1 }, running).1).max();
@@ -396,10 +396,10 @@ fn methods_follow_given_order() {
     let script = script.replace("'ALL: $1'", "\"ALL: $1\"");
     let run = run(&script);
     let helper_client = helper_client(&run);
-    let bench = Bench::start(Settings {
+    let bench = Bench::start(SlowBackendsConfig {
         entry_file: Some(HostsDeny::new(&path, DEFAULT_TEMPLATE).unwrap().into()),
         run: Some((run, helper_client)),
-        ..Settings::default()
+        ..SlowBackendsConfig::default()
     });
     bench.block(context("192.0.2.7", 60), &[Backend::Command, Backend::HostsDeny]);
     assert_eq!(ran(&bench).output, "open");
@@ -429,7 +429,7 @@ fn block_waits_bounded_time_for_command() {
             let events = [&first, &second];
             assert!(events.contains(&&BackendEvent::Ready { context }), "{script}: {events:?}");
             assert!(
-                events.iter().any(|event| matches!(event, BackendEvent::Ran { outcome: Outcome::TimedOut, .. })),
+                events.iter().any(|event| matches!(event, BackendEvent::Ran { outcome: ExitOutcome::TimedOut, .. })),
                 "{events:?}"
             );
         }
@@ -469,7 +469,7 @@ fn running_commands_end_within_given_time() {
     let (stopped, events) = bench.stop(limit);
     assert!(started.elapsed() < limit, "{:?}", started.elapsed());
     assert_eq!(stopped, Stopped::Whole, "its end was reported");
-    assert!(matches!(&events[..], [BackendEvent::Ran { outcome: Outcome::Stopped, again: None, .. }]), "{events:?}");
+    assert!(matches!(&events[..], [BackendEvent::Ran { outcome: ExitOutcome::Stopped, again: None, .. }]), "{events:?}");
     assert!(!is_alive(&lines(&path)[0]));
 }
 
@@ -479,10 +479,10 @@ fn late_line_leaves_newer_ban_its_command() {
     let path = folder.path().join("hosts.deny");
     let run = run("echo ran");
     let helper_client = helper_client(&run);
-    let bench = Bench::start(Settings {
+    let bench = Bench::start(SlowBackendsConfig {
         entry_file: Some(HostsDeny::new(&path, DEFAULT_TEMPLATE).unwrap().into()),
         run: Some((run, helper_client)),
-        ..Settings::default()
+        ..SlowBackendsConfig::default()
     });
     let context = context("192.0.2.7", 60);
     bench.block(context, &[Backend::HostsDeny, Backend::Command]);

@@ -12,7 +12,7 @@ use portsentry::enforce::EntryFile;
 use portsentry::enforce::file_helper::{FileHelper, Files, serve};
 use portsentry::enforce::helper_socket::{HelperError, pair};
 use portsentry::enforce::hosts_deny::{DEFAULT_TEMPLATE, HostsDeny};
-use portsentry::enforce::slow_backends::{BackendEvent, Settings, Task};
+use portsentry::enforce::slow_backends::{BackendEvent, SlowBackendsConfig, Task};
 use portsentry::events::json_log;
 use portsentry::types::Backend;
 use rustix::net::{SendFlags, send};
@@ -52,9 +52,9 @@ fn lines_are_written_by_helper() {
     let (_folder, path, hosts_deny) = setup();
     fs::write(&path, "sshd: x\n").unwrap();
     let (helper, served) = start(&Files { hosts_deny: Some(hosts_deny.clone()), json_file: None });
-    let bench = Bench::start(Settings {
+    let bench = Bench::start(SlowBackendsConfig {
         entry_file: Some(EntryFile { hosts_deny: hosts_deny.clone(), helper: Some(helper.clone()) }),
-        ..Settings::default()
+        ..SlowBackendsConfig::default()
     });
     let context = context("192.0.2.7", 60);
     bench.block(context, &[Backend::HostsDeny]);

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use portsentry::enforce::BanBackend;
 use portsentry::enforce::hosts_deny::{DEFAULT_TEMPLATE, HostsDeny};
 use portsentry::enforce::slow_backends::{
-    Adopted, BackendEvent, Left, Settings, SlowBackends, SlowQueue, SlowTask, Stopped, Task,
+    Adopted, BackendEvent, Left, SlowBackends, SlowBackendsConfig, SlowQueue, SlowTask, Stopped, Task,
 };
 use portsentry::types::{Backend, BanTarget, Expiry, Timestamp};
 use tempfile::TempDir;
@@ -18,12 +18,12 @@ use netns_lab::slowness;
 
 const LINE: [Backend; 1] = [Backend::HostsDeny];
 
-fn setup() -> (TempDir, PathBuf, Settings) {
+fn setup() -> (TempDir, PathBuf, SlowBackendsConfig) {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("etc/hosts.deny");
     fs::create_dir(folder.path().join("etc")).unwrap();
     let hosts_deny = HostsDeny::new(&path, DEFAULT_TEMPLATE).unwrap().into();
-    (folder, path, Settings { entry_file: Some(hosts_deny), ..Settings::default() })
+    (folder, path, SlowBackendsConfig { entry_file: Some(hosts_deny), ..SlowBackendsConfig::default() })
 }
 
 fn held(path: &Path) -> Vec<BanTarget> {

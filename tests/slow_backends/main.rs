@@ -20,7 +20,7 @@ use portsentry::config::Run;
 use portsentry::enforce::BanContext;
 use portsentry::enforce::command::{CommandHelperClient, serve};
 use portsentry::enforce::helper_socket::pair;
-use portsentry::enforce::slow_backends::{BackendEvent, Left, Settings, SlowBackends, Stopped, Task};
+use portsentry::enforce::slow_backends::{BackendEvent, Left, SlowBackends, SlowBackendsConfig, Stopped, Task};
 use portsentry::engine::Class;
 use portsentry::types::{Backend, BanTarget, Expiry, Protocol};
 
@@ -81,7 +81,7 @@ impl Drop for Bench {
 }
 
 impl Bench {
-    fn start(settings: Settings) -> Self {
+    fn start(settings: SlowBackendsConfig) -> Self {
         let (sender, events) = channel();
         let backends = SlowBackends::start(settings, move |event| sender.send(event).unwrap_or_default()).unwrap();
         Self { backends: Some(backends), events }

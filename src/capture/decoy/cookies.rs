@@ -68,18 +68,18 @@ impl Handshakes {
     /// further connection waits.
     pub(super) fn may_be_forged(&mut self, now: Instant, is_empty: impl FnOnce() -> bool) -> bool {
         let received = self.cookies.counts().map(|counts| counts.received);
-        self.judge(received, now, is_empty)
+        self.observe_count(received, now, is_empty)
     }
 
     /// The kernel counts a cookie before the connection can be accepted. So the number changes before the first forged
     /// connection is judged, and connections that wait since then are accepted before a queue is empty.
-    fn judge(&mut self, received: Option<u64>, now: Instant, is_empty: impl FnOnce() -> bool) -> bool {
+    fn observe_count(&mut self, received: Option<u64>, now: Instant, is_empty: impl FnOnce() -> bool) -> bool {
         if received.is_none() || received != self.received {
             self.received = received;
             self.changed_at = Some(now);
         }
         let Some(changed_at) = self.changed_at else { return false };
-        if now.saturating_duration_since(changed_at) > BETWEEN && is_empty() {
+        if now.saturating_duration_since(changed_at) > MAX_COOKIE_DELAY && is_empty() {
             self.changed_at = None;
         }
         true
@@ -90,7 +90,7 @@ const NETSTAT: &str = "/proc/self/net/netstat";
 /// The file has about 5 kB. The counters are in the first two lines, which one read returns.
 const MAX_LEN: usize = 16 << 10;
 /// Much longer than the kernel takes from counting a cookie to queueing its connection.
-const BETWEEN: Duration = Duration::from_secs(1);
+const MAX_COOKIE_DELAY: Duration = Duration::from_secs(1);
 
 #[cfg(test)]
 mod tests {
@@ -116,13 +116,13 @@ mod tests {
         let start = Instant::now();
         let after = |millis| start + Duration::from_millis(millis);
         let mut handshakes = Handshakes { cookies: SynCookies::default(), received: Some(5), changed_at: None };
-        assert!(!handshakes.judge(Some(5), after(0), || true));
-        assert!(handshakes.judge(Some(6), after(1), || true), "a cookie was received");
-        assert!(handshakes.judge(Some(6), after(2), || true), "it may be the cookie of this connection");
-        assert!(handshakes.judge(Some(6), after(2_000), || false), "it may have waited since then");
-        assert!(handshakes.judge(Some(6), after(2_001), || true), "this one, too; the next one has not");
-        assert!(!handshakes.judge(Some(6), after(2_002), || true));
-        assert!(handshakes.judge(Some(9), after(9_000), || true));
+        assert!(!handshakes.observe_count(Some(5), after(0), || true));
+        assert!(handshakes.observe_count(Some(6), after(1), || true), "a cookie was received");
+        assert!(handshakes.observe_count(Some(6), after(2), || true), "it may be the cookie of this connection");
+        assert!(handshakes.observe_count(Some(6), after(2_000), || false), "it may have waited since then");
+        assert!(handshakes.observe_count(Some(6), after(2_001), || true), "this one, too; the next one has not");
+        assert!(!handshakes.observe_count(Some(6), after(2_002), || true));
+        assert!(handshakes.observe_count(Some(9), after(9_000), || true));
     }
 
     #[test]

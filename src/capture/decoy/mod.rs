@@ -34,7 +34,7 @@ pub use socket::SharedListener;
 
 /// Maximum number of connections and datagrams per turn. At about 30 µs each, captured packets wait at most half a
 /// millisecond.
-const TURN: usize = 16;
+const MAX_PER_TURN: usize = 16;
 
 struct Decoy {
     socket: OwnedFd,
@@ -156,13 +156,13 @@ impl Decoys {
     /// If the system has no resources for another connection. The caller should wait before the next call.
     pub fn drain(&mut self, mut each: impl FnMut(Observation, SystemTime)) -> Result<(), Errno> {
         let Self { epoll, sockets, banner, watched, handshakes, .. } = self;
-        let mut places = [MaybeUninit::uninit(); TURN];
+        let mut places = [MaybeUninit::uninit(); MAX_PER_TURN];
         let (ready, _) = match epoll::wait(&*epoll, &mut places, Some(&Timespec::default())) {
             Err(Errno::INTR) => return Ok(()),
             result => result?,
         };
-        let share = TURN / ready.len().max(1);
-        let mut taken = [None; TURN];
+        let share = MAX_PER_TURN / ready.len().max(1);
+        let mut taken = [None; MAX_PER_TURN];
         let mut rest = taken.iter_mut();
         let mut result = Ok(());
         'turn: for event in ready.iter() {

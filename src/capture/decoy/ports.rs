@@ -9,7 +9,7 @@ use crate::config::{self, Config, Mode};
 use crate::types::{PortSet, Protocol};
 
 /// Descriptors reserved for other uses: netlink, capture and log sockets, and the connection that is being accepted.
-const RESERVE: u64 = 64;
+const RESERVED_DESCRIPTORS: u64 = 64;
 
 /// Decoy ports of both protocols.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -111,7 +111,7 @@ pub fn make_room(ports: u64) -> Result<(), DecoyError> {
     if current != maximum {
         setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum })?;
     }
-    let needed = ports + RESERVE;
+    let needed = ports + RESERVED_DESCRIPTORS;
     match maximum {
         Some(limit) if limit < needed => Err(DecoyError::Limit { ports, needed, limit }),
         _ => Ok(()),

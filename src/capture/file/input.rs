@@ -11,7 +11,7 @@ const CHUNK: usize = 256 * 1024;
 
 /// The latest time of a frame, in the year 9892. Later times come from broken files, and the end of a ban must stay
 /// printable (up to the year 9999).
-pub const LATEST: Duration = Duration::from_secs(250_000_000_000);
+pub const MAX_TIME: Duration = Duration::from_secs(250_000_000_000);
 
 /// The maximum length of a frame that is decoded: libpcap's MAXIMUM_SNAPLEN. A longer frame has a broken length field.
 pub(super) const LARGEST_FRAME: usize = 262_144;
@@ -25,7 +25,7 @@ pub(super) enum ByteOrder {
 }
 
 /// A frame, with the range of its bytes in the record of the input.
-pub(super) struct Found {
+pub(super) struct PacketBlock {
     pub(super) time: Duration,
     pub(super) link: i32,
     pub(super) bytes: Range<usize>,

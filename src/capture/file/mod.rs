@@ -15,8 +15,8 @@ use std::path::Path;
 use std::time::Duration;
 
 pub use error::FileError;
-pub use input::LATEST;
-use input::{Found, Input};
+pub use input::MAX_TIME;
+use input::{Input, PacketBlock};
 
 /// One captured frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -91,11 +91,11 @@ impl<R: Read> Reader<R> {
             Format::Pcap(dialect) => dialect.next(&mut self.input),
             Format::Pcapng(section) => section.next(&mut self.input),
         };
-        let Some(Found { time, link, bytes }) = found? else { return Ok(None) };
+        let Some(PacketBlock { time, link, bytes }) = found? else { return Ok(None) };
         self.input.packets += 1;
         let Input { packets: number, record, .. } = &self.input;
         let bytes = record.get(bytes).unwrap_or_default();
-        Ok(Some(Frame { number: *number, time: time.min(LATEST), link, bytes, end: self.input.end() }))
+        Ok(Some(Frame { number: *number, time: time.min(MAX_TIME), link, bytes, end: self.input.end() }))
     }
 }
 

@@ -4,7 +4,7 @@ use std::io::Read;
 use std::time::Duration;
 
 use super::error::FileError;
-use super::input::{ByteOrder, Fields, Found, Input, LARGEST_FRAME};
+use super::input::{ByteOrder, Fields, Input, LARGEST_FRAME, PacketBlock};
 use crate::wire::LinkType;
 
 /// The dialect of a pcap file.
@@ -50,7 +50,7 @@ impl Dialect {
     }
 
     #[inline]
-    pub(super) fn next<R: Read>(&self, input: &mut Input<R>) -> Result<Option<Found>, FileError> {
+    pub(super) fn next<R: Read>(&self, input: &mut Input<R>) -> Result<Option<PacketBlock>, FileError> {
         let Some(header) = input.next::<FRAME_HEADER>()? else { return Ok(None) };
         let mut fields = Fields { order: self.order, rest: &header };
         let (Some(seconds), Some(fraction), Some(captured)) = (fields.u32(), fields.u32(), fields.length()) else {
@@ -64,6 +64,6 @@ impl Dialect {
         input.read_to(self.frame_header + captured)?;
         let time =
             Duration::from_secs(seconds.into()) + Duration::from_nanos(u64::from(fraction) * u64::from(self.unit));
-        Ok(Some(Found { time, link: self.link, bytes: self.frame_header..self.frame_header + captured }))
+        Ok(Some(PacketBlock { time, link: self.link, bytes: self.frame_header..self.frame_header + captured }))
     }
 }

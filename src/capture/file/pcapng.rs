@@ -5,7 +5,7 @@ use std::io::Read;
 use std::time::Duration;
 
 use super::error::FileError;
-use super::input::{ByteOrder, Fields, Found, Input, LARGEST_FRAME, LATEST};
+use super::input::{ByteOrder, Fields, Input, LARGEST_FRAME, MAX_TIME, PacketBlock};
 
 /// The first four bytes of a section header block, the same in both byte orders.
 pub(super) const SECTION: [u8; 4] = [0x0a, 0x0d, 0x0d, 0x0a];
@@ -16,8 +16,8 @@ const SIMPLE_PACKET: u32 = 3;
 const ENHANCED_PACKET: u32 = 6;
 
 /// Length of the type and length fields before a block's body. The length is repeated after the body.
-const BEFORE: usize = 8;
-const AROUND: usize = BEFORE + 4;
+const BLOCK_HEADER_LEN: usize = 8;
+const BLOCK_OVERHEAD: usize = BLOCK_HEADER_LEN + 4;
 /// The maximum length of a block that is parsed: a frame and its options, which are usually comments.
 const LARGEST_BLOCK: usize = LARGEST_FRAME + (1 << 20);
 /// The maximum number of interfaces per section, far above any real machine.
@@ -27,13 +27,13 @@ const INTERFACES: usize = 65_536;
 #[derive(Debug, Default)]
 pub(super) struct Section {
     order: ByteOrder,
-    interfaces: Vec<Interface>,
+    interfaces: Vec<CaptureInterface>,
     /// Time of the last frame, used for frames without a time.
     time: Duration,
 }
 
 #[derive(Clone, Copy, Debug)]
-struct Interface {
+struct CaptureInterface {
     link: i32,
     /// Maximum captured length of a packet.
     snap: usize,
@@ -45,9 +45,9 @@ struct Interface {
 
 impl Section {
     /// Reads blocks until one contains a packet.
-    pub(super) fn next<R: Read>(&mut self, input: &mut Input<R>) -> Result<Option<Found>, FileError> {
+    pub(super) fn next<R: Read>(&mut self, input: &mut Input<R>) -> Result<Option<PacketBlock>, FileError> {
         loop {
-            let Some(header) = input.next::<AROUND>()? else { return Ok(None) };
+            let Some(header) = input.next::<BLOCK_OVERHEAD>()? else { return Ok(None) };
             let [k0, k1, k2, k3, l0, l1, l2, l3, magic @ ..] = header;
             let begins = [k0, k1, k2, k3] == SECTION;
             if begins {
@@ -60,7 +60,7 @@ impl Section {
             }
             let mut fields = Fields { order: self.order, rest: &header };
             let (Some(kind), Some(total)) = (fields.u32(), fields.length()) else { return Ok(None) };
-            if total < AROUND || !total.is_multiple_of(4) {
+            if total < BLOCK_OVERHEAD || !total.is_multiple_of(4) {
                 let what = format!("{total} is not a valid block length");
                 return Err(input.broken(what));
             }
@@ -80,7 +80,7 @@ impl Section {
             if !block.ends_with(&[l0, l1, l2, l3]) {
                 return Err(input.broken("the two length fields of a block differ"));
             }
-            let rest = block.get(BEFORE..total - 4).unwrap_or_default();
+            let rest = block.get(BLOCK_HEADER_LEN..total - 4).unwrap_or_default();
             let mut body = Fields { order: self.order, rest };
             let read = match kind {
                 INTERFACE => self.interface(&mut body).map(|()| None),
@@ -95,12 +95,12 @@ impl Section {
     }
 
     fn begin<R: Read>(&mut self, input: &mut Input<R>, total: usize) -> Result<(), FileError> {
-        const LEAST: usize = 28;
-        if total < LEAST {
+        const MIN_LEN: usize = 28;
+        if total < MIN_LEN {
             return Err(input.broken("a section header is too short"));
         }
-        input.read_to(LEAST)?;
-        let version = input.record.get(AROUND..).unwrap_or_default();
+        input.read_to(MIN_LEN)?;
+        let version = input.record.get(BLOCK_OVERHEAD..).unwrap_or_default();
         let major = Fields { order: self.order, rest: version }.u16().unwrap_or_default();
         if major != 1 {
             return Err(
@@ -120,7 +120,7 @@ impl Section {
         }
         // 0 means no limit.
         let snap = if snap == 0 { usize::MAX } else { snap };
-        let mut interface = Interface { link: link.into(), snap, units: 1_000_000, offset: 0 };
+        let mut interface = CaptureInterface { link: link.into(), snap, units: 1_000_000, offset: 0 };
         // An unreadable option ends the list of options. Times in the default unit are better than no times.
         while let (Some(kind @ 1..), Some(size)) = (body.u16(), body.u16()) {
             let size = usize::from(size);
@@ -145,7 +145,7 @@ impl Section {
 
     /// Parses an enhanced packet block, or the obsolete packet block. The latter has an interface number of 16 bits,
     /// and a drop count in the other 16.
-    fn packet(&self, body: &mut Fields, enhanced: bool) -> Result<Found, String> {
+    fn packet(&self, body: &mut Fields, enhanced: bool) -> Result<PacketBlock, String> {
         let mut read = || {
             let interface = match enhanced {
                 true => body.u32()?,
@@ -165,29 +165,29 @@ impl Section {
                 body.rest.len()
             ));
         }
-        let start = BEFORE + 20;
-        Ok(Found { time: from.time(ticks), link: from.link, bytes: start..start + captured })
+        let start = BLOCK_HEADER_LEN + 20;
+        Ok(PacketBlock { time: from.time(ticks), link: from.link, bytes: start..start + captured })
     }
 
     /// Parses a simple packet block: a packet of the first interface, without a time, cut at the interface's limit.
-    fn simple(&self, body: &mut Fields) -> Result<Found, String> {
+    fn simple(&self, body: &mut Fields) -> Result<PacketBlock, String> {
         let original = body.length().ok_or("a packet block is too short")?;
         let from = self.interfaces.first().ok_or("a packet comes before the first interface block")?;
         let captured = original.min(from.snap).min(body.rest.len());
-        let start = BEFORE + 4;
-        Ok(Found { time: self.time, link: from.link, bytes: start..start + captured })
+        let start = BLOCK_HEADER_LEN + 4;
+        Ok(PacketBlock { time: self.time, link: from.link, bytes: start..start + captured })
     }
 }
 
-impl Interface {
+impl CaptureInterface {
     fn time(&self, ticks: u64) -> Duration {
         let ticks = u128::from(ticks);
         let seconds = i128::try_from(ticks / self.units).unwrap_or(i128::MAX).saturating_add(self.offset.into());
-        let Ok(seconds) = u64::try_from(seconds.max(0)) else { return LATEST };
+        let Ok(seconds) = u64::try_from(seconds.max(0)) else { return MAX_TIME };
         // The fraction is less than one second, so it fits. If the multiplication overflows, the fraction is
         // negligible.
         let nanos = (ticks % self.units).checked_mul(1_000_000_000).map_or(0, |scaled| scaled / self.units);
-        Duration::new(seconds.min(LATEST.as_secs()), u32::try_from(nanos).unwrap_or(0))
+        Duration::new(seconds.min(MAX_TIME.as_secs()), u32::try_from(nanos).unwrap_or(0))
     }
 }
 

@@ -175,7 +175,7 @@ fn time_beyond_calendar_is_clamped() {
     for exponent in [0, 38, 0x7f, 0x80, 0xff] {
         let mut file = Bytes(Vec::new(), LITTLE);
         file.section().interface(1, 0, &[(9, &[exponent]), (14, &i64::MAX.to_le_bytes())]).enhanced(0, u64::MAX, b"x");
-        assert_eq!(whole(&file.0)[0].0, LATEST, "{exponent}");
+        assert_eq!(whole(&file.0)[0].0, MAX_TIME, "{exponent}");
     }
     let mut file = Bytes(Vec::new(), LITTLE);
     file.section().interface(1, 0, &[(14, &i64::MIN.to_le_bytes())]).enhanced(0, 5, b"x");
@@ -224,7 +224,7 @@ fn wrong_byte_causes_no_panic() {
                 let mut broken = file.clone();
                 broken[place] = value;
                 let (found, _) = frames(&broken);
-                assert!(found.len() <= 3 && found.iter().all(|(time, ..)| *time <= LATEST), "{place} {value}");
+                assert!(found.len() <= 3 && found.iter().all(|(time, ..)| *time <= MAX_TIME), "{place} {value}");
             }
         }
     }

@@ -12,7 +12,7 @@ use rustix::io::Errno;
 use crate::control::client::{ClientError, JOIN_GROUP};
 use crate::control::scoped_network::ScopedNetwork;
 use crate::enforce::nft::{BlockError, Remaining, Table};
-use crate::ledger::{Found, LedgerEntry, LedgerError, Reader};
+use crate::ledger::{LedgerEntry, LedgerError, Reader, Rows};
 use crate::types::{Backend, BanTarget, Expiry, Prefix, shared64};
 
 /// Maximum number of bans for which the kernel's sets are read, which takes a few seconds. The time grows with the
@@ -48,8 +48,8 @@ pub enum ListError {
 
 /// The bans found, unordered, and notes for the reader.
 #[derive(Debug)]
-pub struct Bans {
-    pub bans: Vec<Listed>,
+pub struct BanList {
+    pub bans: Vec<ListedBan>,
     /// True if the kernel was queried.
     pub kernel: bool,
     pub notes: Vec<String>,
@@ -57,7 +57,7 @@ pub struct Bans {
 
 /// A ban in force according to the kernel or the ledger.
 #[derive(Clone, Debug)]
-pub struct Listed {
+pub struct ListedBan {
     pub target: BanTarget,
     /// The ledger's entry; `None` if it has none.
     pub remembered: Option<LedgerEntry>,
@@ -74,7 +74,7 @@ pub enum KernelState {
     Blocked(Remaining),
 }
 
-impl Listed {
+impl ListedBan {
     /// Remaining time of the ban; the kernel's value takes precedence, because the kernel enforces the ban.
     pub fn left(&self, now: SystemTime) -> Expiry {
         match (self.kernel, &self.remembered) {
@@ -99,7 +99,7 @@ impl Listed {
 ///
 /// # Errors
 /// Neither the ledger nor the kernel can be read.
-pub(super) fn read(directory: &Path, asked: Option<ScopedNetwork>, now: SystemTime) -> Result<Bans, ListError> {
+pub(super) fn read(directory: &Path, asked: Option<ScopedNetwork>, now: SystemTime) -> Result<BanList, ListError> {
     match asked.map(|asked| (asked, BanTarget::of_prefix(asked.network))) {
         // A link-local address may have a ban on each link.
         Some((asked, Ok(target @ (BanTarget::V4(_) | BanTarget::V6(_))))) if !is_link_local(asked.network) => {
@@ -120,12 +120,12 @@ fn is_link_local(target: IpNet) -> bool {
 }
 
 /// The bans of one source, and of the networks around it. Reads neither the ledger nor the sets as a whole.
-fn one(directory: &Path, asked: IpNet, target: BanTarget, now: SystemTime) -> Result<Bans, ListError> {
+fn one(directory: &Path, asked: IpNet, target: BanTarget, now: SystemTime) -> Result<BanList, ListError> {
     let address = if asked.prefix_len() > target.prefix_len() { asked.addr() } else { target.element() };
     let around = (0..128).filter_map(|length| Prefix::containing(address, length)).map(BanTarget::Prefix);
     let targets: Vec<BanTarget> = std::iter::once(target).chain(around).collect();
     let remembered = Reader::read(directory, |reader| {
-        let mut found = Found { items: Vec::new(), unreadable: 0 };
+        let mut found = Rows { items: Vec::new(), unreadable: 0 };
         for target in &targets {
             let of = reader.bans_of(*target)?;
             found.unreadable += of.unreadable;
@@ -141,7 +141,7 @@ fn one(directory: &Path, asked: IpNet, target: BanTarget, now: SystemTime) -> Re
     join(remembered, elements, &mut kernel)
 }
 
-fn all(directory: &Path, now: SystemTime) -> Result<Bans, ListError> {
+fn all(directory: &Path, now: SystemTime) -> Result<BanList, ListError> {
     let mut kernel = Kernel::open();
     // Counted first, because reading a set of a million elements takes half a minute.
     let remembered = Reader::read(directory, |reader| reader.active(now));
@@ -163,10 +163,10 @@ pub(super) fn unreadable_note(rows: u64) -> Option<String> {
 
 /// Combines both; differing bans are queried again.
 fn join(
-    remembered: Result<Found<LedgerEntry>, LedgerError>,
+    remembered: Result<Rows<LedgerEntry>, LedgerError>,
     elements: Result<Vec<(BanTarget, Remaining)>, KernelError>,
     kernel: &mut Kernel,
-) -> Result<Bans, ListError> {
+) -> Result<BanList, ListError> {
     let mut notes = Vec::new();
     let remembered = match (remembered, &elements) {
         (Ok(found), _) => found,
@@ -179,7 +179,7 @@ fn join(
         }
         (Err(error), Ok(_)) => {
             notes.push(format!("listed from the kernel alone: {error}"));
-            Found { items: Vec::new(), unreadable: 0 }
+            Rows { items: Vec::new(), unreadable: 0 }
         }
     };
     notes.extend(unreadable_note(remembered.unreadable));
@@ -200,15 +200,15 @@ fn join(
             None if !asked || !needs_table(&entry) => KernelState::NotQueried,
             None => KernelState::Absent,
         };
-        Listed { target, remembered: Some(entry), kernel: state }
+        ListedBan { target, remembered: Some(entry), kernel: state }
     };
-    let mut bans: Vec<Listed> = remembered.items.into_iter().map(listed).collect();
-    bans.extend(elements.into_iter().map(|(target, left)| Listed {
+    let mut bans: Vec<ListedBan> = remembered.items.into_iter().map(listed).collect();
+    bans.extend(elements.into_iter().map(|(target, left)| ListedBan {
         target,
         remembered: None,
         kernel: KernelState::Blocked(left),
     }));
-    let disagree = |ban: &&mut Listed| ban.kernel == KernelState::Absent || ban.remembered.is_none();
+    let disagree = |ban: &&mut ListedBan| ban.kernel == KernelState::Absent || ban.remembered.is_none();
     for ban in bans.iter_mut().filter(disagree).take(MAX_RECHECKED) {
         if let Ok(left) = kernel.ask(|table| table.time_left(ban.target)) {
             ban.kernel = left.map_or(KernelState::Absent, KernelState::Blocked);
@@ -216,7 +216,7 @@ fn join(
     }
     // Neither of them has the ban now.
     bans.retain(|ban| ban.kernel != KernelState::Absent || ban.remembered.is_some());
-    Ok(Bans { bans, kernel: asked, notes })
+    Ok(BanList { bans, kernel: asked, notes })
 }
 
 /// Why the kernel's sets cannot be queried.

@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 use std::path::Path;
 
-use super::bans::{Bans, KernelState, ListError, Listed, unreadable_note};
+use super::bans::{BanList, KernelState, ListError, ListedBan, unreadable_note};
 use crate::control::ban_info::{BanInfo, BanPage};
 use crate::control::client::{Client, ClientError};
 use crate::control::fleet_info::{FleetBan, FleetBans};
@@ -19,14 +19,14 @@ const NOTE: &str = "listed from the ledger by the running daemon: this user cann
 const MAX_ANSWERS: usize = 16_384;
 
 /// The bans in force according to the daemon at `socket`, or those that overlap `asked`.
-pub(super) fn read(socket: &Path, asked: Option<ScopedNetwork>) -> Result<Bans, ListError> {
+pub(super) fn read(socket: &Path, asked: Option<ScopedNetwork>) -> Result<BanList, ListError> {
     let mut client = Client::connect(socket).map_err(|error| match error {
         ClientError::NotPermitted(path) => ListError::NoAccess(path),
         ClientError::NotRunning(_) => ListError::Forbidden,
         other => ListError::Daemon(other),
     })?;
     // A ban that is renewed meanwhile is on two pages.
-    let mut bans: HashMap<BanTarget, Listed> = HashMap::new();
+    let mut bans: HashMap<BanTarget, ListedBan> = HashMap::new();
     let (mut unreadable, mut after) = (0, None);
     for _ in 0..MAX_ANSWERS {
         let Answer::Bans(BanPage { bans: page, unreadable: rows, next }) =
@@ -39,7 +39,7 @@ pub(super) fn read(socket: &Path, asked: Option<ScopedNetwork>) -> Result<Bans, 
             match ban.and_then(BanInfo::into_entry) {
                 Some(entry) if asked.is_none_or(|asked| asked.overlaps(entry.ban.target)) => {
                     let target = entry.ban.target;
-                    bans.insert(target, Listed { target, remembered: Some(entry), kernel: KernelState::NotQueried });
+                    bans.insert(target, ListedBan { target, remembered: Some(entry), kernel: KernelState::NotQueried });
                 }
                 Some(_) => {}
                 None => unreadable += 1,
@@ -52,7 +52,7 @@ pub(super) fn read(socket: &Path, asked: Option<ScopedNetwork>) -> Result<Bans, 
     }
     let mut notes = vec![NOTE.to_owned()];
     notes.extend(unreadable_note(unreadable));
-    Ok(Bans { bans: bans.into_values().collect(), kernel: false, notes })
+    Ok(BanList { bans: bans.into_values().collect(), kernel: false, notes })
 }
 
 /// The reported targets, all or those that overlap `target`; `None` if no daemon answers, or this host is not in a

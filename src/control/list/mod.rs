@@ -20,7 +20,7 @@ use serde::Serialize;
 use serde_json::{Value, json};
 
 use bans::unreadable_note;
-pub use bans::{Bans, KernelState, ListError, Listed};
+pub use bans::{BanList, KernelState, ListError, ListedBan};
 
 pub(super) use table::shortened;
 
@@ -32,7 +32,7 @@ use super::print;
 use super::scoped_network::ScopedNetwork;
 use crate::clock::WallTime;
 use crate::events::json::PortRecord;
-use crate::ledger::{Found, Logged, Reader, logged};
+use crate::ledger::{Logged, Reader, Rows, logged};
 use crate::types::to_line;
 
 #[derive(Args, Clone, Debug, PartialEq, Eq)]
@@ -115,7 +115,7 @@ pub fn read(
     socket: Option<&Path>,
     asked: Option<ScopedNetwork>,
     now: SystemTime,
-) -> Result<Bans, ListError> {
+) -> Result<BanList, ListError> {
     match (bans::read(directory, asked, now), socket) {
         (Err(ListError::Forbidden), Some(socket)) => daemon::read(socket, asked),
         (result, _) => result,
@@ -135,7 +135,7 @@ pub fn run(options: &ListOptions, out: &mut impl Write) -> Result<Vec<String>, L
     let directory = options.directory(&mut notes);
     // The ledger of another directory is not the daemon's.
     let socket = options.state_dir.is_none().then_some(options.socket.as_path());
-    let Bans { mut bans, kernel, notes: more } = read(&directory, socket, options.target, now)?;
+    let BanList { mut bans, kernel, notes: more } = read(&directory, socket, options.target, now)?;
     notes.extend(more);
     if let Some(since) = options.since {
         let begin = now.checked_sub(since).unwrap_or(SystemTime::UNIX_EPOCH);
@@ -147,7 +147,7 @@ pub fn run(options: &ListOptions, out: &mut impl Write) -> Result<Vec<String>, L
     }
     sort(&mut bans, options.sort, now);
     let fleet = daemon::reports(&options.socket, options.target);
-    let names = options.names.then(|| names::look_up(bans.iter().filter_map(Listed::source).collect(), &mut notes));
+    let names = options.names.then(|| names::look_up(bans.iter().filter_map(ListedBan::source).collect(), &mut notes));
     let text = if options.json {
         let bans = bans.iter().map(|ban| info(ban, names.as_ref(), now)).collect();
         let document = Document { time: WallTime(now), kernel, notes: &notes, bans, fleet };
@@ -168,7 +168,7 @@ pub fn run(options: &ListOptions, out: &mut impl Write) -> Result<Vec<String>, L
 fn run_would_block(options: &ListOptions, now: SystemTime, out: &mut impl Write) -> Result<Vec<String>, ListError> {
     // No note without a daemon: the list is complete anyway, because it is about the past.
     let directory = options.directory(&mut Vec::new());
-    let Found { mut items, unreadable } = Reader::read(&directory, logged::all)?;
+    let Rows { mut items, unreadable } = Reader::read(&directory, logged::all)?;
     items.retain(|logged| {
         let wanted = options.target.is_none_or(|target| target.overlaps(logged.target));
         let begin = options.since.and_then(|since| now.checked_sub(since));
@@ -193,10 +193,10 @@ fn in_locale(table: String) -> String {
 }
 
 /// Sorts the bans in this order, then by address.
-fn sort(bans: &mut [Listed], order: SortOrder, now: SystemTime) {
-    let span = |ban: &Listed| ban.left(now).span().unwrap_or(Duration::MAX);
-    let since = |ban: &Listed| ban.remembered.as_ref().map(|entry| entry.ban.since);
-    let hits = |ban: &Listed| ban.remembered.as_ref().map(|entry| (entry.strikes, entry.ban.probes));
+fn sort(bans: &mut [ListedBan], order: SortOrder, now: SystemTime) {
+    let span = |ban: &ListedBan| ban.left(now).span().unwrap_or(Duration::MAX);
+    let since = |ban: &ListedBan| ban.remembered.as_ref().map(|entry| entry.ban.since);
+    let hits = |ban: &ListedBan| ban.remembered.as_ref().map(|entry| (entry.strikes, entry.ban.probes));
     match order {
         SortOrder::Expires => bans.sort_by_cached_key(|ban| (span(ban), ban.target)),
         SortOrder::Since => bans.sort_by_cached_key(|ban| (Reverse(since(ban)), ban.target)),
@@ -231,7 +231,7 @@ fn would_block(logged: &Logged) -> Value {
 }
 
 /// The ban as JSON.
-fn info(listed: &Listed, names: Option<&HashMap<IpAddr, String>>, now: SystemTime) -> BanInfo {
+fn info(listed: &ListedBan, names: Option<&HashMap<IpAddr, String>>, now: SystemTime) -> BanInfo {
     BanInfo {
         in_kernel: match listed.kernel {
             KernelState::NotQueried => None,

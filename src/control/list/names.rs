@@ -10,7 +10,7 @@ use std::time::Duration;
 use crate::host::lookup::{look_up_all, name_of};
 
 /// Timeout for all look-ups together.
-const TIMEOUT: Duration = Duration::from_secs(4);
+const LOOKUP_TIMEOUT: Duration = Duration::from_secs(4);
 
 /// Maximum number of concurrent look-ups.
 const MAX_CONCURRENT: usize = 32;
@@ -23,7 +23,7 @@ const MAX_NAME_LEN: usize = 253;
 
 /// The names of these addresses that name servers return in time; a note reports the number of missing ones.
 pub(super) fn look_up(addresses: BTreeSet<IpAddr>, notes: &mut Vec<String>) -> HashMap<IpAddr, String> {
-    look_up_with(addresses, notes, TIMEOUT, name_of)
+    look_up_with(addresses, notes, LOOKUP_TIMEOUT, name_of)
 }
 
 fn look_up_with(
@@ -47,11 +47,11 @@ fn look_up_with(
         let limit = humantime::format_duration(limit);
         notes.push(format!("addresses for which no name server answered within {limit}: {missing}"));
     }
-    answers.into_iter().filter_map(|(address, name)| Some((address, plain(&name?, address)?))).collect()
+    answers.into_iter().filter_map(|(address, name)| Some((address, printable_name(&name?, address)?))).collect()
 }
 
 /// `name` in a displayable form; `None` if it is empty or an address.
-fn plain(name: &str, address: IpAddr) -> Option<String> {
+fn printable_name(name: &str, address: IpAddr) -> Option<String> {
     let name = name.trim_end_matches('.');
     if name.is_empty() || name.parse::<IpAddr>().is_ok() || name == address.to_string() {
         return None;
@@ -74,7 +74,7 @@ mod tests {
     #[test]
     fn name_cannot_control_terminal() {
         let address = IpAddr::from([192, 0, 2, 7]);
-        let shown = |name: &str| plain(name, address);
+        let shown = |name: &str| printable_name(name, address);
         assert_eq!(shown("Mail.Example.ORG.").as_deref(), Some("mail.example.org"));
         assert_eq!(shown("\u{1b}[2Ja_b\n\u{202e}x").as_deref(), Some("??2ja?b??x"));
         for none in ["", ".", "192.0.2.7", "198.51.100.1", "::1"] {
@@ -104,7 +104,7 @@ mod tests {
     #[test]
     fn empty_list_needs_no_lookup() {
         let mut notes = Vec::new();
-        assert!(look_up_with(BTreeSet::new(), &mut notes, TIMEOUT, |_| None).is_empty());
+        assert!(look_up_with(BTreeSet::new(), &mut notes, LOOKUP_TIMEOUT, |_| None).is_empty());
         assert!(notes.is_empty());
     }
 }

@@ -7,7 +7,7 @@ use std::net::IpAddr;
 use std::time::SystemTime;
 
 use super::super::format::compact_ports;
-use super::bans::{KernelState, Listed};
+use super::bans::{KernelState, ListedBan};
 use crate::engine::Grade;
 use crate::ledger::{BanAuthor, BanRecord, LedgerEntry, Logged};
 use crate::types::printable::masked;
@@ -27,8 +27,13 @@ struct Column {
 }
 
 /// The table of `bans` for a terminal of `width` columns, with names if given.
-pub(super) fn text(bans: &[Listed], names: Option<&HashMap<IpAddr, String>>, width: usize, now: SystemTime) -> String {
-    let marks: Vec<char> = bans.iter().map(mark).collect();
+pub(super) fn text(
+    bans: &[ListedBan],
+    names: Option<&HashMap<IpAddr, String>>,
+    width: usize,
+    now: SystemTime,
+) -> String {
+    let marks: Vec<char> = bans.iter().map(status_symbol).collect();
     let mut out = render(columns(bans, names, now), &marks, width);
     let kinds = [
         (NOT_HELD, "in the ledger, but not in the kernel: not blocked now"),
@@ -68,7 +73,7 @@ fn render(mut columns: Vec<Column>, marks: &[char], width: usize) -> String {
 const NOT_HELD: char = '!';
 const UNKNOWN: char = '?';
 
-fn mark(ban: &Listed) -> char {
+fn status_symbol(ban: &ListedBan) -> char {
     match (ban.kernel, &ban.remembered) {
         (KernelState::Absent, _) => NOT_HELD,
         (_, None) => UNKNOWN,
@@ -82,14 +87,14 @@ fn column<R>(rows: &[R], head: &'static str, least: usize, right: bool, cell: im
 }
 
 /// In the order on the screen.
-fn columns(bans: &[Listed], names: Option<&HashMap<IpAddr, String>>, now: SystemTime) -> Vec<Column> {
+fn columns(bans: &[ListedBan], names: Option<&HashMap<IpAddr, String>>, now: SystemTime) -> Vec<Column> {
     // A column of the ledger, in which a ban that only the kernel has shows `unknown`.
     let of_ledger = |head, least, right, unknown: &str, cell: &dyn Fn(&LedgerEntry) -> String| {
         column(bans, head, least, right, |ban| ban.remembered.as_ref().map_or_else(|| unknown.to_owned(), cell))
     };
     let mut columns = vec![column(bans, "ADDRESS", usize::MAX, false, |ban| ban.target.to_string())];
     if let Some(names) = names {
-        let name = |ban: &Listed| ban.source().and_then(|source| names.get(&source)).cloned();
+        let name = |ban: &ListedBan| ban.source().and_then(|source| names.get(&source)).cloned();
         columns.push(column(bans, "NAME", 12, false, |ban| name(ban).unwrap_or_else(|| "-".to_owned())));
     }
     let evidence = |entry: &LedgerEntry| entry.ban.grade.map_or("-", Grade::key).to_owned();
@@ -197,7 +202,7 @@ mod tests {
         UNIX_EPOCH + Duration::from_secs(1_795_242_733)
     }
 
-    fn listed(text: &str, author: BanAuthor, kernel: KernelState) -> Listed {
+    fn listed(text: &str, author: BanAuthor, kernel: KernelState) -> ListedBan {
         let target: BanTarget = text.parse().unwrap();
         let since = now() - Duration::from_secs(3_900);
         let mut ban =
@@ -207,17 +212,17 @@ mod tests {
             ban.grade = Some(Grade::Forgeable);
             ban.ports = vec![(Protocol::Tcp, 23), (Protocol::Tcp, 8080), (Protocol::Tcp, 5900), (Protocol::Udp, 53)];
         }
-        Listed { target, remembered: Some(LedgerEntry { ban, strikes: 2, ended: None }), kernel }
+        ListedBan { target, remembered: Some(LedgerEntry { ban, strikes: 2, ended: None }), kernel }
     }
 
-    fn some() -> Vec<Listed> {
+    fn some() -> Vec<ListedBan> {
         let left = |seconds| KernelState::Blocked(Some(Duration::from_secs(seconds)));
         let mut bans = vec![
             listed("203.0.113.77", BanAuthor::Detector, left(82_500)),
             listed("2001:db8:1:2::/64", BanAuthor::Operator, left(45)),
             listed("198.51.100.0/24", BanAuthor::Detector, KernelState::Absent),
         ];
-        bans.push(Listed { remembered: None, ..listed("192.0.2.9", BanAuthor::Import, KernelState::Blocked(None)) });
+        bans.push(ListedBan { remembered: None, ..listed("192.0.2.9", BanAuthor::Import, KernelState::Blocked(None)) });
         bans
     }
 

@@ -11,7 +11,7 @@ use ratatui::widgets::{
     Block, Borders, Clear, HighlightSpacing, Padding, Paragraph, RenderDirection, Row, Sparkline, Table, TableState,
 };
 
-use super::poller::Ban;
+use super::poller::BanRow;
 use super::top_counts::TopCounts;
 use super::view::{Mode, View, clock};
 use crate::control::list::shortened;
@@ -179,7 +179,7 @@ fn bans(frame: &mut Frame<'_>, area: Rect, view: &View) {
     let rows = usize::from(area.height).saturating_sub(2);
     let selected = view.selected();
     let offset = selected.map_or(0, |at| (at + 1).saturating_sub(rows.max(1)));
-    let visible: Vec<&Ban> = view.bans().skip(offset).take(rows).collect();
+    let visible: Vec<&BanRow> = view.bans().skip(offset).take(rows).collect();
     let widths = column_widths(&visible, area.width);
     let row = |cells: [&str; 5]| {
         let cells = cells.into_iter().zip(widths).zip([false, true, false, true, false]);
@@ -209,8 +209,8 @@ const GAP: u16 = 2;
 
 /// Widths of the columns in screen order; 0 if omitted. They get room by importance: address with its mark, time,
 /// reason, ports, number of bans.
-fn column_widths(bans: &[&Ban], width: u16) -> [u16; 5] {
-    let longest = |text: fn(&Ban) -> &str| {
+fn column_widths(bans: &[&BanRow], width: u16) -> [u16; 5] {
+    let longest = |text: fn(&BanRow) -> &str| {
         let longest = bans.iter().map(|ban| text(ban).chars().count()).max().unwrap_or(0);
         u16::try_from(longest).unwrap_or(u16::MAX)
     };

@@ -98,7 +98,7 @@ pub fn run(options: &WatchOptions) -> Result<(), WatchError> {
                 _ => {}
             }
         }
-        if absorb(&poller.messages, &mut view)? {
+        if apply_messages(&poller.messages, &mut view)? {
             break;
         }
         if poller.threads.iter().any(JoinHandle::is_finished) {
@@ -124,11 +124,11 @@ fn end_with_terminal() {
 }
 
 /// Applies pending messages; true if a signal ends the view.
-fn absorb(messages: &Receiver<Message>, view: &mut View) -> Result<bool, WatchError> {
+fn apply_messages(messages: &Receiver<Message>, view: &mut View) -> Result<bool, WatchError> {
     for _ in 0..MAX_MESSAGES {
         match messages.try_recv() {
             Ok(Message::End) => return Ok(true),
-            Ok(message) => view.absorb(message),
+            Ok(message) => view.apply(message),
             Err(TryRecvError::Empty) => return Ok(false),
             Err(TryRecvError::Disconnected) => return Err(WatchError::Threads),
         }

@@ -12,7 +12,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use crate::control::client::{Client, ClientError};
 use crate::control::format::compact_ports;
-use crate::control::list::{self, KernelState, Listed};
+use crate::control::list::{self, KernelState, ListedBan};
 use crate::control::protocol::{Answer, Request};
 use crate::control::status::Status;
 use crate::events::json::EventRecord;
@@ -23,7 +23,7 @@ const POLL_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Interval at which bans are read; longer if reading is slow, so that it takes at most a twentieth of the time.
 const BANS_INTERVAL: Duration = Duration::from_secs(5);
-const SHARE: u32 = 20;
+const MAX_LOAD_DIVISOR: u32 = 20;
 
 /// Maximum number of bans shown: those that expire first.
 const MAX_BANS: usize = 10_000;
@@ -34,7 +34,7 @@ const MAX_PENDING: usize = 4_096;
 
 /// A ban in the view.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Ban {
+pub(super) struct BanRow {
     pub(super) target: String,
     pub(super) class: String,
     pub(super) ports: String,
@@ -45,8 +45,8 @@ pub(super) struct Ban {
     pub(super) lacking: bool,
 }
 
-impl Ban {
-    pub(super) fn new(listed: &Listed, now: SystemTime) -> Self {
+impl BanRow {
+    pub(super) fn new(listed: &ListedBan, now: SystemTime) -> Self {
         let entry = listed.remembered.as_ref();
         let ban = entry.map(|entry| &entry.ban);
         let class = match ban.map(|ban| (ban.class, ban.author)) {
@@ -83,7 +83,7 @@ pub(super) enum Message {
     Status(Box<Status>),
     Event(Box<EventRecord>),
     /// The bans in force, and their total number.
-    Bans(Vec<Ban>, usize),
+    Bans(Vec<BanRow>, usize),
     /// A note about the bans.
     Note(String),
     Answer(Request, Result<Answer, String>),
@@ -176,8 +176,8 @@ fn bans(socket: &Path, directories: &Receiver<PathBuf>, out: &SyncSender<Message
         let note = match list::read(&directory, Some(socket), None, now) {
             Ok(found) => {
                 let all = found.bans.len();
-                let mut bans: Vec<Ban> = found.bans.iter().map(|listed| Ban::new(listed, now)).collect();
-                bans.sort_by(Ban::order);
+                let mut bans: Vec<BanRow> = found.bans.iter().map(|listed| BanRow::new(listed, now)).collect();
+                bans.sort_by(BanRow::order);
                 bans.truncate(MAX_BANS);
                 if out.send(Message::Bans(bans, all)).is_err() {
                     return;
@@ -191,7 +191,7 @@ fn bans(socket: &Path, directories: &Receiver<PathBuf>, out: &SyncSender<Message
         {
             return;
         }
-        thread::sleep(BANS_INTERVAL.max(begin.elapsed().saturating_mul(SHARE)));
+        thread::sleep(BANS_INTERVAL.max(begin.elapsed().saturating_mul(MAX_LOAD_DIVISOR)));
     }
 }
 

@@ -11,9 +11,9 @@ use ratatui::style::{Color, Modifier};
 use serde_json::{Value, json};
 
 use super::draw::{Look, draw};
-use super::poller::{Ban, Message};
+use super::poller::{BanRow, Message};
 use super::view::{Action, Mode, View};
-use crate::control::address_info::{AddressInfo, Ended, PastBan, VerdictEnd};
+use crate::control::address_info::{AddressInfo, EndedBanInfo, PastBan, VerdictEnd};
 use crate::control::protocol::{Answer, Request};
 use crate::control::status::{BanCounts, PacketCounts, Status};
 use crate::engine::Class;
@@ -42,9 +42,9 @@ fn status(second: u64, packets: u64, probes: u64, bans: u64) -> Message {
     }))
 }
 
-fn ban(target: &str, class: &str, ports: &str, left: Option<u64>) -> Ban {
+fn ban(target: &str, class: &str, ports: &str, left: Option<u64>) -> BanRow {
     let [target, class, ports] = [target, class, ports].map(str::to_owned);
-    Ban { target, class, ports, strikes: 0, until: left.map(at), lacking: false }
+    BanRow { target, class, ports, strikes: 0, until: left.map(at), lacking: false }
 }
 
 fn event(second: u64, kind: &str, source: &str, port: u16, rest: Value) -> Message {
@@ -73,21 +73,21 @@ fn scene() -> View {
     let mut view = View::new(now());
     for second in 0..12 {
         view.tick(at(second));
-        view.absorb(status(second, 1_000 + second * 1_234, 10 + second * (second % 4), 3 + second / 4));
+        view.apply(status(second, 1_000 + second * 1_234, 10 + second * (second % 4), 3 + second / 4));
     }
     let bans = vec![
         ban("203.0.113.77", "syn", "tcp/23,8080,5900", Some(600)),
-        Ban { strikes: 3, ..ban("198.51.100.9", "null", "tcp/22", Some(7_200)) },
-        Ban { lacking: true, ..ban("2001:db8:1234:5678::/64", "syn", "tcp/3389,445,1433,6379", Some(86_000)) },
+        BanRow { strikes: 3, ..ban("198.51.100.9", "null", "tcp/22", Some(7_200)) },
+        BanRow { lacking: true, ..ban("2001:db8:1234:5678::/64", "syn", "tcp/3389,445,1433,6379", Some(86_000)) },
         ban("198.51.100.0/24", "by hand", "", None),
     ];
-    view.absorb(Message::Bans(bans, 4));
+    view.apply(Message::Bans(bans, 4));
     for second in 0..9 {
-        view.absorb(event(second, "probe", "192.0.2.200", 23, json!({"distinct_ports": 1})));
+        view.apply(event(second, "probe", "192.0.2.200", 23, json!({"distinct_ports": 1})));
     }
-    view.absorb(event(9, "probe", "2001:db8:1234:5678::1", 3389, json!({"distinct_ports": 2})));
-    view.absorb(block(10, "192.0.2.200", 8080, "2026-11-22T06:32:23.000000Z"));
-    view.absorb(received(
+    view.apply(event(9, "probe", "2001:db8:1234:5678::1", 3389, json!({"distinct_ports": 2})));
+    view.apply(block(10, "192.0.2.200", 8080, "2026-11-22T06:32:23.000000Z"));
+    view.apply(received(
         json!({"event": "note", "time": "2026-11-21T06:32:24.000000Z", "reason": "the table was missing"}),
     ));
     view
@@ -157,7 +157,7 @@ fn rates_are_those_of_last_minute() {
         // Nothing in the first minute; then 600 packets, 60 probes and 6 bans in total.
         let late = second.max(60) - 60;
         view.tick(at(second));
-        view.absorb(status(second, late * 10, late, late / 10));
+        view.apply(status(second, late * 10, late, late / 10));
     }
     assert_eq!(view.rates(), Some([10.0, 1.0, 6.0]));
 }
@@ -187,7 +187,7 @@ fn screens_match_their_files() {
         author: BanAuthor::Detector,
         note: None,
         strikes: 1,
-        ended: Some(Ended { at: "2026-11-21T06:32:13Z".parse().unwrap(), how: "expired".to_owned() }),
+        ended: Some(EndedBanInfo { at: "2026-11-21T06:32:13Z".parse().unwrap(), how: "expired".to_owned() }),
     };
     let expires = "2026-11-21T06:42:13Z".parse().unwrap();
     let info = AddressInfo {
@@ -199,7 +199,7 @@ fn screens_match_their_files() {
         history: Some(vec![ban]),
         ..AddressInfo::default()
     };
-    view.absorb(Message::Answer(Request::Explain { address }, Ok(Answer::Explained(Box::new(info)))));
+    view.apply(Message::Answer(Request::Explain { address }, Ok(Answer::Explained(Box::new(info)))));
     assert_matches_file("explain-80x24.txt", &screen(&view, 80, 24));
     assert_matches_file("explain-40x20.txt", &screen(&view, 40, 20));
     view.press(Key::Esc);
@@ -207,7 +207,7 @@ fn screens_match_their_files() {
     assert_matches_file("filter-80x24.txt", &screen(&view, 80, 24));
     let mut fresh = View::new(now());
     assert_matches_file("fresh-80x24.txt", &screen(&fresh, 80, 24));
-    fresh.absorb(Message::Lost(
+    fresh.apply(Message::Lost(
         "portsentry is not running: no daemon answers at /run/portsentry/portsentry.sock".to_owned(),
     ));
     assert_matches_file("lost-40x20.txt", &screen(&fresh, 40, 20));
@@ -314,17 +314,17 @@ fn selection_stays_with_its_ban() {
     view.press(Key::Char('j'));
     view.press(Key::Char('j'));
     assert_eq!(view.selected(), Some(1), "198.51.100.9");
-    view.absorb(block(12, "192.0.2.5", 21, "2026-11-21T06:33:00Z"));
+    view.apply(block(12, "192.0.2.5", 21, "2026-11-21T06:33:00Z"));
     assert_eq!(view.bans().next().unwrap().target, "192.0.2.5", "the next to expire comes first");
     assert_eq!(view.selected(), Some(2));
     view.tick(at(700));
     assert_eq!(view.bans().count(), 4, "two have expired");
     assert_eq!(view.selected(), Some(0));
-    view.absorb(event(12, "unblock", "198.51.100.9", 22, json!({})));
+    view.apply(event(12, "unblock", "198.51.100.9", 22, json!({})));
     assert_eq!((view.bans().count(), view.selected()), (3, None));
-    view.absorb(event(12, "expire", "nobody", 22, json!({})));
+    view.apply(event(12, "expire", "nobody", 22, json!({})));
     assert_eq!((view.bans().count(), view.all), (3, 3));
-    view.absorb(Message::Bans(Vec::new(), 0));
+    view.apply(Message::Bans(Vec::new(), 0));
     assert_eq!((view.bans().count(), view.press(Key::Down), view.selected()), (0, None, None));
 }
 
@@ -334,12 +334,12 @@ fn events_during_pause_appear_afterwards() {
     let before = (view.events.clone(), view.bans().cloned().collect::<Vec<_>>());
     view.press(Key::Char('p'));
     for second in 0..5 {
-        view.absorb(block(second, "192.0.2.66", 21, "never"));
+        view.apply(block(second, "192.0.2.66", 21, "never"));
     }
     view.tick(at(100_000));
     assert_eq!((view.events.clone(), view.bans().cloned().collect::<Vec<_>>()), before);
     assert!(screen(&view, 80, 24).contains("PAUSED, 5 new"));
-    (0..10_000).for_each(|_| view.absorb(event(5, "probe", "192.0.2.67", 21, json!({}))));
+    (0..10_000).for_each(|_| view.apply(event(5, "probe", "192.0.2.67", 21, json!({}))));
     assert_eq!(view.waiting(), 10_005);
     view.press(Key::Char('p'));
     assert!(view.events.iter().any(|line| line.text.contains("are not shown")) || view.events.len() == 500);
@@ -352,13 +352,13 @@ fn rates_restart_with_daemon() {
     assert_eq!(view.rates(), None);
     for second in 0..100 {
         view.tick(at(second));
-        view.absorb(status(second, second * 100, second * 2, second));
+        view.apply(status(second, second * 100, second * 2, second));
     }
     let [packets, probes, bans] = view.rates().unwrap();
     assert_eq!([packets.round(), probes.round(), bans.round()], [100.0, 2.0, 60.0]);
     assert_eq!(view.probes(), vec![2; 60]);
     view.tick(at(101));
-    view.absorb(status(0, 5, 0, 0));
+    view.apply(status(0, 5, 0, 0));
     assert_eq!(view.rates(), None, "another daemon");
 }
 
@@ -366,20 +366,20 @@ fn rates_restart_with_daemon() {
 fn attacker_text_is_escaped_for_terminal() {
     let mut view = View::new(now());
     let evil = "\u{1b}[2J\u{7}\u{202e}\u{9b}31mred\n";
-    view.absorb(event(0, evil, evil, 23, json!({"reason": evil, "class": evil, "subject": evil, "time": evil})));
+    view.apply(event(0, evil, evil, 23, json!({"reason": evil, "class": evil, "subject": evil, "time": evil})));
     let times = json!({"event": "block", "time": "x", "subject": evil, "expires": "never", "ports": [{"proto": evil, "port": 1, "class": evil}]});
-    view.absorb(received(times));
-    view.absorb(Message::Answer(Request::Confirm, Err(evil.to_owned())));
+    view.apply(received(times));
+    view.apply(Message::Answer(Request::Confirm, Err(evil.to_owned())));
     let info = AddressInfo { address: evil.to_owned(), ..AddressInfo::default() };
     let explained = Answer::Explained(Box::new(info));
-    view.absorb(Message::Answer(Request::Explain { address: evil.to_owned() }, Ok(explained)));
+    view.apply(Message::Answer(Request::Explain { address: evil.to_owned() }, Ok(explained)));
     let painted = screen(&view, 80, 24);
     assert!(!painted.chars().any(|c| c != '\n' && c.is_control() || c == '\u{202e}'), "{painted:?}");
     // Lines that are no JSON object, or another object, must not end the view.
     for value in [json!(null), json!([]), json!("x"), json!({"event": 5, "ports": 7, "time": "äöüäöüäöüäöüäöü"})]
     {
         if let Ok(event) = serde_json::from_value(value) {
-            view.absorb(Message::Event(Box::new(event)));
+            view.apply(Message::Event(Box::new(event)));
         }
     }
     screen(&view, 80, 24);
@@ -390,7 +390,7 @@ fn events_and_kinds_are_bounded() {
     let mut view = View::new(now());
     for number in 0..20_000_u32 {
         let source = std::net::Ipv4Addr::from_bits(number).to_string();
-        view.absorb(event(0, "probe", &source, u16::try_from(number % 60_000).unwrap(), json!({})));
+        view.apply(event(0, "probe", &source, u16::try_from(number % 60_000).unwrap(), json!({})));
     }
     assert_eq!(view.events.len(), 500);
     assert!(view.sources.top(100_000).len() <= 4_096 && view.ports.top(100_000).len() <= 4_096);

@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime};
 
 use ratatui::crossterm::event::{KeyCode, KeyEvent, KeyModifiers};
 
-use super::poller::{Ban, Message};
+use super::poller::{BanRow, Message};
 use super::top_counts::TopCounts;
 use crate::clock::{BanEnd, WallTime};
 use crate::control::format::compact_ports;
@@ -40,7 +40,7 @@ const MAX_TEXT_LEN: usize = 400;
 
 /// An event on the screen.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Line {
+pub(super) struct EventRow {
     /// "06:32:13".
     pub(super) time: String,
     pub(super) kind: String,
@@ -69,7 +69,7 @@ pub(super) enum Mode {
 
 /// The daemon's counters at one moment.
 #[derive(Clone, Copy, Debug)]
-struct Sample {
+struct CounterSample {
     at: SystemTime,
     packets: u64,
     probes: u64,
@@ -83,7 +83,7 @@ pub(super) struct View {
     pub(super) status: Option<Box<Status>>,
     /// The error while the daemon cannot be reached.
     pub(super) lost: Option<String>,
-    pub(super) events: VecDeque<Line>,
+    pub(super) events: VecDeque<EventRow>,
     pub(super) ports: TopCounts,
     pub(super) sources: TopCounts,
     pub(super) paused: bool,
@@ -95,12 +95,12 @@ pub(super) struct View {
     pub(super) all: usize,
     /// False while only bans that began recently are known.
     pub(super) known: bool,
-    bans: Vec<Ban>,
+    bans: Vec<BanRow>,
     selected: Option<String>,
-    held: VecDeque<Message>,
+    buffered: VecDeque<Message>,
     /// Number of messages dropped while the view was paused.
     skipped: usize,
-    samples: VecDeque<Sample>,
+    samples: VecDeque<CounterSample>,
     /// True if the view has changed since it was drawn.
     pub(super) changed: bool,
 }
@@ -123,7 +123,7 @@ impl View {
             known: false,
             bans: Vec::new(),
             selected: None,
-            held: VecDeque::new(),
+            buffered: VecDeque::new(),
             skipped: 0,
             samples: VecDeque::new(),
             changed: true,
@@ -143,14 +143,14 @@ impl View {
         }
     }
 
-    fn keep_bans(&mut self, keep: impl FnMut(&Ban) -> bool) {
+    fn keep_bans(&mut self, keep: impl FnMut(&BanRow) -> bool) {
         let before = self.bans.len();
         self.bans.retain(keep);
         self.all = self.all.saturating_sub(before - self.bans.len());
     }
 
     /// The bans that match the filter.
-    pub(super) fn bans(&self) -> impl Iterator<Item = &Ban> {
+    pub(super) fn bans(&self) -> impl Iterator<Item = &BanRow> {
         self.bans.iter().filter(|ban| matches(&self.filter, &[&ban.target, &ban.class, &ban.ports]))
     }
 
@@ -162,17 +162,17 @@ impl View {
 
     /// Number of messages held while the view is paused.
     pub(super) fn waiting(&self) -> usize {
-        self.held.len() + self.skipped
+        self.buffered.len() + self.skipped
     }
 
     /// Packets per second, probes per second and bans per minute, over the last minute; `None` before there are two
     /// samples.
     pub(super) fn rates(&self) -> Option<[f64; 3]> {
         let last = self.samples.back()?;
-        let age = |sample: &Sample| last.at.duration_since(sample.at).unwrap_or_default();
+        let age = |sample: &CounterSample| last.at.duration_since(sample.at).unwrap_or_default();
         let first = self.samples.iter().find(|sample| age(sample) <= RATE_SPAN)?;
         let seconds = Some(age(first)).filter(|time| !time.is_zero())?.as_secs_f64();
-        let rate = |value: fn(&Sample) -> u64| {
+        let rate = |value: fn(&CounterSample) -> u64| {
             let count = u32::try_from(value(last).saturating_sub(value(first))).unwrap_or(u32::MAX);
             f64::from(count) / seconds
         };
@@ -186,15 +186,15 @@ impl View {
     }
 
     /// Applies a message, or holds it while the view is paused.
-    pub(super) fn absorb(&mut self, message: Message) {
+    pub(super) fn apply(&mut self, message: Message) {
         self.changed = true;
         match message {
             Message::Status(status) => self.sample(status),
-            Message::Lost(why) => self.lost = Some(plain(&why)),
-            Message::Note(note) => self.note = Some(plain(&note)),
+            Message::Lost(why) => self.lost = Some(single_line(&why)),
+            Message::Note(note) => self.note = Some(single_line(&note)),
             Message::Answer(request, answer) => self.take_answer(&request, answer),
             Message::Event(_) | Message::Bans(..) if self.paused => {
-                self.skipped += usize::from(push_bounded(&mut self.held, message, MAX_HELD));
+                self.skipped += usize::from(push_bounded(&mut self.buffered, message, MAX_HELD));
             }
             Message::Event(event) => self.take_event(&event),
             Message::Bans(bans, all) => (self.bans, self.all, self.known) = (bans, all, true),
@@ -204,7 +204,7 @@ impl View {
 
     fn sample(&mut self, status: Box<Status>) {
         let Status { packets, probes, bans, .. } = *status;
-        let sample = Sample { at: self.now, packets: packets.seen, probes, bans: bans.made };
+        let sample = CounterSample { at: self.now, packets: packets.seen, probes, bans: bans.made };
         // Decreasing counters belong to another daemon.
         if self.samples.back().is_some_and(|last| last.packets > sample.packets || last.at >= sample.at) {
             self.samples.clear();
@@ -215,10 +215,11 @@ impl View {
     }
 
     fn take_event(&mut self, event: &EventRecord) {
-        let text = |field: Option<&str>| field.map(plain).unwrap_or_default();
-        let kind = plain(&event.event);
+        let text = |field: Option<&str>| field.map(single_line).unwrap_or_default();
+        let kind = single_line(&event.event);
         let (target, source) = (text(event.target.as_deref()), text(event.source.as_deref()));
-        let port = event.proto.as_ref().zip(event.port).map(|(protocol, port)| format!("{}/{port}", plain(protocol)));
+        let port =
+            event.proto.as_ref().zip(event.port).map(|(protocol, port)| format!("{}/{port}", single_line(protocol)));
         if matches!(kind.as_str(), "probe" | "scan" | "block") && !source.is_empty() {
             self.sources.add(&source);
             port.iter().for_each(|port| self.ports.add(port));
@@ -234,7 +235,7 @@ impl View {
         let mut parts = vec![target, port.unwrap_or_default(), class, reason, lost.unwrap_or_default()];
         parts.retain(|part| !part.is_empty());
         let time = clock(event.time.map_or(self.now, |time| time.0));
-        push_bounded(&mut self.events, Line { time, kind, text: parts.join(" ") }, MAX_EVENTS);
+        push_bounded(&mut self.events, EventRow { time, kind, text: parts.join(" ") }, MAX_EVENTS);
     }
 
     /// Adds the ban that an event reports.
@@ -244,14 +245,14 @@ impl View {
         let ports = compact_ports(event.ports.iter().flatten().map(|port| (port.proto.as_ref(), port.port)));
         let known = self.bans.iter().position(|ban| ban.target == target).map(|at| self.bans.remove(at));
         self.all += usize::from(known.is_none());
-        let ban = Ban {
+        let ban = BanRow {
             target: target.to_owned(),
             class: match (event.class.as_deref(), &event.evidence) {
-                (Some(class), _) => plain(class),
+                (Some(class), _) => single_line(class),
                 (None, Some(_)) => "trap".to_owned(),
                 (None, None) => "by hand".to_owned(),
             },
-            ports: plain(&ports),
+            ports: single_line(&ports),
             strikes: known.map_or(0, |known| known.strikes),
             until: until.map(|time| time.0),
             lacking: false,
@@ -263,8 +264,8 @@ impl View {
     fn take_answer(&mut self, request: &Request, answer: Result<Answer, String>) {
         let (text, done) = match (request, answer) {
             (Request::Explain { address }, Ok(answer)) => {
-                let lines = answer.to_string().lines().map(plain).collect();
-                self.mode = Mode::Explained(plain(address), lines, 0);
+                let lines = answer.to_string().lines().map(single_line).collect();
+                self.mode = Mode::Explained(single_line(address), lines, 0);
                 return;
             }
             (Request::Unblock { target: Some(target), .. }, Ok(_)) => (format!("{target} is unblocked"), true),
@@ -278,7 +279,7 @@ impl View {
     }
 
     fn show_answer(&mut self, text: &str, done: bool) {
-        self.answer = Some((plain(text), done, self.now));
+        self.answer = Some((single_line(text), done, self.now));
     }
 
     /// Handles a key; returns the action for the program.
@@ -386,17 +387,17 @@ impl View {
         if !self.paused {
             if std::mem::take(&mut self.skipped) > 0 {
                 let text = "some events during the pause are not shown".to_owned();
-                self.events.push_back(Line { time: clock(self.now), kind: "note".to_owned(), text });
+                self.events.push_back(EventRow { time: clock(self.now), kind: "note".to_owned(), text });
             }
-            for message in std::mem::take(&mut self.held) {
-                self.absorb(message);
+            for message in std::mem::take(&mut self.buffered) {
+                self.apply(message);
             }
             self.tick(self.now);
         }
     }
 
     /// The events that match the filter, newest first.
-    pub(super) fn newest(&self) -> impl Iterator<Item = &Line> {
+    pub(super) fn newest(&self) -> impl Iterator<Item = &EventRow> {
         self.events.iter().rev().filter(|line| matches(&self.filter, &[&line.kind, &line.text]))
     }
 }
@@ -414,7 +415,7 @@ fn matches(filter: &str, texts: &[&str]) -> bool {
 }
 
 /// Replaces control characters: a name or a command's output may come from an attacker.
-fn plain(text: &str) -> String {
+fn single_line(text: &str) -> String {
     masked(text, ' ').take(MAX_TEXT_LEN).collect()
 }
 

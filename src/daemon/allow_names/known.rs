@@ -9,24 +9,24 @@ use crate::host::lookup::{MAX_ADDRESSES, usable_addresses};
 
 /// Interval between look-ups of a name: the caching time that DNS zones commonly use for records that may change soon,
 /// and long enough not to burden a name server.
-pub(super) const INTERVAL: Duration = Duration::from_secs(300);
+pub(super) const LOOKUP_INTERVAL: Duration = Duration::from_secs(300);
 
 /// Time after which a look-up counts as failed, even if it is still running: glibc queries three name servers twice, 5
 /// seconds each.
-pub(super) const LIMIT: Duration = Duration::from_secs(30);
+pub(super) const LOOKUP_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Maximum number of addresses of one name at one time, including those of earlier answers.
 pub(super) const MAX_KEPT: usize = 2 * MAX_ADDRESSES;
 
 /// Time for which an address is kept after it is missing in an answer: one interval plus the longest duration of the
 /// following look-up. A server pool returns only a few of its addresses each time.
-const GRACE: Duration = Duration::from_secs(INTERVAL.as_secs() + LIMIT.as_secs());
+const GRACE_PERIOD: Duration = Duration::from_secs(LOOKUP_INTERVAL.as_secs() + LOOKUP_TIMEOUT.as_secs());
 
 /// Maximum number of addresses listed in a log line; further ones are only counted.
-const SHOWN: usize = 8;
+const MAX_LOGGED_ADDRESSES: usize = 8;
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-enum State {
+enum LookupState {
     #[default]
     Asked,
     Good,
@@ -39,7 +39,7 @@ enum State {
 pub(super) struct Known {
     /// `None` if the address was in the last good answer; otherwise the time until which it is kept.
     addresses: BTreeMap<IpAddr, Option<Instant>>,
-    state: State,
+    state: LookupState,
 }
 
 impl Known {
@@ -52,7 +52,7 @@ impl Known {
     pub(super) fn learn(&mut self, name: &str, now: Instant, answer: &[SocketAddr]) -> (bool, Option<EventKind>) {
         let (usable, left_out) = usable_addresses(answer);
         for until in self.addresses.values_mut() {
-            until.get_or_insert(now + GRACE);
+            until.get_or_insert(now + GRACE_PERIOD);
         }
         let mut fresh = Vec::new();
         for address in &usable {
@@ -61,16 +61,17 @@ impl Known {
             }
         }
         let crowded = self.trim();
-        let before = std::mem::replace(&mut self.state, if usable.is_empty() { State::Empty } else { State::Good });
+        let before =
+            std::mem::replace(&mut self.state, if usable.is_empty() { LookupState::Empty } else { LookupState::Good });
         let resolves = match before {
-            State::Failed => "can be resolved again, to",
-            State::Asked => "resolves to",
-            State::Good | State::Empty => "now also resolves to",
+            LookupState::Failed => "can be resolved again, to",
+            LookupState::Asked => "resolves to",
+            LookupState::Good | LookupState::Empty => "now also resolves to",
         };
-        let effect = if usable.is_empty() && before != State::Empty {
+        let effect = if usable.is_empty() && before != LookupState::Empty {
             let so = match self.addresses.is_empty() {
                 true => "it exempts no address".to_owned(),
-                false => format!("its last addresses stay exempt for {}", humantime::format_duration(GRACE)),
+                false => format!("its last addresses stay exempt for {}", humantime::format_duration(GRACE_PERIOD)),
             };
             Some(format!("resolves to no usable address; {so}"))
         } else if !fresh.is_empty() {
@@ -80,7 +81,7 @@ impl Known {
             };
             Some(format!("{resolves} {}{ignored}", list(&fresh)))
         } else {
-            (before == State::Failed).then(|| "can be resolved again".to_owned())
+            (before == LookupState::Failed).then(|| "can be resolved again".to_owned())
         };
         let event = effect.map(|effect| EventKind::Note(format!("{name} on the allow-list {effect}")));
         (!fresh.is_empty() || crowded, event)
@@ -89,7 +90,7 @@ impl Known {
     /// Records that a look-up failed with the error `why`; known addresses are kept. Returns the event to report,
     /// unless the previous look-up failed as well.
     pub(super) fn fail(&mut self, name: &str, why: &str) -> Option<EventKind> {
-        if std::mem::replace(&mut self.state, State::Failed) == State::Failed {
+        if std::mem::replace(&mut self.state, LookupState::Failed) == LookupState::Failed {
             return None;
         }
         let so = if self.addresses.is_empty() {
@@ -130,8 +131,8 @@ pub(super) fn farewell(name: &str, gone: &[IpAddr]) -> Option<EventKind> {
 }
 
 fn list(addresses: &[IpAddr]) -> String {
-    let shown: Vec<String> = addresses.iter().take(SHOWN).map(IpAddr::to_string).collect();
-    match addresses.len().saturating_sub(SHOWN) {
+    let shown: Vec<String> = addresses.iter().take(MAX_LOGGED_ADDRESSES).map(IpAddr::to_string).collect();
+    match addresses.len().saturating_sub(MAX_LOGGED_ADDRESSES) {
         0 => shown.join(", "),
         more => format!("{} and {more} more", shown.join(", ")),
     }
@@ -170,11 +171,11 @@ mod tests {
         let resolves = format!("{NAME} on the allow-list resolves to 192.0.2.7, 2001:db8::7");
         assert_eq!(learned(&mut known, now, &answer(&["192.0.2.7", "2001:db8::7"])), (true, resolves));
         let resolves = format!("{NAME} on the allow-list now also resolves to 192.0.2.9");
-        assert_eq!(learned(&mut known, now + INTERVAL, &answer(&["192.0.2.9"])), (true, resolves));
+        assert_eq!(learned(&mut known, now + LOOKUP_INTERVAL, &answer(&["192.0.2.9"])), (true, resolves));
         assert_eq!(held(&known), ["192.0.2.7", "192.0.2.9", "2001:db8::7"]);
-        let (changed, message) = known.learn(NAME, now + 2 * INTERVAL, &answer(&["192.0.2.9"]));
-        assert!(!changed && message.is_none() && known.forget(now + 2 * INTERVAL).is_empty());
-        let gone = known.forget(now + INTERVAL + GRACE);
+        let (changed, message) = known.learn(NAME, now + 2 * LOOKUP_INTERVAL, &answer(&["192.0.2.9"]));
+        assert!(!changed && message.is_none() && known.forget(now + 2 * LOOKUP_INTERVAL).is_empty());
+        let gone = known.forget(now + LOOKUP_INTERVAL + GRACE_PERIOD);
         let expected = format!(
             "{NAME} on the allow-list no longer resolves to 192.0.2.7, 2001:db8::7; these addresses are no longer \
              exempt"
@@ -189,7 +190,7 @@ mod tests {
         let halves = [answer(&["192.0.2.1", "192.0.2.2"]), answer(&["192.0.2.3", "192.0.2.4"])];
         let mut lines = 0;
         for (round, half) in (0..20_u32).zip(halves.iter().cycle()) {
-            let now = start + round * INTERVAL + Duration::from_secs(u64::from(round % 5));
+            let now = start + round * LOOKUP_INTERVAL + Duration::from_secs(u64::from(round % 5));
             lines += usize::from(known.learn(NAME, now, half).1.is_some()) + known.forget(now).len();
         }
         assert_eq!((lines, known.addresses().count()), (2, 4));
@@ -202,10 +203,10 @@ mod tests {
         let expected = format!("{NAME} on the allow-list cannot be resolved: down; its last addresses stay exempt");
         assert_eq!(text(known.fail(NAME, "down")), expected);
         assert!(known.fail(NAME, "still down").is_none());
-        assert!(known.forget(now + 100 * INTERVAL).is_empty());
+        assert!(known.forget(now + 100 * LOOKUP_INTERVAL).is_empty());
         assert_eq!(held(&known), ["192.0.2.7"]);
         let resolves = format!("{NAME} on the allow-list can be resolved again");
-        assert_eq!(learned(&mut known, now + 100 * INTERVAL, &answer(&["192.0.2.7"])), (false, resolves));
+        assert_eq!(learned(&mut known, now + 100 * LOOKUP_INTERVAL, &answer(&["192.0.2.7"])), (false, resolves));
         assert!(!text(known.fail(NAME, "down")).is_empty(), "it is reported again");
     }
 
@@ -256,7 +257,7 @@ mod tests {
         let _ = known.learn(NAME, now, &answer(&["192.0.2.7"]));
         let (_, text) = learned(&mut known, now, &answer(&["0.0.0.0"]));
         assert!(text.ends_with("its last addresses stay exempt for 5m 30s"));
-        assert_eq!(known.forget(now + GRACE).len(), 1);
+        assert_eq!(known.forget(now + GRACE_PERIOD).len(), 1);
         assert!(held(&known).is_empty());
     }
 

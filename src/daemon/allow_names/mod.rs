@@ -12,10 +12,10 @@ use std::time::{Duration, Instant};
 use crate::events::event::EventKind;
 use crate::host::file_watch::FileWatch;
 use crate::host::lookup::LookupPool;
-use known::{INTERVAL, Known, LIMIT};
+use known::{Known, LOOKUP_INTERVAL, LOOKUP_TIMEOUT};
 
 /// Interval between look-ups of a name that has no address yet: during a boot the network is often not available.
-const RETRY: Duration = Duration::from_secs(30);
+const RETRY_INTERVAL: Duration = Duration::from_secs(30);
 
 const MAX_CONCURRENT: usize = 8;
 
@@ -61,12 +61,12 @@ impl AllowNames {
         }
         let mut changed = false;
         while let Some((text, answer)) = self.lookups.try_next() {
-            changed |= self.absorb(now, &text, answer, messages);
+            changed |= self.handle_answer(now, &text, answer, messages);
         }
-        let overdue = self.lookups.overdue(now, LIMIT);
+        let overdue = self.lookups.overdue(now, LOOKUP_TIMEOUT);
         for name in &mut self.names {
             if overdue.contains(&name.text) {
-                let late = format!("no answer within {} s", LIMIT.as_secs());
+                let late = format!("no answer within {} s", LOOKUP_TIMEOUT.as_secs());
                 messages.extend(name.known.fail(&name.text, &late));
             }
             let gone = name.known.forget(now);
@@ -82,7 +82,7 @@ impl AllowNames {
     pub(super) async fn answered(&mut self, messages: &mut Vec<EventKind>) -> bool {
         let (text, answer) = self.lookups.next().await;
         let now = Instant::now();
-        let changed = self.absorb(now, &text, answer, messages);
+        let changed = self.handle_answer(now, &text, answer, messages);
         self.begin(now);
         changed
     }
@@ -93,12 +93,18 @@ impl AllowNames {
             if self.lookups.room() > 0 && name.due <= now && !self.lookups.contains(&name.text) {
                 let text = name.text.clone();
                 self.lookups.start(name.text.clone(), now, move || lookup(&text));
-                name.due = now + INTERVAL;
+                name.due = now + LOOKUP_INTERVAL;
             }
         }
     }
 
-    fn absorb(&mut self, now: Instant, text: &str, answer: Option<Resolved>, messages: &mut Vec<EventKind>) -> bool {
+    fn handle_answer(
+        &mut self,
+        now: Instant,
+        text: &str,
+        answer: Option<Resolved>,
+        messages: &mut Vec<EventKind>,
+    ) -> bool {
         let Some(name) = self.names.iter_mut().find(|name| name.text == text) else { return false };
         match answer.unwrap_or_else(|| Err(io::Error::other("the look-up was aborted"))) {
             Ok(answer) => {
@@ -108,7 +114,7 @@ impl AllowNames {
             }
             Err(error) => {
                 if name.known.addresses().next().is_none() {
-                    name.due = name.due.min(now + RETRY);
+                    name.due = name.due.min(now + RETRY_INTERVAL);
                 }
                 messages.extend(name.known.fail(&name.text, &error.to_string()));
                 false
@@ -162,9 +168,9 @@ mod tests {
             assert!(!names.tick(now + Duration::from_secs(seconds), false, messages));
         }
         assert_eq!(ASKED.load(Ordering::Relaxed), 1);
-        names.tick(now + INTERVAL, false, messages);
+        names.tick(now + LOOKUP_INTERVAL, false, messages);
         assert!(!names.answered(messages).await, "the same answer is no change");
-        names.tick(now + INTERVAL + Duration::from_secs(1), true, messages);
+        names.tick(now + LOOKUP_INTERVAL + Duration::from_secs(1), true, messages);
         assert!(!names.answered(messages).await, "other name servers are queried at once");
         assert_eq!(ASKED.load(Ordering::Relaxed), 3);
     }

@@ -11,7 +11,9 @@ use crate::clock::WallTime;
 use crate::config::{BlockPolicy, ProtocolConfig};
 use crate::control::fleet_info::FleetLink;
 use crate::control::protocol::{Answer, Reply};
-use crate::control::status::{BanCounts, MonitoredPorts, PacketCounts, RememberedService, State, Status, TrapCounts};
+use crate::control::status::{
+    BanCounts, DaemonState, MonitoredPorts, PacketCounts, RememberedService, Status, TrapCounts,
+};
 use crate::daemon::command_helper::CommandHelper;
 use crate::daemon::components::Components;
 use crate::daemon::config_source::warnings;
@@ -64,9 +66,9 @@ pub(super) fn status(components: &mut Components) -> impl Future<Output = Reply>
         since: WallTime(components.started.0),
         uptime_s: components.started.1.elapsed().as_secs(),
         state: match (components.enforces(), components.trial.left()) {
-            (false, _) => State::OnlyLogging,
-            (true, Some(_)) => State::OnTrial,
-            (true, None) => State::Blocking,
+            (false, _) => DaemonState::OnlyLogging,
+            (true, Some(_)) => DaemonState::OnTrial,
+            (true, None) => DaemonState::Blocking,
         },
         trial_left_s: components.trial.left().map(|left| left.as_secs()),
         expire_s: config.expire.seconds(),
@@ -82,7 +84,7 @@ pub(super) fn status(components: &mut Components) -> impl Future<Output = Reply>
             connections: metrics.connections.get(),
         },
         probes: metrics.probes.get(),
-        sources_tracked: metrics.suspects.get(),
+        sources_tracked: metrics.sources_tracked.get(),
         bans: BanCounts {
             made: metrics.bans(),
             failed: Backend::ALL.iter().map(|backend| metrics.failed_by(*backend)).sum(),
@@ -95,7 +97,7 @@ pub(super) fn status(components: &mut Components) -> impl Future<Output = Reply>
             ports: metrics.trapped.get(),
             udp_ports: metrics.trapped_udp.get(),
             lost_ports: metrics.trap_lost.get(),
-            condemned: metrics.trap_caught.get(),
+            condemned: metrics.trap_banned.get(),
             let_go: metrics.trap_let_go.get(),
             hold_ms: components
                 .trial

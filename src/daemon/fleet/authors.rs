@@ -6,7 +6,7 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::verdict::Refusal;
+use super::verdict::ReportRefusal;
 use crate::types::Timestamp;
 
 /// Time for which an author above its limit is ignored.
@@ -20,7 +20,7 @@ const BACKLOG_HOURS: u32 = 3;
 
 /// State of the connection, which determines how far an author may exceed its hourly quota.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Phase {
+pub(super) enum ConnectionPhase {
     /// The first complete scan since the start has not ended, so existing reports are accepted.
     Starting,
     /// The connection was lost, and no complete scan has ended since. An author above its quota is not ignored; its
@@ -45,10 +45,10 @@ impl HourCount {
     }
 
     /// Takes one unit, unless `limit` units were taken within the last hour and no backlog is left.
-    pub(super) fn admit(&mut self, now: Timestamp, limit: u32, phase: Phase) -> bool {
-        let minute = self.turn(now);
+    pub(super) fn admit(&mut self, now: Timestamp, limit: u32, phase: ConnectionPhase) -> bool {
+        let minute = self.expire_minutes(now);
         if self.minutes.iter().map(|(_, count)| u64::from(*count)).sum::<u64>() >= u64::from(limit) {
-            let is_backlog = phase == Phase::Starting && self.backlog > 0;
+            let is_backlog = phase == ConnectionPhase::Starting && self.backlog > 0;
             self.backlog -= u32::from(is_backlog);
             return is_backlog;
         }
@@ -61,12 +61,12 @@ impl HourCount {
 
     /// True if no unit was taken within the last hour.
     pub(super) fn is_empty(&mut self, now: Timestamp) -> bool {
-        self.turn(now);
+        self.expire_minutes(now);
         self.minutes.is_empty()
     }
 
     /// Drops the minutes that have been over for an hour; returns the current one.
-    fn turn(&mut self, now: Timestamp) -> u64 {
+    fn expire_minutes(&mut self, now: Timestamp) -> u64 {
         let minute = now.since_origin().as_secs() / 60;
         while self.minutes.front().is_some_and(|(first, _)| first + 60 < minute) {
             self.minutes.pop_front();
@@ -87,7 +87,7 @@ struct Author {
 }
 
 impl Author {
-    fn refuse(&mut self, now: Timestamp, refusal: Refusal) -> Refusal {
+    fn refuse(&mut self, now: Timestamp, refusal: ReportRefusal) -> ReportRefusal {
         self.above_limit = Some(now);
         self.excess = self.excess.saturating_add(1);
         refusal
@@ -121,28 +121,28 @@ impl Authors {
         now: Timestamp,
         author: &Arc<str>,
         limit: u32,
-        phase: Phase,
-    ) -> Result<Arc<str>, Refusal> {
+        phase: ConnectionPhase,
+    ) -> Result<Arc<str>, ReportRefusal> {
         let is_full = self.0.len() >= MAX_AUTHORS;
         let entry = self.0.entry(Arc::clone(author));
         let name = Arc::clone(entry.key());
         let found = match entry {
             Entry::Occupied(known) => known.into_mut(),
-            Entry::Vacant(_) if is_full => return Err(Refusal::TableFull),
+            Entry::Vacant(_) if is_full => return Err(ReportRefusal::TableFull),
             Entry::Vacant(new) => new.insert(Author { hour: HourCount::new(limit), ..Author::default() }),
         };
         if found.ignored_until > now {
-            return Err(found.refuse(now, Refusal::AuthorIgnored));
+            return Err(found.refuse(now, ReportRefusal::AuthorIgnored));
         }
         if found.hour.admit(now, limit, phase) {
             return Ok(name);
         }
-        if phase != Phase::Steady {
-            return Err(found.refuse(now, Refusal::AuthorFull));
+        if phase != ConnectionPhase::Steady {
+            return Err(found.refuse(now, ReportRefusal::AuthorFull));
         }
         found.ignored_until = now.after(IGNORED_TIME);
         found.named = None;
-        Err(found.refuse(now, Refusal::AuthorIgnored))
+        Err(found.refuse(now, ReportRefusal::AuthorIgnored))
     }
 
     /// True while `author` is ignored.
@@ -151,10 +151,10 @@ impl Authors {
     }
 
     /// Drops authors without a report in force.
-    pub(super) fn expire(&mut self, now: Timestamp, phase: Phase) {
+    pub(super) fn expire(&mut self, now: Timestamp, phase: ConnectionPhase) {
         // The map and each report hold a reference to the name.
         self.0.retain(|name, author| {
-            phase == Phase::Starting
+            phase == ConnectionPhase::Starting
                 || Arc::strong_count(name) > 1
                 || author.is_above_limit(now)
                 || !author.hour.is_empty(now)
@@ -189,9 +189,9 @@ mod tests {
     #[test]
     fn hourly_limit_renews_after_an_hour() {
         let mut count = HourCount::new(0);
-        assert_eq!((0..100).filter(|_| count.admit(at(100), 30, Phase::Steady)).count(), 30);
-        assert!(!count.admit(at(3_699), 30, Phase::Steady), "an hour has not passed");
-        assert_eq!((0..100).filter(|_| count.admit(at(3_780), 30, Phase::Steady)).count(), 30);
+        assert_eq!((0..100).filter(|_| count.admit(at(100), 30, ConnectionPhase::Steady)).count(), 30);
+        assert!(!count.admit(at(3_699), 30, ConnectionPhase::Steady), "an hour has not passed");
+        assert_eq!((0..100).filter(|_| count.admit(at(3_780), 30, ConnectionPhase::Steady)).count(), 30);
         assert!(!count.is_empty(at(3_780)) && count.is_empty(at(1_000_000)));
     }
 
@@ -201,7 +201,7 @@ mod tests {
             let (mut count, mut now, mut taken) = (HourCount::new(0), 0, Vec::new());
             for (wait, attempts) in steps {
                 now += wait;
-                (0..attempts).filter(|_| count.admit(at(now), 10, Phase::Steady)).for_each(|_| taken.push(now));
+                (0..attempts).filter(|_| count.admit(at(now), 10, ConnectionPhase::Steady)).for_each(|_| taken.push(now));
             }
             for end in &taken {
                 let within = taken.iter().filter(|one| **one <= *end && end - **one < 3_600).count();

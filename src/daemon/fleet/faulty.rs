@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use super::verdict::Refusal;
+use super::verdict::ReportRefusal;
 use crate::config::parse_fleet_name;
 use crate::events::event::EventKind;
 use crate::fleet::protocol::IgnoredAuthor;
@@ -18,7 +18,7 @@ const FORGET: Duration = Duration::from_secs(3_600);
 
 struct Faulty {
     reports: u64,
-    reason: Refusal,
+    reason: ReportRefusal,
     last: Instant,
 }
 
@@ -26,12 +26,12 @@ struct Faulty {
 pub(super) struct FaultyAuthors {
     authors: BTreeMap<String, Faulty>,
     /// Limits that were logged, and when.
-    limits: Vec<(Refusal, Instant)>,
+    limits: Vec<(ReportRefusal, Instant)>,
 }
 
 impl FaultyAuthors {
     /// Counts a refused report by `author`. Returns a log line if it is the first one.
-    pub(super) fn count(&mut self, author: &str, reason: Refusal) -> Option<EventKind> {
+    pub(super) fn count(&mut self, author: &str, reason: ReportRefusal) -> Option<EventKind> {
         if reason.is_limit() {
             if self.limits.iter().any(|(known, _)| *known == reason) {
                 return None;

@@ -18,7 +18,7 @@ const MAX_FLEET_LIFTS: usize = 16_384;
 
 /// If a report outlasts a lift, the lift is extended to this long after the report, so that the ledger is seldom
 /// written.
-const STEP: Duration = Duration::from_secs(900);
+const LIFT_EXTENSION: Duration = Duration::from_secs(900);
 
 /// Maximum delay before a change by the fleet process is written to the ledger.
 const FLEET_WRITE_INTERVAL: Duration = Duration::from_secs(60);
@@ -69,10 +69,10 @@ impl Lifts {
 
     /// True if `target` is lifted at `now`. The lift is extended if a report in force until `reported` would outlast
     /// it.
-    pub(super) fn covers(&mut self, now: Timestamp, target: BanTarget, reported: Timestamp) -> bool {
+    pub(super) fn is_lifted(&mut self, now: Timestamp, target: BanTarget, reported: Timestamp) -> bool {
         let Some(lift) = self.lifts.get_mut(&target).filter(|lift| lift.until > now) else { return false };
         if reported > lift.until {
-            lift.until = reported.after(STEP);
+            lift.until = reported.after(LIFT_EXTENSION);
             self.unwritten = self.unwritten.or(Some(LiftedBy::Fleet));
         }
         true
@@ -91,7 +91,7 @@ impl Lifts {
     /// Restores the lifts from the ledger at the start. `now` and `wall` are the same moment.
     pub(super) fn restore(&mut self, now: Timestamp, wall: SystemTime, lifts: &[FleetLift]) {
         for FleetLift { target, until, by } in lifts {
-            let left = until.duration_since(wall).unwrap_or_default().min(MAX_REMAINING + STEP);
+            let left = until.duration_since(wall).unwrap_or_default().min(MAX_REMAINING + LIFT_EXTENSION);
             if !left.is_zero() && self.has_room(*by) {
                 self.by_host += usize::from(*by == LiftedBy::Host);
                 self.lifts.insert(*target, Lift { until: now.after(left), by: *by });
@@ -141,7 +141,7 @@ mod tests {
         lifts.insert(at(0), target(7), LiftedBy::Host);
         (10..100_000).for_each(|number| lifts.insert(at(1), target(number), LiftedBy::Fleet));
         assert_eq!(lifts.lifts.len(), 1 + MAX_FLEET_LIFTS);
-        assert!(lifts.covers(at(2), target(7), at(3)));
+        assert!(lifts.is_lifted(at(2), target(7), at(3)));
         lifts.insert(at(3), target(11), LiftedBy::Host);
         assert_eq!(lifts.by_host, 2, "an operator of this host takes the lift over");
         lifts.expire(at(1 + 14_400));
@@ -154,18 +154,18 @@ mod tests {
         lifts.insert(at(0), target(7), LiftedBy::Host);
         let written = lifts.take_unwritten(at(0), wall(0), false).unwrap();
         assert_eq!(written, [FleetLift { target: target(7), until: wall(14_400), by: LiftedBy::Host }]);
-        assert!(lifts.covers(at(10_000), target(7), at(14_000)));
+        assert!(lifts.is_lifted(at(10_000), target(7), at(14_000)));
         assert_eq!(lifts.take_unwritten(at(10_000), wall(10_000), true), None, "nothing has changed");
-        assert!(lifts.covers(at(10_000), target(7), at(20_000)));
+        assert!(lifts.is_lifted(at(10_000), target(7), at(20_000)));
         let written = lifts.take_unwritten(at(10_000), wall(10_000), false).unwrap();
         assert_eq!(written[0].until, wall(20_900));
-        assert!(lifts.covers(at(10_100), target(7), at(20_500)));
+        assert!(lifts.is_lifted(at(10_100), target(7), at(20_500)));
         assert_eq!(lifts.take_unwritten(at(20_000), wall(20_000), true), None, "it is written in steps");
 
         let mut next = Lifts::default();
         next.restore(at(0), wall(20_000), &written);
         assert_eq!(next.until(target(7)), Some(at(900)));
-        assert!(next.covers(at(899), target(7), at(899)) && !next.covers(at(900), target(7), at(5_000)));
+        assert!(next.is_lifted(at(899), target(7), at(899)) && !next.is_lifted(at(900), target(7), at(5_000)));
         next.restore(at(0), wall(0), &written);
         assert_eq!(next.until(target(7)), Some(at(15_300)), "a wrong clock makes no lift longer");
     }

@@ -10,9 +10,9 @@ use crate::fleet::protocol::{IgnoredAuthor, LINK_INTERVAL_S, LinkState, MAX_IGNO
 use crate::types::printable::quotable;
 
 /// Time without a message after which the fleet process counts as dead.
-const TIMEOUT: Duration = Duration::from_secs(3 * LINK_INTERVAL_S);
+const DEAD_TIMEOUT: Duration = Duration::from_secs(3 * LINK_INTERVAL_S);
 
-pub(super) struct Link {
+pub(super) struct FleetConnection {
     /// `None` before the first message of a fleet process.
     state: Option<LinkState>,
     heard: Instant,
@@ -20,13 +20,13 @@ pub(super) struct Link {
     pub(super) ignored: Vec<IgnoredAuthor>,
 }
 
-impl Default for Link {
+impl Default for FleetConnection {
     fn default() -> Self {
         Self { state: None, heard: Instant::now(), ignored: Vec::new() }
     }
 }
 
-impl Link {
+impl FleetConnection {
     /// Applies the fleet process's report about its connection to the server of `fleet`. Returns the event to log.
     pub(super) fn update(&mut self, mut state: LinkState, ignored: &[IgnoredAuthor], fleet: &str) -> Option<EventKind> {
         self.heard = Instant::now();
@@ -42,7 +42,7 @@ impl Link {
 
     /// Treats a silent fleet process as dead; returns the event to log.
     pub(super) fn check(&mut self, fleet: &str) -> Option<EventKind> {
-        if self.heard.elapsed() < TIMEOUT || self.is_away() {
+        if self.heard.elapsed() < DEAD_TIMEOUT || self.is_away() {
             return None;
         }
         self.ignored.clear();

@@ -43,7 +43,7 @@ impl FleetLog {
 
     /// Reports the lines that were suppressed in the last minute.
     pub(super) fn turn_minute(&mut self) {
-        let left_out: u64 = self.lines.iter_mut().filter_map(|(_, lines)| lines.turn(boot_time())).sum();
+        let left_out: u64 = self.lines.iter_mut().filter_map(|(_, lines)| lines.take_suppressed(boot_time())).sum();
         if left_out > 0 {
             let left_out = counted(left_out, "line");
             self.events.push(EventKind::Note(format!("fleet: {left_out} suppressed in the last minute")));

@@ -18,7 +18,7 @@ use std::time::{Duration, Instant, SystemTime};
 use ipnet::IpNet;
 
 use super::allow_sources::protected;
-use super::ban_recorder::Remembered;
+use super::ban_recorder::RememberedBan;
 use super::optional::deadline_reached;
 use crate::clock::boot_time;
 use crate::config::{Fleet as FleetConfig, parse_network};
@@ -39,10 +39,10 @@ use acceptance::{Acceptance, ReportedTarget};
 use authors::Ignored;
 use faulty::FaultyAuthors;
 use kernel::{KernelSets, REFILL_DELAY};
-use link::Link;
+use link::FleetConnection;
 use log::{FleetLog, Topic};
 use own_bans::OwnBans;
-use verdict::{Step, Verdict};
+use verdict::{BanChange, ReportVerdict};
 
 /// Maximum length of the quoted part of a refused request, in bytes.
 const MAX_REFUSAL_LEN: usize = 160;
@@ -58,7 +58,7 @@ pub(super) struct Fleet {
     recorder: Option<Recorder>,
     server: FleetServer,
     kernel: KernelSets,
-    link: Link,
+    link: FleetConnection,
     faulty: FaultyAuthors,
     log: FleetLog,
     host: Arc<Host>,
@@ -84,7 +84,7 @@ impl Fleet {
             recorder: None,
             server,
             kernel: KernelSets::new(sets),
-            link: Link::default(),
+            link: FleetConnection::default(),
             faulty: FaultyAuthors::default(),
             log: FleetLog::default(),
             host,
@@ -97,9 +97,14 @@ impl Fleet {
 
     /// Restores the state from the ledger, if there is one, and adopts the contents of the kernel's sets, or empties
     /// them in shadow mode. Called before the first request.
-    pub(super) async fn recall(&mut self, recorder: Option<Recorder>, remembered: &[Remembered], lifts: &[FleetLift]) {
+    pub(super) async fn restore(
+        &mut self,
+        recorder: Option<Recorder>,
+        remembered: &[RememberedBan],
+        lifts: &[FleetLift],
+    ) {
         if let Some(recorder) = &recorder {
-            self.own_bans.recall(recorder, remembered).await;
+            self.own_bans.restore(recorder, remembered).await;
         }
         self.recorder = recorder;
         self.acceptance.lifts.restore(boot_time(), SystemTime::now(), lifts);
@@ -164,7 +169,7 @@ impl Fleet {
                 return Err(format!("refused: more than {MAX_REPORTS} reports in one request"));
             }
             FleetRequest::Reports { reports, scan_ends } => {
-                let outcomes = self.judge(&reports);
+                let outcomes = self.accept_reports(&reports);
                 if scan_ends {
                     self.acceptance.end_scan();
                 }
@@ -191,24 +196,24 @@ impl Fleet {
     }
 
     /// Judges `reports` and applies the resulting bans.
-    fn judge(&mut self, reports: &[FleetReport]) -> Vec<ReportOutcome> {
+    fn accept_reports(&mut self, reports: &[FleetReport]) -> Vec<ReportOutcome> {
         let (now, shadow) = (boot_time(), self.is_shadow());
         let mut bans = BTreeMap::new();
         let mut fresh = BTreeSet::new();
         let mut outcomes = Vec::with_capacity(reports.len());
         for report in reports {
-            let verdict = self.acceptance.judge(now, report, exempt(&self.host));
+            let verdict = self.acceptance.accept_report(now, report, exempt(&self.host));
             outcomes.push(match verdict {
-                Ok(Verdict::Blocks { target, until, step }) => {
+                Ok(ReportVerdict::Blocks { target, until, step }) => {
                     if step.is_some() {
                         bans.insert(target, Expiry::After(until.since(now).max(Duration::from_secs(1))));
                     }
-                    if step == Some(Step::New) {
+                    if step == Some(BanChange::New) {
                         fresh.insert(target);
                     }
                     if shadow { ReportOutcome::Shadowed } else { ReportOutcome::Accepted }
                 }
-                Ok(Verdict::Waits { authors }) => ReportOutcome::Waiting { authors },
+                Ok(ReportVerdict::Waits { authors }) => ReportOutcome::Waiting { authors },
                 Err(refusal) => {
                     let reason = refusal.to_string();
                     let event = self.faulty.count(&report.author, refusal);

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::SystemTime;
 
-use crate::daemon::ban_recorder::Remembered;
+use crate::daemon::ban_recorder::RememberedBan;
 use crate::engine::{Ban, Class, Grade};
 use crate::events::event::{Event, EventKind};
 use crate::fleet::protocol::OwnBanEvent;
@@ -29,7 +29,7 @@ pub(super) struct OwnBans(BTreeMap<BanTarget, OwnBan>);
 
 impl OwnBans {
     /// Adds the ledger's entries of the bans in `remembered` whose evidence is proven.
-    pub(super) async fn recall(&mut self, recorder: &Recorder, remembered: &[Remembered]) {
+    pub(super) async fn restore(&mut self, recorder: &Recorder, remembered: &[RememberedBan]) {
         let proven = remembered.iter().filter(|one| one.ban.grade == Some(Grade::Proven));
         let targets: Vec<BanTarget> = proven.map(|one| one.ban.target).take(MAX_RECALLED).collect();
         let read = recorder.ask(move |ledger| {

@@ -13,13 +13,13 @@ pub(super) const MIN_PROVEN_PORTS: u32 = 5;
 /// The result of judging a report that counts.
 #[must_use]
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Verdict {
+pub(super) enum ReportVerdict {
     /// The target is blocked until `until`.
     Blocks {
         target: BanTarget,
         until: Timestamp,
         /// The change of the ban; `None` if it is already blocked for that long.
-        step: Option<Step>,
+        step: Option<BanChange>,
     },
     /// Reports of this many further authors are needed.
     Waits { authors: u32 },
@@ -27,14 +27,14 @@ pub(super) enum Verdict {
 
 /// The change of a ban by a report.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Step {
+pub(super) enum BanChange {
     New,
     Longer,
 }
 
 /// Why a report is refused.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub(super) enum Refusal {
+pub(super) enum ReportRefusal {
     #[error("the name of its author has characters other than a-z, 0-9 and \"-\"")]
     NoAuthor,
     #[error("it names this host as its author")]
@@ -69,10 +69,10 @@ pub(super) enum Refusal {
     TableFull,
 }
 
-impl Refusal {
+impl ReportRefusal {
     /// True if no correctly working host sends such a report. Its author is then logged.
     pub(super) fn is_fault(&self) -> bool {
-        use Refusal::{Exempt, NoAuthor, NoClass, NoTarget, NoTime, OwnName, TooLong};
+        use ReportRefusal::{Exempt, NoAuthor, NoClass, NoTarget, NoTime, OwnName, TooLong};
         matches!(self, NoAuthor | OwnName | NoTime | TooLong | NoClass | NoTarget | Exempt(_))
     }
 

@@ -51,7 +51,7 @@ impl DailyCount {
     }
 
     /// The line for the last day, once it is over, if there were any probes.
-    pub(super) fn turn(&mut self, now: Timestamp) -> Option<String> {
+    pub(super) fn take_summary(&mut self, now: Timestamp) -> Option<String> {
         if now.since(self.since) < DAY {
             return None;
         }
@@ -82,7 +82,7 @@ mod tests {
             EventKind::Probe(Probe { target, ..Ban::example().probe })
         };
         let mut daily = DailyCount::from(at(100));
-        assert_eq!(daily.turn(at(100 + 86_400)), None, "a quiet day has no line");
+        assert_eq!(daily.take_summary(at(100 + 86_400)), None, "a quiet day has no line");
         for last in 0..20_000_u16 {
             let [high, low] = last.to_be_bytes();
             daily.count(&probe_of([10, 0, high, low]));
@@ -90,8 +90,8 @@ mod tests {
         assert!(daily.by_target.len() <= MAX_TARGETS);
         let stopped = daily.sentence(at(100 + 86_400 + 90));
         assert_eq!(stopped, Some(line("20000 single probes within 1m 30s")), "the true span");
-        assert_eq!(daily.turn(at(100 + 2 * 86_400 - 1)), None);
-        assert_eq!(daily.turn(at(100 + 2 * 86_400)), Some(line("20000 single probes within 1d")));
+        assert_eq!(daily.take_summary(at(100 + 2 * 86_400 - 1)), None);
+        assert_eq!(daily.take_summary(at(100 + 2 * 86_400)), Some(line("20000 single probes within 1d")));
         assert_eq!(daily.sentence(at(100 + 2 * 86_400)), None, "the count restarts");
     }
 

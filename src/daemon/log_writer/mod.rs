@@ -141,7 +141,7 @@ impl LogWriter {
     pub(super) fn turn_minute(&mut self) {
         let (log, file) = (self.log_limit.turn_minute(boot_time()), self.file_limit.turn_minute(boot_time()));
         self.write_summaries(log, file);
-        if let Some(summary) = self.daily.as_mut().and_then(|daily| daily.turn(boot_time())) {
+        if let Some(summary) = self.daily.as_mut().and_then(|daily| daily.take_summary(boot_time())) {
             self.write_both(EventKind::Note(summary));
         }
     }
@@ -158,7 +158,7 @@ impl LogWriter {
     /// Waits until lines that waited for a name can be written, and writes them; never returns if none waits. Cancel
     /// safe.
     pub(super) async fn write_named(&mut self) {
-        or_never(self.naming.as_mut().map(Naming::turn)).await;
+        or_never(self.naming.as_mut().map(Naming::process_next)).await;
     }
 
     /// Writes the summaries of suppressed lines, each to its own output. They do not count as lines.
@@ -229,7 +229,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::engine::Standing;
+    use crate::engine::RepeatedStatus;
     use crate::types::BanTarget;
 
     /// A writer to a file in a temporary directory.
@@ -270,7 +270,7 @@ mod tests {
         (0..1_000).for_each(|_| log.write(&probe));
         let target: BanTarget = "192.0.2.7".parse().unwrap();
         let repeated =
-            Event::now(EventKind::Repeated { target, standing: Standing::Blocked, protocol: None, packets: 1 });
+            Event::now(EventKind::Repeated { target, standing: RepeatedStatus::Blocked, protocol: None, packets: 1 });
         let lines = (0..1_000).filter(|_| log.log_limit.admit(&repeated.kind, boot_time())).count();
         assert_eq!(lines, 300, "all lines that probes may have are left");
         log.write(&repeated);
@@ -299,7 +299,7 @@ mod tests {
             (Mode::Connect, Mode::Off, Some(Udp), connect),
             (Mode::Off, Mode::Stealth, Some(Tcp), stealth),
         ] {
-            let repeated = EventKind::Repeated { target, standing: Standing::Blocked, protocol, packets: 1 };
+            let repeated = EventKind::Repeated { target, standing: RepeatedStatus::Blocked, protocol, packets: 1 };
             let mut config = Config::default();
             (config.tcp.mode, config.udp.mode) = (tcp, udp);
             let log = LogWriter::new(&config, crate::events::channel::bounded(1).0, None);

@@ -55,7 +55,7 @@ impl Naming {
     }
 
     /// Waits until a name arrives or a line has waited long enough.
-    pub(super) async fn turn(&mut self) {
+    pub(super) async fn process_next(&mut self) {
         let until = self.waiting.front().map(|line| line.until);
         tokio::select! {
             () = self.hosts.answered() => {}
@@ -91,7 +91,7 @@ mod tests {
     use std::sync::atomic::{AtomicUsize, Ordering};
 
     use super::*;
-    use crate::engine::Standing;
+    use crate::engine::RepeatedStatus;
     use crate::types::BanTarget;
 
     thread_local! {
@@ -113,7 +113,7 @@ mod tests {
 
     fn repeated(target: &str) -> Event {
         let target: BanTarget = target.parse().unwrap();
-        Event::now(EventKind::Repeated { target, standing: Standing::Blocked, protocol: None, packets: 1 })
+        Event::now(EventKind::Repeated { target, standing: RepeatedStatus::Blocked, protocol: None, packets: 1 })
     }
 
     fn note_event(text: &str) -> Event {
@@ -141,10 +141,10 @@ mod tests {
             naming.send(&event, Instant::now(), Wording::Stealth);
         }
         while begin.elapsed() < NAME_TIMEOUT / 2 {
-            let _ = tokio::time::timeout(Duration::from_millis(20), naming.turn()).await;
+            let _ = tokio::time::timeout(Duration::from_millis(20), naming.process_next()).await;
         }
         assert_eq!(written(), [""; 0], "quick lines wait for their turn");
-        naming.turn().await;
+        naming.process_next().await;
         let took = begin.elapsed();
         assert_eq!(
             written(),
@@ -152,7 +152,7 @@ mod tests {
         );
         assert!((NAME_TIMEOUT..NAME_TIMEOUT * 2).contains(&took), "{took:?}");
         FREE.store(1, Ordering::SeqCst);
-        naming.turn().await;
+        naming.process_next().await;
         naming.send(&repeated("10.0.0.1"), Instant::now(), Wording::Stealth);
         assert_eq!(written(), ["late.example/10.0.0.1"], "a late answer is used from then on");
     }

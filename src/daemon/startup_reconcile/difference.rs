@@ -32,7 +32,7 @@ pub(super) fn reconcile(kernel: &[Element], remembered: &[ActiveBan], incomplete
     let sought = if kernel.is_empty() { &[] } else { remembered };
     let known: HashSet<BanTarget> = sought.iter().map(|ban| ban.target).collect();
     let missing: Vec<ActiveBan> = remembered.iter().filter(|ban| !held.contains(&ban.target)).copied().collect();
-    let swept = missing.len() == remembered.len();
+    let is_mass_removal = missing.len() == remembered.len();
     let unknown: Vec<(BanTarget, Expiry)> = kernel
         .iter()
         .filter(|(target, _)| !known.contains(target))
@@ -42,7 +42,7 @@ pub(super) fn reconcile(kernel: &[Element], remembered: &[ActiveBan], incomplete
         BanRecord::wanted_by(BanAuthor::Import, *target, now, *expiry, Backend::Nft).into()
     };
     let mut changes: Vec<LedgerChange> = unknown.iter().map(added).collect();
-    if swept || incomplete || missing.len() >= MASS_REMOVAL {
+    if is_mass_removal || incomplete || missing.len() >= MASS_REMOVAL {
         return Reconciled { restore: missing, changes, unknown };
     }
     let gone = |ban: &ActiveBan| lifted(ban.target, "another program, while portsentry was not running", now);
@@ -60,7 +60,7 @@ mod tests {
     }
 
     fn remembered() -> [ActiveBan; 2] {
-        [ActiveBan::whole(target(1), Expiry::After(HOUR)), ActiveBan::whole(target(2), Expiry::Never)]
+        [ActiveBan::new(target(1), Expiry::After(HOUR)), ActiveBan::new(target(2), Expiry::Never)]
     }
 
     #[test]
@@ -88,7 +88,7 @@ mod tests {
 
     #[test]
     fn hundreds_of_missing_bans_are_restored() {
-        let ban = |n: u32| ActiveBan::whole(BanTarget::V4(n.into()), Expiry::After(HOUR));
+        let ban = |n: u32| ActiveBan::new(BanTarget::V4(n.into()), Expiry::After(HOUR));
         let all: Vec<ActiveBan> = (1..=1_000).map(ban).collect();
         let kernel: Vec<_> = all[..700].iter().map(|ban| (ban.target, Some(HOUR))).collect();
         assert_eq!(reconcile(&kernel, &all, false, SystemTime::UNIX_EPOCH).restore, all[700..]);

@@ -15,7 +15,7 @@ pub(super) type Element = (BanTarget, Option<Duration>);
 const LOOKUP_BATCH: usize = 256;
 
 /// Maximum difference between the whole time of a ban in the ledger and in the kernel, which rounds to milliseconds.
-const ROUNDING: Duration = Duration::from_secs(1);
+const MAX_ROUNDING: Duration = Duration::from_secs(1);
 
 /// Maximum number of attempts to read the kernel's sets, and the delay between two attempts.
 const MAX_ATTEMPTS: u32 = 10;
@@ -77,7 +77,7 @@ fn fits(ban: &BanRecord, length: Option<Duration>) -> bool {
     let span = ban.until.map(|until| until.duration_since(ban.since).unwrap_or_default());
     match (span, length) {
         (None, None) => true,
-        (Some(span), Some(length)) => span.abs_diff(length) <= ROUNDING,
+        (Some(span), Some(length)) => span.abs_diff(length) <= MAX_ROUNDING,
         _ => false,
     }
 }

@@ -9,7 +9,7 @@ use std::time::{Duration, SystemTime};
 use tokio::sync::oneshot;
 
 use super::backends;
-use super::ban_recorder::{PastBans, Remembered};
+use super::ban_recorder::{PastBans, RememberedBan};
 use super::error::DaemonError;
 use super::sensor_thread::SensorHandle;
 use crate::config::Config;
@@ -108,7 +108,7 @@ impl StartupReconcile {
 
     fn record(&self, change: LedgerChange) {
         if let Some(recorder) = &self.recorder {
-            recorder.put_patiently(change);
+            recorder.write_blocking(change);
         }
     }
 
@@ -128,7 +128,7 @@ impl StartupReconcile {
     /// Sends the bridge ports of guests to the sensor, which must already have the bans.
     fn follow_guests(&self) {
         let guest_ban =
-            |Remembered { ban, .. }: &Remembered| Some(GuestBan { target: ban.target, port: ban.guest_port? });
+            |RememberedBan { ban, .. }: &RememberedBan| Some(GuestBan { target: ban.target, port: ban.guest_port? });
         let bans = self.bans.remembered.iter().filter_map(guest_ban).collect();
         self.sensor.send_blocking(SensorCommand::FollowGuests(bans));
     }
@@ -144,7 +144,7 @@ impl StartupReconcile {
         if !self.backends.iter().any(is_slow) && !self.removes_stale_entries && !self.undoes_commands {
             return;
         }
-        let adopted = |Remembered { ban, left }: &Remembered| {
+        let adopted = |RememberedBan { ban, left }: &RememberedBan| {
             // Entries of bans that are not held are removed.
             let backends: Arc<[Backend]> = continuing(&self.backends, ban).iter().filter(is_slow).collect();
             let backends = Some(backends).filter(|backends| !backends.is_empty())?;
@@ -171,7 +171,7 @@ impl StartupReconcile {
     }
 
     fn adopt(&mut self) {
-        let mut bans: Vec<ActiveBan> = self.bans.remembered.iter().map(Remembered::standing).collect();
+        let mut bans: Vec<ActiveBan> = self.bans.remembered.iter().map(RememberedBan::to_active_ban).collect();
         if self.backends.contains(&Backend::Nft) {
             match self.adopt_elements(&bans) {
                 Some(gone) => bans.retain(|ban| !gone.contains(&ban.target)),
@@ -187,7 +187,7 @@ impl StartupReconcile {
             // otherwise each start would give them the whole duration again.
             let expire = self.config.expire;
             for (backend, target) in &self.bans.unheard {
-                bans.push(ActiveBan::whole(*target, expire));
+                bans.push(ActiveBan::new(*target, expire));
                 let now = SystemTime::now();
                 self.record(BanRecord::wanted_by(BanAuthor::Import, *target, now, expire, *backend).into());
                 self.add_entries(*target, expire);
@@ -230,7 +230,7 @@ impl StartupReconcile {
         };
         let held: Vec<ActiveBan> = elements.into_iter().map(held).collect();
         self.send_in_batches(&held, ADOPTION_BATCH, SensorCommand::Adopt);
-        let mark = self.nft.as_mut().and_then(|nft| nft.table.mark());
+        let mark = self.nft.as_mut().and_then(|nft| nft.table.generation());
         if !reconciled.restore.is_empty() {
             // If the marker cannot be written, the next start treats missing bans as lifted, as it would without a
             // marker.

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::thread;
 
 use super::prepare;
-use super::process::{Outcome, Ran, run};
+use super::process::{ExitOutcome, Ran, run};
 use super::protocol::{MAX_REQUEST_LEN, Request, Which, answer};
 use crate::config::Run;
 use crate::enforce::helper_socket::{HelperError, next_request};
@@ -31,7 +31,7 @@ pub fn serve(socket: &OwnedFd, settings: &Run) -> Result<(), HelperError> {
                 Which::Begin => &settings.command,
                 Which::End => &settings.expire_command,
             };
-            let not_started = |why: String| Ran::without_output(Outcome::NotStarted(why));
+            let not_started = |why: String| Ran::without_output(ExitOutcome::NotStarted(why));
             let refuse = |why: String| drop(answer(socket, number, words.join(" "), not_started(why)));
             // The daemon respects this limit; the helper checks it nevertheless.
             if Arc::strong_count(&running) > settings.at_once {
@@ -118,7 +118,7 @@ mod tests {
         }
         assert!(!note.exists());
         let (result, answers) = served(&settings, &[whole]);
-        assert!(result.is_ok() && answers[0].ran.outcome == Outcome::Exited(0), "{answers:?}");
+        assert!(result.is_ok() && answers[0].ran.outcome == ExitOutcome::Exited(0), "{answers:?}");
         assert_eq!(std::fs::read_to_string(note).unwrap(), "192.0.2.7\n");
     }
 
@@ -126,12 +126,12 @@ mod tests {
     fn only_configured_commands_run() {
         let (result, answers) = served(&settings("exit 3"), &[request(1, Which::End)]);
         assert!(result.is_ok());
-        assert!(matches!(&answers[0].ran.outcome, Outcome::NotStarted(why) if why.contains("is empty")), "{answers:?}");
+        assert!(matches!(&answers[0].ran.outcome, ExitOutcome::NotStarted(why) if why.contains("is empty")), "{answers:?}");
         let (result, mut answers) = served(&settings("sleep 1"), &[request(1, Which::Begin), request(2, Which::Begin)]);
         assert!(result.is_ok());
         answers.sort_by_key(|answer| answer.number);
-        assert_eq!(answers[0].ran.outcome, Outcome::Exited(0));
-        assert_eq!(answers[1].ran.outcome, Outcome::NotStarted("block.run.at_once (1) is reached".to_owned()));
+        assert_eq!(answers[0].ran.outcome, ExitOutcome::Exited(0));
+        assert_eq!(answers[1].ran.outcome, ExitOutcome::NotStarted("block.run.at_once (1) is reached".to_owned()));
     }
 
     #[test]

@@ -30,10 +30,10 @@ struct Shared {
     process: u32,
     gone: AtomicBool,
     /// Returns how the process has ended, once it has.
-    ended: Mutex<Ended>,
+    ended: Mutex<ExitStatusFn>,
 }
 
-type Ended = Box<dyn FnMut() -> Option<String> + Send>;
+type ExitStatusFn = Box<dyn FnMut() -> Option<String> + Send>;
 
 impl CommandHelperClient {
     /// A handle of the process with id `process` at the other end of `socket` (`SOCK_SEQPACKET`). `ended` reaps the

@@ -36,7 +36,7 @@ pub(crate) use protocol::fuzz as fuzz_protocol;
 pub use helper::serve;
 pub use helper_client::CommandHelperClient;
 pub use notification::{Delivery, MAX_DIGEST_LEN, Notifications, TIME_LIMIT, serve_notifications};
-pub use process::Outcome;
+pub use process::ExitOutcome;
 pub(super) use process::Ran;
 pub(super) use protocol::{Answer, Which};
 
@@ -179,11 +179,11 @@ fn start_of(program: &str, arguments: impl IntoIterator<Item = String>) -> Resul
 
 /// A command on one line.
 fn line<'a>(words: impl IntoIterator<Item = &'a String>) -> String {
-    words.into_iter().map(|word| quoted(word)).collect::<Vec<_>>().join(" ")
+    words.into_iter().map(|word| shell_quoted(word)).collect::<Vec<_>>().join(" ")
 }
 
 /// A word for the log, in quotes if necessary.
-fn quoted(word: &str) -> String {
+fn shell_quoted(word: &str) -> String {
     let plain = |c: char| c.is_alphanumeric() || "_-./:=@%+,[]".contains(c);
     if !word.is_empty() && word.chars().all(plain) { word.to_owned() } else { format!("\"{}\"", word.escape_debug()) }
 }

@@ -13,7 +13,7 @@ use rustix::io::Errno;
 use rustix::net::{SendFlags, send};
 use serde::de::IgnoredAny;
 
-use super::process::{Outcome, Ran, run};
+use super::process::{ExitOutcome, Ran, run};
 use super::protocol::{Answer, MAX_ANSWER_LEN, answer};
 use super::{line, start_of};
 use crate::enforce::helper_socket::{await_message, decode, receive};
@@ -36,14 +36,14 @@ const DIGEST: u8 = 4;
 const HEAD: usize = 9;
 
 #[derive(Clone, Debug, PartialEq, Eq)]
-enum Request {
+enum NotificationRequest {
     /// Read the command from the configuration again.
     Reread,
     /// Run the command for this digest.
     Digest(String),
 }
 
-impl Request {
+impl NotificationRequest {
     fn to_bytes(&self, number: u64) -> Vec<u8> {
         let (kind, text) = match self {
             Self::Reread => (REREAD, ""),
@@ -92,16 +92,16 @@ impl Notifications {
 
     /// Makes the helper read the command from the configuration again. Waits for at most 35 s.
     pub fn reread(&mut self) -> Delivery {
-        self.ask(&Request::Reread)
+        self.ask(&NotificationRequest::Reread)
     }
 
     /// Runs the command for `digest`, one JSON object on one line of at most [`MAX_DIGEST_LEN`] bytes. Waits for its
     /// end, for at most 35 s.
     pub fn send(&mut self, digest: String) -> Delivery {
-        self.ask(&Request::Digest(digest))
+        self.ask(&NotificationRequest::Digest(digest))
     }
 
-    fn ask(&mut self, request: &Request) -> Delivery {
+    fn ask(&mut self, request: &NotificationRequest) -> Delivery {
         self.number += 1;
         let until = Instant::now() + ANSWER_TIMEOUT;
         match send(&self.socket, &request.to_bytes(self.number), SendFlags::NOSIGNAL | SendFlags::DONTWAIT) {
@@ -120,7 +120,7 @@ impl Notifications {
             match receive(&self.socket, MAX_ANSWER_LEN, decode::<Answer>) {
                 // The answer to an earlier request that was abandoned.
                 Some(answer) if answer.number != self.number => {}
-                Some(Answer { ran: Ran { outcome: Outcome::Exited(0), .. }, .. }) => return Delivery::Succeeded,
+                Some(Answer { ran: Ran { outcome: ExitOutcome::Exited(0), .. }, .. }) => return Delivery::Succeeded,
                 Some(Answer { command, ran: Ran { outcome, output, .. }, .. }) => {
                     let wrote = if output.is_empty() { String::new() } else { format!("; output: {output}") };
                     return Delivery::Failed(format!("{command} {outcome}{wrote}"));
@@ -141,16 +141,16 @@ pub fn serve_notifications(
     mut reread: impl FnMut() -> Result<Vec<String>, String>,
     quit: &PipeReader,
 ) {
-    while let Some((number, request)) = receive(&socket, HEAD + MAX_DIGEST_LEN, Request::read) {
+    while let Some((number, request)) = receive(&socket, HEAD + MAX_DIGEST_LEN, NotificationRequest::read) {
         let ran = match request {
-            Request::Reread => match reread() {
+            NotificationRequest::Reread => match reread() {
                 Ok(new) => {
                     command = new;
-                    Ran::without_output(Outcome::Exited(0))
+                    Ran::without_output(ExitOutcome::Exited(0))
                 }
-                Err(error) => Ran::without_output(Outcome::NotStarted(error)),
+                Err(error) => Ran::without_output(ExitOutcome::NotStarted(error)),
             },
-            Request::Digest(digest) => deliver(&command, &digest, limit, quit),
+            NotificationRequest::Digest(digest) => deliver(&command, &digest, limit, quit),
         };
         // If the daemon is gone, the next request fails.
         let _ = answer(&socket, number, line(&command), ran);
@@ -159,18 +159,18 @@ pub fn serve_notifications(
 
 fn deliver(command: &[String], digest: &str, limit: Duration, quit: &PipeReader) -> Ran {
     let Some((program, arguments)) = command.split_first() else {
-        return Ran::without_output(Outcome::NotStarted("notify.command is empty".to_owned()));
+        return Ran::without_output(ExitOutcome::NotStarted("notify.command is empty".to_owned()));
     };
     match start_of(program, arguments.to_vec()) {
         Ok(command) => run(command, format!("{digest}\n").as_bytes(), limit, quit),
-        Err(error) => Ran::without_output(Outcome::NotStarted(error.to_string())),
+        Err(error) => Ran::without_output(ExitOutcome::NotStarted(error.to_string())),
     }
 }
 
 /// Reads any bytes as a request; a valid one must be written back identically.
 #[cfg(any(test, fuzzing))]
 pub(crate) fn fuzz(bytes: &[u8]) {
-    if let Some((number, request)) = Request::read(bytes) {
+    if let Some((number, request)) = NotificationRequest::read(bytes) {
         assert_eq!(request.to_bytes(number), bytes);
     }
 }
@@ -239,18 +239,18 @@ mod tests {
 
     #[test]
     fn digest_is_one_object_on_one_line() {
-        let request = |text: &str| Request::read(&Request::Digest(text.to_owned()).to_bytes(7));
-        assert_eq!(request(r#"{"a":"b\u001b"}"#), Some((7, Request::Digest(r#"{"a":"b\u001b"}"#.to_owned()))));
+        let request = |text: &str| NotificationRequest::read(&NotificationRequest::Digest(text.to_owned()).to_bytes(7));
+        assert_eq!(request(r#"{"a":"b\u001b"}"#), Some((7, NotificationRequest::Digest(r#"{"a":"b\u001b"}"#.to_owned()))));
         for other in ["", "[]", "{", "{}{}", "{\n}", "{\"a\":\"\u{1b}\"}", "7"] {
             assert_eq!(request(other), None, "{other:?}");
         }
         for bytes in
             [&b""[..], b"\x03", b"\x03\0\0\0\0\0\0\0", b"\x03\0\0\0\0\0\0\0\x01{}", b"\x01\0\0\0\0\0\0\0\x01{}"]
         {
-            assert_eq!(Request::read(bytes), None, "{bytes:?}");
+            assert_eq!(NotificationRequest::read(bytes), None, "{bytes:?}");
         }
-        let reread = Request::Reread.to_bytes(1);
-        assert_eq!(Request::read(&reread), Some((1, Request::Reread)));
+        let reread = NotificationRequest::Reread.to_bytes(1);
+        assert_eq!(NotificationRequest::read(&reread), Some((1, NotificationRequest::Reread)));
         fuzz(&reread);
     }
 

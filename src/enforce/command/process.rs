@@ -14,26 +14,26 @@ use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open};
 use serde::{Deserialize, Serialize};
 
-use crate::enforce::helper_socket::plain;
+use crate::enforce::helper_socket::serialize_plain;
 use crate::types::printable::push_escaped;
 
 /// Time between SIGTERM and SIGKILL for a process group.
-const GRACE: Duration = Duration::from_secs(2);
+const KILL_DELAY: Duration = Duration::from_secs(2);
 
 /// The same if the daemon is about to end.
 const SHORT_GRACE: Duration = Duration::from_millis(100);
 
 /// Maximum number of output bytes read. A command that writes more finds the pipe closed, because reading on would only
 /// keep a core busy.
-const READ: usize = 1 << 20;
+const MAX_READ_OUTPUT: usize = 1 << 20;
 
 /// Number of bytes of a command's output that are kept.
-const KEPT: usize = 4 << 10;
+const MAX_KEPT_OUTPUT: usize = 4 << 10;
 
 /// How a command ended.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum Outcome {
+pub enum ExitOutcome {
     /// Exit status; 0 is success.
     Exited(i32),
     /// Killed by this signal.
@@ -42,19 +42,19 @@ pub enum Outcome {
     TimedOut,
     /// Its process group was ended because the daemon ends.
     Stopped,
-    NotStarted(#[serde(serialize_with = "plain")] String),
+    NotStarted(#[serde(serialize_with = "serialize_plain")] String),
     /// The command helper ended before it reported a result.
     Unknown,
 }
 
-impl Outcome {
+impl ExitOutcome {
     /// True if the command reported success.
     pub fn is_success(&self) -> bool {
         *self == Self::Exited(0)
     }
 }
 
-impl fmt::Display for Outcome {
+impl fmt::Display for ExitOutcome {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Exited(0) => f.write_str("succeeded"),
@@ -72,16 +72,16 @@ impl fmt::Display for Outcome {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(in crate::enforce) struct Ran {
-    pub(in crate::enforce) outcome: Outcome,
+    pub(in crate::enforce) outcome: ExitOutcome,
     /// Its standard output and standard error, on one line.
-    #[serde(serialize_with = "plain")]
+    #[serde(serialize_with = "serialize_plain")]
     pub(in crate::enforce) output: String,
     pub(in crate::enforce) took: Duration,
 }
 
 impl Ran {
     /// The result of a command that did not run, or whose result is unknown.
-    pub(in crate::enforce) fn without_output(outcome: Outcome) -> Self {
+    pub(in crate::enforce) fn without_output(outcome: ExitOutcome) -> Self {
         Self { outcome, output: String::new(), took: Duration::ZERO }
     }
 }
@@ -98,7 +98,7 @@ pub(super) fn run(mut command: Command, input: &[u8], limit: Duration, quit: &Pi
     });
     let (outcome, output) = match ended {
         Ok((outcome, output)) => (outcome, printable(&output)),
-        Err(error) => (Outcome::NotStarted(error.to_string()), String::new()),
+        Err(error) => (ExitOutcome::NotStarted(error.to_string()), String::new()),
     };
     Ran { outcome, output, took: started.elapsed() }
 }
@@ -131,7 +131,7 @@ struct RunningCommand {
 }
 
 impl RunningCommand {
-    fn follow(mut self, started: Instant, limit: Duration, quit: &PipeReader) -> io::Result<(Outcome, Vec<u8>)> {
+    fn follow(mut self, started: Instant, limit: Duration, quit: &PipeReader) -> io::Result<(ExitOutcome, Vec<u8>)> {
         // Until the process is reaped, even as a zombie, no other group can get its id.
         let group = Pid::from_child(&self.child);
         let watched = self.watch(group, started + limit, quit);
@@ -140,13 +140,13 @@ impl RunningCommand {
             let _ = kill_process_group(group, Signal::KILL);
         }
         let status = self.child.wait()?;
-        self.take_rest();
+        self.read_rest();
         Ok((watched?.unwrap_or_else(|| outcome(status)), self.output))
     }
 
     /// Waits until the process has ended. If a signal was sent to end its group, returns the reason; some of its
     /// processes may still run then.
-    fn watch(&mut self, group: Pid, mut deadline: Instant, quit: &PipeReader) -> io::Result<Option<Outcome>> {
+    fn watch(&mut self, group: Pid, mut deadline: Instant, quit: &PipeReader) -> io::Result<Option<ExitOutcome>> {
         let process = pidfd_open(group, PidfdFlags::empty())?;
         let mut ending = None;
         let mut ended = false;
@@ -154,15 +154,15 @@ impl RunningCommand {
             let wanted = [(!ended).then(|| process.as_fd()), ending.is_none().then(|| quit.as_fd())];
             let [ends, quits, writes] = self.wait(wanted, deadline)?;
             if writes {
-                self.take();
+                self.read_chunk();
             }
             ended |= ends;
             let now = Instant::now();
             match ending {
                 None if !ended && (quits || now >= deadline) => {
                     let _ = kill_process_group(group, Signal::TERM);
-                    deadline = now + if quits { SHORT_GRACE } else { GRACE };
-                    ending = Some(if quits { Outcome::Stopped } else { Outcome::TimedOut });
+                    deadline = now + if quits { SHORT_GRACE } else { KILL_DELAY };
+                    ending = Some(if quits { ExitOutcome::Stopped } else { ExitOutcome::TimedOut });
                 }
                 Some(_) if now >= deadline => break,
                 _ => {}
@@ -186,15 +186,15 @@ impl RunningCommand {
     }
 
     /// Reads once from a pipe that has data or has ended.
-    fn take(&mut self) {
+    fn read_chunk(&mut self) {
         let mut piece = [0; 16 << 10];
         let Some(reader) = &mut self.reader else { return };
         match reader.read(&mut piece) {
             Ok(length) if length > 0 => {
-                let room = KEPT.saturating_sub(self.output.len()).min(length);
+                let room = MAX_KEPT_OUTPUT.saturating_sub(self.output.len()).min(length);
                 self.output.extend_from_slice(piece.get(..room).unwrap_or_default());
                 self.read += length;
-                if self.read > READ {
+                if self.read > MAX_READ_OUTPUT {
                     self.reader = None;
                 }
             }
@@ -204,23 +204,23 @@ impl RunningCommand {
     }
 
     /// Reads the rest of the pipe without waiting, because a background process may keep the write end open.
-    fn take_rest(&mut self) {
+    fn read_rest(&mut self) {
         while let Some(reader) = &self.reader
-            && self.output.len() < KEPT
+            && self.output.len() < MAX_KEPT_OUTPUT
         {
             let mut fds = [PollFd::new(reader, PollFlags::IN)];
             if !matches!(poll(&mut fds, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })), Ok(ready) if ready > 0) {
                 return;
             }
-            self.take();
+            self.read_chunk();
         }
     }
 }
 
-fn outcome(status: ExitStatus) -> Outcome {
+fn outcome(status: ExitStatus) -> ExitOutcome {
     match (status.code(), status.signal()) {
-        (Some(code), _) => Outcome::Exited(code),
-        (None, signal) => Outcome::Killed(signal.unwrap_or_default()),
+        (Some(code), _) => ExitOutcome::Exited(code),
+        (None, signal) => ExitOutcome::Killed(signal.unwrap_or_default()),
     }
 }
 
@@ -228,10 +228,10 @@ fn outcome(status: ExitStatus) -> Outcome {
 /// (`\n`, `\u{1b}`), invalid UTF-8 becomes U+FFFD. At most [`KEPT`] characters. A command may print bytes that an
 /// attacker chose, which must neither end the line nor control a terminal.
 fn printable(bytes: &[u8]) -> String {
-    let text = String::from_utf8_lossy(bytes.get(..KEPT).unwrap_or(bytes));
+    let text = String::from_utf8_lossy(bytes.get(..MAX_KEPT_OUTPUT).unwrap_or(bytes));
     let mut line = String::new();
-    text.trim_end().chars().take(KEPT).for_each(|c| push_escaped(&mut line, c));
-    line.chars().take(KEPT).collect()
+    text.trim_end().chars().take(MAX_KEPT_OUTPUT).for_each(|c| push_escaped(&mut line, c));
+    line.chars().take(MAX_KEPT_OUTPUT).collect()
 }
 
 #[cfg(test)]
@@ -253,8 +253,8 @@ mod tests {
 
     #[test]
     fn long_output_is_cut() {
-        assert_eq!(printable(&[b'x'; 5_000]).len(), KEPT);
-        assert_eq!(printable(&[0x1b; 5_000]).len(), KEPT);
-        assert_eq!(printable("é".repeat(5_000).as_bytes()).chars().count(), KEPT / 2);
+        assert_eq!(printable(&[b'x'; 5_000]).len(), MAX_KEPT_OUTPUT);
+        assert_eq!(printable(&[0x1b; 5_000]).len(), MAX_KEPT_OUTPUT);
+        assert_eq!(printable("é".repeat(5_000).as_bytes()).chars().count(), MAX_KEPT_OUTPUT / 2);
     }
 }

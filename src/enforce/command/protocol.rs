@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use super::process::Ran;
 use crate::enforce::BanContext;
-use crate::enforce::helper_socket::{encode, plain};
+use crate::enforce::helper_socket::{encode, serialize_plain};
 
 /// Maximum length of a request in bytes, plus some room to detect longer ones.
 pub(super) const MAX_REQUEST_LEN: usize = 1 << 10;
@@ -46,7 +46,7 @@ pub(in crate::enforce) struct Request {
 pub(in crate::enforce) struct Answer {
     pub(in crate::enforce) number: u64,
     /// The command with expanded macros, on one line.
-    #[serde(serialize_with = "plain")]
+    #[serde(serialize_with = "serialize_plain")]
     pub(in crate::enforce) command: String,
     pub(in crate::enforce) ran: Ran,
 }
@@ -77,7 +77,7 @@ mod tests {
     use proptest::collection::vec;
     use proptest::prelude::*;
 
-    use super::super::process::Outcome;
+    use super::super::process::ExitOutcome;
     use super::*;
     use crate::config::Mode;
     use crate::enforce::helper_socket::{MAX_TEXT_LEN, decode, encode, is};
@@ -105,13 +105,13 @@ mod tests {
 
     fn answers() -> Vec<Answer> {
         let outcomes = [
-            Outcome::Exited(0),
-            Outcome::Exited(-1),
-            Outcome::Killed(9),
-            Outcome::TimedOut,
-            Outcome::Stopped,
-            Outcome::NotStarted("No such file or directory (os error 2)".to_owned()),
-            Outcome::Unknown,
+            ExitOutcome::Exited(0),
+            ExitOutcome::Exited(-1),
+            ExitOutcome::Killed(9),
+            ExitOutcome::TimedOut,
+            ExitOutcome::Stopped,
+            ExitOutcome::NotStarted("No such file or directory (os error 2)".to_owned()),
+            ExitOutcome::Unknown,
         ];
         let ran = |outcome| Ran { outcome, output: "é\\n".to_owned(), took: Duration::from_millis(1_234) };
         outcomes
@@ -197,7 +197,7 @@ mod tests {
     #[test]
     fn texts_are_cut_and_escaped() {
         let ran = Ran {
-            outcome: Outcome::NotStarted("\u{1b}[2J\n".repeat(10_000)),
+            outcome: ExitOutcome::NotStarted("\u{1b}[2J\n".repeat(10_000)),
             output: "é".repeat(100_000),
             took: Duration::MAX,
         };
@@ -205,7 +205,7 @@ mod tests {
         assert!(bytes.len() <= MAX_ANSWER_LEN);
         let read: Answer = decode(&bytes).unwrap();
         assert_eq!((read.command.len(), read.ran.output.len()), (MAX_TEXT_LEN, MAX_TEXT_LEN));
-        assert!(matches!(read.ran.outcome, Outcome::NotStarted(reason) if reason.starts_with("?[2J??[2J?")));
+        assert!(matches!(read.ran.outcome, ExitOutcome::NotStarted(reason) if reason.starts_with("?[2J??[2J?")));
     }
 
     proptest! {

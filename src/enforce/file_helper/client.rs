@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use rustix::io::retry_on_intr;
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendFlags, recvmsg, send};
 
-use super::protocol::{Answer, MAX_IN_MESSAGE, MAX_MESSAGE_LEN, Request};
+use super::protocol::{FileReply, FileRequest, MAX_IN_MESSAGE, MAX_MESSAGE_LEN};
 use crate::enforce::BanContext;
 use crate::enforce::helper_socket::{decode, encode};
 use crate::types::BanTarget;
@@ -36,7 +36,7 @@ impl FileHelper {
     pub fn edit(&self, add: &[BanContext], remove: &[BanTarget]) -> io::Result<()> {
         let chunks = add.len().div_ceil(MAX_IN_MESSAGE).max(remove.len().div_ceil(MAX_IN_MESSAGE)).max(1);
         let (mut adds, mut removes) = (add.chunks(MAX_IN_MESSAGE), remove.chunks(MAX_IN_MESSAGE));
-        let requests = (1..=chunks).map(|number| Request::Edit {
+        let requests = (1..=chunks).map(|number| FileRequest::Edit {
             add: adds.next().unwrap_or_default().to_vec(),
             remove: removes.next().unwrap_or_default().to_vec(),
             last: number == chunks,
@@ -49,7 +49,7 @@ impl FileHelper {
     /// # Errors
     /// As for [`FileHelper::edit`]; also if the file cannot be read.
     pub fn read(&self, limit: u64) -> io::Result<Option<Vec<u8>>> {
-        let Some(file) = self.ask(std::iter::once(Request::Read))? else { return Ok(None) };
+        let Some(file) = self.ask(std::iter::once(FileRequest::Read))? else { return Ok(None) };
         let mut bytes = Vec::new();
         file.take(limit).read_to_end(&mut bytes)?;
         Ok(Some(bytes))
@@ -60,11 +60,11 @@ impl FileHelper {
     /// # Errors
     /// As for [`FileHelper::edit`].
     pub fn open_log(&self) -> io::Result<File> {
-        let file = self.ask(std::iter::once(Request::OpenLog))?;
+        let file = self.ask(std::iter::once(FileRequest::OpenLog))?;
         file.ok_or_else(|| io::Error::other("the answer contains no file descriptor"))
     }
 
-    fn ask(&self, requests: impl Iterator<Item = Request>) -> io::Result<Option<File>> {
+    fn ask(&self, requests: impl Iterator<Item = FileRequest>) -> io::Result<Option<File>> {
         let Self { socket, process } = self;
         let socket = socket.lock().unwrap_or_else(PoisonError::into_inner);
         let ended =
@@ -84,9 +84,9 @@ impl FileHelper {
         });
         let file = descriptors.flatten().next().map(File::from);
         match bytes.get(..length).and_then(decode) {
-            Some(Answer::Done) => Ok(file),
-            Some(Answer::Missing) => Ok(None),
-            Some(Answer::Failed(reason)) => Err(io::Error::other(reason)),
+            Some(FileReply::Done) => Ok(file),
+            Some(FileReply::Missing) => Ok(None),
+            Some(FileReply::Failed(reason)) => Err(io::Error::other(reason)),
             None => Err(ended()),
         }
     }

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::enforce::BanContext;
-use crate::enforce::helper_socket::plain;
+use crate::enforce::helper_socket::serialize_plain;
 use crate::types::BanTarget;
 
 /// Maximum length of a message in bytes, plus some room to detect longer ones.
@@ -15,7 +15,7 @@ pub(super) const MAX_IN_MESSAGE: usize = 128;
 /// A request of the daemon.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
-pub(super) enum Request {
+pub(super) enum FileRequest {
     /// A part of a change of hosts.deny. Only the `last` part is answered, when the file has been replaced.
     Edit { add: Vec<BanContext>, remove: Vec<BanTarget>, last: bool },
     /// Requests a descriptor for reading hosts.deny.
@@ -27,13 +27,13 @@ pub(super) enum Request {
 /// The result of a request.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub(super) enum Answer {
+pub(super) enum FileReply {
     /// Success, with a descriptor if one was requested.
     Done,
     /// hosts.deny does not exist.
     Missing,
     /// Failure, with the reason.
-    Failed(#[serde(serialize_with = "plain")] String),
+    Failed(#[serde(serialize_with = "serialize_plain")] String),
 }
 
 /// Reads any bytes as a message to either side; no message is valid for both.
@@ -41,9 +41,9 @@ pub(super) enum Answer {
 pub(crate) fn fuzz(bytes: &[u8]) {
     use crate::enforce::helper_socket::decode;
 
-    let (request, answer) = (decode::<Request>(bytes), decode::<Answer>(bytes));
+    let (request, answer) = (decode::<FileRequest>(bytes), decode::<FileReply>(bytes));
     assert!(request.is_none() || answer.is_none());
-    if let Some(Answer::Failed(reason)) = answer {
+    if let Some(FileReply::Failed(reason)) = answer {
         assert!(bytes.len() <= MAX_MESSAGE_LEN && !reason.chars().any(crate::types::printable::is_hidden));
     }
 }
@@ -67,10 +67,10 @@ mod tests {
         let add = vec![context("192.0.2.7"), context("2001:db8::7")];
         let remove = ["203.0.113.0/24", "2001:db8:1::/48", "192.0.2.9/32"];
         let remove = remove.map(|text| BanTarget::exactly(text.parse().unwrap()).unwrap()).to_vec();
-        let edit = |last| Request::Edit { add: add.clone(), remove: remove.clone(), last };
-        let many = Request::Edit { add: vec![add[1]; MAX_IN_MESSAGE], remove: Vec::new(), last: true };
-        let requests = [edit(false), edit(true), many, Request::Read, Request::OpenLog];
-        let answers = [Answer::Done, Answer::Missing, Answer::Failed("no space left".to_owned())];
+        let edit = |last| FileRequest::Edit { add: add.clone(), remove: remove.clone(), last };
+        let many = FileRequest::Edit { add: vec![add[1]; MAX_IN_MESSAGE], remove: Vec::new(), last: true };
+        let requests = [edit(false), edit(true), many, FileRequest::Read, FileRequest::OpenLog];
+        let answers = [FileReply::Done, FileReply::Missing, FileReply::Failed("no space left".to_owned())];
         requests.iter().map(|one| encode(one).unwrap()).chain(answers.iter().map(|one| encode(one).unwrap())).collect()
     }
 
@@ -78,7 +78,7 @@ mod tests {
     fn file_messages_read_back_unchanged() {
         assert_eq!(messages().len(), 8);
         for bytes in messages() {
-            assert!(is::<Request>(&bytes) != is::<Answer>(&bytes));
+            assert!(is::<FileRequest>(&bytes) != is::<FileReply>(&bytes));
             fuzz(&bytes);
         }
     }
@@ -95,18 +95,18 @@ mod tests {
             ..BanContext::example(address)
         };
         let (add, remove) = (vec![longest; MAX_IN_MESSAGE], vec![longest.target; MAX_IN_MESSAGE]);
-        let bytes = encode(&Request::Edit { add, remove, last: false }).unwrap();
-        assert!(bytes.len() <= MAX_MESSAGE_LEN && is::<Request>(&bytes), "{}", bytes.len());
+        let bytes = encode(&FileRequest::Edit { add, remove, last: false }).unwrap();
+        assert!(bytes.len() <= MAX_MESSAGE_LEN && is::<FileRequest>(&bytes), "{}", bytes.len());
     }
 
     #[test]
     fn truncated_or_extended_message_is_none() {
         for bytes in messages() {
             for end in (0..bytes.len()).filter(|end| *end < 600 || end % 97 == 0) {
-                assert!(!is::<Request>(&bytes[..end]) && !is::<Answer>(&bytes[..end]), "{end}");
+                assert!(!is::<FileRequest>(&bytes[..end]) && !is::<FileReply>(&bytes[..end]), "{end}");
             }
             let longer = [&bytes[..], &[0]].concat();
-            assert!(!is::<Request>(&longer) && !is::<Answer>(&longer));
+            assert!(!is::<FileRequest>(&longer) && !is::<FileReply>(&longer));
         }
     }
 

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use rustix::io::retry_on_intr;
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 
-use super::protocol::{Answer, MAX_MESSAGE_LEN, Request};
+use super::protocol::{FileReply, FileRequest, MAX_MESSAGE_LEN};
 use crate::enforce::BanContext;
 use crate::enforce::helper_socket::{HelperError, encode, next_request};
 use crate::enforce::hosts_deny::HostsDeny;
@@ -40,7 +40,7 @@ pub fn serve(socket: &OwnedFd, files: &Files) -> Result<(), HelperError> {
     let (mut added, mut removed) = (Vec::new(), Vec::new());
     while let Some(request) = next_request(socket, &mut buffer)? {
         match request {
-            Request::Edit { add, remove, last } => {
+            FileRequest::Edit { add, remove, last } => {
                 added.extend(add);
                 removed.extend(remove);
                 if added.len().max(removed.len()) > MAX_CHANGES {
@@ -51,8 +51,8 @@ pub fn serve(socket: &OwnedFd, files: &Files) -> Result<(), HelperError> {
                     (added, removed) = Default::default();
                 }
             }
-            Request::Read => answer_file(socket, files.hosts_deny.as_ref().map(HostsDeny::open)),
-            Request::OpenLog => {
+            FileRequest::Read => answer_file(socket, files.hosts_deny.as_ref().map(HostsDeny::open)),
+            FileRequest::OpenLog => {
                 answer_file(socket, files.json_file.as_ref().map(|(path, open)| log(path, *open).map(Some)))
             }
         }
@@ -60,11 +60,11 @@ pub fn serve(socket: &OwnedFd, files: &Files) -> Result<(), HelperError> {
     Ok(())
 }
 
-fn edited(files: &Files, add: &[BanContext], remove: &[BanTarget]) -> Answer {
+fn edited(files: &Files, add: &[BanContext], remove: &[BanTarget]) -> FileReply {
     match &files.hosts_deny {
-        None => Answer::Failed(NOT_SERVED.to_owned()),
+        None => FileReply::Failed(NOT_SERVED.to_owned()),
         Some(hosts_deny) => {
-            hosts_deny.apply(add, remove).map_or_else(|error| Answer::Failed(error.to_string()), |_| Answer::Done)
+            hosts_deny.apply(add, remove).map_or_else(|error| FileReply::Failed(error.to_string()), |_| FileReply::Done)
         }
     }
 }
@@ -84,14 +84,14 @@ fn log(path: &Path, open: Open) -> io::Result<File> {
 
 fn answer_file<E: ToString>(socket: &OwnedFd, file: Option<Result<Option<File>, E>>) {
     match file {
-        None => answer(socket, &Answer::Failed(NOT_SERVED.to_owned()), None),
-        Some(Ok(Some(file))) => answer(socket, &Answer::Done, Some(file.as_fd())),
-        Some(Ok(None)) => answer(socket, &Answer::Missing, None),
-        Some(Err(error)) => answer(socket, &Answer::Failed(error.to_string()), None),
+        None => answer(socket, &FileReply::Failed(NOT_SERVED.to_owned()), None),
+        Some(Ok(Some(file))) => answer(socket, &FileReply::Done, Some(file.as_fd())),
+        Some(Ok(None)) => answer(socket, &FileReply::Missing, None),
+        Some(Err(error)) => answer(socket, &FileReply::Failed(error.to_string()), None),
     }
 }
 
-fn answer(socket: &OwnedFd, answer: &Answer, file: Option<BorrowedFd<'_>>) {
+fn answer(socket: &OwnedFd, answer: &FileReply, file: Option<BorrowedFd<'_>>) {
     let bytes = encode(answer).unwrap_or_default();
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
     let mut control = SendAncillaryBuffer::new(&mut space);

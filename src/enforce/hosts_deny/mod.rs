@@ -29,7 +29,7 @@ pub(super) use file::Stamp;
 pub(crate) use text::fuzz;
 
 use error::MAX_ATTEMPTS;
-use text::{ParsedFile, Rule, hosts_pattern};
+use text::{DenyRule, ParsedFile, hosts_pattern};
 
 /// The file that the TCP wrappers read.
 pub const DEFAULT_PATH: &str = "/etc/hosts.deny";
@@ -150,9 +150,9 @@ impl HostsDeny {
     /// The file cannot be read or replaced. Its content is then unchanged, unless only the final sync of the directory
     /// failed.
     pub fn apply(&self, add: &[BanContext], remove: &[BanTarget]) -> Result<Vec<BanTarget>, HostsDenyError> {
-        let add: Vec<Rule> = add
+        let add: Vec<DenyRule> = add
             .iter()
-            .map(|context| Rule { target: context.target, rule: self.entry(context), until: context.until() })
+            .map(|context| DenyRule { target: context.target, rule: self.entry(context), until: context.until() })
             .collect();
         let remove: HashSet<BanTarget> = remove.iter().copied().collect();
         for _ in 0..MAX_ATTEMPTS {
@@ -174,7 +174,7 @@ impl HostsDeny {
     fn finds_its_own(&self) -> bool {
         ["192.0.2.1", "2001:db8::1", "fe80::1"].iter().filter_map(|text| text.parse().ok()).all(|source| {
             let context = BanContext::example(source);
-            let rule = Rule { target: context.target, rule: self.entry(&context), until: context.until() };
+            let rule = DenyRule { target: context.target, rule: self.entry(&context), until: context.until() };
             let edit = ParsedFile::parse(&[]).edit(&[rule], &HashSet::new());
             edit.is_some_and(|edit| {
                 ParsedFile::parse(&edit.text).entries.iter().any(|entry| entry.target == context.target)

@@ -55,7 +55,7 @@ impl AllowSet {
         let families = known.families().zip(wanted.families());
         let changes: Vec<_> =
             families.map(|((set, before), (_, after))| (set, less(before, after), less(after, before))).collect();
-        if changes.iter().any(|(_, out, into)| touch(out, into)) {
+        if changes.iter().any(|(_, out, into)| shares_bound(out, into)) {
             return self.write(table, wanted);
         }
         let put = |batch: &mut _| {
@@ -85,7 +85,7 @@ impl AllowSet {
 }
 
 /// True if the lists have a bound in common.
-fn touch(these: &[IpNet], those: &[IpNet]) -> bool {
+fn shares_bound(these: &[IpNet], those: &[IpNet]) -> bool {
     let bounds = |prefixes: &[IpNet]| -> BTreeSet<Option<IpAddr>> {
         prefixes.iter().flat_map(|prefix| [Some(prefix.network()), nft::next_address(prefix.broadcast())]).collect()
     };

@@ -7,7 +7,7 @@ use rustix::io::Errno;
 
 use super::set_writer::{Operation, SetWriter};
 use super::{AllowSet, BlockError, Failed, Installed, Remaining, Repaired, RulesetError, RulesetSpec, Table, networks};
-use crate::enforce::{BanBackend, BanContext, Gone, Refused};
+use crate::enforce::{BackendGone, BanBackend, BanContext, Refused};
 use crate::engine::ActiveBan;
 use crate::netlink::nft::{self, Batch, RestoredBan};
 use crate::netlink::socket::SocketError;
@@ -91,13 +91,13 @@ impl Nft {
     }
 
     /// Adds the sets for prefixes to the table if one of `targets` needs them.
-    fn ensure_prefix_sets(&mut self, mut targets: impl Iterator<Item = BanTarget>) -> Result<(), Gone> {
+    fn ensure_prefix_sets(&mut self, mut targets: impl Iterator<Item = BanTarget>) -> Result<(), BackendGone> {
         if self.spec.prefix_sets || !targets.any(|target| matches!(target, BanTarget::Prefix(_))) {
             return Ok(());
         }
         // The bans run into the same error, and it is reported with them.
         let repaired = self.repair(&RulesetSpec { prefix_sets: true, ..self.spec });
-        if matches!(repaired, Ok(Repaired::Created)) { Err(Gone) } else { Ok(()) }
+        if matches!(repaired, Ok(Repaired::Created)) { Err(BackendGone) } else { Ok(()) }
     }
 
     /// Blocks all targets, each from now on for its expiry, even if it is already blocked.
@@ -137,7 +137,7 @@ impl Nft {
                 (Err(error), _) if error.is(Errno::EXIST) => *blocked_anew = Some(Instant::now()),
                 // A single ban is not tried again if its set is full.
                 (Err(error), [(target, _)]) if error.is(Errno::NFILE) => {
-                    let failed = writer.judge(table, Operation::Block, *target, error)?;
+                    let failed = writer.classify_failure(table, Operation::Block, *target, error)?;
                     return Err(BlockError::Failed { asked, failed: failed.into_iter().collect() });
                 }
                 // Each target is tried individually below, and refusals are reported.
@@ -179,7 +179,7 @@ impl Nft {
 
     /// Restores bans that the kernel has lost. A target that is still blocked stays blocked.
     pub fn put_back(&mut self, bans: &[RestoredBan]) -> Result<(), BlockError> {
-        let pause = if bans.len() < MANY { None } else { self.table.pause_monitor() };
+        let pause = if bans.len() < MIN_PAUSED_BANS { None } else { self.table.pause_monitor() };
         let done = self.restore_by(bans, nft::put_back);
         // The monitor reports changes by other programs in the meantime.
         if let Some((pause, mark)) = pause {
@@ -192,7 +192,7 @@ impl Nft {
     /// are too few bans or the monitor cannot be paused; also if another program changed a table meanwhile, so that
     /// some bans may be missing.
     pub fn put_back_unheard(&mut self, bans: &[RestoredBan]) -> Result<bool, BlockError> {
-        if bans.len() < MANY {
+        if bans.len() < MIN_PAUSED_BANS {
             return Ok(false);
         }
         let Some((pause, mark)) = self.table.pause_monitor() else { return Ok(false) };
@@ -236,7 +236,7 @@ impl Nft {
 }
 
 impl BanBackend for Nft {
-    fn block(&mut self, bans: &[BanContext], _now: Timestamp) -> Result<Vec<Refused>, Gone> {
+    fn block(&mut self, bans: &[BanContext], _now: Timestamp) -> Result<Vec<Refused>, BackendGone> {
         self.ensure_prefix_sets(bans.iter().map(|ban| ban.target))?;
         self.elements.clear();
         self.elements.extend(bans.iter().map(|ban| (ban.target, ban.expiry)));
@@ -250,7 +250,7 @@ impl BanBackend for Nft {
         }
     }
 
-    fn put_back(&mut self, bans: &[ActiveBan], _now: Timestamp) -> Result<Vec<Refused>, Gone> {
+    fn put_back(&mut self, bans: &[ActiveBan], _now: Timestamp) -> Result<Vec<Refused>, BackendGone> {
         self.ensure_prefix_sets(bans.iter().map(|ban| ban.target))?;
         let elements: Vec<_> = bans.iter().map(|ban| (ban.target, ban.length, ban.left)).collect();
         let targets = bans.iter().map(|ban| ban.target);
@@ -283,7 +283,7 @@ fn is_as_long(left: Remaining, expiry: Expiry) -> bool {
 }
 
 /// Minimum number of bans for which the monitor is paused.
-const MANY: usize = nft::BANS_A_MESSAGE;
+const MIN_PAUSED_BANS: usize = nft::BANS_A_MESSAGE;
 
 /// Maximum time between the trap's ban and the sensor's verdict on the same packet, under normal conditions.
 const JUST_NOW: Duration = Duration::from_millis(100);

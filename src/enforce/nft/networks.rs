@@ -47,7 +47,7 @@ fn block_one(
         let held = table.networks()?.ok_or(BlockError::Gone)?;
         let held = || held.iter().filter_map(|(target, remaining)| Some((as_prefix(*target)?, *remaining)));
         if let Some((around, remaining)) = held().find(|(other, _)| contains(*other, network) && *other != network) {
-            return Ok((!lasts(remaining, left)).then_some(Failure::Inside { around: BanTarget::Prefix(around) }));
+            return Ok((!outlasts(remaining, left)).then_some(Failure::Inside { around: BanTarget::Prefix(around) }));
         }
         there = held().any(|(other, _)| other == network);
         let others = held().map(|(other, _)| other);
@@ -93,16 +93,16 @@ fn contains(outer: Prefix, inner: Prefix) -> bool {
 }
 
 /// True if the remaining time covers `wanted`, allowing for the clock's progress in the meantime.
-fn lasts(remaining: Remaining, wanted: Expiry) -> bool {
+fn outlasts(remaining: Remaining, wanted: Expiry) -> bool {
     match (remaining, wanted) {
         (None, _) => true,
         (Some(_), Expiry::Never) => false,
-        (Some(remaining), Expiry::After(wanted)) => remaining + SLACK >= wanted,
+        (Some(remaining), Expiry::After(wanted)) => remaining + MAX_DRIFT >= wanted,
     }
 }
 
 /// Of two bans restored together, the first has lost a few milliseconds when the second is compared with it.
-const SLACK: Duration = Duration::from_secs(2);
+const MAX_DRIFT: Duration = Duration::from_secs(2);
 
 /// Maximum number of attempts while overlapping bans expire or are changed by others.
 const MAX_ATTEMPTS: u32 = 4;

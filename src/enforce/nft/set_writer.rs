@@ -86,11 +86,11 @@ impl SetWriter {
             let Err(other) = again else { return Ok(None) };
             error = other;
         }
-        self.judge(table, operation, target, error)
+        self.classify_failure(table, operation, target, error)
     }
 
     /// Determines whether the failure of one target concerns only this target or all of them.
-    pub(super) fn judge(
+    pub(super) fn classify_failure(
         &mut self,
         table: &mut Table,
         operation: Operation,

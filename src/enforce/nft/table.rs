@@ -220,7 +220,7 @@ impl Table {
     }
 
     /// The current position in the kernel's sequence of transactions.
-    pub fn mark(&mut self) -> Option<Generation> {
+    pub fn generation(&mut self) -> Option<Generation> {
         let own = self.socket.changes();
         Some(Generation { generation: generation(&mut self.socket).ok()?, own })
     }
@@ -235,7 +235,7 @@ impl Table {
     /// Pauses the monitor, if possible; also returns the position at which the pause begins.
     pub(super) fn pause_monitor(&mut self) -> Option<(PausedSpan, Generation)> {
         let pause = self.monitor_pause.clone()?;
-        let mark = self.mark()?;
+        let mark = self.generation()?;
         // Transactions that were running are over after this; later ones increment the generation.
         await_turn(&mut self.socket);
         // The request of `await_turn` changed nothing, so the kernel's count does not include it.

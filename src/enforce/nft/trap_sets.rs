@@ -51,7 +51,7 @@ pub fn arm(table: &mut Table, contents: TrapContents<'_>) -> Result<(), BlockErr
 }
 
 /// Sources that the trap has blocked and that [`forget`] has not removed.
-pub fn caught(table: &mut Table) -> Result<Vec<BanTarget>, BlockError> {
+pub fn trap_banned(table: &mut Table) -> Result<Vec<BanTarget>, BlockError> {
     let mut all = Vec::new();
     for set in [Set::TrapBanned, Set::TrapBanned6] {
         let take = |found: &mut Vec<_>, element: SetElement| found.push(BanTarget::from_element(element.address));
@@ -114,18 +114,18 @@ pub fn hold(table: &mut Table, target: BanTarget) -> Result<Hold, BlockError> {
 }
 
 /// Fill level of the memory of `trap`, if the kernel reports it (since Linux 6.15).
-pub fn filling(table: &mut Table, trap: Trap) -> Result<Option<TrapUsage>, BlockError> {
-    let mut filling = TrapUsage::default();
+pub fn usage(table: &mut Table, trap: Trap) -> Result<Option<TrapUsage>, BlockError> {
+    let mut usage = TrapUsage::default();
     for set in Set::trap_memory(trap) {
         let sum = match set {
-            Set::Suspects | Set::Suspects6 | Set::PeerSuspects | Set::PeerSuspects6 => &mut filling.suspects,
+            Set::Suspects | Set::Suspects6 | Set::PeerSuspects | Set::PeerSuspects6 => &mut usage.suspects,
             Set::TrapBanned | Set::TrapBanned6 => continue,
-            _ => &mut filling.probed,
+            _ => &mut usage.probed,
         };
         match nft::set_count(&mut table.socket, set).map_err(BlockError::in_table)? {
             Some(count) => *sum = sum.saturating_add(count),
             None => return Ok(None),
         }
     }
-    Ok(Some(filling))
+    Ok(Some(usage))
 }

@@ -25,9 +25,9 @@ use std::time::Duration;
 use ipnet::IpNet;
 use rustix::io::Errno;
 
-use crate::enforce::{BanBackend, BanContext, ExemptPrefixes, Gone, Overlap, Refused, Upkeep};
+use crate::enforce::{BackendGone, BanBackend, BanContext, ExemptPrefixes, Overlap, Refused, Upkeep};
 use crate::engine::{ActiveBan, Host};
-pub use crate::netlink::routes::{PROTOCOL, Refusal, RouteError};
+pub use crate::netlink::routes::{KernelRefusal, PROTOCOL, RouteError};
 use crate::netlink::routes::{Route, RouteSocket, is_closed};
 use crate::types::{Backend, BanTarget, Expiry, RouteKind, Timestamp};
 
@@ -68,9 +68,9 @@ pub enum Failure {
         "the kernel refused a route via {gateway} ({refusal}): `via` must be an unused address in a network of an \
          active interface of this host; correct it, or use kind = \"blackhole\""
     )]
-    Gateway { gateway: IpAddr, refusal: Refusal },
+    Gateway { gateway: IpAddr, refusal: KernelRefusal },
     #[error("the kernel refused the route: {0}")]
-    Refused(Refusal),
+    Refused(KernelRefusal),
 }
 
 fn laid_by(protocol: Option<u8>) -> String {
@@ -91,7 +91,7 @@ pub struct Lifted {
 pub struct Routes {
     socket: RouteSocket,
     kind: RouteKind,
-    held: RouteTable,
+    routes: RouteTable,
     exempt: ExemptPrefixes,
     /// Own routes from before the start that no ban has claimed yet; true for those of the configured kind.
     leftovers: HashMap<IpNet, bool>,
@@ -108,7 +108,7 @@ impl Routes {
         Ok(Self {
             socket: RouteSocket::open()?,
             kind,
-            held: RouteTable::new(size),
+            routes: RouteTable::new(size),
             exempt: ExemptPrefixes::default(),
             leftovers: HashMap::new(),
             retry_stale: None,
@@ -123,12 +123,12 @@ impl Routes {
         self.exempt = ExemptPrefixes::new(prefixes.iter().copied());
         let exempt = &self.exempt;
         let mut now_protected: Vec<BanTarget> =
-            self.held.wanted().filter(|target| exempt.check(*target).is_err()).collect();
+            self.routes.wanted().filter(|target| exempt.check(*target).is_err()).collect();
         let left: Vec<IpNet> =
             self.leftovers.keys().filter(|net| exempt.overlapping(**net).is_some()).copied().collect();
         // Treated as a route of a ban until [`Routes::due`] corrects it.
         now_protected
-            .extend(left.into_iter().filter_map(BanTarget::exactly).inspect(|target| self.held.keep(*target, None)));
+            .extend(left.into_iter().filter_map(BanTarget::exactly).inspect(|target| self.routes.keep(*target, None)));
         now_protected.sort_unstable();
         self.remove(&now_protected, |held, target| held.postpone(target, Timestamp::default()))
     }
@@ -146,9 +146,9 @@ impl Routes {
             match self.admit(*target) {
                 Ok(()) => {
                     let known =
-                        self.leftovers.remove(&target.network()).unwrap_or(false) || self.held.is_wanted(*target);
+                        self.leftovers.remove(&target.network()).unwrap_or(false) || self.routes.is_wanted(*target);
                     // Stored before the route is added, so that it ends even if its acknowledgement is lost.
-                    self.held.keep(*target, expiry.span().map(|span| now.after(span)));
+                    self.routes.keep(*target, expiry.span().map(|span| now.after(span)));
                     asked.push((*target, known));
                 }
                 Err(reason) => failed.push(Failed { target: *target, reason }),
@@ -157,12 +157,12 @@ impl Routes {
         match self.add_missing(&asked) {
             Ok(refused) => {
                 // Routes of others are not affected, because only own ones are ever removed.
-                refused.iter().for_each(|Failed { target, .. }| self.held.give_up(*target, now));
+                refused.iter().for_each(|Failed { target, .. }| self.routes.give_up(*target, now));
                 failed.extend(refused);
             }
             Err(error) => {
                 let unsure = asked.iter().filter(|(_, known)| !known);
-                unsure.for_each(|(target, _)| self.held.give_up(*target, now));
+                unsure.for_each(|(target, _)| self.routes.give_up(*target, now));
                 return Err(error.into());
             }
         }
@@ -181,13 +181,13 @@ impl Routes {
     /// Removes the routes whose end has come, the earliest first. At most 1,000 at once, so that packets do not wait
     /// long: call again while [`Routes::next_due`] has passed.
     pub fn due(&mut self, now: Timestamp) -> Lifted {
-        let again = now.after(RETRY);
+        let again = now.after(RETRY_DELAY);
         if self.retry_stale.is_some_and(|at| at <= now) {
             return self.remove_stale(now);
         }
-        let over = self.held.expired(now, MAX_EXPIRED);
+        let over = self.routes.expired(now, MAX_EXPIRED);
         let (expired, old): (Vec<BanTarget>, Vec<BanTarget>) =
-            over.into_iter().partition(|target| self.held.is_wanted(*target));
+            over.into_iter().partition(|target| self.routes.is_wanted(*target));
         let lifted = self.remove(&expired, |held, target| held.postpone(target, again));
         // These are already reported as lifted, or were never blocked: only a further failure is reported.
         let rest = self.remove(&old, |held, target| held.postpone(target, again));
@@ -196,7 +196,7 @@ impl Routes {
 
     /// Time at which [`Routes::due`] has work to do; `None` if there is none.
     pub fn next_due(&self) -> Option<Timestamp> {
-        self.held.next_end().into_iter().chain(self.retry_stale).min()
+        self.routes.next_end().into_iter().chain(self.retry_stale).min()
     }
 
     /// All targets with an own route from an earlier run, of any kind. Pass those that stay blocked to
@@ -208,7 +208,7 @@ impl Routes {
         let own = self.socket.own()?;
         let kind = self.kind;
         self.leftovers = own.into_iter().map(|(net, found)| (net, found == Some(kind.toward(net)))).collect();
-        let held = &self.held;
+        let held = &self.routes;
         self.leftovers.retain(|net, _| BanTarget::exactly(*net).is_none_or(|target| !held.is_wanted(target)));
         let mut targets: Vec<BanTarget> = self.leftovers.keys().filter_map(|net| BanTarget::exactly(*net)).collect();
         targets.sort_unstable();
@@ -228,7 +228,7 @@ impl Routes {
         });
         let trouble = match deleted {
             Ok(()) => {
-                let stay: HashMap<IpNet, Refusal> = kept.into_iter().collect();
+                let stay: HashMap<IpNet, KernelRefusal> = kept.into_iter().collect();
                 self.leftovers.retain(|net, _| stay.contains_key(net));
                 let failed = stay.into_iter().filter_map(|(net, refusal)| {
                     Some(Failed { target: BanTarget::exactly(net)?, reason: Failure::Refused(refusal) })
@@ -238,7 +238,7 @@ impl Routes {
             Err(error) => Some(error.into()),
         };
         if !self.leftovers.is_empty() {
-            self.retry_stale = Some(now.after(RETRY));
+            self.retry_stale = Some(now.after(RETRY_DELAY));
         }
         let gone = nets.into_iter().filter(|net| !self.leftovers.contains_key(net));
         Lifted { targets: gone.filter_map(BanTarget::exactly).collect(), trouble }
@@ -265,10 +265,10 @@ impl Routes {
 
     /// All targets that this backend blocks, unordered.
     pub fn blocked(&self) -> impl Iterator<Item = BanTarget> + '_ {
-        self.held.wanted()
+        self.routes.wanted()
     }
 
-    fn add_all(&mut self, bans: &[(BanTarget, Expiry)], now: Timestamp) -> Result<Vec<Refused>, Gone> {
+    fn add_all(&mut self, bans: &[(BanTarget, Expiry)], now: Timestamp) -> Result<Vec<Refused>, BackendGone> {
         BlockError::refusals(self.block(bans, now), Backend::Route, bans.iter().map(|(target, _)| *target))
     }
 
@@ -284,7 +284,7 @@ impl Routes {
             _ => {}
         }
         self.exempt.check(target)?;
-        if self.held.has_room_for(target) { Ok(()) } else { Err(Failure::Full { size: self.held.size }) }
+        if self.routes.has_room_for(target) { Ok(()) } else { Err(Failure::Full { size: self.routes.size }) }
     }
 
     /// Adds the missing routes; returns those that the kernel refused. The flag of a target is true if its ban is
@@ -354,16 +354,16 @@ impl Routes {
             }
         });
         if let Err(error) = removed {
-            targets.iter().for_each(|target| again(&mut self.held, *target));
+            targets.iter().for_each(|target| again(&mut self.routes, *target));
             return Lifted { targets: Vec::new(), trouble: Some(error.into()) };
         }
         let stay: HashSet<BanTarget> = failed.iter().map(|one| one.target).collect();
         let mut lifted = Vec::with_capacity(targets.len());
         for target in targets {
             if stay.contains(target) {
-                again(&mut self.held, *target);
+                again(&mut self.routes, *target);
             } else {
-                self.held.forget(*target);
+                self.routes.forget(*target);
                 self.leftovers.remove(&target.network());
                 lifted.push(*target);
             }
@@ -374,7 +374,7 @@ impl Routes {
 }
 
 impl BanBackend for Routes {
-    fn block(&mut self, bans: &[BanContext], now: Timestamp) -> Result<Vec<Refused>, Gone> {
+    fn block(&mut self, bans: &[BanContext], now: Timestamp) -> Result<Vec<Refused>, BackendGone> {
         let bans: Vec<_> = bans.iter().map(|ban| (ban.target, ban.expiry)).collect();
         self.add_all(&bans, now)
     }
@@ -384,13 +384,13 @@ impl BanBackend for Routes {
         lifted.map_err(|error| format!("cannot remove a route, retrying: {error}"))
     }
 
-    fn put_back(&mut self, bans: &[ActiveBan], now: Timestamp) -> Result<Vec<Refused>, Gone> {
+    fn put_back(&mut self, bans: &[ActiveBan], now: Timestamp) -> Result<Vec<Refused>, BackendGone> {
         let left: Vec<_> = bans.iter().map(|ban| (ban.target, ban.left)).collect();
         self.add_all(&left, now)
     }
 
     fn wants(&self, target: BanTarget) -> bool {
-        self.held.is_wanted(target)
+        self.routes.is_wanted(target)
     }
 
     fn missing(&mut self, targets: &[BanTarget]) -> Vec<BanTarget> {
@@ -440,4 +440,4 @@ const MAX_EXPIRED: usize = 1_000;
 
 /// Delay before a failed removal is retried. Its causes (memory, a lost capability) last longer than a moment, and each
 /// attempt may cause a log line.
-const RETRY: Duration = Duration::from_secs(5);
+const RETRY_DELAY: Duration = Duration::from_secs(5);

@@ -7,13 +7,13 @@ use crate::types::{BanTarget, Timestamp};
 /// At most `size` routes, including those whose removal failed.
 #[derive(Debug)]
 pub(super) struct RouteTable {
-    entries: HashMap<BanTarget, Entry>,
+    entries: HashMap<BanTarget, RouteEntry>,
     ends: BTreeSet<(Timestamp, BanTarget)>,
     pub(super) size: usize,
 }
 
 #[derive(Clone, Copy, Debug)]
-struct Entry {
+struct RouteEntry {
     /// `None`: never.
     end: Option<Timestamp>,
     /// False if the route is no longer wanted, but may still exist in the kernel.
@@ -41,23 +41,23 @@ impl RouteTable {
 
     /// Records that `target` is blocked until `end`.
     pub(super) fn keep(&mut self, target: BanTarget, end: Option<Timestamp>) {
-        self.set(target, Entry { end, wanted: true });
+        self.set(target, RouteEntry { end, wanted: true });
     }
 
     /// Records that the route is not wanted, but may exist: it is removed at `at`, without a report.
     pub(super) fn give_up(&mut self, target: BanTarget, at: Timestamp) {
-        self.set(target, Entry { end: Some(at), wanted: false });
+        self.set(target, RouteEntry { end: Some(at), wanted: false });
     }
 
     /// Moves the end to `at`.
     pub(super) fn postpone(&mut self, target: BanTarget, at: Timestamp) {
         let wanted = self.is_wanted(target);
-        self.set(target, Entry { end: Some(at), wanted });
+        self.set(target, RouteEntry { end: Some(at), wanted });
     }
 
     /// Records that the route no longer exists.
     pub(super) fn forget(&mut self, target: BanTarget) {
-        if let Some(Entry { end: Some(end), .. }) = self.entries.remove(&target) {
+        if let Some(RouteEntry { end: Some(end), .. }) = self.entries.remove(&target) {
             self.ends.remove(&(end, target));
         }
     }
@@ -71,7 +71,7 @@ impl RouteTable {
         self.ends.iter().take_while(|(end, _)| *end <= now).take(most).map(|(_, target)| *target).collect()
     }
 
-    fn set(&mut self, target: BanTarget, entry: Entry) {
+    fn set(&mut self, target: BanTarget, entry: RouteEntry) {
         self.forget(target);
         self.ends.extend(entry.end.map(|end| (end, target)));
         self.entries.insert(target, entry);

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::task::{MAX_NEW_BANS, SharedExempt, Task};
 use super::{SlowBackends, TaskSender};
-use crate::enforce::{BanBackend, BanContext, ExemptPrefixes, Gone, Refused};
+use crate::enforce::{BackendGone, BanBackend, BanContext, ExemptPrefixes, Refused};
 use crate::engine::Host;
 use crate::types::{Backend, BanTarget, Timestamp};
 
@@ -92,7 +92,7 @@ impl SlowQueue {
 }
 
 impl BanBackend for SlowQueue {
-    fn block(&mut self, bans: &[BanContext], _now: Timestamp) -> Result<Vec<Refused>, Gone> {
+    fn block(&mut self, bans: &[BanContext], _now: Timestamp) -> Result<Vec<Refused>, BackendGone> {
         Ok(bans.iter().flat_map(|ban| self.queue_ban(*ban)).collect())
     }
 
@@ -114,11 +114,11 @@ impl BanBackend for SlowQueue {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::enforce::slow_backends::{Settings, SlowBackends};
+    use crate::enforce::slow_backends::{SlowBackends, SlowBackendsConfig};
 
     #[test]
     fn command_that_runs_first_is_left_out() {
-        let slow = SlowBackends::start(Settings::default(), |_| {}).unwrap();
+        let slow = SlowBackends::start(SlowBackendsConfig::default(), |_| {}).unwrap();
         let configured = [Backend::Command, Backend::Route, Backend::HostsDeny, Backend::Nft];
         let queue = |first| SlowQueue::new(&slow, &configured, first, false);
         assert_eq!(*queue(false).backends, [Backend::Command, Backend::HostsDeny], "slow backends keep their order");

@@ -23,16 +23,16 @@ pub(super) struct QueuedBan {
 
 /// All bans of the thread.
 #[derive(Default)]
-pub(super) struct Bans {
+pub(super) struct BanQueue {
     held: HashMap<BanTarget, QueuedBan>,
     deadlines: BTreeSet<(Timestamp, BanTarget)>,
     ids: u64,
 }
 
-impl Bans {
+impl BanQueue {
     /// Holds `context` from `now` on for `left`; the state of an earlier ban of the target is kept. `None` if there is
     /// no room.
-    pub(super) fn hold(&mut self, now: Timestamp, context: BanContext, left: Expiry) -> Option<&mut QueuedBan> {
+    pub(super) fn insert(&mut self, now: Timestamp, context: BanContext, left: Expiry) -> Option<&mut QueuedBan> {
         let target = context.target;
         if self.held.len() >= MAX_BANS && !self.held.contains_key(&target) {
             return None;
@@ -114,24 +114,24 @@ mod tests {
 
     #[test]
     fn longer_ban_keeps_completed_backends() {
-        let mut bans = Bans::default();
-        let held = bans.hold(at(100), context(1), MINUTE).unwrap();
+        let mut bans = BanQueue::default();
+        let held = bans.insert(at(100), context(1), MINUTE).unwrap();
         held.has_run = true;
         held.steps.push_back(Backend::HostsDeny);
         let first = held.id;
-        let held = bans.hold(at(130), context(1), MINUTE).unwrap();
+        let held = bans.insert(at(130), context(1), MINUTE).unwrap();
         assert!(held.has_run && held.steps.is_empty());
         assert!(!bans.is_current(context(1).target, first));
         assert_eq!((bans.expired(at(189)), bans.expired(at(190))), (None, Some(context(1).target)));
-        bans.hold(at(131), context(1), Expiry::Never).unwrap();
+        bans.insert(at(131), context(1), Expiry::Never).unwrap();
         assert_eq!((bans.next(), bans.expired(at(u64::MAX))), (None, None));
     }
 
     #[test]
     fn removed_ban_has_no_deadline() {
-        let mut bans = Bans::default();
-        bans.hold(at(0), context(1), MINUTE).unwrap();
-        bans.hold(at(1), context(2), MINUTE).unwrap();
+        let mut bans = BanQueue::default();
+        bans.insert(at(0), context(1), MINUTE).unwrap();
+        bans.insert(at(1), context(2), MINUTE).unwrap();
         assert_eq!(bans.next(), Some(at(60)));
         assert!(bans.remove(context(1).target).is_some() && bans.remove(context(1).target).is_none());
         assert_eq!(bans.next(), Some(at(61)));
@@ -139,12 +139,12 @@ mod tests {
 
     #[test]
     fn full_ban_queue_still_extends_bans() {
-        let mut bans = Bans::default();
+        let mut bans = BanQueue::default();
         let number = |n: usize| BanContext::example(u32::try_from(n).unwrap().to_be_bytes().into());
         for n in 0..MAX_BANS {
-            assert!(bans.hold(Timestamp::ZERO, number(n), MINUTE).is_some());
+            assert!(bans.insert(Timestamp::ZERO, number(n), MINUTE).is_some());
         }
-        assert!(bans.hold(Timestamp::ZERO, number(MAX_BANS), MINUTE).is_none());
-        assert!(bans.hold(Timestamp::ZERO, number(7), Expiry::Never).is_some());
+        assert!(bans.insert(Timestamp::ZERO, number(MAX_BANS), MINUTE).is_none());
+        assert!(bans.insert(Timestamp::ZERO, number(7), Expiry::Never).is_some());
     }
 }

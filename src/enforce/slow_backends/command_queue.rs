@@ -6,17 +6,17 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread;
 use std::time::Duration;
 
-use super::ban_queue::Bans;
+use super::ban_queue::BanQueue;
 use super::events::{BackendEvent, CommandPhase, SlowTask};
 use super::task::{BACKOFF, MAX_BANS};
 use crate::config::Run;
 use crate::enforce::BanContext;
-use crate::enforce::command::{Answer, CommandHelperClient, Outcome, Ran, Which};
+use crate::enforce::command::{Answer, CommandHelperClient, ExitOutcome, Ran, Which};
 use crate::panic_guard;
 use crate::types::{Backend, BanTarget, Timestamp};
 
 /// Maximum number of waiting commands for new bans, which packets cause.
-const MAX_WAITING: usize = 1_024;
+const MAX_PENDING: usize = 1_024;
 
 /// Maximum number of failed commands that wait for a retry.
 const MAX_RETRIES: usize = 4_096;
@@ -26,7 +26,7 @@ const MAX_RELEASE_ATTEMPTS: u32 = 10;
 
 /// One run of a command.
 #[derive(Clone, Copy)]
-pub(super) struct Job {
+pub(super) struct CommandJob {
     /// Identifier of its ban.
     pub(super) id: u64,
     pub(super) context: BanContext,
@@ -35,19 +35,19 @@ pub(super) struct Job {
 }
 
 /// The waiting and the running commands.
-pub(super) struct Commands {
+pub(super) struct CommandQueue {
     settings: Run,
     helper_client: CommandHelperClient,
-    waiting: VecDeque<Job>,
+    waiting: VecDeque<CommandJob>,
     /// Number of commands in `waiting` that are not for the end of a ban.
     new: usize,
     pub(super) running: HashSet<BanTarget>,
-    retries: BTreeMap<(Timestamp, u64), Job>,
+    retries: BTreeMap<(Timestamp, u64), CommandJob>,
     serial: u64,
     /// Blocks that wait for their command, each with its timeout; ordered, because all have the same limit.
     awaited: VecDeque<(Timestamp, BanContext)>,
     /// Running commands, by their request numbers.
-    requested: HashMap<u64, Job>,
+    requested: HashMap<u64, CommandJob>,
     number: u64,
     /// Answers in order of arrival, also those of this thread for commands that could not be requested. `None` means
     /// that the helper has ended.
@@ -58,7 +58,7 @@ pub(super) struct Commands {
     pub(super) lost: u64,
 }
 
-impl Commands {
+impl CommandQueue {
     pub(super) fn new((settings, helper_client): (Run, CommandHelperClient)) -> Self {
         Self {
             settings,
@@ -103,9 +103,9 @@ impl Commands {
     }
 
     /// Queues a command; false if the queue is full, in which case it is counted as lost.
-    pub(super) fn push(&mut self, job: Job) -> bool {
+    pub(super) fn push(&mut self, job: CommandJob) -> bool {
         let release = job.phase == CommandPhase::Release;
-        let room = if release { self.waiting.len() < MAX_BANS } else { self.new < MAX_WAITING };
+        let room = if release { self.waiting.len() < MAX_BANS } else { self.new < MAX_PENDING };
         if room {
             self.waiting.push_back(job);
             self.new += usize::from(!release);
@@ -119,13 +119,13 @@ impl Commands {
     pub(super) fn undo(&mut self, id: u64, context: BanContext) {
         if !self.settings.expire_command.is_empty() {
             // A dropped command is counted.
-            let _ = self.push(Job { id, context, phase: CommandPhase::Release, attempt: 1 });
+            let _ = self.push(CommandJob { id, context, phase: CommandPhase::Release, attempt: 1 });
         }
     }
 
     /// Runs the command before the block of `context`, and makes the block wait for it, up to the time limit.
     pub(super) fn before(&mut self, now: Timestamp, id: u64, context: BanContext, tell: &mut dyn FnMut(BackendEvent)) {
-        if self.push(Job { id, context, phase: CommandPhase::Before, attempt: 1 }) {
+        if self.push(CommandJob { id, context, phase: CommandPhase::Before, attempt: 1 }) {
             self.awaited.push_back((now.after(self.settings.timeout), context));
         } else {
             tell(BackendEvent::Ready { context });
@@ -138,7 +138,7 @@ impl Commands {
     }
 
     /// Starts as many commands as permitted, and releases blocks that have waited long enough.
-    pub(super) fn go_on(&mut self, now: Timestamp, bans: &mut Bans, tell: &mut dyn FnMut(BackendEvent)) {
+    pub(super) fn go_on(&mut self, now: Timestamp, bans: &mut BanQueue, tell: &mut dyn FnMut(BackendEvent)) {
         while let Some(entry) = self.retries.first_entry()
             && entry.key().0 <= now
         {
@@ -173,7 +173,7 @@ impl Commands {
         }
     }
 
-    fn start(&mut self, job: Job) {
+    fn start(&mut self, job: CommandJob) {
         let (which, words) = match job.phase {
             CommandPhase::Release => (Which::End, &self.settings.expire_command),
             CommandPhase::Before | CommandPhase::Block => (Which::Begin, &self.settings.command),
@@ -182,20 +182,20 @@ impl Commands {
         self.number += 1;
         self.requested.insert(self.number, job);
         if let Err(error) = self.helper_client.ask(self.number, which, job.context) {
-            self.answer(self.number, words.join(" "), Outcome::NotStarted(error));
+            self.answer(self.number, words.join(" "), ExitOutcome::NotStarted(error));
             // Nothing else wakes this thread.
             thread::current().unpark();
         }
     }
 
     /// Answers request `number` in place of the helper.
-    fn answer(&self, number: u64, command: String, outcome: Outcome) {
+    fn answer(&self, number: u64, command: String, outcome: ExitOutcome) {
         // The receiver is in the same struct.
         let _ = self.answers.0.send(Some(Answer { number, command, ran: Ran::without_output(outcome) }));
     }
 
     /// The next result, with its command line.
-    fn next_finished(&mut self, tell: &mut dyn FnMut(BackendEvent)) -> Option<(Job, String, Ran)> {
+    fn next_finished(&mut self, tell: &mut dyn FnMut(BackendEvent)) -> Option<(CommandJob, String, Ran)> {
         loop {
             match self.answers.1.try_recv().ok()? {
                 Some(Answer { number, command, ran }) => {
@@ -212,7 +212,7 @@ impl Commands {
     /// Handles the end of the helper; its running commands are not ended.
     fn end(&mut self, tell: &mut dyn FnMut(BackendEvent)) {
         for number in self.requested.keys() {
-            self.answer(*number, "its command".to_owned(), Outcome::Unknown);
+            self.answer(*number, "its command".to_owned(), ExitOutcome::Unknown);
         }
         if !self.quits {
             let how = self.helper_client.end().map_or(String::new(), |how| format!(" ({how})"));
@@ -229,12 +229,12 @@ impl Commands {
     pub(super) fn collect(
         &mut self,
         now: Timestamp,
-        bans: &Bans,
+        bans: &BanQueue,
         tell: &mut dyn FnMut(BackendEvent),
     ) -> Vec<BanTarget> {
         let mut ended = Vec::new();
         while let Some((job, command, ran)) = self.next_finished(tell) {
-            let Job { id, context, phase, attempt } = job;
+            let CommandJob { id, context, phase, attempt } = job;
             self.running.remove(&context.target);
             let again = if ran.outcome.is_success() { None } else { self.try_again(now, job, &ran.outcome, bans) };
             let Ran { outcome, output, took } = ran;
@@ -256,13 +256,19 @@ impl Commands {
     }
 
     /// Schedules a retry of a failed command, if useful. The command before a block is not retried.
-    fn try_again(&mut self, now: Timestamp, job: Job, outcome: &Outcome, bans: &Bans) -> Option<Duration> {
+    fn try_again(
+        &mut self,
+        now: Timestamp,
+        job: CommandJob,
+        outcome: &ExitOutcome,
+        bans: &BanQueue,
+    ) -> Option<Duration> {
         let sensible = match job.phase {
             CommandPhase::Before => false,
             CommandPhase::Block => bans.is_current(job.context.target, job.id),
             CommandPhase::Release => job.attempt < MAX_RELEASE_ATTEMPTS,
         };
-        if !sensible || *outcome == Outcome::Stopped {
+        if !sensible || *outcome == ExitOutcome::Stopped {
             return None;
         }
         if self.retries.len() >= MAX_RETRIES {
@@ -271,7 +277,7 @@ impl Commands {
         }
         let pause = BACKOFF.delay(job.attempt);
         self.serial += 1;
-        self.retries.insert((now.after(pause), self.serial), Job { attempt: job.attempt + 1, ..job });
+        self.retries.insert((now.after(pause), self.serial), CommandJob { attempt: job.attempt + 1, ..job });
         Some(pause)
     }
 

@@ -5,7 +5,7 @@ use std::collections::HashSet;
 use super::events::{BackendEvent, SlowTask};
 use super::task::{BACKOFF, MAX_BANS};
 use crate::enforce::ExemptPrefixes;
-use crate::netlink::sock_diag::{Ended, SockDiag, SockDiagError, end_connections};
+use crate::netlink::sock_diag::{DestroyedCount, SockDiag, SockDiagError, end_connections};
 use crate::types::{Backoff, BanTarget, Timestamp};
 
 /// Packets of a blocked source are dropped in any case, so more attempts are not useful.
@@ -44,7 +44,7 @@ impl Connections {
         }
         let task = SlowTask::EndConnections;
         match self.try_to_end(exempt) {
-            Ok(Ended { connections, more }) => {
+            Ok(DestroyedCount { connections, more }) => {
                 self.backoff.reset();
                 connections.into_iter().for_each(|(target, ended)| tell(BackendEvent::Connections { target, ended }));
                 if !more {
@@ -70,7 +70,7 @@ impl Connections {
         }
     }
 
-    fn try_to_end(&mut self, exempt: &ExemptPrefixes) -> Result<Ended, SockDiagError> {
+    fn try_to_end(&mut self, exempt: &ExemptPrefixes) -> Result<DestroyedCount, SockDiagError> {
         let diag = match &mut self.diag {
             Some(diag) => diag,
             none => none.insert(SockDiag::open()?),

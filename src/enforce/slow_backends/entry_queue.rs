@@ -10,7 +10,7 @@ use std::io;
 use std::mem;
 use std::time::Duration;
 
-use super::ban_queue::Bans;
+use super::ban_queue::BanQueue;
 use super::events::{BackendEvent, SlowTask};
 use super::task::{BACKOFF, MAX_BANS};
 use crate::enforce::hosts_deny::Stamp;
@@ -66,7 +66,7 @@ impl EntryQueue {
 
     /// The targets in `bans` that have lost their entry, if the file has changed. Empty while other entries are
     /// pending: the file is checked afterwards.
-    pub(super) fn lost(&mut self, now: Timestamp, bans: &Bans) -> Vec<BanTarget> {
+    pub(super) fn lost(&mut self, now: Timestamp, bans: &BanQueue) -> Vec<BanTarget> {
         if now < self.look_at || self.removes_stale || self.waiting() > 0 {
             return Vec::new();
         }
@@ -126,7 +126,7 @@ impl EntryQueue {
     }
 
     /// Time of the next write, or of the next check for the entries of `bans`.
-    pub(super) fn next(&self, bans: &Bans) -> Option<Timestamp> {
+    pub(super) fn next(&self, bans: &BanQueue) -> Option<Timestamp> {
         let has_entries = bans.with_entry().next().is_some();
         self.next_write().into_iter().chain(has_entries.then_some(self.look_at)).min()
     }
@@ -136,7 +136,7 @@ impl EntryQueue {
     pub(super) fn flush(
         &mut self,
         now: Timestamp,
-        bans: &Bans,
+        bans: &BanQueue,
         tell: &mut dyn FnMut(BackendEvent),
     ) -> Vec<(BanTarget, u64)> {
         if self.next_write().is_none_or(|next| next > now) {
@@ -178,7 +178,7 @@ impl EntryQueue {
         }
     }
 
-    fn write(&self, bans: &Bans) -> io::Result<Vec<BanTarget>> {
+    fn write(&self, bans: &BanQueue) -> io::Result<Vec<BanTarget>> {
         let add: Vec<BanContext> = self.add.values().map(|add| add.context).collect();
         let mut remove: Vec<BanTarget> = self.remove.iter().copied().collect();
         if self.removes_stale {

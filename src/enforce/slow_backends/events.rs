@@ -4,7 +4,7 @@ use std::fmt;
 use std::time::Duration;
 
 use crate::enforce::BanContext;
-use crate::enforce::command::Outcome;
+use crate::enforce::command::ExitOutcome;
 use crate::types::{Backend, BanTarget, first_and_more};
 
 /// The phase of a ban in which a command runs.
@@ -48,7 +48,7 @@ pub enum BackendEvent {
         phase: CommandPhase,
         /// The command with expanded macros, on one line.
         command: String,
-        outcome: Outcome,
+        outcome: ExitOutcome,
         /// The first 4 KiB of its output, on one printable line.
         output: String,
         took: Duration,

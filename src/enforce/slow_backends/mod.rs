@@ -23,10 +23,10 @@ mod worker;
 
 pub use backend::SlowQueue;
 pub use events::{BackendEvent, CommandPhase, SlowTask};
-pub use task::{Adopted, Left, Settings, Task};
+pub use task::{Adopted, Left, SlowBackendsConfig, Task};
 
 use task::{MAX_PENDING, SharedExempt};
-use worker::Work;
+use worker::BackendWorker;
 
 /// The thread. Only [`SlowBackends::stop`] ends it before the process does.
 pub struct SlowBackends {
@@ -42,11 +42,11 @@ impl SlowBackends {
     ///
     /// # Errors
     /// The thread cannot be created.
-    pub fn start(settings: Settings, tell: impl FnMut(BackendEvent) + Send + 'static) -> io::Result<Self> {
+    pub fn start(settings: SlowBackendsConfig, tell: impl FnMut(BackendEvent) + Send + 'static) -> io::Result<Self> {
         let exempt = SharedExempt::default();
         let shared = exempt.clone();
         let worker = Worker::start("slow-backends", MAX_PENDING, |inbox| {
-            let mut work = Work::new(settings, Box::new(tell), inbox, shared);
+            let mut work = BackendWorker::new(settings, Box::new(tell), inbox, shared);
             move || work.run()
         });
         Ok(Self { worker: worker?, exempt })

@@ -28,7 +28,7 @@ pub(super) const BACKOFF: Backoff = Backoff::new(Duration::from_secs(1), Duratio
 
 /// The configured backends.
 #[derive(Clone, Debug, Default)]
-pub struct Settings {
+pub struct SlowBackendsConfig {
     /// For [`Backend::HostsDeny`]: the file with an entry per ban.
     pub entry_file: Option<EntryFile>,
     /// For [`Backend::Command`] and [`Task::Before`]: the configuration of commands, and the command helper.

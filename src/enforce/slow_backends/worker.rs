@@ -7,12 +7,12 @@ use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
 
-use super::ban_queue::{Bans, QueuedBan};
-use super::command_queue::{Commands, Job};
+use super::ban_queue::{BanQueue, QueuedBan};
+use super::command_queue::{CommandJob, CommandQueue};
 use super::connections::Connections;
 use super::entry_queue::EntryQueue;
 use super::events::{BackendEvent, CommandPhase, SlowTask};
-use super::task::{Adopted, Left, MAX_BANS, MAX_PENDING, Settings, SharedExempt, Task};
+use super::task::{Adopted, Left, MAX_BANS, MAX_PENDING, SharedExempt, SlowBackendsConfig, Task};
 use crate::clock::boot_time;
 use crate::enforce::{BanContext, ExemptPrefixes};
 use crate::panic_guard;
@@ -29,24 +29,24 @@ const FINAL_POLL_INTERVAL: Duration = Duration::from_millis(10);
 const LOSS_INTERVAL: Duration = Duration::from_secs(60);
 
 /// The state of the thread.
-pub(super) struct Work {
+pub(super) struct BackendWorker {
     entries: Option<EntryQueue>,
-    commands: Option<Commands>,
+    commands: Option<CommandQueue>,
     connections: Connections,
     end_connections: bool,
     exempt: Arc<ExemptPrefixes>,
     shared_exempt: SharedExempt,
-    bans: Bans,
-    tell: Box<dyn FnMut(BackendEvent) + Send>,
+    bans: BanQueue,
+    report: Box<dyn FnMut(BackendEvent) + Send>,
     inbox: Arc<Inbox<Task>>,
     /// Reported numbers of lost tasks and commands, and the time of the next report.
-    told: (u64, u64),
+    reported: (u64, u64),
     losses_due: Timestamp,
 }
 
-impl Work {
+impl BackendWorker {
     pub(super) fn new(
-        settings: Settings,
+        settings: SlowBackendsConfig,
         tell: Box<dyn FnMut(BackendEvent) + Send>,
         inbox: Arc<Inbox<Task>>,
         shared_exempt: SharedExempt,
@@ -54,15 +54,15 @@ impl Work {
         let exempt = Arc::clone(&shared_exempt.borrow());
         Self {
             entries: settings.entry_file.map(EntryQueue::new),
-            commands: settings.run.map(Commands::new),
+            commands: settings.run.map(CommandQueue::new),
             connections: Connections::default(),
             end_connections: settings.end_connections,
             exempt,
             shared_exempt,
-            bans: Bans::default(),
-            tell,
+            bans: BanQueue::default(),
+            report: tell,
             inbox,
-            told: (0, 0),
+            reported: (0, 0),
             losses_due: Timestamp::ZERO,
         }
     }
@@ -87,10 +87,10 @@ impl Work {
         self.write(now);
         self.end_commands(stop);
         self.losses_due = Timestamp::ZERO;
-        self.tell_losses(boot_time());
+        self.report_losses(boot_time());
         Left {
             lines: self.entries.as_ref().map_or(0, EntryQueue::waiting),
-            commands: self.commands.as_ref().map_or(0, Commands::left),
+            commands: self.commands.as_ref().map_or(0, CommandQueue::left),
         }
     }
 
@@ -108,15 +108,15 @@ impl Work {
             self.handle(now, task);
         }
         while let Some(target) = self.bans.expired(now) {
-            self.release(target);
+            self.lift(target);
         }
         self.commands_go_on(now);
         self.write(now);
         self.restore_lost(now);
         // After the entries: a connection that is ended earlier could be opened again.
-        self.connections.flush(now, &self.exempt, &mut self.tell);
+        self.connections.flush(now, &self.exempt, &mut self.report);
         self.commands_go_on(now);
-        self.tell_losses(now);
+        self.report_losses(now);
     }
 
     fn handle(&mut self, now: Timestamp, task: Task) {
@@ -133,7 +133,7 @@ impl Work {
                 if let Err(overlap) = self.exempt.check(context.target) {
                     return backends.iter().for_each(|backend| self.refuse(context, *backend, overlap.to_string()));
                 }
-                match self.bans.hold(now, context, context.expiry) {
+                match self.bans.insert(now, context, context.expiry) {
                     Some(held) => {
                         held.steps.extend(backends.iter());
                         self.step(context.target);
@@ -146,7 +146,7 @@ impl Work {
                     self.handle(now, Task::Block { context, backends });
                 }
             }
-            Task::Release { targets } => targets.into_iter().for_each(|target| self.release(target)),
+            Task::Release { targets } => targets.into_iter().for_each(|target| self.lift(target)),
             Task::Undo { bans } => {
                 let Some(commands) = &mut self.commands else { return };
                 bans.into_iter()
@@ -168,7 +168,7 @@ impl Work {
                     if is_exempt && entries.is_none() && !has_run {
                         continue;
                     }
-                    if let Some(held) = self.bans.hold(now, context, left) {
+                    if let Some(held) = self.bans.insert(now, context, left) {
                         (held.has_entry, held.has_run) = (entries.is_some(), has_run);
                         if backends.contains(&Backend::Command) && !has_run && !is_exempt {
                             held.steps.push_back(Backend::Command);
@@ -191,29 +191,29 @@ impl Work {
     fn end_exempt(&mut self) {
         let overlap = |target: BanTarget| Some((target, self.exempt.check(target).err()?.0));
         let mut ended: Vec<(BanTarget, IpNet)> = self.bans.targets().filter_map(overlap).collect();
-        ended.iter().for_each(|(target, _)| self.release(*target));
+        ended.iter().for_each(|(target, _)| self.lift(*target));
         // The ban of a target that is exempt as a whole ends in every backend, which is reported elsewhere.
         ended.retain(|(target, exempt)| !exempt.contains(&target.network()));
         if !ended.is_empty() {
             let mut targets: Vec<BanTarget> = ended.into_iter().map(|(target, _)| target).collect();
             targets.sort_unstable();
-            (self.tell)(BackendEvent::Exempted { targets });
+            (self.report)(BackendEvent::Exempted { targets });
         }
     }
 
     fn before(&mut self, now: Timestamp, context: BanContext) {
         if self.exempt.check(context.target).is_err() {
-            return (self.tell)(BackendEvent::Ready { context });
+            return (self.report)(BackendEvent::Ready { context });
         }
-        match (&mut self.commands, self.bans.hold(now, context, context.expiry)) {
-            (Some(commands), Some(held)) => commands.before(now, held.id, context, &mut self.tell),
+        match (&mut self.commands, self.bans.insert(now, context, context.expiry)) {
+            (Some(commands), Some(held)) => commands.before(now, held.id, context, &mut self.report),
             (None, Some(_)) => {
                 self.bans.remove(context.target);
-                (self.tell)(BackendEvent::Ready { context });
+                (self.report)(BackendEvent::Ready { context });
             }
             (_, None) => {
                 self.refuse(context, Backend::Command, full());
-                (self.tell)(BackendEvent::Ready { context });
+                (self.report)(BackendEvent::Ready { context });
             }
         }
     }
@@ -230,7 +230,7 @@ impl Work {
                     return entries.add(id, context);
                 }
                 (Backend::Command, _, Some(commands)) => {
-                    if commands.push(Job { id, context, phase: CommandPhase::Block, attempt: 1 }) {
+                    if commands.push(CommandJob { id, context, phase: CommandPhase::Block, attempt: 1 }) {
                         return;
                     }
                 }
@@ -241,10 +241,10 @@ impl Work {
 
     fn refuse(&mut self, context: BanContext, backend: Backend, reason: impl Into<String>) {
         let (targets, task) = (vec![context.target], SlowTask::Ban(backend));
-        (self.tell)(BackendEvent::Failed { targets, task, reason: reason.into(), attempt: 1, again: None });
+        (self.report)(BackendEvent::Failed { targets, task, reason: reason.into(), attempt: 1, again: None });
     }
 
-    fn release(&mut self, target: BanTarget) {
+    fn lift(&mut self, target: BanTarget) {
         let held = self.bans.remove(target);
         // A target without a ban may have an entry from before the start.
         if let Some(entries) = &mut self.entries
@@ -263,7 +263,7 @@ impl Work {
     /// Writes entries, and continues with the bans whose entry was tried.
     fn write(&mut self, now: Timestamp) {
         while let Some(entries) = &mut self.entries {
-            let tried = entries.flush(now, &self.bans, &mut self.tell);
+            let tried = entries.flush(now, &self.bans, &mut self.report);
             if tried.is_empty() {
                 return;
             }
@@ -287,20 +287,20 @@ impl Work {
 
     fn commands_go_on(&mut self, now: Timestamp) {
         let Some(commands) = &mut self.commands else { return };
-        let ended = commands.collect(now, &self.bans, &mut self.tell);
+        let ended = commands.collect(now, &self.bans, &mut self.report);
         ended.into_iter().for_each(|target| self.step(target));
         if let Some(commands) = &mut self.commands {
-            commands.go_on(now, &mut self.bans, &mut self.tell);
+            commands.go_on(now, &mut self.bans, &mut self.report);
         }
     }
 
     /// Waits until something is due or a task arrives.
     fn rest(&self) {
-        let commands = self.commands.as_ref().and_then(Commands::next);
+        let commands = self.commands.as_ref().and_then(CommandQueue::next);
         let entries = self.entries.as_ref().and_then(|entries| entries.next(&self.bans));
         match [self.bans.next(), entries, self.connections.next(), commands].into_iter().flatten().min() {
             Some(next) => thread::park_timeout(next.since(boot_time()).min(MAX_REST)),
-            None if self.losses() != self.told => thread::park_timeout(LOSS_INTERVAL),
+            None if self.losses() != self.reported => thread::park_timeout(LOSS_INTERVAL),
             None => thread::park(),
         }
     }
@@ -318,7 +318,7 @@ impl Work {
         commands.quit();
         while !commands.running.is_empty() && Instant::now() < last(stop) {
             thread::park_timeout(FINAL_POLL_INTERVAL);
-            commands.collect(boot_time(), &self.bans, &mut self.tell);
+            commands.collect(boot_time(), &self.bans, &mut self.report);
         }
     }
 
@@ -326,11 +326,11 @@ impl Work {
         (self.inbox.refused(), self.commands.as_ref().map_or(0, |commands| commands.lost))
     }
 
-    fn tell_losses(&mut self, now: Timestamp) {
+    fn report_losses(&mut self, now: Timestamp) {
         let (tasks, commands) = self.losses();
-        if (tasks, commands) != self.told && now >= self.losses_due {
-            (self.tell)(BackendEvent::Lost { tasks: tasks - self.told.0, commands: commands - self.told.1 });
-            self.told = (tasks, commands);
+        if (tasks, commands) != self.reported && now >= self.losses_due {
+            (self.report)(BackendEvent::Lost { tasks: tasks - self.reported.0, commands: commands - self.reported.1 });
+            self.reported = (tasks, commands);
             self.losses_due = now.after(LOSS_INTERVAL);
         }
     }

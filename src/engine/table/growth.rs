@@ -1,9 +1,9 @@
 //! Grows the index of a table in place: the entries of one bucket move to the buckets that replace it, in the same
 //! order.
 
-use super::{Row, STEP, Table, WAYS};
+use super::{GROWTH_FACTOR, HashTable, Row, WAYS};
 
-impl<R: Row> Table<R> {
+impl<R: Row> HashTable<R> {
     /// True if more than one place in `sparse` is used, in an index that can grow.
     pub(super) fn is_dense(&self, sparse: usize) -> bool {
         let buckets = self.index.len();
@@ -14,7 +14,7 @@ impl<R: Row> Table<R> {
     #[cold]
     pub(super) fn grow(&mut self) {
         let before = self.index.len();
-        self.index.resize((before * STEP).min(self.buckets), [0; WAYS]);
+        self.index.resize((before * GROWTH_FACTOR).min(self.buckets), [0; WAYS]);
         self.astray.fill(0);
         self.astray.resize(self.index.len(), 0);
         let strays = std::mem::take(&mut self.strays);
@@ -24,7 +24,7 @@ impl<R: Row> Table<R> {
             for place in places.into_iter().filter(|place| *place != 0) {
                 let row = self.slot_at(place).and_then(|slot| self.rows.get(slot));
                 let home = row.map(|row| self.bucket(self.hashed(row.key()).hash));
-                if let Some(home) = home.filter(|home| home / STEP == old) {
+                if let Some(home) = home.filter(|home| home / GROWTH_FACTOR == old) {
                     self.append(home, place);
                 }
             }

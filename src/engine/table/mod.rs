@@ -12,7 +12,7 @@ mod growth;
 #[cfg(test)]
 mod tests;
 
-use super::key::{HashKey, Hashed, Key};
+use super::key::{HashKey, Hashed, TargetKey};
 
 /// Entries per bucket: half a cache line of the index. With eight ways, a half-full table hardly ever evicts an entry
 /// early.
@@ -20,21 +20,21 @@ const WAYS: usize = 8;
 
 /// Number of buckets after the home bucket in which a key may be placed. In a half-full index, one bucket in fifty
 /// overflows into the next. A sequence of this many full buckets does not occur with a secret hash key.
-const FURTHER: usize = 16;
+const MAX_PROBE_LENGTH: usize = 16;
 
 /// Ratio of index places to rows in a table from [`Table::with_spare_index`].
 const SPARE_INDEX: usize = 2;
 
 /// Number of runs of rows that a full table inspects to find the row to evict, evenly spaced. Rows are in the order of
 /// their insertion: a single run might hold only old long bans while short ones fill the rest of the table.
-const RUNS: usize = 8;
+const EVICTION_RUNS: usize = 8;
 const RUN_LEN: usize = 8;
 
 /// Maximum number of buckets and rows inspected by one call. It looks for the new key, for the evicted key and for a
 /// free place in the home bucket and those after it, including rows with the same tag. It also inspects the runs and
 /// one full bucket.
 #[cfg(test)]
-const MAX_INSPECTED: usize = (1 + FURTHER) * (2 * (1 + WAYS) + 1) + RUNS * RUN_LEN + WAYS;
+const MAX_INSPECTED: usize = (1 + MAX_PROBE_LENGTH) * (2 * (1 + WAYS) + 1) + EVICTION_RUNS * RUN_LEN + WAYS;
 
 /// The value that a table stores for one key.
 pub(super) trait Row: Clone {
@@ -42,10 +42,10 @@ pub(super) trait Row: Clone {
     const EMPTY: Self;
 
     /// The key given to [`Row::give`].
-    fn key(&self) -> Key;
+    fn key(&self) -> TargetKey;
 
     /// Assigns the row to `key` and resets its contents.
-    fn give(&mut self, key: Key);
+    fn assign(&mut self, key: TargetKey);
 }
 
 /// The table. Rows are in the order of their insertion, so that a new key uses memory next to the previous one. The
@@ -53,7 +53,7 @@ pub(super) trait Row: Clone {
 ///
 /// A place of the index has 32 bits. The lowest hold the row number, counted from 1, or 0 for an empty place. Next
 /// comes the rank, and then as many bits of the hash as fit, so that a wrong row is hardly ever read.
-pub(super) struct Table<R> {
+pub(super) struct HashTable<R> {
     index: Vec<[u32; WAYS]>,
     /// Number of buckets to which the index can grow.
     buckets: usize,
@@ -106,21 +106,21 @@ pub(super) const RANKS: u8 = 15;
 const RANK_BITS: u32 = 4;
 
 /// Maximum number of buckets of an index that has its full size from the start: 32 KiB.
-const SMALL: usize = 1_024;
+const MAX_SMALL_BUCKETS: usize = 1_024;
 
 /// Factor by which the index grows at each step, and number of steps.
-const STEP: usize = 4;
-const STEPS: u32 = 3;
+const GROWTH_FACTOR: usize = 4;
+const GROWTH_STEPS: u32 = 3;
 
 /// An index that can still grow is filled to at most 1/`SPARSE`, so that hardly any bucket is full and no entry is
 /// evicted. During idle time it grows at half that fill level.
-const SPARSE: usize = 8;
+const MAX_FILL_DIVISOR: usize = 8;
 
 /// Bytes of rows that are faulted in in advance: more than are inserted between two pauses, except in a flood, and few
 /// enough to cost nothing in idle time.
-const AHEAD: usize = 32 << 10;
+const PREFAULT_BYTES: usize = 32 << 10;
 
-impl<R: Row> Table<R> {
+impl<R: Row> HashTable<R> {
     /// Creates a table for at least `entries`, rounded up to whole buckets, that evicts within a bucket.
     pub(super) fn new(entries: usize, secret: HashKey) -> Self {
         Self::with_index(entries, 1, secret)
@@ -135,8 +135,8 @@ impl<R: Row> Table<R> {
     fn with_index(entries: usize, spare: usize, secret: HashKey) -> Self {
         let wanted = entries.div_ceil(WAYS).max(1) * spare;
         // All steps use the same factor, so that entries only move from one bucket to those that replace it.
-        let start = if wanted <= SMALL { wanted } else { wanted.div_ceil(STEP.pow(STEPS)) };
-        let buckets = if wanted <= SMALL { wanted } else { start * STEP.pow(STEPS) };
+        let start = if wanted <= MAX_SMALL_BUCKETS { wanted } else { wanted.div_ceil(GROWTH_FACTOR.pow(GROWTH_STEPS)) };
+        let buckets = if wanted <= MAX_SMALL_BUCKETS { wanted } else { start * GROWTH_FACTOR.pow(GROWTH_STEPS) };
         let slots = buckets / spare * WAYS;
         let number_bits = usize::BITS - slots.leading_zeros();
         let mut table = Self {
@@ -181,10 +181,10 @@ impl<R: Row> Table<R> {
 
     /// Faults in the memory of the next rows if needed, and grows the index. Call it in idle time.
     pub(super) fn prepare(&mut self) {
-        if self.is_dense(2 * SPARSE) {
+        if self.is_dense(2 * MAX_FILL_DIVISOR) {
             self.grow();
         }
-        let ahead = (AHEAD / size_of::<R>().max(1)).max(1);
+        let ahead = (PREFAULT_BYTES / size_of::<R>().max(1)).max(1);
         if self.rows.len() - self.begun < ahead / 2 {
             let rows = (self.begun + ahead).min(self.slots);
             self.rows.resize(rows.max(self.rows.len()), R::EMPTY);
@@ -192,13 +192,13 @@ impl<R: Row> Table<R> {
     }
 
     /// `key` with its hash under the secret of this table.
-    pub(super) fn hashed(&self, key: Key) -> Hashed {
+    pub(super) fn hashed(&self, key: TargetKey) -> Hashed {
         key.under(self.secret)
     }
 
     fn free_row(&mut self, slot: usize) {
         if let Some(row) = self.rows.get_mut(slot) {
-            row.give(Key::free(self.free));
+            row.assign(TargetKey::free(self.free));
             self.free = u32::try_from(slot + 1).unwrap_or(0);
             self.used -= 1;
         }
@@ -275,7 +275,7 @@ impl<R: Row> Table<R> {
     /// The buckets after `bucket`, wrapping around after the last.
     fn further(&self, bucket: usize) -> impl Iterator<Item = usize> + use<R> {
         let buckets = self.index.len();
-        (1..buckets.min(FURTHER + 1)).map(move |step| (bucket + step) % buckets)
+        (1..buckets.min(MAX_PROBE_LENGTH + 1)).map(move |step| (bucket + step) % buckets)
     }
 
     /// The row in `slot`, in use or not.
@@ -305,7 +305,7 @@ impl<R: Row> Table<R> {
         let (way, claimed) = match self.find_in(bucket, wanted) {
             Some((way, slot)) => (way, Ok(slot)),
             None => {
-                if self.is_dense(SPARSE) {
+                if self.is_dense(MAX_FILL_DIVISOR) {
                     self.grow();
                     bucket = self.bucket(wanted.hash);
                 }
@@ -331,7 +331,7 @@ impl<R: Row> Table<R> {
         if let Some(slot) = self.find(wanted) {
             return Ok(slot);
         }
-        if self.is_dense(SPARSE) {
+        if self.is_dense(MAX_FILL_DIVISOR) {
             self.grow();
         }
         // An entry that stays is worth more than any that does not.
@@ -355,12 +355,12 @@ impl<R: Row> Table<R> {
 
     /// Returns the key of the row with the smallest `worth` among the next [`RUNS`] runs; the next call inspects the
     /// rows after them.
-    fn least_worth(&mut self, worth: impl Fn(&R) -> u64) -> Option<Key> {
-        let share = self.slots / RUNS;
+    fn least_worth(&mut self, worth: impl Fn(&R) -> u64) -> Option<TargetKey> {
+        let share = self.slots / EVICTION_RUNS;
         let start = if self.hand < share { self.hand } else { 0 };
         let end = (start + RUN_LEN).min(share);
         self.hand = end;
-        let runs = (0..RUNS).filter_map(|run| self.rows.get(run * share + start..run * share + end));
+        let runs = (0..EVICTION_RUNS).filter_map(|run| self.rows.get(run * share + start..run * share + end));
         let rows = runs.flatten().filter(|row| row.key().is_in_use()).inspect(|_| self.count_inspected(1));
         rows.min_by_key(|row| worth(row)).map(Row::key)
     }
@@ -397,7 +397,7 @@ impl<R: Row> Table<R> {
         }
         let gone = self.rows.get_mut(slot).map(|row| {
             let gone = row.key();
-            row.give(wanted.key);
+            row.assign(wanted.key);
             gone
         });
         match (empty, gone) {
@@ -422,7 +422,7 @@ impl<R: Row> Table<R> {
     }
 
     /// Records that `key` has been removed from `bucket`.
-    fn remove_stray(&mut self, key: Key, bucket: usize) {
+    fn remove_stray(&mut self, key: TargetKey, bucket: usize) {
         if self.strays == 0 {
             return;
         }
@@ -478,7 +478,7 @@ impl<R: Row> Table<R> {
     pub(super) fn clear(&mut self) {
         self.index.fill([0; WAYS]);
         self.astray.fill(0);
-        self.rows.iter_mut().take(self.begun).for_each(|row| row.give(Key::NONE));
+        self.rows.iter_mut().take(self.begun).for_each(|row| row.assign(TargetKey::NONE));
         (self.used, self.strays, self.begun, self.free, self.hand) = (0, 0, 0, 0, 0);
     }
 }

@@ -12,26 +12,26 @@ fn key(n: u32) -> Hashed {
 
 /// A row that holds a number.
 #[derive(Clone)]
-struct Noted(Key, u32);
+struct Noted(TargetKey, u32);
 
 impl Row for Noted {
-    const EMPTY: Self = Self(Key::NONE, 0);
+    const EMPTY: Self = Self(TargetKey::NONE, 0);
 
-    fn key(&self) -> Key {
+    fn key(&self) -> TargetKey {
         self.0
     }
 
-    fn give(&mut self, key: Key) {
+    fn assign(&mut self, key: TargetKey) {
         *self = Self(key, 0);
     }
 }
 
-fn table(entries: usize) -> Table<Noted> {
-    Table::new(entries, Hashed::SECRET)
+fn table(entries: usize) -> HashTable<Noted> {
+    HashTable::new(entries, Hashed::SECRET)
 }
 
 /// All numbers below `end` that are in the table.
-fn found(table: &Table<Noted>, end: u32) -> Vec<u32> {
+fn found(table: &HashTable<Noted>, end: u32) -> Vec<u32> {
     (0..end).filter(|n| table.find(key(*n)).is_some()).collect()
 }
 
@@ -53,7 +53,7 @@ fn full_table_evicts_least_valuable_entry() {
 #[test]
 fn full_table_evicts_oldest_of_lowest_rank() {
     let mut table = table(8);
-    let claim = |table: &mut Table<Noted>, n| {
+    let claim = |table: &mut HashTable<Noted>, n| {
         let worth = |occupant: Occupant<'_, Noted>| u64::from(occupant.rank) << 8 | (OLDEST - occupant.age) as u64;
         let (Ok(slot) | Err(Claim { slot, .. })) = table.claim(key(n), worth);
         slot
@@ -125,7 +125,7 @@ fn growing_index_loses_no_entry() {
             }
             if prepared && count % 64 == 0 {
                 table.prepare();
-                assert!(!table.is_dense(SPARSE + 1));
+                assert!(!table.is_dense(MAX_FILL_DIVISOR + 1));
             }
         }
         let all = || same_bucket.iter().chain(&others);
@@ -146,7 +146,7 @@ fn ranks_survive_index_growth() {
         table.rank(key(*n), slot, rank);
     }
     table.grow();
-    for bucket in 7 * STEP..8 * STEP {
+    for bucket in 7 * GROWTH_FACTOR..8 * GROWTH_FACTOR {
         let places = table.index[bucket].iter().filter(|place| **place != 0);
         let ranks: Vec<u32> = places.map(|place| place >> table.number_bits & 15).collect();
         assert!(ranks.is_sorted_by(|a, b| a > b), "the latest first: {ranks:?}");
@@ -193,8 +193,8 @@ fn full_table_of_keepers_evicts_least_valuable() {
 }
 
 /// Fills a table that evicts only when it is full; `worth` gives the value of each number.
-fn filled(entries: u32, worth: impl Fn(u32) -> u32) -> Table<Noted> {
-    let mut table = Table::with_spare_index(entries as usize, Hashed::SECRET);
+fn filled(entries: u32, worth: impl Fn(u32) -> u32) -> HashTable<Noted> {
+    let mut table = HashTable::with_spare_index(entries as usize, Hashed::SECRET);
     for n in 0..entries {
         let Err(claim) = table.claim_beside(key(n), |row: &Noted| row.1, |_| true) else { panic!("{n} is new") };
         assert!(!claim.evicted, "{n}");
@@ -226,7 +226,7 @@ fn full_table_inspects_few_slots_per_newcomer() {
         assert!(table.claim_beside(key(n), |row| row.1, |_| true).is_err());
     }
     let each = table.inspected.get() / count;
-    assert!((RUNS * RUN_LEN..RUNS * RUN_LEN + 12).contains(&each), "{each}");
+    assert!((EVICTION_RUNS * RUN_LEN..EVICTION_RUNS * RUN_LEN + 12).contains(&each), "{each}");
     assert_eq!(found(&table, 40_000).len(), 8_192);
 }
 
@@ -241,7 +241,7 @@ fn largest_table_distinguishes_its_rows() {
 }
 
 #[derive(Clone, Debug)]
-enum Step {
+enum TableStep {
     Claim(u32),
     Beside(u32),
     Remove(u32),
@@ -249,17 +249,17 @@ enum Step {
     Prepare,
 }
 
-fn steps() -> impl Strategy<Value = Vec<Step>> {
+fn steps() -> impl Strategy<Value = Vec<TableStep>> {
     let step = prop_oneof![
-        40 => (0..150_u32).prop_map(Step::Claim),
-        30 => (0..150_u32).prop_map(Step::Remove),
-        1 => Just(Step::Clear),
-        2 => Just(Step::Prepare),
+        40 => (0..150_u32).prop_map(TableStep::Claim),
+        30 => (0..150_u32).prop_map(TableStep::Remove),
+        1 => Just(TableStep::Clear),
+        2 => Just(TableStep::Prepare),
     ];
     let beside = prop_oneof![
-        40 => (0..150_u32).prop_map(Step::Beside),
-        20 => (0..150_u32).prop_map(Step::Remove),
-        1 => Just(Step::Clear),
+        40 => (0..150_u32).prop_map(TableStep::Beside),
+        20 => (0..150_u32).prop_map(TableStep::Remove),
+        1 => Just(TableStep::Clear),
     ];
     prop_oneof![prop::collection::vec(step, 0..600), prop::collection::vec(beside, 0..600)]
 }
@@ -272,9 +272,9 @@ proptest! {
         let mut model: HashMap<u32, u32> = HashMap::new();
         for (at, step) in (1..).zip(steps) {
             match step {
-                Step::Claim(n) | Step::Beside(n) => {
+                TableStep::Claim(n) | TableStep::Beside(n) => {
                     let claim = match step {
-                        Step::Beside(_) => table.claim_beside(key(n), |row| row.1, |row| row.1 % 2 == 0),
+                        TableStep::Beside(_) => table.claim_beside(key(n), |row| row.1, |row| row.1 % 2 == 0),
                         _ => table.claim(key(n), |occupant| occupant.row.1.into()),
                     };
                     let slot = match claim {
@@ -297,12 +297,12 @@ proptest! {
                     table.get_mut(slot).unwrap().1 = at;
                     model.insert(n, at);
                 }
-                Step::Remove(n) => prop_assert_eq!(table.remove(key(n)).is_some(), model.remove(&n).is_some()),
-                Step::Clear => {
+                TableStep::Remove(n) => prop_assert_eq!(table.remove(key(n)).is_some(), model.remove(&n).is_some()),
+                TableStep::Clear => {
                     table.clear();
                     model.clear();
                 }
-                Step::Prepare => table.prepare(),
+                TableStep::Prepare => table.prepare(),
             }
             prop_assert_eq!(table.used(), model.len());
             prop_assert_eq!(table.iter().count(), model.len());
@@ -329,7 +329,7 @@ proptest! {
         spare in any::<bool>(),
         steps in prop::collection::vec((any::<bool>(), any::<bool>(), 0_usize..300), 0..2_000),
     ) {
-        let mut table = if spare { Table::with_spare_index(entries, Hashed::SECRET) } else { table(entries) };
+        let mut table = if spare { HashTable::with_spare_index(entries, Hashed::SECRET) } else { table(entries) };
         for (one_bucket, remove, n) in steps {
             let key = key(if one_bucket { ONE_BUCKET[n] } else { u32::try_from(n).unwrap() });
             table.inspected.set(0);

@@ -1,6 +1,6 @@
 //! Tests what counts as one source: an IPv4 address, an IPv6 /64, a link-local neighbour.
 
-use super::scene::Gist::{Block, Innocent, Probe, Repeated};
+use super::scene::Gist::{Block, Ignored, Probe, Repeated};
 use super::scene::{Scene, target};
 use crate::engine::{IgnoreReason, Local, NoLookup, Verdict};
 use crate::wire::fixtures::hex;
@@ -61,7 +61,7 @@ fn prefixes_replace_unknown_host_addresses() {
     let mut scene = Scene::new();
     scene.host.local = Local::Prefixes(vec!["192.0.2.0/24".parse().unwrap()]);
     assert_eq!(scene.syn_to("192.0.2.77", "198.51.100.7", 22), Probe(1));
-    assert_eq!(scene.syn_to("192.0.3.77", "198.51.100.7", 23), Innocent(IgnoreReason::NotOurs));
+    assert_eq!(scene.syn_to("192.0.3.77", "198.51.100.7", 23), Ignored(IgnoreReason::NotOurs));
     scene.host.local = Local::Any;
     assert_eq!(scene.syn_to("192.0.3.77", "198.51.100.7", 23), Probe(1), "another host, counted separately");
 }

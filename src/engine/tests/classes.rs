@@ -1,6 +1,6 @@
 //! Tests every kind of probe against a closed port.
 
-use super::scene::Gist::{Block, Innocent, Probe, Repeated, Scan};
+use super::scene::Gist::{Block, Ignored, Probe, Repeated, Scan};
 use super::scene::{HERE_TOO, SCANNER, Scene, address, tcp, udp};
 use crate::engine::{Class, IgnoreReason, Response, Settings};
 use crate::types::Protocol;
@@ -113,22 +113,22 @@ fn fragment_hiding_flags_bans_immediately() {
 fn later_fragment_is_ignored() {
     let mut scene = Scene::with(|settings| settings.scan_trigger = 0);
     for transport in [Transport::LaterFragment { protocol: 6 }, Transport::Other { protocol: 47 }] {
-        assert_eq!(scene.sees(SCANNER, transport), Innocent(IgnoreReason::NoRequest));
+        assert_eq!(scene.sees(SCANNER, transport), Ignored(IgnoreReason::NoRequest));
     }
 }
 
 #[test]
 fn fragments_are_ignored_without_tcp() {
     let mut scene = Scene::with(|settings| settings.tcp.ports.clear());
-    assert_eq!(scene.sees(SCANNER, Transport::OverlappingFragment), Innocent(IgnoreReason::NotMonitored));
-    assert_eq!(scene.tcp(SCANNER, 23, 0), Innocent(IgnoreReason::NotMonitored));
+    assert_eq!(scene.sees(SCANNER, Transport::OverlappingFragment), Ignored(IgnoreReason::NotMonitored));
+    assert_eq!(scene.tcp(SCANNER, 23, 0), Ignored(IgnoreReason::NotMonitored));
 }
 
 #[test]
 fn answer_is_not_a_probe() {
     let mut scene = Scene::with(|settings| settings.scan_trigger = 0);
     for flags in [SYN | ACK, RST, RST | ACK, RST | FIN] {
-        assert_eq!(scene.tcp(SCANNER, 23, flags), Innocent(IgnoreReason::NoRequest), "{:?}", TcpFlags(flags));
+        assert_eq!(scene.tcp(SCANNER, 23, flags), Ignored(IgnoreReason::NoRequest), "{:?}", TcpFlags(flags));
     }
 }
 
@@ -162,9 +162,9 @@ fn sctp(port: u16, chunk: u8) -> Transport {
 #[test]
 fn sctp_inits_count_only_when_switched_on() {
     let mut scene = Scene::new();
-    assert_eq!(scene.sees(SCANNER, sctp(23, 1)), Innocent(IgnoreReason::NotMonitored));
+    assert_eq!(scene.sees(SCANNER, sctp(23, 1)), Ignored(IgnoreReason::NotMonitored));
     let mut scene = Scene::with(|settings| settings.sctp = true);
-    assert_eq!(scene.sees(SCANNER, sctp(36_412, 2)), Innocent(IgnoreReason::NoRequest), "an INIT ACK");
+    assert_eq!(scene.sees(SCANNER, sctp(36_412, 2)), Ignored(IgnoreReason::NoRequest), "an INIT ACK");
     assert_eq!((scene.sees(SCANNER, sctp(23, 1)), scene.sees(SCANNER, sctp(36_412, 1))), (Probe(1), Probe(2)));
     assert_eq!(scene.sees(SCANNER, sctp(2_905, 1)), Block(3));
     assert_eq!(scene.ban().probe.observation.class, Class::Sctp);
@@ -178,7 +178,7 @@ fn ping(to: &str) -> Packet<'static> {
 #[test]
 fn pings_count_only_if_configured() {
     let mut scene = Scene::new();
-    assert_eq!(scene.see(&ping(HERE_TOO)), Innocent(IgnoreReason::NotMonitored));
+    assert_eq!(scene.see(&ping(HERE_TOO)), Ignored(IgnoreReason::NotMonitored));
     let mut scene = Scene::with(|settings| (settings.icmp, settings.scan_trigger) = (true, 1));
     for _ in 0..100 {
         assert_eq!(scene.see(&ping(super::scene::HERE)), Probe(1), "one address may be pinged without limit");
@@ -192,17 +192,17 @@ fn icmp_answers_and_errors_are_not_probes() {
     let mut scene = Scene::with(|settings| (settings.icmp, settings.scan_trigger) = (true, 0));
     // Echo reply, unreachable, fragmentation needed, time exceeded.
     for (kind, code) in [(0, 0), (3, 3), (3, 4), (11, 0)] {
-        assert_eq!(scene.sees(SCANNER, Transport::Icmp { kind, code }), Innocent(IgnoreReason::NoRequest));
+        assert_eq!(scene.sees(SCANNER, Transport::Icmp { kind, code }), Ignored(IgnoreReason::NoRequest));
     }
     // Packet too big, echo reply, router and neighbour discovery.
     for kind in [2, 129, 133, 134, 135, 136] {
-        assert_eq!(scene.sees("2001:db8:9::1", Transport::Icmp { kind, code: 0 }), Innocent(IgnoreReason::NoRequest));
+        assert_eq!(scene.sees("2001:db8:9::1", Transport::Icmp { kind, code: 0 }), Ignored(IgnoreReason::NoRequest));
     }
 }
 
 #[test]
 fn unmonitored_port_is_not_evidence() {
     let mut scene = Scene::with(|settings| settings.scan_trigger = 0);
-    assert_eq!(scene.syn(SCANNER, 20_000), Innocent(IgnoreReason::NotMonitored));
-    assert_eq!(scene.sees(SCANNER, udp(5_000, 20_000)), Innocent(IgnoreReason::NotMonitored));
+    assert_eq!(scene.syn(SCANNER, 20_000), Ignored(IgnoreReason::NotMonitored));
+    assert_eq!(scene.sees(SCANNER, udp(5_000, 20_000)), Ignored(IgnoreReason::NotMonitored));
 }

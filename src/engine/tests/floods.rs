@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::scene::Gist::{Block, Probe};
 use super::scene::{DAY, SCANNER, Scene, nth_source, target};
-use crate::engine::{ActiveBan, CAPPED_BAN, Grade, HashKey, Notice, Verdict};
+use crate::engine::{ActiveBan, CAPPED_BAN, EngineNotice, Grade, HashKey, Verdict};
 use crate::types::Expiry;
 use crate::wire::TcpFlags;
 
@@ -26,7 +26,7 @@ fn scans_above_ceiling_are_withheld() {
     assert_eq!(scene.engine.wake(), Some(scene.now.after(Duration::from_millis(250))), "for the next free ban");
     assert_eq!(scene.after(60.0).judge_waiting(), None, "no source is banned that has been silent since");
     assert_eq!(scene.engine.wake(), Some(scene.now), "the summary is due");
-    assert_eq!(scene.notices(), [Notice::Capped { bans: 0, withheld: 41 }]);
+    assert_eq!(scene.notices(), [EngineNotice::Capped { bans: 0, withheld: 41 }]);
     assert_eq!((scene.engine.wake(), scene.after(6.0).notices()), (None, vec![]));
     assert_eq!(scene.syn(&nth_source(20), 21), Block(3), "the source is judged again when there is room");
 }
@@ -160,7 +160,7 @@ fn standing_forgeable_bans_have_a_ceiling() {
 fn restored_bans_count_against_the_ceiling() {
     let mut scene = Scene::with(|settings| settings.max_forgeable_bans = 10);
     for n in 0..10 {
-        let ban = ActiveBan::whole(target(&nth_source(n)), Expiry::After(DAY));
+        let ban = ActiveBan::new(target(&nth_source(n)), Expiry::After(DAY));
         scene.engine.adopt(scene.now, &ActiveBan { grade: Some(Grade::Forgeable), ..ban });
     }
     assert_eq!(scene.syns(&nth_source(10), SIXTEEN), Probe(16));
@@ -273,7 +273,7 @@ fn distributed_scan_is_logged_without_ban() {
         assert!(matches!(scene.after(1.0).syn(&source, 200 + port), Probe(1 | 2)));
     }
     let notices = scene.notices();
-    let [Notice::DistributedScan(scan)] = notices.as_slice() else { panic!("{notices:?}") };
+    let [EngineNotice::DistributedScan(scan)] = notices.as_slice() else { panic!("{notices:?}") };
     assert!(scan.ports >= 50 && (45..=55).contains(&scan.sources), "{scan:?}");
     assert!(scan.span <= Duration::from_secs(100));
     assert_eq!(scene.engine.counters().bans, 0);

@@ -1,6 +1,6 @@
 //! Tests this host's own traffic: services that start and stop, and outgoing flows.
 
-use super::scene::Gist::{Block, Innocent, Probe};
+use super::scene::Gist::{Block, Ignored, Probe};
 use super::scene::{CLIENT, HERE, HERE_TOO, SCANNER, SERVER, Scene, nth_source, target, tcp, udp};
 use crate::engine::{IgnoreReason, PortUse, ProtocolSettings, Response, Settings};
 use crate::types::{PortSet, Protocol};
@@ -19,7 +19,7 @@ fn open_port_is_not_evidence() {
     let mut scene = Scene::with(|settings| settings.scan_trigger = 0);
     scene.listen(80);
     for flags in [SYN, ACK, ACK | PSH, FIN | ACK, 0, FIN, SYN | FIN] {
-        assert_eq!(scene.tcp(CLIENT, 80, flags), Innocent(IgnoreReason::Open), "{:?}", TcpFlags(flags));
+        assert_eq!(scene.tcp(CLIENT, 80, flags), Ignored(IgnoreReason::Open), "{:?}", TcpFlags(flags));
     }
 }
 
@@ -29,10 +29,10 @@ fn clients_of_restarting_service_are_not_banned() {
     scene.listen(80);
     scene.after(3_600.0).stop_listening();
     for flags in [SYN, ACK, ACK | PSH, FIN | ACK] {
-        assert_eq!(scene.after(10.0).tcp(CLIENT, 80, flags), Innocent(IgnoreReason::RecentlyOpen));
+        assert_eq!(scene.after(10.0).tcp(CLIENT, 80, flags), Ignored(IgnoreReason::RecentlyOpen));
     }
     scene.after(5.0).listen(80);
-    assert_eq!(scene.syn(CLIENT, 80), Innocent(IgnoreReason::Open));
+    assert_eq!(scene.syn(CLIENT, 80), Ignored(IgnoreReason::Open));
 }
 
 #[test]
@@ -40,7 +40,7 @@ fn stopped_service_leaves_closed_port() {
     let mut scene = Scene::new();
     scene.listen(80);
     scene.after(10.0).stop_listening();
-    assert_eq!(scene.after(119.0).syn(CLIENT, 80), Innocent(IgnoreReason::RecentlyOpen));
+    assert_eq!(scene.after(119.0).syn(CLIENT, 80), Ignored(IgnoreReason::RecentlyOpen));
     assert_eq!(scene.after(2.0).syn(CLIENT, 80), Probe(1));
 }
 
@@ -49,19 +49,19 @@ fn damaged_segment_to_recent_port_bans_nothing() {
     let mut scene = Scene::new();
     scene.listen(80);
     scene.after(10.0).stop_listening();
-    assert_eq!(scene.tcp(CLIENT, 80, 0x200 | ACK), Innocent(IgnoreReason::RecentlyOpen));
+    assert_eq!(scene.tcp(CLIENT, 80, 0x200 | ACK), Ignored(IgnoreReason::RecentlyOpen));
     scene.accepts(CLIENT, 443);
-    assert_eq!(scene.tcp(CLIENT, 443, 0x200 | ACK), Innocent(IgnoreReason::RecentlyOpen), "published by DNAT");
+    assert_eq!(scene.tcp(CLIENT, 443, 0x200 | ACK), Ignored(IgnoreReason::RecentlyOpen), "published by DNAT");
 }
 
 #[test]
 fn service_after_snapshot_bans_no_clients() {
     let mut scene = Scene::with(|settings| settings.scan_trigger = 0);
     scene.truth.in_use.insert((Protocol::Tcp, 80));
-    assert_eq!(scene.syn(CLIENT, 80), Innocent(IgnoreReason::Open));
+    assert_eq!(scene.syn(CLIENT, 80), Ignored(IgnoreReason::Open));
     assert_eq!(scene.engine.tracked(), (0, 0));
     assert_eq!(scene.engine.counters().probes, 0);
-    assert_eq!(scene.syn(&nth_source(1), 80), Innocent(IgnoreReason::RecentlyOpen), "the first lookup was enough");
+    assert_eq!(scene.syn(&nth_source(1), 80), Ignored(IgnoreReason::RecentlyOpen), "the first lookup was enough");
     assert_eq!(scene.truth.lookups, 1);
 }
 
@@ -70,7 +70,7 @@ fn disproved_evidence_is_forgiven() {
     let mut scene = Scene::new();
     scene.truth.in_use.insert((Protocol::Tcp, 80));
     scene.syns(CLIENT, [21, 22]);
-    assert_eq!(scene.syn(CLIENT, 80), Innocent(IgnoreReason::Open));
+    assert_eq!(scene.syn(CLIENT, 80), Ignored(IgnoreReason::Open));
     assert_eq!(scene.syn(CLIENT, 21), Probe(2));
     assert_eq!(scene.syn(CLIENT, 25), Block(3));
     assert!(scene.ban().ports.iter().all(|(_, port, _)| port != 80));
@@ -106,7 +106,7 @@ fn clients_of_published_port_are_not_banned() {
         scene.accepts(&nth_source(n), 443);
     }
     assert_eq!(scene.engine.tracked(), (0, 0), "the first probe is forgiven");
-    assert_eq!(scene.after(80_000.0).tcp(CLIENT, 443, FIN | ACK), Innocent(IgnoreReason::RecentlyOpen));
+    assert_eq!(scene.after(80_000.0).tcp(CLIENT, 443, FIN | ACK), Ignored(IgnoreReason::RecentlyOpen));
 }
 
 #[test]
@@ -142,12 +142,12 @@ fn answers_at_monitored_ports_are_not_probes() {
     let mut scene = Scene::with(watch_all_ports);
     for port in 50_000..50_010 {
         scene.sends(SERVER, tcp(port, 443, SYN));
-        assert_eq!(scene.sees(SERVER, tcp(443, port, SYN | ACK)), Innocent(IgnoreReason::NoRequest));
+        assert_eq!(scene.sees(SERVER, tcp(443, port, SYN | ACK)), Ignored(IgnoreReason::NoRequest));
         scene.sends(SERVER, tcp(port, 443, FIN | ACK));
         // The last segments come after this host has forgotten the connection.
         let late = scene.after(55.0).sees(SERVER, tcp(443, port, FIN | ACK));
-        assert_eq!(late, Innocent(IgnoreReason::RecentlyOpen));
-        assert_eq!(scene.sees(SERVER, tcp(443, port, ACK | PSH)), Innocent(IgnoreReason::RecentlyOpen));
+        assert_eq!(late, Ignored(IgnoreReason::RecentlyOpen));
+        assert_eq!(scene.sees(SERVER, tcp(443, port, ACK | PSH)), Ignored(IgnoreReason::RecentlyOpen));
     }
 }
 
@@ -160,7 +160,7 @@ fn long_silent_connection_is_known() {
     }
     scene.after(7_200.0);
     for port in 50_000..50_010 {
-        assert_eq!(scene.sees(SERVER, tcp(443, port, ACK)), Innocent(IgnoreReason::Open), "a keep-alive");
+        assert_eq!(scene.sees(SERVER, tcp(443, port, ACK)), Ignored(IgnoreReason::Open), "a keep-alive");
     }
 }
 
@@ -169,7 +169,7 @@ fn late_dns_answers_are_not_probes() {
     let mut scene = Scene::with(watch_all_ports);
     for port in 40_000..40_010 {
         scene.sends(SERVER, udp(port, 53));
-        assert_eq!(scene.after(30.0).sees(SERVER, udp(53, port)), Innocent(IgnoreReason::RecentlyOpen));
+        assert_eq!(scene.after(30.0).sees(SERVER, udp(53, port)), Ignored(IgnoreReason::RecentlyOpen));
     }
 }
 
@@ -192,10 +192,10 @@ fn passive_ftp_port_is_unknown_to_snapshot() {
     let mut scene = Scene::with(watch_all_ports);
     for port in 60_000..60_020 {
         scene.truth.in_use.insert((Protocol::Tcp, port));
-        assert!(matches!(scene.syn(CLIENT, port), Innocent(_)));
+        assert!(matches!(scene.syn(CLIENT, port), Ignored(_)));
         scene.accepts(CLIENT, port);
         scene.truth.in_use.remove(&(Protocol::Tcp, port));
-        assert_eq!(scene.after(1.0).tcp(CLIENT, port, FIN | ACK), Innocent(IgnoreReason::RecentlyOpen));
+        assert_eq!(scene.after(1.0).tcp(CLIENT, port, FIN | ACK), Ignored(IgnoreReason::RecentlyOpen));
     }
 }
 
@@ -205,7 +205,7 @@ fn active_ftp_reaches_waiting_socket() {
     for port in 51_000..51_010 {
         scene.sends(SERVER, tcp(50_999, 21, ACK | PSH));
         scene.truth.in_use.insert((Protocol::Tcp, port));
-        assert_eq!(scene.sees(SERVER, tcp(20, port, SYN)), Innocent(IgnoreReason::Open));
+        assert_eq!(scene.sees(SERVER, tcp(20, port, SYN)), Ignored(IgnoreReason::Open));
     }
 }
 
@@ -214,7 +214,7 @@ fn container_udp_service_is_known_by_answers() {
     let mut scene = Scene::with(|settings| settings.udp.response = Response::Block);
     assert_eq!(scene.udp(CLIENT, 53), Probe(1));
     scene.leaves(CLIENT, udp(53, 40_000), PortUse::Published { established: false });
-    assert_eq!(scene.udp(&nth_source(1), 53), Innocent(IgnoreReason::RecentlyOpen));
+    assert_eq!(scene.udp(&nth_source(1), 53), Ignored(IgnoreReason::RecentlyOpen));
 }
 
 #[test]
@@ -222,7 +222,7 @@ fn forwarded_packet_opens_no_port() {
     let mut scene = Scene::new();
     let mut forwarded = Scene::packet(SERVER, tcp(23, 40_000, SYN | ACK));
     forwarded.delivery = crate::wire::Delivery::Outgoing;
-    assert_eq!(scene.see(&forwarded), Innocent(IgnoreReason::Own));
+    assert_eq!(scene.see(&forwarded), Ignored(IgnoreReason::Own));
     assert_eq!(scene.syn(SCANNER, 23), Probe(1));
 }
 
@@ -266,7 +266,7 @@ fn outgoing_packets_cause_bounded_lookups() {
 fn own_flow_opens_port_to_peer() {
     let mut scene = Scene::with(watch_all_ports);
     scene.sends(SERVER, tcp(50_000, 443, SYN));
-    assert_eq!(scene.sees(SERVER, tcp(443, 50_000, ACK)), Innocent(IgnoreReason::RecentlyOpen));
+    assert_eq!(scene.sees(SERVER, tcp(443, 50_000, ACK)), Ignored(IgnoreReason::RecentlyOpen));
     assert_eq!(scene.syn(SCANNER, 50_000), Probe(1));
 }
 
@@ -288,14 +288,14 @@ fn published_flow_is_excused_before_answer() {
     let found = |port, established| Some(((Protocol::Tcp, port), PortUse::Published { established }));
     for port in [143, 465, 993] {
         scene.truth.flow = found(port, false);
-        assert_eq!(scene.syn(CLIENT, port), Innocent(IgnoreReason::Open));
+        assert_eq!(scene.syn(CLIENT, port), Ignored(IgnoreReason::Open));
     }
     scene.truth.flow = None;
     assert!(matches!(scene.syn(SCANNER, 143), Block(1)), "without an answer, it opens the port to no other flow");
     scene.truth.flow = found(993, true);
-    assert_eq!(scene.tcp(CLIENT, 993, ACK), Innocent(IgnoreReason::Open));
+    assert_eq!(scene.tcp(CLIENT, 993, ACK), Ignored(IgnoreReason::Open));
     scene.truth.flow = None;
-    assert_eq!(scene.syn(&nth_source(1), 993), Innocent(IgnoreReason::RecentlyOpen));
+    assert_eq!(scene.syn(&nth_source(1), 993), Ignored(IgnoreReason::RecentlyOpen));
     assert!(matches!(scene.syn_to(HERE_TOO, &nth_source(2), 993), Block(1)), "the other address publishes nothing");
 }
 
@@ -312,7 +312,7 @@ fn loopback_listener_opens_nothing() {
 fn listener_opens_only_its_address() {
     let mut scene = Scene::new();
     scene.change(|host| host.tcp.insert_at(HERE.parse().unwrap(), 25));
-    assert_eq!(scene.syn(CLIENT, 25), Innocent(IgnoreReason::Open));
+    assert_eq!(scene.syn(CLIENT, 25), Ignored(IgnoreReason::Open));
     assert_eq!(scene.syn_to(HERE_TOO, CLIENT, 25), Probe(1));
 }
 
@@ -324,8 +324,8 @@ fn wildcard_of_one_family_opens_only_that() {
         host.tcp.insert_any_v4(25);
         host.tcp.insert_any_v6(26);
     });
-    assert_eq!((scene.syn(four, 25), scene.syn(four, 26)), (Innocent(IgnoreReason::Open), Probe(1)));
-    assert_eq!((scene.syn(six, 25), scene.syn(six, 26)), (Probe(1), Innocent(IgnoreReason::Open)));
+    assert_eq!((scene.syn(four, 25), scene.syn(four, 26)), (Ignored(IgnoreReason::Open), Probe(1)));
+    assert_eq!((scene.syn(six, 25), scene.syn(six, 26)), (Probe(1), Ignored(IgnoreReason::Open)));
 }
 
 #[test]
@@ -338,7 +338,7 @@ fn remaining_listener_keeps_its_own_scope() {
         host.tcp.insert_at(HERE.parse().unwrap(), 25);
     });
     assert_eq!(scene.syn_to(HERE_TOO, CLIENT, 25), Probe(1));
-    assert_eq!(scene.syn_to(HERE_TOO, CLIENT, 80), Innocent(IgnoreReason::RecentlyOpen));
+    assert_eq!(scene.syn_to(HERE_TOO, CLIENT, 80), Ignored(IgnoreReason::RecentlyOpen));
 }
 
 #[test]
@@ -349,14 +349,14 @@ fn lost_listener_address_was_recently_open() {
         host.tcp = Default::default();
         host.tcp.insert_at(HERE.parse().unwrap(), 25);
     });
-    assert_eq!(scene.syn_to(HERE_TOO, CLIENT, 25), Innocent(IgnoreReason::RecentlyOpen));
+    assert_eq!(scene.syn_to(HERE_TOO, CLIENT, 25), Ignored(IgnoreReason::RecentlyOpen));
 }
 
 #[test]
 fn udp_socket_opens_no_tcp_port() {
     let mut scene = Scene::new();
     scene.change(|host| host.udp.insert_any_v4(53));
-    assert_eq!((scene.udp(CLIENT, 53), scene.syn(CLIENT, 53)), (Innocent(IgnoreReason::Open), Probe(1)));
+    assert_eq!((scene.udp(CLIENT, 53), scene.syn(CLIENT, 53)), (Ignored(IgnoreReason::Open), Probe(1)));
     assert!(!scene.engine.lift(target(CLIENT)), "a client has no ban");
 }
 

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::scene::Gist::{Block, Innocent, Probe, Scan};
+use super::scene::Gist::{Block, Ignored, Probe, Scan};
 use super::scene::{CLIENT, SCANNER, SERVER, Scene, address, target, tcp, udp};
 use crate::engine::{Counters, IgnoreReason, Protection, Response, explain};
 use crate::types::Protocol;
@@ -14,14 +14,14 @@ fn https_attempt_on_http_host_is_forgiven() {
     let mut scene = Scene::new();
     scene.listen(80);
     for _ in 0..500 {
-        assert_eq!(scene.after(20.0).syn(CLIENT, 80), Innocent(IgnoreReason::Open));
+        assert_eq!(scene.after(20.0).syn(CLIENT, 80), Ignored(IgnoreReason::Open));
         assert_eq!(scene.syn(CLIENT, 443), Probe(1));
     }
 }
 
 #[test]
 fn ident_query_is_not_monitored() {
-    assert_eq!(Scene::new().syn(SERVER, 113), Innocent(IgnoreReason::NotMonitored));
+    assert_eq!(Scene::new().syn(SERVER, 113), Ignored(IgnoreReason::NotMonitored));
 }
 
 #[test]
@@ -30,7 +30,7 @@ fn stray_segments_go_to_open_ports() {
     [22, 80, 443].into_iter().for_each(|port| scene.listen(port));
     for flags in [FIN | ACK, RST, RST | ACK, ACK, ACK | TcpFlags::PSH, SYN] {
         for port in [22, 80, 443] {
-            assert!(matches!(scene.tcp(CLIENT, port, flags), Innocent(_)), "{:?}", TcpFlags(flags));
+            assert!(matches!(scene.tcp(CLIENT, port, flags), Ignored(_)), "{:?}", TcpFlags(flags));
         }
     }
 }
@@ -41,7 +41,7 @@ fn carrier_nat_clients_are_not_banned() {
     scene.listen(443);
     for n in 0..20_000 {
         let flags = [SYN, ACK, FIN | ACK, RST][usize::from(n % 4)];
-        assert!(matches!(scene.sees(CLIENT, tcp(1_024 + n, 443, flags)), Innocent(_)));
+        assert!(matches!(scene.sees(CLIENT, tcp(1_024 + n, 443, flags)), Ignored(_)));
     }
     assert_eq!(scene.engine.tracked(), (0, 0));
 }
@@ -50,8 +50,8 @@ fn carrier_nat_clients_are_not_banned() {
 fn backscatter_is_not_a_scan() {
     let mut scene = Scene::with(|settings| settings.scan_trigger = 0);
     for port in 1..=1_024 {
-        assert_eq!(scene.sees(SERVER, tcp(80, port, SYN | ACK)), Innocent(IgnoreReason::NoRequest));
-        assert_eq!(scene.sees(SERVER, tcp(80, port, RST | ACK)), Innocent(IgnoreReason::NoRequest));
+        assert_eq!(scene.sees(SERVER, tcp(80, port, SYN | ACK)), Ignored(IgnoreReason::NoRequest));
+        assert_eq!(scene.sees(SERVER, tcp(80, port, RST | ACK)), Ignored(IgnoreReason::NoRequest));
     }
 }
 
@@ -88,7 +88,7 @@ fn damaged_packet_changes_nothing() {
         let before = state(&scene, source);
         for checksum in [Checksum::Bad, Checksum::Blank, Checksum::BadHeader, Checksum::BlankHeader] {
             let damaged = Packet { checksum: checksum.into(), ..Scene::packet(source, transport) };
-            assert_eq!(scene.see(&damaged), Innocent(reason), "{source} {transport:?}");
+            assert_eq!(scene.see(&damaged), Ignored(reason), "{source} {transport:?}");
             assert_eq!(state(&scene, source), before, "{source} {transport:?}");
         }
         let verdicts = [&mut undisturbed, &mut scene].map(|scene| {
@@ -123,7 +123,7 @@ fn broadcast_is_not_a_probe() {
         ("DHCPv6", cast("fe80::40", "ff02::1:2", 547, Delivery::Multicast)),
         ("a flooded switch", cast("192.0.2.40", "192.0.2.1", 23, Delivery::OtherHost)),
     ] {
-        assert_eq!(scene.see(&packet), Innocent(IgnoreReason::NotUnicast), "{name}");
+        assert_eq!(scene.see(&packet), Ignored(IgnoreReason::NotUnicast), "{name}");
     }
 }
 
@@ -133,23 +133,23 @@ fn packet_at_bridge_port_is_for_host() {
     let at =
         |interface| Packet { interface, delivery: Delivery::OtherHost, ..Scene::packet(CLIENT, tcp(40_000, 23, SYN)) };
     scene.change(|host| host.bridge_ports = vec![(7, 3)]);
-    assert_eq!(scene.see(&at(8)), Innocent(IgnoreReason::NotUnicast));
-    assert_eq!(scene.see(&Packet { delivery: Delivery::Broadcast, ..at(7) }), Innocent(IgnoreReason::NotUnicast));
-    assert!(!matches!(scene.see(&at(7)), Innocent(_)));
+    assert_eq!(scene.see(&at(8)), Ignored(IgnoreReason::NotUnicast));
+    assert_eq!(scene.see(&Packet { delivery: Delivery::Broadcast, ..at(7) }), Ignored(IgnoreReason::NotUnicast));
+    assert!(!matches!(scene.see(&at(7)), Ignored(_)));
 }
 
 #[test]
 fn directed_broadcast_is_not_for_this_host() {
     let mut scene = Scene::with(|settings| settings.udp.response = Response::Block);
     let packet = cast("192.0.2.40", "192.0.2.255", 161, Delivery::Host);
-    assert_eq!(scene.see(&packet), Innocent(IgnoreReason::NotOurs));
+    assert_eq!(scene.see(&packet), Ignored(IgnoreReason::NotOurs));
 }
 
 #[test]
 fn unicast_chatter_of_neighbours_is_not_monitored() {
     let mut scene = Scene::with(|settings| (settings.scan_trigger, settings.udp.response) = (0, Response::Block));
     for port in [67, 68, 137, 138, 520, 546] {
-        assert_eq!(scene.udp("192.0.2.40", port), Innocent(IgnoreReason::NotMonitored), "{port}");
+        assert_eq!(scene.udp("192.0.2.40", port), Ignored(IgnoreReason::NotMonitored), "{port}");
     }
 }
 
@@ -157,7 +157,7 @@ fn unicast_chatter_of_neighbours_is_not_monitored() {
 fn traceroute_is_not_monitored() {
     let mut scene = Scene::with(|settings| (settings.scan_trigger, settings.udp.response) = (0, Response::Block));
     for port in 33_434..33_534 {
-        assert_eq!(scene.udp(CLIENT, port), Innocent(IgnoreReason::NotMonitored));
+        assert_eq!(scene.udp(CLIENT, port), Ignored(IgnoreReason::NotMonitored));
     }
 }
 
@@ -165,9 +165,9 @@ fn traceroute_is_not_monitored() {
 fn icmp_errors_and_keepalives_are_not_probes() {
     let mut scene = Scene::with(|settings| (settings.scan_trigger, settings.icmp) = (0, true));
     scene.listen(22);
-    assert_eq!(scene.sees(CLIENT, Transport::Icmp { kind: 3, code: 4 }), Innocent(IgnoreReason::NoRequest));
+    assert_eq!(scene.sees(CLIENT, Transport::Icmp { kind: 3, code: 4 }), Ignored(IgnoreReason::NoRequest));
     for _ in 0..100 {
-        assert_eq!(scene.after(75.0).tcp(CLIENT, 22, ACK), Innocent(IgnoreReason::Open));
+        assert_eq!(scene.after(75.0).tcp(CLIENT, 22, ACK), Ignored(IgnoreReason::Open));
     }
 }
 
@@ -176,7 +176,7 @@ fn ntp_answers_are_not_probes() {
     let mut scene = Scene::with(|settings| (settings.scan_trigger, settings.udp.response) = (0, Response::Block));
     for _ in 0..50 {
         scene.after(64.0).sends(SERVER, udp(123, 123));
-        assert_eq!(scene.after(0.05).sees(SERVER, udp(123, 123)), Innocent(IgnoreReason::RecentlyOpen));
+        assert_eq!(scene.after(0.05).sees(SERVER, udp(123, 123)), Ignored(IgnoreReason::RecentlyOpen));
     }
 }
 
@@ -184,14 +184,14 @@ fn ntp_answers_are_not_probes() {
 fn impossible_source_is_ignored() {
     let mut scene = Scene::with(|settings| settings.scan_trigger = 0);
     for source in ["0.0.0.0", "0.1.2.3", "255.255.255.255", "224.0.0.5", "::", "ff02::1"] {
-        assert_eq!(scene.syn(source, 23), Innocent(IgnoreReason::NoSource), "{source}");
+        assert_eq!(scene.syn(source, 23), Ignored(IgnoreReason::NoSource), "{source}");
     }
 }
 
 #[test]
 fn routed_packet_is_not_for_host() {
     let mut scene = Scene::with(|settings| settings.scan_trigger = 0);
-    assert_eq!(scene.syn_to("203.0.113.99", CLIENT, 23), Innocent(IgnoreReason::NotOurs));
+    assert_eq!(scene.syn_to("203.0.113.99", CLIENT, 23), Ignored(IgnoreReason::NotOurs));
 }
 
 #[test]

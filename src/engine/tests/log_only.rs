@@ -2,7 +2,7 @@
 
 use super::scene::Gist::{Block, Probe, Repeated, Scan};
 use super::scene::{SCANNER, Scene, target, udp};
-use crate::engine::{Notice, Response, Standing};
+use crate::engine::{EngineNotice, RepeatedStatus, Response};
 use crate::types::Protocol;
 
 #[test]
@@ -16,7 +16,7 @@ fn udp_scan_is_named_once() {
     assert_eq!(scene.engine.counters().bans, 0);
     scene.after(2.0);
     let (target, protocol) = (target(SCANNER), Some(Protocol::Udp));
-    let summary = Notice::Repeated { target, standing: Standing::Logged, protocol, packets: 100 };
+    let summary = EngineNotice::Repeated { target, standing: RepeatedStatus::Logged, protocol, packets: 100 };
     assert_eq!(scene.notices(), [summary]);
 }
 
@@ -26,7 +26,7 @@ fn logged_only_source_is_not_reconciled() {
     assert_eq!(scene.udps(SCANNER, [53, 161, 123]), Scan(3));
     for _ in 0..10 {
         assert_eq!(scene.after(1.5).udp(SCANNER, 69), Repeated);
-        assert_eq!((scene.repeated().standing, scene.repeated().verify), (Standing::Logged, false));
+        assert_eq!((scene.repeated().standing, scene.repeated().verify), (RepeatedStatus::Logged, false));
     }
 }
 
@@ -65,7 +65,7 @@ fn trial_reports_bans_without_blocking() {
     assert_eq!(scene.syns(SCANNER, [21, 22, 23]), Scan(3));
     assert_eq!((scene.syn(SCANNER, 24), scene.tcp(SCANNER, 25, 0)), (Repeated, Repeated));
     scene.listen(80);
-    assert!(matches!(scene.syn(SCANNER, 80), super::scene::Gist::Innocent(_)), "it can still use a service");
+    assert!(matches!(scene.syn(SCANNER, 80), super::scene::Gist::Ignored(_)), "it can still use a service");
     assert_eq!(scene.engine.counters().bans, 0);
 }
 

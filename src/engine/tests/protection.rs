@@ -1,6 +1,6 @@
 //! Tests that no packets with forged addresses lead to a ban of an exempt source.
 
-use super::scene::Gist::{Block, Exempt, Innocent, Probe, Repeated};
+use super::scene::Gist::{Block, Exempt, Ignored, Probe, Repeated};
 use super::scene::{HERE, SCANNER, Scene, nth_source, target, tcp};
 use crate::engine::{IgnoreReason, Protection};
 use crate::types::Expiry;
@@ -69,7 +69,7 @@ fn exempt_source_at_open_port_is_ignored() {
     let mut scene = Scene::new();
     scene.protect("192.0.2.254/32", Protection::Gateway);
     scene.listen(22);
-    assert_eq!(scene.syn(GATEWAY, 22), Innocent(IgnoreReason::Open));
+    assert_eq!(scene.syn(GATEWAY, 22), Ignored(IgnoreReason::Open));
 }
 
 #[test]
@@ -126,8 +126,8 @@ fn loopback_and_unlisted_interfaces_are_ignored() {
     let mut scene = Scene::with(|settings| settings.scan_trigger = 0);
     scene.change(|host| (host.loopback, host.interfaces) = (vec![1], vec![2, 3]));
     let on = |interface| Packet { interface, ..Scene::packet(SCANNER, tcp(40_000, 23, TcpFlags::SYN)) };
-    assert_eq!(scene.see(&on(1)), Innocent(IgnoreReason::OtherInterface));
-    assert_eq!(scene.see(&on(4)), Innocent(IgnoreReason::OtherInterface));
+    assert_eq!(scene.see(&on(1)), Ignored(IgnoreReason::OtherInterface));
+    assert_eq!(scene.see(&on(4)), Ignored(IgnoreReason::OtherInterface));
     assert_eq!(scene.see(&on(3)), Block(1));
-    assert_eq!(scene.see(&on(4)), Innocent(IgnoreReason::OtherInterface), "a blocked source is ignored there too");
+    assert_eq!(scene.see(&on(4)), Ignored(IgnoreReason::OtherInterface), "a blocked source is ignored there too");
 }

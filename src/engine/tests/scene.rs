@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use crate::config::Config;
 use crate::engine::{
-    ActiveBan, Ban, Class, Engine, HashKey, Host, IgnoreReason, Local, Notice, Observation, PortLookup, PortUse,
+    ActiveBan, Ban, Class, Engine, EngineNotice, HashKey, Host, IgnoreReason, Local, Observation, PortLookup, PortUse,
     Protection, ProtocolSettings, Repeated, Response, Service, Settings, Verdict,
 };
 pub(super) use crate::types::DAY;
@@ -31,7 +31,7 @@ const FROM: u16 = 40_000;
 /// A verdict reduced to its kind and the number or reason that most tests check.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Gist {
-    Innocent(IgnoreReason),
+    Ignored(IgnoreReason),
     /// Distinct ports so far.
     Probe(u8),
     Exempt(Protection),
@@ -44,7 +44,7 @@ pub(super) enum Gist {
 impl From<Verdict> for Gist {
     fn from(verdict: Verdict) -> Self {
         match verdict {
-            Verdict::Ignored(why) => Self::Innocent(why),
+            Verdict::Ignored(why) => Self::Ignored(why),
             Verdict::Probe(probe) => Self::Probe(probe.distinct),
             Verdict::Exempt(exempt) => Self::Exempt(exempt.protection),
             Verdict::Block(ban) => Self::Block(ban.probe.distinct),
@@ -240,7 +240,7 @@ impl Scene {
         self.truth.flow = Some((port, found));
         let gist = self.see(&Packet { source, destination, delivery: Delivery::Outgoing, ..packet });
         self.truth.flow = None;
-        assert_eq!(gist, Gist::Innocent(IgnoreReason::Own));
+        assert_eq!(gist, Gist::Ignored(IgnoreReason::Own));
     }
 
     /// Sends a packet to `peer` from a socket of this host.
@@ -284,7 +284,7 @@ impl Scene {
         }
     }
 
-    pub(super) fn notices(&mut self) -> Vec<Notice> {
+    pub(super) fn notices(&mut self) -> Vec<EngineNotice> {
         std::iter::from_fn(|| self.engine.notice(self.now)).collect()
     }
 

@@ -1,6 +1,6 @@
 //! Tests a boot: clients and scanners arrive before the services of this host are up.
 
-use super::scene::Gist::{Block, Exempt, Innocent, Probe, Repeated};
+use super::scene::Gist::{Block, Exempt, Ignored, Probe, Repeated};
 use super::scene::{CLIENT, SCANNER, Scene, nth_source};
 use crate::engine::{IgnoreReason, Protection, Verdict};
 use crate::types::{Protocol, Timestamp};
@@ -32,10 +32,10 @@ fn decoys_leave_ports_to_services() {
     assert_eq!(ports(&scene), "21-25,80");
     scene.change(|host| host.tcp.insert_any_v4(22));
     assert_eq!(ports(&scene), "21,23-25,80", "a service of one family has the port in both");
-    assert_eq!(scene.decoy(SCANNER, 22), Innocent(IgnoreReason::Open), "its port was a decoy a moment before");
+    assert_eq!(scene.decoy(SCANNER, 22), Ignored(IgnoreReason::Open), "its port was a decoy a moment before");
     scene.change(|host| host.tcp = crate::engine::Listeners::default());
     assert_eq!(ports(&scene), "21,23-25,80", "a restarting service keeps its port");
-    assert_eq!(scene.decoy(SCANNER, 22), Innocent(IgnoreReason::RecentlyOpen));
+    assert_eq!(scene.decoy(SCANNER, 22), Ignored(IgnoreReason::RecentlyOpen));
     scene.after(300.0);
     assert_eq!(ports(&scene), "21-25,80");
     scene.remember_service(80);
@@ -99,7 +99,7 @@ fn sources_beyond_queue_are_judged_later() {
 fn stopped_remembered_service_is_not_evidence() {
     let mut scene = Scene::with(|settings| settings.scan_trigger = 0);
     scene.remember_service(80);
-    assert_eq!(scene.syn(SCANNER, 80), Innocent(IgnoreReason::RememberedService));
+    assert_eq!(scene.syn(SCANNER, 80), Ignored(IgnoreReason::RememberedService));
     assert!(!scene.closed_ports(Protocol::Tcp).contains(80));
     assert_eq!(scene.syn(SCANNER, 81), Block(1), "no other port is excused");
 }

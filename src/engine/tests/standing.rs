@@ -3,13 +3,18 @@
 use std::collections::HashSet;
 use std::time::Duration;
 
-use super::scene::Gist::{Block, Innocent, Probe, Repeated};
+use super::scene::Gist::{Block, Ignored, Probe, Repeated};
 use super::scene::{CLIENT, DAY, SCANNER, Scene, nth_source, target};
-use crate::engine::{ActiveBan, HashKey, IgnoreReason, Notice, Standing};
+use crate::engine::{ActiveBan, EngineNotice, HashKey, IgnoreReason, RepeatedStatus};
 use crate::types::{BanTarget, Expiry, Protocol};
 
-fn summary(source: &str, packets: u32) -> Notice {
-    Notice::Repeated { target: target(source), standing: Standing::Blocked, protocol: Some(Protocol::Tcp), packets }
+fn summary(source: &str, packets: u32) -> EngineNotice {
+    EngineNotice::Repeated {
+        target: target(source),
+        standing: RepeatedStatus::Blocked,
+        protocol: Some(Protocol::Tcp),
+        packets,
+    }
 }
 
 #[test]
@@ -55,8 +60,8 @@ fn summary_names_protocol_of_first_packet() {
     scene.banish(SCANNER);
     scene.after(0.5).udp(SCANNER, 40_000);
     scene.syn(SCANNER, 24);
-    let protocol = |notice: &Notice| match notice {
-        Notice::Repeated { protocol, packets, .. } => (*protocol, *packets),
+    let protocol = |notice: &EngineNotice| match notice {
+        EngineNotice::Repeated { protocol, packets, .. } => (*protocol, *packets),
         other => panic!("{other:?}"),
     };
     assert_eq!(scene.after(2.0).notices().iter().map(protocol).collect::<Vec<_>>(), [(Some(Protocol::Udp), 2)]);
@@ -75,7 +80,7 @@ fn packets_are_summarised_exactly_once() {
         // The event loop reads notices now and then.
         if n % 7 == 0 {
             let packets = |notice| match notice {
-                Notice::Repeated { packets, .. } => packets,
+                EngineNotice::Repeated { packets, .. } => packets,
                 other => panic!("{other:?}"),
             };
             reported += scene.notices().into_iter().map(packets).sum::<u32>();
@@ -189,7 +194,7 @@ fn ban_affects_no_other_source() {
     let mut scene = Scene::new();
     scene.listen(80);
     scene.banish(SCANNER);
-    assert_eq!(scene.syn(CLIENT, 80), Innocent(IgnoreReason::Open));
+    assert_eq!(scene.syn(CLIENT, 80), Ignored(IgnoreReason::Open));
     assert_eq!(scene.syn(CLIENT, 81), Probe(1));
 }
 

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::scene::Gist::{Exempt, Innocent, Probe, Repeated};
+use super::scene::Gist::{Exempt, Ignored, Probe, Repeated};
 use super::scene::{DAY, HERE_V6, SCANNER, Scene, address, builtin, target};
 use crate::engine::{Grade, Host, IgnoreReason, Local, MaxPrefix, Protection, Settings};
 use crate::types::{BanTarget, Expiry, Prefix};
@@ -233,5 +233,5 @@ fn link_local_neighbours_get_no_prefix_ban() {
     for n in 1..30 {
         assert_eq!(banish(&mut scene, &[&format!("fe80::{n}")]).prefix_len(), 128);
     }
-    assert_eq!(scene.syn("::ffff:192.0.2.9", 21), Innocent(IgnoreReason::NoSource));
+    assert_eq!(scene.syn("::ffff:192.0.2.9", 21), Ignored(IgnoreReason::NoSource));
 }

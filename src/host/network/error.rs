@@ -6,7 +6,7 @@ use std::time::Duration;
 
 /// Timeout for the kernel's lists. A million routes, a full Internet routing table, take a second on an idle machine,
 /// and more than ten at the high load after a boot.
-pub(super) const TIMEOUT: Duration = Duration::from_secs(30);
+pub(super) const DUMP_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Time limit for the kernel's list of IPv6 routes.
 pub(super) const MAX_IPV6_ROUTES_DUMP: Duration = Duration::from_secs(5);
@@ -24,7 +24,7 @@ pub enum HostError {
         #[source]
         error: io::Error,
     },
-    #[error("the kernel did not list addresses, routes and links within {} s", TIMEOUT.as_secs())]
+    #[error("the kernel did not list addresses, routes and links within {} s", DUMP_TIMEOUT.as_secs())]
     Timeout,
     #[error(
         "the kernel did not list all IPv6 routes within {} s, so a gateway that is only in the rest is not protected; \

@@ -10,7 +10,7 @@ use netlink_packet_route::route::{RouteMessage, RouteType};
 use netlink_packet_route::rule::RuleMessage;
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 
-use super::error::{HostError, MAX_IPV6_ROUTES_DUMP, TIMEOUT};
+use super::error::{DUMP_TIMEOUT, HostError, MAX_IPV6_ROUTES_DUMP};
 use super::facts::HostFacts;
 use super::{ipsec, next_hops};
 use crate::host::resolv_conf::ResolverFiles;
@@ -20,7 +20,7 @@ use crate::host::resolv_conf::ResolverFiles;
 const MAX_ATTEMPTS: u32 = 3;
 
 /// Listing IPv6 routes takes at most 1/`SHARE` of the time, unless a list takes less than [`SHORT_DUMP`].
-const SHARE: u32 = 10;
+const MAX_LOAD_DIVISOR: u32 = 10;
 
 const SHORT_DUMP: Duration = Duration::from_millis(100);
 
@@ -78,7 +78,7 @@ impl HostReader {
             let mut facts = HostFacts::default();
             facts.resolvers.clone_from(&resolvers);
             let lists = list_all(&mut facts, &self.last);
-            let consistent = tokio::time::timeout(TIMEOUT, lists).await.map_err(|_| HostError::Timeout)??;
+            let consistent = tokio::time::timeout(DUMP_TIMEOUT, lists).await.map_err(|_| HostError::Timeout)??;
             if consistent || attempt == MAX_ATTEMPTS {
                 let late = self.is_late.then_some(HostError::Late);
                 return Ok(HostReading { facts: facts.in_order(), is_owed: late.is_some() || !is_due, late });
@@ -113,7 +113,7 @@ impl HostReader {
             }
         }
         let took = begin.elapsed();
-        self.due = (took > SHORT_DUMP).then(|| begin + took * SHARE);
+        self.due = (took > SHORT_DUMP).then(|| begin + took * MAX_LOAD_DIVISOR);
         Ok(())
     }
 }

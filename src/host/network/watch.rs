@@ -20,7 +20,7 @@ use super::ipsec;
 use crate::netlink::socket::listen;
 
 /// Quiet time to wait for: a DHCP client or `ip` makes several changes in a row.
-const QUIET: Duration = Duration::from_millis(50);
+const DEBOUNCE_DELAY: Duration = Duration::from_millis(50);
 
 /// Maximum wait after the first notification, because a routing daemon may never be quiet.
 const MAX_WAIT: Duration = Duration::from_millis(500);
@@ -37,7 +37,7 @@ const GROUPS: [MulticastGroup; 7] = [
 ];
 
 /// Notifications are small; the beginning of a truncated one is sufficient.
-const BUFFER: usize = 8 * 1024;
+const DATAGRAM_BUFFER: usize = 8 * 1024;
 
 /// Reports changes of links, addresses or routes in this network namespace.
 ///
@@ -76,7 +76,7 @@ impl Watcher {
         Ok(Self {
             socket,
             policies: listen(NETLINK_XFRM, ipsec::GROUPS).ok(),
-            buffer: Vec::with_capacity(BUFFER),
+            buffer: Vec::with_capacity(DATAGRAM_BUFFER),
             burst: None,
         })
     }
@@ -99,7 +99,7 @@ impl Watcher {
                 self.burst = Some(Burst { first: now, last: now });
                 continue;
             };
-            let due = (burst.last + QUIET).min(burst.first + MAX_WAIT);
+            let due = (burst.last + DEBOUNCE_DELAY).min(burst.first + MAX_WAIT);
             // Checked first, because with continuous notifications the timeout below would never expire.
             if Instant::now() < due
                 && let Ok(noticed) = timeout_at(due, self.notification()).await

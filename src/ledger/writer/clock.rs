@@ -9,7 +9,7 @@ use crate::ledger::row::{self, micros};
 
 /// Smaller differences result from the time between the readings of the two clocks. Smaller steps of the clock
 /// accumulate until they are detected.
-const LEAST: i64 = 500_000;
+const MIN_STEP: i64 = 500_000;
 
 /// Difference between the wall clock and the time since boot, in microseconds, on which the ends in the ledger are
 /// based.
@@ -19,7 +19,7 @@ pub(super) struct WallClock {
 
 /// A step of the wall clock.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Step {
+pub(super) struct ClockStep {
     /// Size in microseconds; negative: back.
     pub(super) by: i64,
     /// Current wall-clock time, in microseconds since 1970.
@@ -32,13 +32,13 @@ impl WallClock {
     }
 
     /// The step that has not been applied yet.
-    pub(super) fn step(&self) -> Option<Step> {
+    pub(super) fn step(&self) -> Option<ClockStep> {
         let by = ahead().saturating_sub(self.ahead);
-        (by.saturating_abs() >= LEAST).then(|| Step { by, now: micros(SystemTime::now()) })
+        (by.saturating_abs() >= MIN_STEP).then(|| ClockStep { by, now: micros(SystemTime::now()) })
     }
 
     /// Records that the ends were adjusted by `step`.
-    pub(super) fn follow(&mut self, step: Step) {
+    pub(super) fn follow(&mut self, step: ClockStep) {
         self.ahead = self.ahead.saturating_add(step.by);
     }
 
@@ -48,7 +48,7 @@ impl WallClock {
     }
 }
 
-impl Step {
+impl ClockStep {
     /// Converts `time`, read before the step, to the clock after it. Changes wait for seconds at most, so a time of the
     /// new clock is at most seconds old.
     pub(super) fn moved(self, time: SystemTime) -> SystemTime {
@@ -82,12 +82,12 @@ mod tests {
     #[test]
     fn only_old_clock_times_move() {
         let at = |seconds: i64| row::time(seconds * 1_000_000);
-        let forward = Step { by: 7_200_000_000, now: 17_200_000_000 };
+        let forward = ClockStep { by: 7_200_000_000, now: 17_200_000_000 };
         assert_eq!(
             [at(9_999), at(9_000), at(17_199)].map(|time| forward.moved(time)),
             [at(17_199), at(16_200), at(17_199)]
         );
-        let back = Step { by: -7_200_000_000, now: 10_000_000_000 };
+        let back = ClockStep { by: -7_200_000_000, now: 10_000_000_000 };
         assert_eq!([at(17_199), at(9_999), at(9_000)].map(|time| back.moved(time)), [at(9_999), at(9_999), at(1_800)]);
     }
 
@@ -99,6 +99,6 @@ mod tests {
         assert!(apart < Duration::from_secs(1), "{apart:?}");
         let set = WallClock { ahead: clock.ahead - 3_600_000_000 };
         let step = set.step().unwrap();
-        assert!((step.by - 3_600_000_000).abs() < LEAST, "{step:?}");
+        assert!((step.by - 3_600_000_000).abs() < MIN_STEP, "{step:?}");
     }
 }

@@ -22,8 +22,8 @@ pub use events::WriterEvent;
 use super::ban::LedgerChange;
 use super::error::LedgerError;
 use super::legacy_files::LegacyFiles;
-use super::{Found, Ledger, Opened, Reader, Retention, decisions};
-use clock::{Step, WallClock};
+use super::{Ledger, Opened, Reader, Retention, Rows, decisions};
+use clock::{ClockStep, WallClock};
 use events::Trouble;
 
 use crate::clock::boot_time;
@@ -41,13 +41,13 @@ const QUESTIONS: usize = 64;
 const MAX_PENDING: usize = 65_536;
 
 /// Maximum number of changes per transaction, so that the end of the program need not wait long for one.
-const BATCH: usize = 2_048;
+const MAX_BATCH: usize = 2_048;
 
 /// Interval at which ended bans are marked, and minimum interval between two versions of the list of bans in force.
-const TICK: Duration = Duration::from_secs(1);
+const TICK_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Writing the list of bans in force takes at most 1/`SHARE` of the thread's time, regardless of its length.
-const SHARE: u32 = 20;
+const MAX_LOAD_DIVISOR: u32 = 20;
 
 /// Delay between attempts after a failure.
 const BACKOFF: Backoff = Backoff::new(Duration::from_millis(250), Duration::from_secs(30));
@@ -74,7 +74,7 @@ impl Writer {
         let shared = Arc::new(Shared { questions: ArrayQueue::new(QUESTIONS), written: AtomicU64::new(0) });
         let now = Instant::now();
         let worker = Worker::start("ledger", QUEUE, |inbox| {
-            let mut work = Work {
+            let mut work = WriterThread {
                 directory: ledger.place.directory.clone(),
                 retention: ledger.retention,
                 undoes_commands: ledger.undoes_commands,
@@ -91,7 +91,7 @@ impl Writer {
                 clock: WallClock::new(),
                 stale: true,
                 // A start has more urgent work.
-                list_due: now + TICK,
+                list_due: now + TICK_INTERVAL,
                 losses_due: now,
                 losses: 0,
                 unreadable: (0, 0),
@@ -120,11 +120,11 @@ pub struct Recorder {
 }
 
 /// A query that the thread answers.
-type Question = Box<dyn FnOnce(&Reader) + Send>;
+type ReadQuery = Box<dyn FnOnce(&Reader) + Send>;
 
 /// State shared between the thread and recorders, in addition to the queue of changes.
 struct Shared {
-    questions: ArrayQueue<Question>,
+    questions: ArrayQueue<ReadQuery>,
     written: AtomicU64,
 }
 
@@ -141,7 +141,7 @@ impl Recorder {
 
     /// Sends `change`, and waits up to a few seconds for room; after that it is lost and counted. For many changes at a
     /// time, on a thread that may wait.
-    pub fn put_patiently(&self, change: LedgerChange) {
+    pub fn write_blocking(&self, change: LedgerChange) {
         for _ in 0..1_000 {
             if self.has_room() {
                 break;
@@ -173,7 +173,7 @@ impl Recorder {
 }
 
 /// The state of the thread.
-struct Work {
+struct WriterThread {
     /// `None` until it is opened again.
     ledger: Option<Ledger>,
     directory: PathBuf,
@@ -200,7 +200,7 @@ struct Work {
     unreadable: (u64, u64),
 }
 
-impl Work {
+impl WriterThread {
     fn run(&mut self) -> u64 {
         loop {
             // Read first, so that changes sent before the stop request are in the queue.
@@ -225,7 +225,7 @@ impl Work {
                 continue;
             }
             self.keep_texts(now);
-            self.tell_losses(now);
+            self.report_losses(now);
             self.answer();
             if self.has_nothing() || !self.database.0.is_over(boot_time()) {
                 thread::park_timeout(self.rest());
@@ -236,7 +236,7 @@ impl Work {
         self.texts.0.reset();
         self.keep_texts(Instant::now());
         self.losses_due = self.tick;
-        self.tell_losses(Instant::now());
+        self.report_losses(Instant::now());
         (self.pending.len() + self.saved.len() + self.inbox.len()) as u64
     }
 
@@ -257,15 +257,15 @@ impl Work {
     /// Time without work, unless a change arrives.
     fn rest(&self) -> Duration {
         let rest = match self.database.0.failures() {
-            0 => (self.tick + TICK).saturating_duration_since(Instant::now()),
+            0 => (self.tick + TICK_INTERVAL).saturating_duration_since(Instant::now()),
             _ => self.database.0.until().since(boot_time()),
         };
-        rest.min(TICK).max(Duration::from_millis(1))
+        rest.min(TICK_INTERVAL).max(Duration::from_millis(1))
     }
 
     /// Writes pending changes, and once a second marks ended bans.
     fn keep_books(&mut self, now: Instant) {
-        let due = now >= self.tick + TICK;
+        let due = now >= self.tick + TICK_INTERVAL;
         if self.pending.is_empty() && self.saved.is_empty() && !due && self.clock.step().is_none() {
             return;
         }
@@ -282,7 +282,7 @@ impl Work {
                 if error.is_damage() {
                     self.give_up(error.to_string(), |ledger| ledger.quarantine().map(Some));
                 } else {
-                    self.tell_failure(error);
+                    self.report_failure(error);
                 }
             }
         }
@@ -307,7 +307,7 @@ impl Work {
             }
         };
         if !saved.is_empty() || !pending.is_empty() {
-            let batch = pending.len().min(BATCH);
+            let batch = pending.len().min(MAX_BATCH);
             ledger.write(saved.iter().chain(pending.iter().take(batch)))?;
             shared.written.fetch_add(batch as u64, Ordering::Relaxed);
             saved.clear();
@@ -319,7 +319,7 @@ impl Work {
             }
         }
         if due {
-            let Found { items, unreadable } = ledger.expire(self.clock.now())?;
+            let Rows { items, unreadable } = ledger.expire(self.clock.now())?;
             if unreadable > 0 {
                 (self.tell)(WriterEvent::Unreadable { rows: unreadable });
             }
@@ -332,7 +332,7 @@ impl Work {
     }
 
     /// Adjusts the ends of the bans in force to the clock, including those of pending changes.
-    fn follow_clock(&mut self, step: Step) -> Result<(), LedgerError> {
+    fn follow_clock(&mut self, step: ClockStep) -> Result<(), LedgerError> {
         if let Some(ledger) = &mut self.ledger {
             ledger.clock_was_set(step.by)?;
         }
@@ -371,7 +371,7 @@ impl Work {
         Ok(())
     }
 
-    fn tell_failure(&mut self, error: LedgerError) {
+    fn report_failure(&mut self, error: LedgerError) {
         self.database.1.failed(error, self.pending.len()).into_iter().for_each(&mut self.tell);
     }
 
@@ -384,7 +384,7 @@ impl Work {
         }
         match leave(ledger) {
             Ok(aside) => (self.tell)(WriterEvent::Rebuilt { damage, aside, carried: self.saved.len() }),
-            Err(error) => self.tell_failure(error),
+            Err(error) => self.report_failure(error),
         }
     }
 
@@ -396,14 +396,14 @@ impl Work {
         let started = Instant::now();
         let mut result = classic.append();
         // After a failure this is the only sign that writing works again.
-        if result.is_ok() && self.stale && (now >= self.list_due || self.texts.1.lasts()) {
+        if result.is_ok() && self.stale && (now >= self.list_due || self.texts.1.is_persistent()) {
             let active = ledger.reader().in_force(self.clock.now());
             result = active.and_then(|found| {
                 self.unreadable.0 = self.unreadable.0.max(found.unreadable);
                 classic.rewrite(found.items)
             });
             self.stale = result.is_err();
-            self.list_due = now + TICK.max(started.elapsed() * SHARE);
+            self.list_due = now + TICK_INTERVAL.max(started.elapsed() * MAX_LOAD_DIVISOR);
         }
         match result {
             Ok(()) => {
@@ -417,7 +417,7 @@ impl Work {
         }
     }
 
-    fn tell_losses(&mut self, now: Instant) {
+    fn report_losses(&mut self, now: Instant) {
         if now < self.losses_due {
             return;
         }

@@ -7,7 +7,7 @@ use rustables::sys;
 use super::rule::Rule;
 use super::rules::rules;
 use super::set::{Set, put_set};
-use super::snapshot::{Difference, Part, TableSnapshot};
+use super::snapshot::{Difference, SnapshotPart, TableSnapshot};
 use super::spec::RulesetSpec;
 use super::table::{TABLE, chain_message, chains, table_message};
 use crate::netlink::message::Messages;
@@ -37,7 +37,7 @@ impl DesiredRuleset {
 
     /// Returns the foreign objects in `found`, each as the end of the sentence "it has …".
     pub(super) fn foreign(&self, found: &TableSnapshot) -> Vec<String> {
-        let foreign = self.differences(found).into_iter().filter(|difference| difference.part == Part::Foreign);
+        let foreign = self.differences(found).into_iter().filter(|difference| difference.part == SnapshotPart::Foreign);
         foreign.map(|difference| difference.text).collect()
     }
 
@@ -64,7 +64,7 @@ impl DesiredRuleset {
             change.delete(name, sys::NFT_MSG_DELRULE, sys::NFTA_RULE_CHAIN, chain);
         }
         let misplaced =
-            |chain: &&str| differences.iter().any(|found| found.part == Part::OtherChain((*chain).to_owned()));
+            |chain: &&str| differences.iter().any(|found| found.part == SnapshotPart::OtherChain((*chain).to_owned()));
         // A chain comes after the chains to which it jumps, and is deleted before them.
         for chain in there.iter().rev().filter(|chain| !wanted.contains(chain) || misplaced(chain)) {
             let name = format!("deleting chain \"{chain}\"");
@@ -104,7 +104,7 @@ impl RulesetChange {
     /// The table that the transaction creates from nothing.
     fn outcome(&self) -> TableSnapshot {
         let mut outcome = TableSnapshot::default();
-        Messages(self.batch.messages()).for_each(|message| outcome.absorb(&message));
+        Messages(self.batch.messages()).for_each(|message| outcome.add_message(&message));
         outcome
     }
 
@@ -297,7 +297,7 @@ mod tests {
             let whole = desired.create();
             for taken in 1..whole.names.len() {
                 let mut part = TableSnapshot::default();
-                Messages(whole.batch.messages()).take(taken).for_each(|message| part.absorb(&message));
+                Messages(whole.batch.messages()).take(taken).for_each(|message| part.add_message(&message));
                 assert!(!desired.differences(&part).is_empty(), "{taken}");
             }
         }

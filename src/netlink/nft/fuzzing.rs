@@ -18,7 +18,7 @@ pub(crate) fn read(datagram: &[u8]) {
     let mut shape = TableSnapshot::default();
     let mut bounds = Vec::new();
     for message in Messages(datagram) {
-        shape.absorb(&message);
+        shape.add_message(&message);
         let Some((_, list)) = message.nft() else { continue };
         bounds.extend(elements_of(list));
     }

@@ -15,7 +15,8 @@ use super::exclusions::{connected, nat64_rules, no_route_back, returning};
 use super::family::{Family, LINK_LOCAL, V4, V6};
 use super::fragment_rules::later_rules;
 use super::rule::{
-    ACK, DESTINATION, DESTINATION_ADDRESS, FIN, FLAGS, LOCAL, Limit, RST, Rule, SOURCE_ADDRESS, SYN, Span, TCP,
+    ACK, DESTINATION, DESTINATION_ADDRESS, ElementTimeout, FIN, FLAGS, LOCAL, Limit, RST, Rule, SOURCE_ADDRESS, SYN,
+    TCP,
 };
 use super::set::Set;
 use super::spec::Trap;
@@ -69,7 +70,7 @@ fn two_services(family: &Family, https: bool) -> Rule {
     let rule = rule.meta(MetaType::L4Proto, TCP).port(DESTINATION).compare(how, HTTPS.to_be_bytes());
     let rule = rule.family(family).target(family);
     let rule = if https { rule.constant_behind(family, HTTP) } else { rule.port_behind(family, DESTINATION) };
-    let (key, time) = (format!("{} . {port}", family.target), || Some(Span::brief(HOLD_PAIR_WINDOW)));
+    let (key, time) = (format!("{} . {port}", family.target), || Some(ElementTimeout::brief(HOLD_PAIR_WINDOW)));
     let rule = rule.add(family.set(Set::ServicePorts), &key, time(), Some(Limit::first()), sys::NFT_DYNSET_OP_ADD);
     let second = Some(Limit::above_total(1));
     rule.target(family)
@@ -125,7 +126,7 @@ fn new_port_rules(family: &Family) -> [Rule; 2] {
     let rule = || of_kind(TRAP_HOLD, family);
     let known = rule().text(format_args!("{key} @{}", ports.name())).source_and_port(family, TCP);
     let add = rule().source_and_port(family, TCP);
-    let add = add.add(ports, &key, Some(Span::brief(RECENT)), None, sys::NFT_DYNSET_OP_ADD);
+    let add = add.add(ports, &key, Some(ElementTimeout::brief(PROBE_MEMORY)), None, sys::NFT_DYNSET_OP_ADD);
     [known.lookup(ports).verdict(VerdictKind::Return), add.goto(TRAP_HOLD_NEW)]
 }
 
@@ -144,10 +145,10 @@ fn source_rules(trap: &Trap, length: Duration, family: &Family) -> [Rule; 5] {
     let is_held = rule().text(format_args!("{} @{}", family.target, held.name())).target(family);
     [
         is_held.lookup(held).verdict(VerdictKind::Return),
-        count(rule(), counts, Span::brief(trap.window)),
-        count(missing(rule(), counts), recent, Span::brief(RECENT)),
+        count(rule(), counts, ElementTimeout::brief(trap.window)),
+        count(missing(rule(), counts), recent, ElementTimeout::brief(PROBE_MEMORY)),
         missing(missing(rule(), counts), recent).goto(TRAP_FULL),
-        add(rule(), held, Span::brief(length), None, sys::NFT_DYNSET_OP_ADD),
+        add(rule(), held, ElementTimeout::brief(length), None, sys::NFT_DYNSET_OP_ADD),
     ]
 }
 
@@ -156,4 +157,4 @@ const KINDS: [Family; 3] = [V4, LINK_LOCAL, V6];
 /// Maximum number of holds per source within a window; at most 900 ms each, less than 15 seconds in all.
 pub const MAX_HOLDS: u32 = 16;
 /// Time for which a probed port is remembered: longer than TCP retransmits a SYN, after 1, 3 and 7 seconds.
-const RECENT: Duration = Duration::from_secs(10);
+const PROBE_MEMORY: Duration = Duration::from_secs(10);

@@ -53,12 +53,12 @@ fn recognise_trap(found: &TableSnapshot) -> Option<Trap> {
     let hold = addition(TRAP_HOLD_NEW, Set::Held).and_then(timeout);
     let window = suspects.or_else(|| addition(TRAP_HOLD_NEW, Set::HoldCounts)).and_then(timeout);
     let burst =
-        suspects.and_then(|add| number(add, &[sys::NFTA_DYNSET_EXPR, sys::NFTA_EXPR_DATA, sys::NFTA_LIMIT_BURST]));
+        suspects.and_then(|add| flat_number(add, &[sys::NFTA_DYNSET_EXPR, sys::NFTA_EXPR_DATA, sys::NFTA_LIMIT_BURST]));
     let ceiling = found.rules(TRAP_BAN).iter().flatten().find(|(name, _)| name == "limit");
     let limit = |attribute| ceiling.and_then(|(_, limit)| wide_number(limit, &[attribute]));
     let rate = limit(sys::NFTA_LIMIT_RATE).zip(limit(sys::NFTA_LIMIT_UNIT));
     let by_interface = |(name, flat): &(String, Flat)| {
-        name == "meta" && number(flat, &[sys::NFTA_META_KEY]) == Some(sys::NFT_META_IIF)
+        name == "meta" && flat_number(flat, &[sys::NFTA_META_KEY]) == Some(sys::NFT_META_IIF)
     };
     let mut nat64 = left_out(found);
     Some(Trap {
@@ -79,7 +79,7 @@ fn recognise_decoys(found: &TableSnapshot) -> Option<DecoyRules> {
     let ([mut v4, mut v6], mut max_new_tracked) = ([None; 2], None);
     for rule in found.rules(DECOY_TAKE) {
         let limit = rule.iter().find(|(name, _)| name == "limit");
-        max_new_tracked = max_new_tracked.or(limit.and_then(|(_, limit)| number(limit, &[sys::NFTA_LIMIT_BURST])));
+        max_new_tracked = max_new_tracked.or(limit.and_then(|(_, limit)| flat_number(limit, &[sys::NFTA_LIMIT_BURST])));
         let Some((_, tproxy)) = rule.iter().find(|(name, _)| name == "tproxy") else { continue };
         let loaded = rule.iter().filter(|(name, _)| name == "immediate");
         // The address has more bytes than the port.
@@ -87,7 +87,7 @@ fn recognise_decoys(found: &TableSnapshot) -> Option<DecoyRules> {
             field(flat, &[sys::NFTA_IMMEDIATE_DATA, sys::NFTA_DATA_VALUE])?.try_into().ok().map(u16::from_be_bytes)
         });
         let port = port.next();
-        match number(tproxy, &[sys::NFTA_TPROXY_FAMILY]) {
+        match flat_number(tproxy, &[sys::NFTA_TPROXY_FAMILY]) {
             Some(family) if family == u32::from(V4.number) => v4 = port,
             _ => v6 = port,
         }
@@ -107,7 +107,7 @@ fn field<'a>(flat: &'a Flat, path: &[u16]) -> Option<&'a [u8]> {
     flat.get(path).map(Vec::as_slice)
 }
 
-fn number(flat: &Flat, path: &[u16]) -> Option<u32> {
+fn flat_number(flat: &Flat, path: &[u16]) -> Option<u32> {
     field(flat, path).and_then(be_u32)
 }
 

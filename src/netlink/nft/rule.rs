@@ -306,7 +306,14 @@ impl Rule {
     /// Adds the loaded value to `set`; `key` is the text of the element without its timeout. If the element exists, its
     /// limit continues to count, but only an update extends its timeout. Packets that count together therefore always
     /// arrived within one window.
-    pub(super) fn add(self, set: Set, key: &str, time: Option<Span>, limit: Option<Limit>, operation: u32) -> Self {
+    pub(super) fn add(
+        self,
+        set: Set,
+        key: &str,
+        time: Option<ElementTimeout>,
+        limit: Option<Limit>,
+        operation: u32,
+    ) -> Self {
         let verb = if operation == sys::NFT_DYNSET_OP_ADD { "add" } else { "update" };
         let timeout = time.as_ref().map_or_else(String::new, |time| format!(" timeout {}", time.text));
         let rate = limit.as_ref().map_or_else(String::new, |limit| format!(" {}", limit.text));
@@ -427,12 +434,12 @@ impl Limit {
 }
 
 /// Timeout of an element that a packet adds.
-pub(super) struct Span {
+pub(super) struct ElementTimeout {
     millis: u64,
     text: String,
 }
 
-impl Span {
+impl ElementTimeout {
     /// `None` if permanent.
     pub(super) fn new(expiry: Expiry) -> Option<Self> {
         let Expiry::After(span) = expiry else { return None };

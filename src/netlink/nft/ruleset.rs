@@ -9,7 +9,7 @@ use super::desired_ruleset::{DesiredRuleset, RulesetChange};
 use super::message::{field, put_request};
 use super::recognise::recognise;
 use super::set::Set;
-use super::snapshot::{Difference, Part, TableSnapshot};
+use super::snapshot::{Difference, SnapshotPart, TableSnapshot};
 use super::spec::RulesetSpec;
 use super::table::TABLE;
 use crate::netlink::message::be_u64;
@@ -194,10 +194,11 @@ pub fn repair(socket: &mut Socket, spec: &RulesetSpec) -> Result<Repaired, Rules
         // Objects that belong to another spec are removed with it. All others belong to other programs.
         let old = recognise(&found, spec.size);
         let other_kind = DesiredRuleset::new(&old).foreign(&found);
-        differences.retain(|difference| difference.part != Part::Foreign || !other_kind.contains(&difference.text));
+        differences
+            .retain(|difference| difference.part != SnapshotPart::Foreign || !other_kind.contains(&difference.text));
         let Some(Difference { text: first, .. }) = differences.first().cloned() else { return Ok(Repaired::Unchanged) };
         irreparable(&differences)?;
-        let dormant = differences.iter().any(|difference| matches!(difference.part, Part::Flags(_)));
+        let dormant = differences.iter().any(|difference| matches!(difference.part, SnapshotPart::Flags(_)));
         if differences.len() > usize::from(dormant) {
             last = carry_out(socket, wanted.repair(&found, &differences, &old))?;
             if last.is_some() {
@@ -220,7 +221,7 @@ pub fn repair(socket: &mut Socket, spec: &RulesetSpec) -> Result<Repaired, Rules
 
 /// Refuses a table that cannot be repaired without deleting objects of other programs.
 fn irreparable(differences: &[Difference]) -> Result<(), RulesetError> {
-    let hopeless = |part: &Part| matches!(part, Part::OtherSet | Part::Flags(2..));
+    let hopeless = |part: &SnapshotPart| matches!(part, SnapshotPart::OtherSet | SnapshotPart::Flags(2..));
     let found = differences.iter().find(|difference| hopeless(&difference.part));
     found.map_or(Ok(()), |Difference { text, .. }| Err(RulesetError::Foreign { difference: text.clone() }))
 }
@@ -279,7 +280,7 @@ fn read(socket: &mut Socket) -> Result<Option<TableSnapshot>, SocketError> {
     let mut shape = TableSnapshot::default();
     let mut request = Vec::new();
     put_request(&mut request, sys::NFT_MSG_GETTABLE, 0, |fields| fields.put_text(sys::NFTA_TABLE_NAME, TABLE));
-    match socket.find(&mut request, |message| shape.absorb(message)) {
+    match socket.find(&mut request, |message| shape.add_message(message)) {
         Ok(true) => {}
         Ok(false) => return Ok(Some(shape)),
         // nfnetlink's answer if the subsystem does not exist.
@@ -290,7 +291,7 @@ fn read(socket: &mut Socket) -> Result<Option<TableSnapshot>, SocketError> {
     }
     for kind in [sys::NFT_MSG_GETSET, sys::NFT_MSG_GETCHAIN, sys::NFT_MSG_GETRULE] {
         put_request(&mut request, kind, NLM_F_DUMP, |fields| fields.put_text(sys::NFTA_TABLE_NAME, TABLE));
-        shape = match socket.dump(&mut request, || shape.clone(), TableSnapshot::absorb) {
+        shape = match socket.dump(&mut request, || shape.clone(), TableSnapshot::add_message) {
             Err(error) if error.is(Errno::NOENT) => return Ok(None),
             read => read?,
         };

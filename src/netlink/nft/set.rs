@@ -191,12 +191,12 @@ enum Part {
 struct Definition {
     name: &'static str,
     part: Part,
-    key: Key,
+    key: SetKey,
     flags: u32,
     size: Option<u32>,
 }
 
-const fn define(name: &'static str, part: Part, key: Key, flags: u32, size: Option<u32>) -> Definition {
+const fn define(name: &'static str, part: Part, key: SetKey, flags: u32, size: Option<u32>) -> Definition {
     Definition { name, part, key, flags, size }
 }
 
@@ -262,7 +262,7 @@ impl Set {
 /// Appends the creation of `set`; `id` identifies it within the transaction.
 pub(super) fn put_set(batch: &mut Batch, set: Set, id: u32, spec: &RulesetSpec) {
     let Definition { key, flags, size, .. } = set.definition();
-    let Key(key_type, key_length) = key;
+    let SetKey(key_type, key_length) = key;
     let size = match set {
         Set::Blocked | Set::Blocked6 => Some(spec.size),
         Set::Fleet | Set::Fleet6 => spec.fleet,
@@ -327,22 +327,22 @@ const RANGES: u32 = sys::NFT_SET_INTERVAL;
 /// iface_index, so that nft can print the elements. A concatenated type is built by shifting by six bits; in the kernel
 /// each part of a concatenated key fills whole registers of four bytes.
 #[derive(Clone, Copy, PartialEq)]
-struct Key(u32, u32);
+struct SetKey(u32, u32);
 
-const IPV4: Key = Key(7, 4);
-const IPV6: Key = Key(8, 16);
-const TRANSPORT: Key = Key(12, 1);
-const PORT: Key = Key(13, 2);
-const INTERFACE: Key = Key(20, 4);
+const IPV4: SetKey = SetKey(7, 4);
+const IPV6: SetKey = SetKey(8, 16);
+const TRANSPORT: SetKey = SetKey(12, 1);
+const PORT: SetKey = SetKey(13, 2);
+const INTERFACE: SetKey = SetKey(20, 4);
 /// Makes nft list interfaces by name, instead of swapping the bytes of their indexes: NFTNL_UDATA_SET_KEYBYTEORDER, its
 /// length, and BYTEORDER_HOST_ENDIAN of nft.
 const HOST_BYTE_ORDER: [u8; 6] = {
     let [a, b, c, d] = 1_u32.to_ne_bytes();
     [0, 4, a, b, c, d]
 };
-const INTERFACE_AND_IPV6: Key = Key(20 << 6 | 8, 20);
-const IPV4_AND_PORT: Key = Key(7 << 6 | 13, 8);
-const IPV6_AND_PORT: Key = Key(8 << 6 | 13, 20);
+const INTERFACE_AND_IPV6: SetKey = SetKey(20 << 6 | 8, 20);
+const IPV4_AND_PORT: SetKey = SetKey(7 << 6 | 13, 8);
+const IPV6_AND_PORT: SetKey = SetKey(8 << 6 | 13, 20);
 /// Since Linux 6.15; may be missing in the headers with which rustables was built.
 const NFTA_SET_COUNT: u16 = 20;
 

@@ -35,18 +35,18 @@ struct SetShape {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct ChainShape {
     attributes: Flat,
-    rules: Vec<Rule>,
+    rules: Vec<RuleExpressions>,
 }
 
 /// A rule: its expressions by name, in order.
-pub(super) type Rule = Vec<(String, Flat)>;
+pub(super) type RuleExpressions = Vec<(String, Flat)>;
 
 /// Relevant attributes by their path of types.
 pub(super) type Flat = BTreeMap<Vec<u16>, Vec<u8>>;
 
 impl TableSnapshot {
     /// Adds one message about the table; skips other messages.
-    pub(crate) fn absorb(&mut self, message: &Message<'_>) {
+    pub(crate) fn add_message(&mut self, message: &Message<'_>) {
         let Some((kind, body)) = message.nft() else { return };
         // In all of these messages attribute 1 is the name of the table.
         let value = |wanted| field(body, wanted);
@@ -88,7 +88,7 @@ impl TableSnapshot {
     }
 
     /// The rules of a chain in order; empty if the chain does not exist.
-    pub(super) fn rules(&self, chain: &str) -> &[Rule] {
+    pub(super) fn rules(&self, chain: &str) -> &[RuleExpressions] {
         self.chains.get(chain).map_or(&[], |chain| &chain.rules)
     }
 
@@ -110,40 +110,40 @@ impl TableSnapshot {
         let mut add = |part, text| differences.push(Difference { part, text });
         if found.flags != self.flags {
             let text = format!("the flags {:#x} (1 dormant, 2 owned by a process, 4 persistent)", found.flags);
-            add(Part::Flags(found.flags), text);
+            add(SnapshotPart::Flags(found.flags), text);
         }
         for (name, set) in &self.sets {
             match found.sets.get(name) {
-                None => add(Part::Own, format!("no set \"{name}\"")),
+                None => add(SnapshotPart::Own, format!("no set \"{name}\"")),
                 Some(other) if other.attributes != set.attributes => {
-                    add(Part::OtherSet, format!("a set \"{name}\" of another type or with other flags"));
+                    add(SnapshotPart::OtherSet, format!("a set \"{name}\" of another type or with other flags"));
                 }
                 // Without a size the packet path stops adding at 65,535 elements, and the kernel never reports that the
                 // set is full.
                 Some(other) if set.size != 0 && other.size == 0 => {
-                    add(Part::OtherSet, format!("a set \"{name}\" without a size"));
+                    add(SnapshotPart::OtherSet, format!("a set \"{name}\" without a size"));
                 }
                 Some(_) => {}
             }
         }
         for name in found.sets.keys().filter(|name| !self.sets.contains_key(*name)) {
-            add(Part::Foreign, format!("another set \"{name}\""));
+            add(SnapshotPart::Foreign, format!("another set \"{name}\""));
         }
         for (name, chain) in &self.chains {
             match found.chains.get(name) {
-                None => add(Part::Own, format!("no chain \"{name}\"")),
+                None => add(SnapshotPart::Own, format!("no chain \"{name}\"")),
                 Some(other) if other.attributes != chain.attributes => {
                     let text = format!("a chain \"{name}\" with another type, hook, priority or policy");
-                    add(Part::OtherChain(name.clone()), text);
+                    add(SnapshotPart::OtherChain(name.clone()), text);
                 }
                 Some(other) => {
                     let other = differing_rule(name, &chain.rules, &other.rules, &text);
-                    other.into_iter().for_each(|text| add(Part::Own, text));
+                    other.into_iter().for_each(|text| add(SnapshotPart::Own, text));
                 }
             }
         }
         for name in found.chains.keys().filter(|name| !self.chains.contains_key(*name)) {
-            add(Part::Foreign, found.foreign_chain(name));
+            add(SnapshotPart::Foreign, found.foreign_chain(name));
         }
         differences
     }
@@ -170,8 +170,8 @@ impl TableSnapshot {
 /// Describes the first rule that differs between two versions of a chain.
 fn differing_rule<'a>(
     chain: &str,
-    wanted: &[Rule],
-    found: &[Rule],
+    wanted: &[RuleExpressions],
+    found: &[RuleExpressions],
     text: impl Fn(&str, usize) -> &'a str,
 ) -> Option<String> {
     for (index, rule) in wanted.iter().enumerate() {
@@ -189,14 +189,14 @@ fn differing_rule<'a>(
 /// One difference from the desired table.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Difference {
-    pub(super) part: Part,
+    pub(super) part: SnapshotPart,
     /// The difference, as the end of the sentence "the table has …".
     pub(super) text: String,
 }
 
 /// The affected object.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Part {
+pub(super) enum SnapshotPart {
     /// The table has these flags.
     Flags(u32),
     /// A set with an own name has another definition.
@@ -244,7 +244,7 @@ fn flatten(expression: &str, bytes: &[u8], path: &mut Vec<u16>, flat: &mut Flat)
 }
 
 /// Numbers the registers of a rule in the order of their first use.
-fn unnumber(mut rule: Rule) -> Rule {
+fn unnumber(mut rule: RuleExpressions) -> RuleExpressions {
     let mut seen: Vec<Vec<u8>> = Vec::new();
     for (name, flat) in &mut rule {
         let registers: &[u16] = match name.as_str() {

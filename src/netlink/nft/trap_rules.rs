@@ -16,13 +16,13 @@ use super::family::{Family, V4, V6};
 use super::fragment_rules;
 use super::hold_rules;
 use super::rule::{
-    ACK, ANYCAST, DESTINATION, DESTINATION_ADDRESS, FLAGS, LOCAL, Limit, NETWORK, Rule, SOURCE, SOURCE_ADDRESS, SYN,
-    Span, TCP, UDP,
+    ACK, ANYCAST, DESTINATION, DESTINATION_ADDRESS, ElementTimeout, FLAGS, LOCAL, Limit, NETWORK, Rule, SOURCE,
+    SOURCE_ADDRESS, SYN, TCP, UDP,
 };
 use super::set::Set;
 use super::spec::{TRAP_BURST, Trap};
 use super::table::{TRAP, TRAP_ASKED, TRAP_BAN, TRAP_TOUCH};
-use crate::engine::{PEER_THRESHOLD, RECENT};
+use crate::engine::{PEER_THRESHOLD, RECENT_USE};
 use crate::types::Expiry;
 
 /// A transport protocol whose ports are trapped.
@@ -80,7 +80,13 @@ fn answered(family: &Family) -> Rule {
     let rule = rule.text("tcp sport @trapped").port(SOURCE).lookup(Set::Trapped);
     let rule = rule.payload(NETWORK, family.destination_offset, family.source_length).port_behind(family, SOURCE);
     let key = format!("{} daddr . tcp sport", family.name);
-    rule.add(family.set(Set::Answered), &key, Span::new(Expiry::After(RECENT)), None, sys::NFT_DYNSET_OP_UPDATE)
+    rule.add(
+        family.set(Set::Answered),
+        &key,
+        ElementTimeout::new(Expiry::After(RECENT_USE)),
+        None,
+        sys::NFT_DYNSET_OP_UPDATE,
+    )
 }
 
 /// Records the UDP ports from which this host sends. The sensor sees the same slightly later and then removes the port
@@ -89,7 +95,13 @@ fn answered(family: &Family) -> Rule {
 fn outbound() -> Rule {
     let rule = Rule::new(TRAP_ASKED).text("udp sport @trapped_udp").meta(MetaType::L4Proto, UDP);
     let rule = rule.port(SOURCE).lookup(Set::TrappedUdp).address_type(SOURCE_ADDRESS, CmpOp::Eq, LOCAL).port(SOURCE);
-    rule.add(Set::Outbound, "udp sport", Span::new(Expiry::After(RECENT)), None, sys::NFT_DYNSET_OP_UPDATE)
+    rule.add(
+        Set::Outbound,
+        "udp sport",
+        ElementTimeout::new(Expiry::After(RECENT_USE)),
+        None,
+        sys::NFT_DYNSET_OP_UPDATE,
+    )
 }
 
 /// The rules that determine how a probe counts.
@@ -165,7 +177,7 @@ fn count_new_port(
     family: &Family,
     (counted, forgiven): (Set, u8),
 ) -> Rule {
-    let window = || Span::new(Expiry::After(trap.window));
+    let window = || ElementTimeout::new(Expiry::After(trap.window));
     let key = format!("{} . {} dport", family.target, protocol.name);
     let limit = Limit::above_total(forgiven.into());
     let rule = rule.add(family.set(protocol.probed), &key, window(), None, sys::NFT_DYNSET_OP_ADD).target(family);
@@ -181,9 +193,21 @@ fn ban_rules(trap: &Trap) -> Vec<Rule> {
         Rule::new(TRAP_BAN)
             .family(&family)
             .target(&family)
-            .add(family.set(Set::TrapBanned), family.target, Span::new(trap.expiry), None, sys::NFT_DYNSET_OP_ADD)
+            .add(
+                family.set(Set::TrapBanned),
+                family.target,
+                ElementTimeout::new(trap.expiry),
+                None,
+                sys::NFT_DYNSET_OP_ADD,
+            )
             .target(&family)
-            .add(family.set(Set::Blocked), family.target, Span::new(trap.expiry), None, sys::NFT_DYNSET_OP_ADD)
+            .add(
+                family.set(Set::Blocked),
+                family.target,
+                ElementTimeout::new(trap.expiry),
+                None,
+                sys::NFT_DYNSET_OP_ADD,
+            )
             .counter()
             .verdict(VerdictKind::Drop)
     });

@@ -163,14 +163,14 @@ fn append(bytes: &mut Vec<u8>, request: RouteNetlinkMessage, flags: u16) {
 /// An address in `net` that is unlikely to have a separate route: not the first one, which is the routers' anycast
 /// address in IPv6, and none that an administrator would assign to a host.
 fn sample(net: IpNet) -> IpAddr {
-    const UNLIKELY: u64 = 0x9e5a_c36d_71b8_2ef4;
+    const UNLIKELY_HOST: u64 = 0x9e5a_c36d_71b8_2ef4;
     match net {
         IpNet::V4(net) => {
-            let host = u32::try_from(UNLIKELY & u64::from(net.hostmask().to_bits())).unwrap_or_default();
+            let host = u32::try_from(UNLIKELY_HOST & u64::from(net.hostmask().to_bits())).unwrap_or_default();
             Ipv4Addr::from_bits(net.network().to_bits() | host).into()
         }
         IpNet::V6(net) => {
-            Ipv6Addr::from_bits(net.network().to_bits() | (u128::from(UNLIKELY) & net.hostmask().to_bits())).into()
+            Ipv6Addr::from_bits(net.network().to_bits() | (u128::from(UNLIKELY_HOST) & net.hostmask().to_bits())).into()
         }
     }
 }

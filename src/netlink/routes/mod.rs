@@ -57,13 +57,13 @@ pub enum RouteError {
 
 /// The kernel's refusal of one change among several.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Refusal {
+pub struct KernelRefusal {
     pub errno: Errno,
     /// The kernel's explanation; empty if it gives none.
     pub text: String,
 }
 
-impl fmt::Display for Refusal {
+impl fmt::Display for KernelRefusal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if self.text.is_empty() { self.errno.fmt(f) } else { write!(f, "{}: {}", self.errno, self.text) }
     }
@@ -98,7 +98,7 @@ impl RouteSocket {
     pub fn add(
         &mut self,
         routes: &[(IpNet, RouteKind)],
-        refused: impl FnMut(usize, Refusal),
+        refused: impl FnMut(usize, KernelRefusal),
     ) -> Result<(), RouteError> {
         self.change(routes, |bytes, (net, kind)| message::put_add(bytes, *net, *kind), refused)
     }
@@ -107,7 +107,7 @@ impl RouteSocket {
     ///
     /// # Errors
     /// It is unknown which routes were deleted.
-    pub fn delete(&mut self, nets: &[IpNet], refused: impl FnMut(usize, Refusal)) -> Result<(), RouteError> {
+    pub fn delete(&mut self, nets: &[IpNet], refused: impl FnMut(usize, KernelRefusal)) -> Result<(), RouteError> {
         self.change(nets, |bytes, net| message::put_delete(bytes, *net), refused)
     }
 
@@ -191,7 +191,7 @@ impl RouteSocket {
         &mut self,
         items: &[T],
         put: impl Fn(&mut Vec<u8>, &T),
-        mut refused: impl FnMut(usize, Refusal),
+        mut refused: impl FnMut(usize, KernelRefusal),
     ) -> Result<(), RouteError> {
         let mut permitted = true;
         for (chunk, items) in items.chunks(MAX_REQUESTS).enumerate() {
@@ -211,10 +211,10 @@ impl RouteSocket {
     }
 }
 
-fn refusal(error: SocketError) -> Refusal {
+fn refusal(error: SocketError) -> KernelRefusal {
     let errno = error.errno().unwrap_or(Errno::IO);
     let text = if let SocketError::Refused { text, .. } = error { text } else { String::new() };
-    Refusal { errno, text }
+    KernelRefusal { errno, text }
 }
 
 /// Runs any datagram through the readers of routes. For the fuzzer.

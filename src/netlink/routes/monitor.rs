@@ -21,7 +21,7 @@ use crate::netlink::socket::{enlarge_receive_buffer, listen};
 
 /// A deletion of own routes by others.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Gone {
+pub enum RouteDeletion {
     /// Another program deleted the route to this prefix.
     Route(IpNet),
     /// The kernel deleted a route, or notifications were lost; no program requested it.
@@ -34,7 +34,7 @@ pub struct RouteMonitor {
     datagram: Vec<u8>,
     /// Port id of the socket that adds and removes own routes.
     own: u32,
-    untold: VecDeque<Gone>,
+    pending: VecDeque<RouteDeletion>,
 }
 
 impl RouteMonitor {
@@ -47,11 +47,11 @@ impl RouteMonitor {
     /// Outside a tokio runtime with I/O enabled.
     pub fn open(own: u32) -> io::Result<Self> {
         let socket = listen(NETLINK_ROUTE, [])?;
-        enlarge_receive_buffer(socket.socket_ref(), BUFFER)?;
+        enlarge_receive_buffer(socket.socket_ref(), RECEIVE_BUFFER)?;
         for group in [MulticastGroup::Ipv4Route, MulticastGroup::Ipv6Route] {
             socket.socket_ref().add_membership(group as u32)?;
         }
-        Ok(Self { socket, datagram: Vec::with_capacity(DATAGRAM), own, untold: VecDeque::new() })
+        Ok(Self { socket, datagram: Vec::with_capacity(DATAGRAM), own, pending: VecDeque::new() })
     }
 
     /// Waits until another program deletes an own route.
@@ -61,18 +61,18 @@ impl RouteMonitor {
     ///
     /// # Errors
     /// The socket failed.
-    pub async fn next(&mut self) -> io::Result<Gone> {
+    pub async fn next(&mut self) -> io::Result<RouteDeletion> {
         loop {
-            if let Some(gone) = self.untold.pop_front() {
+            if let Some(gone) = self.pending.pop_front() {
                 return Ok(gone);
             }
             self.datagram.clear();
             match self.socket.recv_from(&mut self.datagram).await {
                 // Other processes may send to a netlink socket too; the kernel has port id 0.
-                Ok(sender) if sender.port_number() == 0 => self.untold.extend(read(&self.datagram, self.own)),
+                Ok(sender) if sender.port_number() == 0 => self.pending.extend(read(&self.datagram, self.own)),
                 Ok(_) => {}
                 Err(error) => match Errno::from_io_error(&error) {
-                    Some(Errno::NOBUFS) => return Ok(Gone::Unsaid),
+                    Some(Errno::NOBUFS) => return Ok(RouteDeletion::Unsaid),
                     Some(Errno::INTR) => {}
                     _ => return Err(error),
                 },
@@ -82,7 +82,7 @@ impl RouteMonitor {
 }
 
 /// The own routes that a datagram reports as deleted.
-pub(super) fn read(datagram: &[u8], own: u32) -> Vec<Gone> {
+pub(super) fn read(datagram: &[u8], own: u32) -> Vec<RouteDeletion> {
     // Each datagram has one notification, so the first sender applies to all of it.
     let Ok(header) = NetlinkBuffer::new_checked(datagram) else { return Vec::new() };
     let by = header.port_number();
@@ -91,12 +91,12 @@ pub(super) fn read(datagram: &[u8], own: u32) -> Vec<Gone> {
     }
     let removed = Messages(datagram).filter(|message| message.kind == RTM_DELROUTE);
     let routes = removed.filter_map(|message| message::route(message.body)).filter(message::Route::is_own);
-    routes.map(|route| if by == 0 { Gone::Unsaid } else { Gone::Route(route.net) }).collect()
+    routes.map(|route| if by == 0 { RouteDeletion::Unsaid } else { RouteDeletion::Route(route.net) }).collect()
 }
 
 /// Receive buffer, above the system's limit if permitted: `ip route flush proto 112` with a full list causes one
 /// notification per route.
-const BUFFER: usize = 8 << 20;
+const RECEIVE_BUFFER: usize = 8 << 20;
 
 /// Longer than a notification about a blackhole route.
 const DATAGRAM: usize = 8 << 10;
@@ -118,9 +118,9 @@ mod tests {
     #[test]
     fn removed_own_route_is_reported_with_prefix() {
         let net = "192.0.2.7/32";
-        assert_eq!(read(&notification(net, 7), 8), [Gone::Route(net.parse().unwrap())]);
+        assert_eq!(read(&notification(net, 7), 8), [RouteDeletion::Route(net.parse().unwrap())]);
         assert_eq!(read(&notification(net, 8), 8), [], "this program removed it");
-        assert_eq!(read(&notification(net, 0), 8), [Gone::Unsaid], "no program requested it");
+        assert_eq!(read(&notification(net, 0), 8), [RouteDeletion::Unsaid], "no program requested it");
         let mut added = notification(net, 7);
         added[4] = 24;
         assert_eq!(read(&added, 8), []);

@@ -28,7 +28,7 @@ const MAX_CONNECTIONS: usize = 16_384;
 
 /// Result of a call.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Ended {
+pub struct DestroyedCount {
     /// Number of ended connections by target; only targets that had any.
     pub connections: HashMap<BanTarget, usize>,
     /// True if there were more than the maximum: call again.
@@ -47,9 +47,9 @@ pub fn end_connections(
     diag: &mut SockDiag,
     targets: &HashSet<BanTarget>,
     is_exempt: impl Fn(IpAddr) -> bool,
-) -> Result<Ended, SockDiagError> {
+) -> Result<DestroyedCount, SockDiagError> {
     let mut found = Vec::new();
-    let mut ended = Ended::default();
+    let mut ended = DestroyedCount::default();
     diag.dump_tcp(&CONNECTED, |record| {
         let peer = record.id.destination_address.to_canonical();
         let on_link = BanTarget::on(peer, record.id.interface_id);

@@ -30,8 +30,8 @@ use rustix::net::sockopt::{Timeout, set_socket_timeout};
 mod destroy;
 mod reply;
 
-pub use destroy::{Ended, end_connections};
-use reply::{Progress, Record};
+pub use destroy::{DestroyedCount, end_connections};
+use reply::{DumpState, Record};
 
 use crate::types::Protocol;
 
@@ -112,7 +112,7 @@ pub enum SockDiagError {
     Send(#[source] io::Error),
     #[error("cannot receive the kernel's list of sockets over sock_diag: {0}")]
     Receive(#[source] io::Error),
-    #[error("the kernel did not answer over sock_diag within {} s; the next request opens a new socket", TIMEOUT.as_secs())]
+    #[error("the kernel did not answer over sock_diag within {} s; the next request opens a new socket", REPLY_TIMEOUT.as_secs())]
     Timeout,
     #[error(
         "listing {} sockets takes longer than {} s, which happens with very many sockets on one port; see: ss -anp \
@@ -137,7 +137,7 @@ const CONNECTED: [u8; 7] =
     [TCP_ESTABLISHED, TCP_FIN_WAIT1, TCP_FIN_WAIT2, TCP_CLOSE_WAIT, TCP_CLOSING, TCP_LAST_ACK, TCP_TIME_WAIT];
 
 /// Maximum wait for one datagram of an answer. The kernel answers in microseconds, and the sensor must not hang.
-const TIMEOUT: Duration = Duration::from_secs(1);
+const REPLY_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Time limit for a list that no local user may delay ([`SockDiag::limit`]). The kernel lists a million sockets in a
 /// fraction of it. If most sockets are on one port, it starts again at the first of them for each datagram.
@@ -152,7 +152,7 @@ pub const TABLES: [(Protocol, IpAddr); 4] = [
 ];
 
 /// The kernel fills at most 32 KiB per datagram of a dump (`net/netlink/af_netlink.c`); twice that is sufficient.
-const BUFFER: usize = 64 * 1024;
+const DATAGRAM_BUFFER: usize = 64 * 1024;
 
 /// INET_DIAG_NOCOOKIE: matches any socket.
 const NO_COOKIE: [u8; 8] = [0xff; 8];
@@ -181,7 +181,7 @@ impl SockDiag {
             socket: Some(connect()?),
             sequence: 0,
             request: Vec::new(),
-            answer: Vec::with_capacity(BUFFER),
+            answer: Vec::with_capacity(DATAGRAM_BUFFER),
             limit: Duration::MAX,
         };
         // Requests sockets in no state, so that the answer is empty, regardless of the number of sockets.
@@ -347,12 +347,12 @@ impl SockDiag {
             receive(&socket, &mut self.answer)?;
             match reply::read(&self.answer, self.sequence, keep).map_err(SockDiagError::Malformed)? {
                 // The rest of the answer ends with the socket.
-                Progress::More if begin.elapsed() >= self.limit => {
+                DumpState::More if begin.elapsed() >= self.limit => {
                     return Err(SockDiagError::Late(protocol, self.limit));
                 }
-                Progress::More => {}
-                Progress::Complete => break Ok(()),
-                Progress::Refused(error) => break Err(SockDiagError::Refused(protocol, error)),
+                DumpState::More => {}
+                DumpState::Complete => break Ok(()),
+                DumpState::Refused(error) => break Err(SockDiagError::Refused(protocol, error)),
             }
         };
         self.socket = Some(socket);
@@ -374,7 +374,8 @@ fn request(protocol: u8, states: u32, socket_id: SocketId) -> SockDiagMessage {
 fn connect() -> Result<Socket, SockDiagError> {
     let mut socket = Socket::new(NETLINK_SOCK_DIAG).map_err(SockDiagError::Open)?;
     socket.bind_auto().map_err(SockDiagError::Open)?;
-    set_socket_timeout(&socket, Timeout::Recv, Some(TIMEOUT)).map_err(|error| SockDiagError::Open(error.into()))?;
+    set_socket_timeout(&socket, Timeout::Recv, Some(REPLY_TIMEOUT))
+        .map_err(|error| SockDiagError::Open(error.into()))?;
     Ok(socket)
 }
 

@@ -25,7 +25,7 @@ pub(super) struct Record {
 
 /// State of an answer after one of its datagrams.
 #[derive(Debug)]
-pub(super) enum Progress {
+pub(super) enum DumpState {
     More,
     Complete,
     /// The kernel ends the answer with this error number.
@@ -37,7 +37,7 @@ const INET_DIAG_MSG: usize = 72;
 
 /// Reads the messages of one datagram that answer request `sequence`, and passes each socket to `keep`. Messages of
 /// other requests are skipped: they are leftovers of an abandoned request.
-pub(super) fn read(datagram: &[u8], sequence: u32, keep: &mut impl FnMut(Record)) -> Result<Progress, &'static str> {
+pub(super) fn read(datagram: &[u8], sequence: u32, keep: &mut impl FnMut(Record)) -> Result<DumpState, &'static str> {
     let mut rest = datagram;
     while !rest.is_empty() {
         let message = NetlinkBuffer::new_checked(rest).map_err(|_| "invalid length of a message")?;
@@ -50,27 +50,27 @@ pub(super) fn read(datagram: &[u8], sequence: u32, keep: &mut impl FnMut(Record)
         }
         match message.message_type() {
             NLMSG_NOOP => {}
-            NLMSG_DONE if payload.is_empty() => return Ok(Progress::Complete),
+            NLMSG_DONE if payload.is_empty() => return Ok(DumpState::Complete),
             NLMSG_DONE | NLMSG_ERROR => return status(payload),
             NLMSG_OVERRUN => return Err("data was lost (NLMSG_OVERRUN)"),
             SOCK_DIAG_BY_FAMILY => {
                 keep(record(payload)?);
                 if message.flags() & NLM_F_MULTIPART == 0 {
-                    return Ok(Progress::Complete);
+                    return Ok(DumpState::Complete);
                 }
             }
             _ => return Err("a message of an unknown type"),
         }
     }
-    Ok(Progress::More)
+    Ok(DumpState::More)
 }
 
 /// The negative error number at the start of the payload of NLMSG_ERROR and NLMSG_DONE; 0 means success.
-fn status(payload: &[u8]) -> Result<Progress, &'static str> {
+fn status(payload: &[u8]) -> Result<DumpState, &'static str> {
     let (code, _) = payload.split_first_chunk().ok_or("an error message without its number")?;
     Ok(match i32::from_ne_bytes(*code) {
-        0 => Progress::Complete,
-        code => Progress::Refused(io::Error::from_raw_os_error(code.saturating_neg())),
+        0 => DumpState::Complete,
+        code => DumpState::Refused(io::Error::from_raw_os_error(code.saturating_neg())),
     })
 }
 
@@ -119,7 +119,7 @@ mod tests {
         hex.as_bytes().chunks(2).map(|pair| digit(pair[0]) << 4 | digit(pair[1])).collect()
     }
 
-    fn records(datagram: &[u8], sequence: u32) -> (Result<Progress, &'static str>, Vec<Record>) {
+    fn records(datagram: &[u8], sequence: u32) -> (Result<DumpState, &'static str>, Vec<Record>) {
         let mut records = Vec::new();
         let outcome = read(datagram, sequence, &mut |record| records.push(record));
         (outcome, records)
@@ -135,7 +135,7 @@ mod tests {
     #[test]
     fn kernel_dump_reads_as_sockets() {
         let (outcome, records) = records(&bytes(DUMP), 7);
-        assert!(matches!(outcome, Ok(Progress::More)));
+        assert!(matches!(outcome, Ok(DumpState::More)));
         let id = SocketId { source_port: 1000, cookie: [0x81, 1, 0, 0, 0, 0, 0, 0], ..SocketId::new_v6() };
         let any = Record { state: 10, id, user: 0, v6_only: false };
         let id = SocketId {
@@ -147,14 +147,14 @@ mod tests {
         };
         let one = Record { id, v6_only: true, ..any.clone() };
         assert_eq!(records, [any, one]);
-        assert!(matches!(read(&bytes(DONE), 7, &mut |_| ()), Ok(Progress::Complete)));
+        assert!(matches!(read(&bytes(DONE), 7, &mut |_| ()), Ok(DumpState::Complete)));
     }
 
     #[test]
     fn answer_to_other_request_is_skipped() {
         for datagram in [bytes(DUMP), bytes(DONE), error(-2)] {
             let (outcome, records) = records(&datagram, 8);
-            assert!(matches!(outcome, Ok(Progress::More)) && records.is_empty());
+            assert!(matches!(outcome, Ok(DumpState::More)) && records.is_empty());
         }
     }
 
@@ -164,18 +164,18 @@ mod tests {
         datagram.truncate(132);
         datagram[6] = 0;
         let (outcome, records) = records(&datagram, 7);
-        assert!(matches!(outcome, Ok(Progress::Complete)) && records.len() == 1);
+        assert!(matches!(outcome, Ok(DumpState::Complete)) && records.len() == 1);
     }
 
     #[test]
     fn kernel_error_is_reported_zero_is_success() {
-        assert!(matches!(records(&error(-2), 7).0, Ok(Progress::Refused(e)) if e.kind() == io::ErrorKind::NotFound));
-        assert!(matches!(records(&error(0), 7).0, Ok(Progress::Complete)));
-        assert!(matches!(records(&error(i32::MIN), 7).0, Ok(Progress::Refused(_))));
+        assert!(matches!(records(&error(-2), 7).0, Ok(DumpState::Refused(e)) if e.kind() == io::ErrorKind::NotFound));
+        assert!(matches!(records(&error(0), 7).0, Ok(DumpState::Complete)));
+        assert!(matches!(records(&error(i32::MIN), 7).0, Ok(DumpState::Refused(_))));
         let mut failed_dump = bytes(DONE);
         failed_dump[16..20].copy_from_slice(&(-2i32).to_ne_bytes());
         assert!(
-            matches!(records(&failed_dump, 7).0, Ok(Progress::Refused(_))),
+            matches!(records(&failed_dump, 7).0, Ok(DumpState::Refused(_))),
             "the last message of a dump may be an error"
         );
     }

@@ -1,7 +1,7 @@
 //! Builds a transaction of nf_tables: several messages that take effect together or not at all. Reuses its memory, so
 //! that a warm batch encodes a ban without allocating.
 
-use crate::netlink::message::{Attributes, each_header, number, put_message};
+use crate::netlink::message::{Attributes, each_header, put_message, sequence_number};
 
 /// A transaction under construction: BEGIN, then messages, and END once it is sealed. Others may only append messages.
 #[derive(Debug, Default)]
@@ -18,7 +18,7 @@ impl Batch {
     /// Clears the transaction and keeps its memory.
     pub fn clear(&mut self) {
         self.0.clear();
-        self.mark(BATCH_BEGIN);
+        self.append_marker(BATCH_BEGIN);
     }
 
     /// True if it contains no message.
@@ -42,9 +42,9 @@ impl Batch {
     /// Ends the transaction and numbers its messages from `first` on. The last message is acknowledged, because some
     /// kernels never answer the END. Returns the bytes and the sequence number of the acknowledged message.
     pub(super) fn seal(&mut self, first: u32) -> (&[u8], u32) {
-        let next = number(&mut self.0, first);
+        let next = sequence_number(&mut self.0, first);
         let end = self.0.len();
-        self.mark(BATCH_END);
+        self.append_marker(BATCH_END);
         each_header(self.0.get_mut(end..).unwrap_or_default(), |header, _| header.set_sequence_number(next));
         (&self.0, next.wrapping_sub(1))
     }
@@ -54,7 +54,7 @@ impl Batch {
         self.0.get(BATCH_MARKER_LEN..).unwrap_or_default()
     }
 
-    fn mark(&mut self, kind: u16) {
+    fn append_marker(&mut self, kind: u16) {
         // `res_id` is the number of the subsystem, in network byte order.
         put_message(&mut self.0, kind, 0, [0, 0, 0, SUBSYSTEM], |_| {});
     }

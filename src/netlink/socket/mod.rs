@@ -21,7 +21,7 @@ use rtnetlink::sys::{AsyncSocket, TokioSocket};
 use rustix::io::Errno;
 use rustix::net::sockopt::{self, Timeout};
 
-use super::message::{Message, Messages, field, number, patch, text};
+use super::message::{Message, Messages, field, patch, sequence_number, text};
 pub use batch::Batch;
 pub(super) use batch::{BATCH_MARKER_LEN, FAMILY_INET, SUBSYSTEM, put_inet_message};
 pub use error::SocketError;
@@ -64,10 +64,10 @@ impl Socket {
         inner.set_cap_ack(true)?;
         inner.set_ext_ack(true)?;
         // Above the system's limit if permitted, otherwise up to it: smaller buffers only cause more retries.
-        if sockopt::set_socket_send_buffer_size_force(&inner, BUFFER).is_err() {
-            sockopt::set_socket_send_buffer_size(&inner, BUFFER)?;
+        if sockopt::set_socket_send_buffer_size_force(&inner, SOCKET_BUFFER).is_err() {
+            sockopt::set_socket_send_buffer_size(&inner, SOCKET_BUFFER)?;
         }
-        enlarge_receive_buffer(&inner, BUFFER)?;
+        enlarge_receive_buffer(&inner, SOCKET_BUFFER)?;
         Ok(Self { inner, port_id, sequence: 1, changes: Arc::default(), replies: vec![0; REPLY] })
     }
 
@@ -204,7 +204,7 @@ impl Socket {
     ) -> Result<(), SocketError> {
         let first = self.sequence;
         // The kernel reports errors also for requests without NLM_F_ACK, and before it acknowledges the last one.
-        self.sequence = number(requests, first);
+        self.sequence = sequence_number(requests, first);
         let Some(more) = self.sequence.wrapping_sub(first).checked_sub(1) else { return Ok(()) };
         send(&self.inner, requests)?;
         self.receive_answers(first, more, |number, message| {
@@ -335,7 +335,7 @@ pub(crate) fn fuzz(datagram: &[u8]) {
 }
 
 /// Size of the socket buffers: enough for one transaction of about 50,000 prefixes, or for thousands of errors.
-const BUFFER: usize = 4 << 20;
+const SOCKET_BUFFER: usize = 4 << 20;
 /// The kernel fills at most 32 KiB per datagram of a list, unless a single object is larger.
 const REPLY: usize = 64 << 10;
 /// The port id of the kernel, which no other socket can have.

@@ -7,12 +7,12 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use portsentry::ledger::{DATABASE, Found, LedgerEntry, LedgerError, Reader};
+use portsentry::ledger::{DATABASE, LedgerEntry, LedgerError, Reader, Rows};
 
 use super::{DAY, ago, ban, now};
 use crate::support::{State, intruder, source, target};
 
-fn active(directory: &Path) -> Result<Found<LedgerEntry>, LedgerError> {
+fn active(directory: &Path) -> Result<Rows<LedgerEntry>, LedgerError> {
     Reader::read(directory, |reader| reader.active(now()))
 }
 

@@ -178,7 +178,7 @@ impl Daemon {
         if keeps_ledger {
             let wall = daemon.wall(now);
             for (tracker, old) in daemon.services.iter_mut().zip(&before.services) {
-                tracker.recall(old.states().into_iter().map(|state| (state.service, state.served)), None, wall);
+                tracker.restore(old.states().into_iter().map(|state| (state.service, state.served)), None, wall);
             }
             daemon.recall(now, &before);
             daemon.ledger = before.ledger;
@@ -196,10 +196,10 @@ impl Daemon {
         if rules.stores_peers {
             let aged =
                 |peer: KnownPeer| KnownPeer { last: if rules.bounded_stored_peers { peer.last } else { wall }, ..peer };
-            self.known_peers.recall(before.known_peers.records(now, wall).into_iter().map(aged), now, wall);
+            self.known_peers.restore(before.known_peers.records(now, wall).into_iter().map(aged), now, wall);
         }
         if rules.stores_listeners {
-            self.recalled = self.recent_listeners.recall(before.recent_listeners.records(), wall);
+            self.recalled = self.recent_listeners.restore(before.recent_listeners.records(), wall);
         }
     }
 
@@ -276,7 +276,7 @@ impl Daemon {
         }
         if !self.rules.services_last {
             let system = listeners.iter().filter(|one| one.user == 0 && !self.ephemeral.contains(one.port));
-            self.services[0].recall(system.flat_map(services).map(|service| (service, wall)), None, wall);
+            self.services[0].restore(system.flat_map(services).map(|service| (service, wall)), None, wall);
         }
         served_again |= self.recent_listeners.observe(at, exact_wall(at), &listeners, ranges, None);
         for (number, tracker) in self.services.iter_mut().enumerate() {
@@ -306,7 +306,7 @@ impl Daemon {
             if recalls {
                 let wall = self.wall(at);
                 let all = host.published_ports().map(|service| (service, wall));
-                self.services[0].recall(all, None, wall);
+                self.services[0].restore(all, None, wall);
             }
             self.published = published;
             self.busy_until = at.after(BUSY);

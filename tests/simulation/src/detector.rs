@@ -8,10 +8,10 @@ use ipnet::IpNet;
 use portsentry::config::{AckPolicy, BlockPolicy, Config};
 use portsentry::enforce::nft::{RulesetSpec, TRAP_BURST, Trap};
 use portsentry::engine::{
-    ActiveBan, Ban, Bounds, Engine, HashKey, Host, Local, NoLookup, Notice, PortLookup, PortUse, Protection,
+    ActiveBan, Ban, Bounds, Engine, EngineNotice, HashKey, Host, Local, NoLookup, PortLookup, PortUse, Protection,
     RelatedPorts, Service, ServiceMemory, Settings, StrikeHistory, Verdict,
 };
-pub use portsentry::engine::{CAPPED_BAN, IgnoreReason, RECENT as MEMORY};
+pub use portsentry::engine::{CAPPED_BAN, IgnoreReason, RECENT_USE as MEMORY};
 use portsentry::sensor::trap_review::{Counting, Review, TrapReview};
 use portsentry::types::{BanTarget, Expiry, PortSet, Protocol, Timestamp};
 use portsentry::wire::Packet;
@@ -203,7 +203,7 @@ impl Detector {
             self.engine.observe(now, packet, &self.host, &mut NoLookup)
         };
         if self.rules.trap_excuses {
-            self.review.excuse(now, packet, verdict, self.engine.forgiven(), watches);
+            self.review.excuse(now, packet, verdict, self.engine.withdrawn_ports(), watches);
         }
         PacketVerdict::of(verdict)
     }
@@ -249,7 +249,7 @@ impl Detector {
 
     /// The sources that the trap treats as connected.
     pub fn forgiven_peers(&self, now: Timestamp) -> impl Iterator<Item = BanTarget> + '_ {
-        self.engine.forgiven_peers(now, &self.host)
+        self.engine.tolerated_peers(now, &self.host)
     }
 
     /// The ports that destination NAT publishes, as far as connections have revealed them.
@@ -278,7 +278,7 @@ impl Detector {
     /// True if a distributed scan must be reported now.
     pub fn reports_distributed_scan(&mut self, now: Timestamp) -> bool {
         let notices = std::iter::from_fn(|| self.engine.notice(now));
-        notices.filter(|notice| matches!(notice, Notice::DistributedScan(_))).count() > 0
+        notices.filter(|notice| matches!(notice, EngineNotice::DistributedScan(_))).count() > 0
     }
 
     /// Passes a packet that the host sends to the engine.

@@ -11,9 +11,9 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 
-use super::authors::{Authors, HourCount, Phase};
+use super::authors::{Authors, ConnectionPhase, HourCount};
 use super::lifts::Lifts;
-use super::verdict::{MIN_PROVEN_PORTS, Refusal, Step, Verdict, target};
+use super::verdict::{BanChange, MIN_PROVEN_PORTS, ReportRefusal, ReportVerdict, target};
 use crate::config::{FleetAccept, parse_fleet_name};
 use crate::engine::{Class, Grade};
 use crate::fleet::protocol::{FleetReport, MAX_REMAINING};
@@ -30,11 +30,11 @@ const MIN_STEP: Duration = Duration::from_secs(60);
 const MAX_REPORTS: usize = 64;
 
 /// Maximum number of targets that wait for another author, in addition to the blocked ones.
-const MAX_WAITING: usize = 16_384;
+const MAX_WAITING_TARGETS: usize = 16_384;
 
 /// One author's report about one target.
 #[derive(Clone, Debug)]
-pub(super) struct Report {
+pub(super) struct AuthorReport {
     pub(super) author: Arc<str>,
     pub(super) grade: Grade,
     pub(super) distinct_ports: u32,
@@ -42,7 +42,7 @@ pub(super) struct Report {
     pub(super) until: Timestamp,
 }
 
-impl Report {
+impl AuthorReport {
     fn is_proven(&self) -> bool {
         self.grade == Grade::Proven && self.distinct_ports >= MIN_PROVEN_PORTS
     }
@@ -52,7 +52,7 @@ impl Report {
 #[derive(Clone, Debug, Default)]
 pub(super) struct ReportedTarget {
     /// At most one report per author.
-    pub(super) reports: Vec<Report>,
+    pub(super) reports: Vec<AuthorReport>,
     /// End of the ban, if the target is blocked.
     pub(super) until: Option<Timestamp>,
     /// Time at which forgeable evidence was first sufficient. It is forgotten with the entry.
@@ -68,7 +68,7 @@ pub(super) struct Acceptance {
     targets: BTreeMap<BanTarget, ReportedTarget>,
     pub(super) lifts: Lifts,
     all: HourCount,
-    phase: Phase,
+    phase: ConnectionPhase,
     /// Number of blocked targets for IPv4 and IPv6.
     blocked: [usize; 2],
 }
@@ -82,55 +82,60 @@ impl Acceptance {
             authors: Authors::default(),
             targets: BTreeMap::new(),
             lifts: Lifts::default(),
-            phase: Phase::Starting,
+            phase: ConnectionPhase::Starting,
             blocked: [0; 2],
         }
     }
 
     /// Records that the connection was lost.
     pub(super) fn lose_link(&mut self) {
-        if self.phase == Phase::Steady {
-            self.phase = Phase::CatchingUp;
+        if self.phase == ConnectionPhase::Steady {
+            self.phase = ConnectionPhase::CatchingUp;
         }
     }
 
     /// Records that a complete scan has ended.
     pub(super) fn end_scan(&mut self) {
-        self.phase = Phase::Steady;
+        self.phase = ConnectionPhase::Steady;
     }
 
     /// Judges `report`. `exempt` returns the reason why a network is never blocked, as for this host's own bans.
-    pub(super) fn judge(
+    pub(super) fn accept_report(
         &mut self,
         now: Timestamp,
         report: &FleetReport,
         exempt: impl Fn(IpNet) -> Option<String>,
-    ) -> Result<Verdict, Refusal> {
+    ) -> Result<ReportVerdict, ReportRefusal> {
         let FleetReport { author, remaining_s, grade, distinct_ports, .. } = report;
-        parse_fleet_name(author).map_err(|_| Refusal::NoAuthor)?;
+        parse_fleet_name(author).map_err(|_| ReportRefusal::NoAuthor)?;
         if *author == self.own {
-            return Err(Refusal::OwnName);
+            return Err(ReportRefusal::OwnName);
         }
         let remaining = Duration::from_secs(*remaining_s);
         if remaining.is_zero() {
-            return Err(Refusal::NoTime);
+            return Err(ReportRefusal::NoTime);
         }
         if remaining > MAX_REMAINING {
-            return Err(Refusal::TooLong);
+            return Err(ReportRefusal::TooLong);
         }
-        let class = Class::from_key(&report.class).ok_or(Refusal::NoClass)?;
-        let (target, network) = target(&report.target).ok_or(Refusal::NoTarget)?;
+        let class = Class::from_key(&report.class).ok_or(ReportRefusal::NoClass)?;
+        let (target, network) = target(&report.target).ok_or(ReportRefusal::NoTarget)?;
         if let Some(why) = exempt(network) {
-            return Err(Refusal::Exempt(why));
+            return Err(ReportRefusal::Exempt(why));
         }
         let until = now.after(remaining);
-        if self.lifts.covers(now, target, until) {
-            return Err(Refusal::Lifted);
+        if self.lifts.is_lifted(now, target, until) {
+            return Err(ReportRefusal::Lifted);
         }
-        let mut report =
-            Report { author: author.as_str().into(), grade: *grade, distinct_ports: *distinct_ports, class, until };
+        let mut report = AuthorReport {
+            author: author.as_str().into(),
+            grade: *grade,
+            distinct_ports: *distinct_ports,
+            class,
+            until,
+        };
         if self.rules.forgeable_authors == 0 && !report.is_proven() {
-            return Err(if *grade == Grade::Proven { Refusal::TooFewPorts } else { Refusal::Forgeable });
+            return Err(if *grade == Grade::Proven { ReportRefusal::TooFewPorts } else { ReportRefusal::Forgeable });
         }
         let known = self.targets.get(&target);
         let place = known.and_then(|entry| entry.reports.iter().position(|one| one.author == report.author));
@@ -138,14 +143,14 @@ impl Acceptance {
             let is_full = match known {
                 Some(entry) => entry.reports.len() >= MAX_REPORTS,
                 // Both sets, and the targets that wait.
-                None => self.targets.len() >= self.max_blocked().saturating_mul(2).saturating_add(MAX_WAITING),
+                None => self.targets.len() >= self.max_blocked().saturating_mul(2).saturating_add(MAX_WAITING_TARGETS),
             };
             if is_full {
-                return Err(Refusal::TableFull);
+                return Err(ReportRefusal::TableFull);
             }
             report.author = self.authors.charge(now, &report.author, self.rules.max_per_author_per_hour, self.phase)?;
         } else if self.authors.is_ignored(now, &report.author) {
-            return Err(Refusal::AuthorIgnored);
+            return Err(ReportRefusal::AuthorIgnored);
         }
         let entry = self.targets.entry(target).or_default();
         match place.and_then(|place| entry.reports.get_mut(place)) {
@@ -164,9 +169,9 @@ impl Acceptance {
     }
 
     /// Decides about `target` from its reports.
-    fn decide(&mut self, now: Timestamp, target: BanTarget) -> Result<Verdict, Refusal> {
+    fn decide(&mut self, now: Timestamp, target: BanTarget) -> Result<ReportVerdict, ReportRefusal> {
         let max_blocked = self.max_blocked();
-        let Some(entry) = self.targets.get_mut(&target) else { return Err(Refusal::NoTarget) };
+        let Some(entry) = self.targets.get_mut(&target) else { return Err(ReportRefusal::NoTarget) };
         let (by_proof, by_number, lacking) = support(&self.rules, now, entry);
         let by_number = by_number.map(|until| {
             let since = *entry.forgeable_since.get_or_insert(now);
@@ -176,31 +181,31 @@ impl Acceptance {
         let Some(until) = supported else {
             return Ok(match entry.until.filter(|until| *until > now) {
                 // The ban was made before a restart, or its reports are no longer renewed.
-                Some(until) => Verdict::Blocks { target, until, step: None },
-                None if lacking == 0 => return Err(Refusal::HourOver),
-                None => Verdict::Waits { authors: u32::try_from(lacking).unwrap_or(u32::MAX) },
+                Some(until) => ReportVerdict::Blocks { target, until, step: None },
+                None if lacking == 0 => return Err(ReportRefusal::HourOver),
+                None => ReportVerdict::Waits { authors: u32::try_from(lacking).unwrap_or(u32::MAX) },
             });
         };
         if let Some(before) = entry.until.filter(|before| *before > now) {
             // Each extension changes the kernel's set, so short extensions are skipped.
             if until < before.after(MIN_STEP) {
-                return Ok(Verdict::Blocks { target, until: before, step: None });
+                return Ok(ReportVerdict::Blocks { target, until: before, step: None });
             }
             entry.until = Some(until);
-            return Ok(Verdict::Blocks { target, until, step: Some(Step::Longer) });
+            return Ok(ReportVerdict::Blocks { target, until, step: Some(BanChange::Longer) });
         }
         let [v4, v6] = &mut self.blocked;
         let blocked = if target.element().is_ipv4() { v4 } else { v6 };
         if *blocked >= max_blocked {
-            return Err(Refusal::SetFull);
+            return Err(ReportRefusal::SetFull);
         }
         if !self.all.admit(now, self.rules.max_bans_per_hour, self.phase) {
-            return Err(Refusal::Ceiling);
+            return Err(ReportRefusal::Ceiling);
         }
         if entry.until.replace(until).is_none() {
             *blocked += 1;
         }
-        Ok(Verdict::Blocks { target, until, step: Some(Step::New) })
+        Ok(ReportVerdict::Blocks { target, until, step: Some(BanChange::New) })
     }
 
     /// Adopts the elements of the kernel's sets at the start; returns those that must be removed.
@@ -309,7 +314,7 @@ fn support(
     now: Timestamp,
     entry: &ReportedTarget,
 ) -> (Option<Timestamp>, Option<Timestamp>, usize) {
-    let (by_proof, lacking) = supported_until(now, entry, if rules.single { 1 } else { 2 }, Report::is_proven);
+    let (by_proof, lacking) = supported_until(now, entry, if rules.single { 1 } else { 2 }, AuthorReport::is_proven);
     if rules.forgeable_authors == 0 {
         return (by_proof, None, lacking);
     }
@@ -323,7 +328,7 @@ fn supported_until(
     now: Timestamp,
     entry: &ReportedTarget,
     wanted: usize,
-    counts: impl Fn(&Report) -> bool,
+    counts: impl Fn(&AuthorReport) -> bool,
 ) -> (Option<Timestamp>, usize) {
     let standing = entry.reports.iter().filter(|report| report.until > now && counts(report));
     let mut ends: Vec<Timestamp> = standing.map(|report| report.until).collect();

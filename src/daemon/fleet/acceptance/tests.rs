@@ -45,9 +45,9 @@ fn judged(
     acceptance: &mut Acceptance,
     seconds: u64,
     report: &FleetReport,
-) -> Result<(u64, Option<Step>), Result<Verdict, Refusal>> {
-    match acceptance.judge(at(seconds), report, never) {
-        Ok(Verdict::Blocks { until, step, .. }) => Ok((until.since(at(0)).as_secs(), step)),
+) -> Result<(u64, Option<BanChange>), Result<ReportVerdict, ReportRefusal>> {
+    match acceptance.accept_report(at(seconds), report, never) {
+        Ok(ReportVerdict::Blocks { until, step, .. }) => Ok((until.since(at(0)).as_secs(), step)),
         other => Err(other),
     }
 }
@@ -57,26 +57,26 @@ const ONE: &str = "192.0.2.7";
 #[test]
 fn proven_ban_takes_two_authors() {
     let mut two = acceptance(rules());
-    assert_eq!(judged(&mut two, 0, &report("a", ONE)), Err(Ok(Verdict::Waits { authors: 1 })));
-    assert_eq!(judged(&mut two, 1, &report("a", ONE)), Err(Ok(Verdict::Waits { authors: 1 })), "the same again");
+    assert_eq!(judged(&mut two, 0, &report("a", ONE)), Err(Ok(ReportVerdict::Waits { authors: 1 })));
+    assert_eq!(judged(&mut two, 1, &report("a", ONE)), Err(Ok(ReportVerdict::Waits { authors: 1 })), "the same again");
     let short = FleetReport { remaining_s: 600, ..report("b", ONE) };
     assert_eq!(
         judged(&mut two, 2, &short),
-        Ok((602, Some(Step::New))),
+        Ok((602, Some(BanChange::New))),
         "the ban lasts as long as two reports are valid"
     );
     let mut one = acceptance(FleetAccept { single: true, ..rules() });
-    assert_eq!(judged(&mut one, 0, &report("a", ONE)), Ok((3_600, Some(Step::New))));
+    assert_eq!(judged(&mut one, 0, &report("a", ONE)), Ok((3_600, Some(BanChange::New))));
 }
 
 #[test]
 fn ban_is_renewed_while_reports_stand() {
     let mut all = acceptance(FleetAccept { single: true, ..rules() });
-    assert_eq!(judged(&mut all, 0, &report("a", ONE)), Ok((3_600, Some(Step::New))));
+    assert_eq!(judged(&mut all, 0, &report("a", ONE)), Ok((3_600, Some(BanChange::New))));
     assert_eq!(judged(&mut all, 30, &report("a", ONE)), Ok((3_600, None)), "the kernel's set is changed rarely");
-    assert_eq!(judged(&mut all, 600, &report("a", ONE)), Ok((4_200, Some(Step::Longer))));
+    assert_eq!(judged(&mut all, 600, &report("a", ONE)), Ok((4_200, Some(BanChange::Longer))));
     let longest = FleetReport { remaining_s: 14_400, ..report("a", ONE) };
-    assert_eq!(judged(&mut all, 700, &longest), Ok((15_100, Some(Step::Longer))));
+    assert_eq!(judged(&mut all, 700, &longest), Ok((15_100, Some(BanChange::Longer))));
     let shorter = FleetReport { remaining_s: 1, ..report("a", ONE) };
     assert_eq!(judged(&mut all, 800, &shorter), Ok((15_100, None)), "no report shortens a ban");
     all.expire(at(15_000));
@@ -89,8 +89,8 @@ fn ban_is_renewed_while_reports_stand() {
 fn exempt_target_is_refused_and_dropped() {
     let mut all = acceptance(FleetAccept { single: true, ..rules() });
     let exempt = |network: IpNet| (network.to_string() == "192.0.2.7/32").then(|| "a gateway".to_owned());
-    let refused = Refusal::Exempt("a gateway".to_owned());
-    assert_eq!(all.judge(at(0), &report("a", ONE), exempt), Err(refused));
+    let refused = ReportRefusal::Exempt("a gateway".to_owned());
+    assert_eq!(all.accept_report(at(0), &report("a", ONE), exempt), Err(refused));
     assert!(judged(&mut all, 0, &report("a", ONE)).is_ok() && judged(&mut all, 0, &report("a", "192.0.2.8")).is_ok());
     assert_eq!(all.drop_exempt(exempt), [BanTarget::containing(ONE.parse().unwrap())]);
     assert_eq!(all.bans(at(0)).count(), 1);
@@ -122,7 +122,7 @@ fn wide_or_impossible_target_is_refused() {
         "192.0.2.7/33",
         "192.0.2.7,192.0.2.8",
     ] {
-        assert_eq!(judged(&mut all, 0, &report("a", text)), Err(Err(Refusal::NoTarget)), "{text}");
+        assert_eq!(judged(&mut all, 0, &report("a", text)), Err(Err(ReportRefusal::NoTarget)), "{text}");
     }
     for (text, target) in [
         ("192.0.2.7/32", "192.0.2.7"),
@@ -131,7 +131,8 @@ fn wide_or_impossible_target_is_refused() {
         ("2001:db8:1:3::/64", "2001:db8:1:3::/64"),
         ("64:ff9b::cb00:7109", "64:ff9b::cb00:7109/128"),
     ] {
-        let Ok(Verdict::Blocks { target: found, .. }) = all.judge(at(0), &report("a", text), never) else {
+        let Ok(ReportVerdict::Blocks { target: found, .. }) = all.accept_report(at(0), &report("a", text), never)
+        else {
             panic!("{text}")
         };
         assert_eq!(found.to_string(), target);
@@ -142,29 +143,29 @@ fn wide_or_impossible_target_is_refused() {
 fn malformed_report_is_refused() {
     let mut all = acceptance(FleetAccept { single: true, ..rules() });
     let lasting = |remaining_s| FleetReport { remaining_s, ..report("a", ONE) };
-    assert_eq!(judged(&mut all, 0, &lasting(0)), Err(Err(Refusal::NoTime)));
-    assert_eq!(judged(&mut all, 0, &lasting(14_401)), Err(Err(Refusal::TooLong)));
-    assert_eq!(judged(&mut all, 0, &lasting(u64::MAX)), Err(Err(Refusal::TooLong)));
-    assert_eq!(judged(&mut all, 0, &report("here", ONE)), Err(Err(Refusal::OwnName)));
-    assert_eq!(judged(&mut all, 0, &report("A b", ONE)), Err(Err(Refusal::NoAuthor)));
+    assert_eq!(judged(&mut all, 0, &lasting(0)), Err(Err(ReportRefusal::NoTime)));
+    assert_eq!(judged(&mut all, 0, &lasting(14_401)), Err(Err(ReportRefusal::TooLong)));
+    assert_eq!(judged(&mut all, 0, &lasting(u64::MAX)), Err(Err(ReportRefusal::TooLong)));
+    assert_eq!(judged(&mut all, 0, &report("here", ONE)), Err(Err(ReportRefusal::OwnName)));
+    assert_eq!(judged(&mut all, 0, &report("A b", ONE)), Err(Err(ReportRefusal::NoAuthor)));
     let odd = FleetReport { class: "attackalert:".to_owned(), ..report("a", ONE) };
-    assert_eq!(judged(&mut all, 0, &odd), Err(Err(Refusal::NoClass)));
+    assert_eq!(judged(&mut all, 0, &odd), Err(Err(ReportRefusal::NoClass)));
     assert!(judged(&mut all, 0, &lasting(14_400)).is_ok());
 }
 
 #[test]
 fn forgeable_evidence_needs_configured_authors() {
     let mut off = acceptance(FleetAccept { single: true, ..rules() });
-    assert_eq!(judged(&mut off, 0, &forgeable("a", ONE, 60)), Err(Err(Refusal::Forgeable)));
+    assert_eq!(judged(&mut off, 0, &forgeable("a", ONE, 60)), Err(Err(ReportRefusal::Forgeable)));
     let few = FleetReport { distinct_ports: 4, remaining_s: 9_000, ..report("a", ONE) };
-    assert_eq!(judged(&mut off, 0, &few), Err(Err(Refusal::TooFewPorts)));
+    assert_eq!(judged(&mut off, 0, &few), Err(Err(ReportRefusal::TooFewPorts)));
     let mut three = acceptance(FleetAccept { forgeable_authors: 3, ..rules() });
-    assert_eq!(judged(&mut three, 0, &forgeable("a", ONE, 9_000)), Err(Ok(Verdict::Waits { authors: 2 })));
-    assert_eq!(judged(&mut three, 0, &few), Err(Ok(Verdict::Waits { authors: 2 })), "too few ports are not proven");
-    assert_eq!(judged(&mut three, 0, &forgeable("b", ONE, 9_000)), Err(Ok(Verdict::Waits { authors: 1 })));
-    assert_eq!(judged(&mut three, 100, &forgeable("c", ONE, 9_000)), Ok((3_700, Some(Step::New))), "an hour at most");
+    assert_eq!(judged(&mut three, 0, &forgeable("a", ONE, 9_000)), Err(Ok(ReportVerdict::Waits { authors: 2 })));
+    assert_eq!(judged(&mut three, 0, &few), Err(Ok(ReportVerdict::Waits { authors: 2 })), "too few ports are not proven");
+    assert_eq!(judged(&mut three, 0, &forgeable("b", ONE, 9_000)), Err(Ok(ReportVerdict::Waits { authors: 1 })));
+    assert_eq!(judged(&mut three, 100, &forgeable("c", ONE, 9_000)), Ok((3_700, Some(BanChange::New))), "an hour at most");
     assert_eq!(judged(&mut three, 3_000, &forgeable("c", ONE, 9_000)), Ok((3_700, None)), "however often renewed");
-    assert_eq!(judged(&mut three, 3_701, &forgeable("c", ONE, 9_000)), Err(Err(Refusal::HourOver)));
+    assert_eq!(judged(&mut three, 3_701, &forgeable("c", ONE, 9_000)), Err(Err(ReportRefusal::HourOver)));
     for author in ["d", "e"] {
         let _ = judged(&mut three, 3_800, &report(author, ONE));
     }
@@ -186,7 +187,7 @@ fn author_above_limit_is_ignored_and_named() {
     assert_eq!(all.authors.ignored(at(1)).next().map(|one| one.for_s), Some(3_599));
     assert_eq!(
         judged(&mut all, 1, &report("mallory", &target(0))),
-        Err(Err(Refusal::AuthorIgnored)),
+        Err(Err(ReportRefusal::AuthorIgnored)),
         "nor is it renewed"
     );
     assert!(judged(&mut all, 1, &report("b", ONE)).is_ok(), "other authors are not affected");
@@ -239,7 +240,7 @@ fn lift_lasts_while_reports_last() {
     assert!(all.lift(at(10), target, LiftedBy::Host) && !all.lift(at(11), target, LiftedBy::Host));
     for hours in 0..20 {
         let longest = FleetReport { remaining_s: 14_400, ..report("b", ONE) };
-        assert_eq!(judged(&mut all, hours * 3_600, &longest), Err(Err(Refusal::Lifted)));
+        assert_eq!(judged(&mut all, hours * 3_600, &longest), Err(Err(ReportRefusal::Lifted)));
         all.expire(at(hours * 3_600));
     }
     all.expire(at(24 * 3_600));
@@ -297,14 +298,14 @@ proptest! {
                 ..report(&format!("a-{author}"), &format!("192.0.2.{last}"))
             };
             let known = all.entry(target).map_or(0, |entry| entry.reports.len());
-            let verdict = all.judge(at(now), &report, exempt);
+            let verdict = all.accept_report(at(now), &report, exempt);
             if all.entry(target).map_or(0, |entry| entry.reports.len()) > known {
                 brought.entry((author, last)).or_insert(now);
             }
-            if let Ok(Verdict::Blocks { until, step, .. }) = verdict {
+            if let Ok(ReportVerdict::Blocks { until, step, .. }) = verdict {
                 prop_assert!(until.since(at(now)) <= MAX_REMAINING);
                 let authors = all.entry(target).map_or(0, |entry| entry.reports.len());
-                if step == Some(Step::New) {
+                if step == Some(BanChange::New) {
                     fresh.push(now);
                     prop_assert!(authors > usize::from(!single));
                     prop_assert!(forgeable_authors > 0 || proven && distinct_ports >= 5);

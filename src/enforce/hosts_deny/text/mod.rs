@@ -22,7 +22,7 @@ use ipnet::IpNet;
 use crate::types::BanTarget;
 
 /// Start of the comment.
-const MARK: &str = "# portsentry: ";
+const COMMENT_PREFIX: &str = "# portsentry: ";
 
 /// `target` in the format of hosts_access(5): an IPv4 address unchanged, an IPv4 network as
 /// `203.0.113.0/255.255.255.0`, an IPv6 prefix as `[2001:db8:1:2::]/64`.
@@ -43,7 +43,7 @@ pub(super) fn hosts_pattern(target: BanTarget) -> String {
 }
 
 /// A rule for one target, without its line end, and the end of its ban.
-pub(super) struct Rule {
+pub(super) struct DenyRule {
     pub(super) target: BanTarget,
     pub(super) rule: String,
     pub(super) until: String,
@@ -51,7 +51,7 @@ pub(super) struct Rule {
 
 /// An own entry, with the byte range of its two lines.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Entry {
+pub(super) struct OwnEntry {
     pub(super) target: BanTarget,
     bytes: Range<usize>,
 }
@@ -60,7 +60,7 @@ pub(super) struct Entry {
 pub(super) struct ParsedFile<'a> {
     text: &'a [u8],
     /// Own entries, in order.
-    pub(super) entries: Vec<Entry>,
+    pub(super) entries: Vec<OwnEntry>,
     /// End of the last complete rule. A line appended after an incomplete rule would be treated as part of it. The
     /// wrappers refuse every client while such a line exists, and completing it is the administrator's decision.
     end: usize,
@@ -83,9 +83,9 @@ impl<'a> ParsedFile<'a> {
             let joins = joins_next(line);
             match marked.take() {
                 Some((target, start)) if !joins && names(line, target) => {
-                    file.entries.push(Entry { target, bytes: start..at });
+                    file.entries.push(OwnEntry { target, bytes: start..at });
                 }
-                _ if !joined && !joins => marked = mark(line).map(|target| (target, from)),
+                _ if !joined && !joins => marked = parse_comment(line).map(|target| (target, from)),
                 _ => {}
             }
             joined = joins;
@@ -99,8 +99,8 @@ impl<'a> ParsedFile<'a> {
     /// Returns the file without the entries of `remove` and with those of `add`. An existing entry keeps its position,
     /// and no target has two entries. A rule that another author has already written is not added. `None` if nothing
     /// changes.
-    pub(super) fn edit(&self, add: &[Rule], remove: &HashSet<BanTarget>) -> Option<Edit> {
-        let mut wanted: Vec<(&Rule, bool)> = Vec::with_capacity(add.len());
+    pub(super) fn edit(&self, add: &[DenyRule], remove: &HashSet<BanTarget>) -> Option<Edit> {
+        let mut wanted: Vec<(&DenyRule, bool)> = Vec::with_capacity(add.len());
         let mut seen = HashSet::new();
         // The last rule for a target counts.
         wanted.extend(add.iter().rev().filter(|rule| seen.insert(rule.target)).map(|rule| (rule, false)));
@@ -124,7 +124,7 @@ impl<'a> ParsedFile<'a> {
             ours = Some(edit.text.len());
         }
         // New entries follow the last own one, even if an administrator has moved it, or the last complete line.
-        let missing: Vec<&Rule> = wanted.iter().filter(|(_, written)| !written).map(|(rule, _)| *rule).collect();
+        let missing: Vec<&DenyRule> = wanted.iter().filter(|(_, written)| !written).map(|(rule, _)| *rule).collect();
         let missing = self.not_by_others(missing);
         if ours.is_none() {
             self.copy(at..self.end, &mut edit.text);
@@ -151,7 +151,7 @@ impl<'a> ParsedFile<'a> {
     }
 
     /// The rules of `rules` that no foreign line already contains.
-    fn not_by_others<'r>(&self, mut rules: Vec<&'r Rule>) -> Vec<&'r Rule> {
+    fn not_by_others<'r>(&self, mut rules: Vec<&'r DenyRule>) -> Vec<&'r DenyRule> {
         if rules.is_empty() {
             return rules;
         }
@@ -178,11 +178,11 @@ impl<'a> ParsedFile<'a> {
     }
 
     /// Writes an entry with the line ends of the file.
-    fn write_entry(&self, rule: &Rule, to: &mut Vec<u8>) {
+    fn write_entry(&self, rule: &DenyRule, to: &mut Vec<u8>) {
         let first = self.text.split_inclusive(|byte| *byte == b'\n').next();
         let end = if first.is_some_and(|line| line.ends_with(b"\r\n")) { "\r\n" } else { "\n" };
-        let Rule { target, rule, until } = rule;
-        to.extend_from_slice(format!("{MARK}{target} until {until}{end}{rule}{end}").as_bytes());
+        let DenyRule { target, rule, until } = rule;
+        to.extend_from_slice(format!("{COMMENT_PREFIX}{target} until {until}{end}{rule}{end}").as_bytes());
     }
 }
 
@@ -193,8 +193,8 @@ fn joins_next(line: &[u8]) -> bool {
 }
 
 /// The target that an own comment names.
-fn mark(line: &[u8]) -> Option<BanTarget> {
-    let rest = std::str::from_utf8(line.strip_prefix(MARK.as_bytes())?).ok()?;
+fn parse_comment(line: &[u8]) -> Option<BanTarget> {
+    let rest = std::str::from_utf8(line.strip_prefix(COMMENT_PREFIX.as_bytes())?).ok()?;
     rest.split_ascii_whitespace().next()?.parse().ok()
 }
 
@@ -226,7 +226,7 @@ pub(crate) fn fuzz(text: &[u8]) {
 #[cfg(any(test, fuzzing))]
 fn deny(before: &ParsedFile<'_>, text: &[u8], target: BanTarget) {
     let rule =
-        Rule { target, rule: format!("ALL: {}", hosts_pattern(target)), until: "2026-11-22T06:32:13Z".to_owned() };
+        DenyRule { target, rule: format!("ALL: {}", hosts_pattern(target)), until: "2026-11-22T06:32:13Z".to_owned() };
     let Some(edit) = before.edit(&[rule], &HashSet::new()) else { return };
     if before.entries.iter().any(|entry| entry.target == target) {
         // Its line was rewritten, and duplicates were removed.

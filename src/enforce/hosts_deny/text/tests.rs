@@ -8,15 +8,15 @@ fn target(address: &str) -> BanTarget {
     BanTarget::containing(address.parse().unwrap())
 }
 
-fn rule(address: &str) -> Rule {
+fn rule(address: &str) -> DenyRule {
     let target = target(address);
-    Rule { target, rule: format!("ALL: {}", hosts_pattern(target)), until: "never".to_owned() }
+    DenyRule { target, rule: format!("ALL: {}", hosts_pattern(target)), until: "never".to_owned() }
 }
 
 /// The file after adding and removing these targets; the same bytes if nothing changes.
 fn edited(text: impl AsRef<[u8]>, add: &[&str], remove: &[&str]) -> Vec<u8> {
     let text = text.as_ref();
-    let add: Vec<Rule> = add.iter().map(|address| rule(address)).collect();
+    let add: Vec<DenyRule> = add.iter().map(|address| rule(address)).collect();
     let remove = remove.iter().map(|address| target(address)).collect();
     ParsedFile::parse(text).edit(&add, &remove).map_or_else(|| text.to_vec(), |edit| edit.text)
 }

@@ -69,7 +69,7 @@ pub(super) struct Decoder {
 
 impl Decoder {
     /// Decodes the notifications of one datagram.
-    pub(super) fn absorb(&mut self, datagram: &[u8], own: &[u32]) {
+    pub(super) fn decode(&mut self, datagram: &[u8], own: &[u32]) {
         if self.lost {
             return;
         }
@@ -123,7 +123,7 @@ impl Decoder {
                     self.begin();
                     self.bounds.extend(elements_of(list).map(|bound| (set, kind, bound)));
                     if self.bounds.len() > MAX_BOUNDS {
-                        self.lose();
+                        self.record_overrun();
                     }
                 }
                 Some(
@@ -184,7 +184,7 @@ impl Decoder {
 
     /// Records that notifications were lost. Queued ones are older and are skipped: after the table has been read again
     /// they would be outdated.
-    pub(super) fn lose(&mut self) {
+    pub(super) fn record_overrun(&mut self) {
         self.lost = true;
         self.open = false;
         (self.loads, self.before) = (false, 0);
@@ -280,21 +280,21 @@ mod tests {
     fn message_is_judged_by_its_socket() {
         let mut decoder = Decoder::default();
         let datagram = [1, 2, 3].map(|n| element(14, u32::from(n), &[192, 0, 2, n])).concat();
-        decoder.absorb(&datagram, &[1, 3]);
+        decoder.decode(&datagram, &[1, 3]);
         assert_eq!((decoder.drain(), decoder.open), (vec![removed(2)], true));
     }
 
     #[test]
     fn transaction_ends_with_printable_process_name() {
         let mut decoder = Decoder::default();
-        decoder.absorb(&end(OTHER, b"idle\0"), &[]);
+        decoder.decode(&end(OTHER, b"idle\0"), &[]);
         assert_eq!(decoder.committer, None, "nothing was changed");
-        decoder.absorb(&element(14, OTHER, &[192, 0, 2, 1]), &[]);
+        decoder.decode(&element(14, OTHER, &[192, 0, 2, 1]), &[]);
         assert!(decoder.open);
-        decoder.absorb(&end(OTHER, b"a\x1b[2J\n\xff and far too long\0"), &[]);
+        decoder.decode(&end(OTHER, b"a\x1b[2J\n\xff and far too long\0"), &[]);
         assert!(!decoder.open);
         assert_eq!(decoder.committer, Some(Committer { process: 812, name: "a?[2J?? and far".to_owned() }));
-        decoder.absorb(&element(14, OTHER, &[192, 0, 2, 2]), &[]);
+        decoder.decode(&element(14, OTHER, &[192, 0, 2, 2]), &[]);
         assert_eq!(decoder.committer, None, "the committer of the next transaction is not known yet");
     }
 
@@ -302,7 +302,7 @@ mod tests {
     fn element_without_address_is_skipped() {
         for length in (0..40).filter(|length| ![4, 16].contains(length)) {
             let mut decoder = Decoder::default();
-            decoder.absorb(&element(12, OTHER, &vec![1; length]), &[]);
+            decoder.decode(&element(12, OTHER, &vec![1; length]), &[]);
             assert!(decoder.changes.is_empty(), "{length}");
         }
     }
@@ -310,14 +310,14 @@ mod tests {
     #[test]
     fn queue_is_discarded_after_loss() {
         let mut decoder = Decoder::default();
-        decoder.absorb(&element(14, OTHER, &[192, 0, 2, 1]), &[]);
-        decoder.lose();
-        decoder.absorb(&element(14, OTHER, &[192, 0, 2, 2]), &[]);
+        decoder.decode(&element(14, OTHER, &[192, 0, 2, 1]), &[]);
+        decoder.record_overrun();
+        decoder.decode(&element(14, OTHER, &[192, 0, 2, 2]), &[]);
         assert_eq!(decoder.drain(), [TableChange::Overrun]);
         assert_eq!(decoder.drain(), [TableChange::Overrun], "until the queue is empty");
         decoder.lost = false;
         decoder.drain();
-        decoder.absorb(&element(14, OTHER, &[192, 0, 2, 3]), &[]);
+        decoder.decode(&element(14, OTHER, &[192, 0, 2, 3]), &[]);
         assert_eq!(decoder.drain(), [removed(3)]);
     }
 
@@ -327,7 +327,7 @@ mod tests {
         let datagram = [messages.concat(), end(OTHER, b"nft\0")].concat();
         for length in 0..datagram.len() {
             let mut decoder = Decoder::default();
-            decoder.absorb(&datagram[..length], &[]);
+            decoder.decode(&datagram[..length], &[]);
             assert_eq!(decoder.drain().len(), (length / messages[0].len()).min(2), "{length}");
         }
     }
@@ -343,7 +343,7 @@ mod tests {
                 datagram[place] = byte;
             }
             let mut decoder = Decoder::default();
-            decoder.absorb(&datagram, &[]);
+            decoder.decode(&datagram, &[]);
             prop_assert!(decoder.drain().len() <= 2);
         }
     }

@@ -28,7 +28,7 @@ pub use decoder::{Committer, TableChange};
 
 /// Listens to the nf_tables notifications of the network namespace in which it was opened.
 pub struct Monitor {
-    line: Arc<Line>,
+    state: Arc<MonitorState>,
     datagram: Vec<u8>,
     own: Vec<u32>,
     decoder: Decoder,
@@ -38,8 +38,8 @@ pub struct Monitor {
 #[cfg(any(test, fuzzing))]
 pub(super) fn fuzz(datagram: &[u8]) -> usize {
     let mut decoder = Decoder::default();
-    decoder.absorb(datagram, &[7]);
-    decoder.absorb(datagram, &[]);
+    decoder.decode(datagram, &[7]);
+    decoder.decode(datagram, &[]);
     decoder.drain().len()
 }
 
@@ -56,13 +56,13 @@ impl Monitor {
         let socket = asynchronous.socket_mut();
         socket.bind_auto()?;
         socket.connect(&SocketAddr::new(0, 0))?;
-        enlarge_receive_buffer(&*socket, BUFFER)?;
+        enlarge_receive_buffer(&*socket, RECEIVE_BUFFER)?;
         socket.add_membership(GROUP).map_err(|error| match Errno::from_io_error(&error) {
             Some(errno @ Errno::PERM) => SocketError::NotPermitted(errno),
             _ => SocketError::Io(error),
         })?;
         Ok(Self {
-            line: Arc::new(Line {
+            state: Arc::new(MonitorState {
                 socket: asynchronous,
                 unheard: Notify::new(),
                 pauses: Mutex::default(),
@@ -100,7 +100,7 @@ impl Monitor {
     /// Returns a handle that can pause the notifications.
     #[must_use]
     pub fn pause(&self) -> MonitorPause {
-        MonitorPause(Arc::clone(&self.line))
+        MonitorPause(Arc::clone(&self.state))
     }
 
     /// Waits until another program changes the table; returns all changes that have arrived, as whole transactions in
@@ -123,16 +123,16 @@ impl Monitor {
             } else if self.decoder.open {
                 // The rest is already queued or being queued. Only an overrun can prevent its arrival, and the overrun
                 // is reported too. The timeout covers a misbehaving kernel.
-                timeout(REST, self.arrival()).await.unwrap_or(Ok(Arrival::Nothing))?
+                timeout(MAX_TRANSACTION_WAIT, self.arrival()).await.unwrap_or(Ok(Arrival::Nothing))?
             } else {
                 consume_budget().await;
                 self.queued()?
             };
             match arrived {
-                Arrival::Notification => self.decoder.absorb(&self.datagram, &self.own),
+                Arrival::Notification => self.decoder.decode(&self.datagram, &self.own),
                 Arrival::Irrelevant => {}
                 Arrival::Unheard => self.decoder.miss(),
-                Arrival::Overrun => self.decoder.lose(),
+                Arrival::Overrun => self.decoder.record_overrun(),
                 Arrival::Nothing => {
                     self.decoder.lost = false;
                     break;
@@ -152,7 +152,7 @@ impl Monitor {
     /// Waits for a datagram.
     async fn arrival(&mut self) -> Result<Arrival, SocketError> {
         self.datagram.clear();
-        let (line, datagram) = (&self.line, &mut self.datagram);
+        let (line, datagram) = (&self.state, &mut self.datagram);
         let received = tokio::select! {
             unheard = line.unheard() => return Ok(unheard.map(|()| Arrival::Unheard)?),
             received = line.socket.recv_from(datagram) => received,
@@ -163,7 +163,7 @@ impl Monitor {
     /// Receives a datagram that is already queued.
     fn queued(&mut self) -> Result<Arrival, SocketError> {
         self.datagram.clear();
-        let received = self.line.socket.socket_ref().recv_from(&mut self.datagram, 0);
+        let received = self.state.socket.socket_ref().recv_from(&mut self.datagram, 0);
         self.arrived(received.map(|(_, sender)| sender))
     }
 
@@ -186,12 +186,12 @@ impl Monitor {
 impl AsFd for Monitor {
     /// For socket options and statistics; do not read from it.
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.line.socket.socket_ref().as_fd()
+        self.state.socket.socket_ref().as_fd()
     }
 }
 
 /// State shared by a monitor and its [`MonitorPause`].
-struct Line {
+struct MonitorState {
     socket: TokioSocket,
     unheard: Notify,
     /// Number of active pauses.
@@ -200,7 +200,7 @@ struct Line {
     deaf: OnceLock<io::ErrorKind>,
 }
 
-impl Line {
+impl MonitorState {
     /// Waits until notifications may have been missed. Cancel safe.
     ///
     /// # Errors
@@ -221,7 +221,7 @@ impl Line {
 /// The kernel's generation grows by one with each transaction. The caller compares it with the number of its own
 /// transactions, to detect changes by other programs during the pause.
 #[derive(Clone)]
-pub struct MonitorPause(Arc<Line>);
+pub struct MonitorPause(Arc<MonitorState>);
 
 impl std::fmt::Debug for MonitorPause {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -248,7 +248,7 @@ impl MonitorPause {
 /// that fails, the monitor fails. Dropping a span instead of ending it makes the monitor report
 /// [`TableChange::Unheard`].
 pub struct PausedSpan {
-    line: Arc<Line>,
+    line: Arc<MonitorState>,
     silent: bool,
     missed: bool,
 }
@@ -309,7 +309,7 @@ const RETURN: u16 = 0x06;
 const MAX_OWN_SOCKETS: usize = 1_000;
 /// Receive buffer, above the system's limit if the process is permitted. The flush of a full set of 131,072 bans queues
 /// about 12 MB of notifications at once. Only queued data uses memory.
-const BUFFER: usize = 32 << 20;
+const RECEIVE_BUFFER: usize = 32 << 20;
 /// The kernel fills at most 8 KiB of a notification datagram.
 const DATAGRAM: usize = 16 << 10;
 /// Maximum number of decoded changes, plus those of one datagram; the rest waits in the kernel.
@@ -320,4 +320,4 @@ const MAX_DATAGRAMS: u32 = 1 << 10;
 /// emptied in one go.
 const QUEUED_DATAGRAMS: u32 = 1 << 17;
 /// Maximum wait for the end of a transaction.
-const REST: Duration = Duration::from_millis(100);
+const MAX_TRANSACTION_WAIT: Duration = Duration::from_millis(100);
