@@ -3,7 +3,7 @@
 #   benches/compare.sh PROGRAM [portsentry|classic|fail2ban|crowdsec...]
 # The other programs come from a Debian 12 that mmdebstrap downloads into memory; nothing is installed on this machine.
 # Everything runs in its own mount, process and network namespaces and ends with the script. docs/comparison.md
-# explains the rows. RUNS is the number of repetitions of each scan, TEMPLATE a folder with such a Debian.
+# explains the rows. RUNS is the number of repetitions of each scan, TEMPLATE a directory with such a Debian.
 set -euo pipefail
 PATH="$PATH:/usr/sbin:/sbin"
 program=$(realpath -e "${1:?usage: $0 PROGRAM [portsentry|classic|fail2ban|crowdsec...]}")

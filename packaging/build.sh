@@ -4,7 +4,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-# Replaces the builder's folders in panic messages and debug information, for SQLite as well. If the crates are behind a symbolic
+# Replaces the builder's directories in panic messages and debug information, for SQLite as well. If the crates are behind a symbolic
 # link, rustc and the C compiler see different paths.
 crates=${CARGO_HOME:-$HOME/.cargo}
 rustflags=()

@@ -139,8 +139,8 @@ mod tests {
         AtomicFile::write(path, name, 0o640, |file| file.write_all(text.as_bytes()))
     }
 
-    fn names(folder: &Path) -> Vec<String> {
-        let names = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    fn names(directory: &Path) -> Vec<String> {
+        let names = fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
         let mut names: Vec<_> = names.collect();
         names.sort();
         names
@@ -149,27 +149,27 @@ mod tests {
     #[test]
     fn file_is_replaced_only_by_replace() {
         for name in NAMES {
-            let folder = tempfile::tempdir().unwrap();
-            let path = folder.path().join("file");
+            let directory = tempfile::tempdir().unwrap();
+            let path = directory.path().join("file");
             write(&path, name, "old").unwrap().replace().unwrap();
             let inode = fs::metadata(&path).unwrap().ino();
             let new = write(&path, name, "new").unwrap();
             assert_eq!(fs::read_to_string(&path).unwrap(), "old");
-            assert_eq!(names(folder.path()).len(), 2, "the temporary file is in the same directory");
+            assert_eq!(names(directory.path()).len(), 2, "the temporary file is in the same directory");
             drop(new);
-            assert_eq!(names(folder.path()), ["file"]);
+            assert_eq!(names(directory.path()), ["file"]);
             write(&path, name, "new").unwrap().replace().unwrap();
             let found = fs::metadata(&path).unwrap();
             assert_eq!((fs::read_to_string(&path).unwrap().as_str(), found.ino() != inode), ("new", true));
-            assert_eq!((found.mode() & 0o7777 & !0o640, names(folder.path()).len()), (0, 1));
+            assert_eq!((found.mode() & 0o7777 & !0o640, names(directory.path()).len()), (0, 1));
         }
     }
 
     #[test]
     fn failed_write_leaves_old_file() {
         for name in NAMES {
-            let folder = tempfile::tempdir().unwrap();
-            let path = folder.path().join("file");
+            let directory = tempfile::tempdir().unwrap();
+            let path = directory.path().join("file");
             fs::write(&path, "old").unwrap();
             let fill = |file: &mut File| {
                 file.write_all(b"half")?;
@@ -177,39 +177,42 @@ mod tests {
             };
             let error = AtomicFile::write(&path, name, 0o600, fill).unwrap_err();
             assert_eq!(error.raw_os_error(), Some(28), "the error keeps its number");
-            assert_eq!((names(folder.path()), fs::read_to_string(&path).unwrap()), (vec!["file".into()], "old".into()));
-            let error = write(&folder.path().join("missing/file"), name, "").unwrap_err();
+            assert_eq!(
+                (names(directory.path()), fs::read_to_string(&path).unwrap()),
+                (vec!["file".into()], "old".into())
+            );
+            let error = write(&directory.path().join("missing/file"), name, "").unwrap_err();
             assert_eq!(error.raw_os_error(), Some(2));
         }
     }
 
     #[test]
     fn create_new_refuses_existing_file_and_link() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("file");
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("file");
         let new = write(&path, TemporaryName::Random, "new").unwrap();
         fs::write(&path, "made meanwhile").unwrap();
         assert_eq!(new.create_new().unwrap_err().kind(), io::ErrorKind::AlreadyExists);
         assert_eq!(fs::read_to_string(&path).unwrap(), "made meanwhile");
-        let link = folder.path().join("link");
+        let link = directory.path().join("link");
         symlink("nowhere", &link).unwrap();
         let new = write(&link, TemporaryName::Random, "new").unwrap();
         assert_eq!(new.create_new().unwrap_err().kind(), io::ErrorKind::AlreadyExists);
         fs::remove_file(&path).unwrap();
         write(&path, TemporaryName::Random, "new").unwrap().create_new().unwrap();
-        assert_eq!((fs::read_to_string(&path).unwrap().as_str(), names(folder.path()).len()), ("new", 2));
+        assert_eq!((fs::read_to_string(&path).unwrap().as_str(), names(directory.path()).len()), ("new", 2));
     }
 
     #[test]
     fn leftover_of_crash_is_removed_not_followed() {
-        let folder = tempfile::tempdir().unwrap();
-        let (path, precious) = (folder.path().join("file"), folder.path().join("precious"));
+        let directory = tempfile::tempdir().unwrap();
+        let (path, precious) = (directory.path().join("file"), directory.path().join("precious"));
         fs::write(&precious, "precious").unwrap();
-        symlink(&precious, folder.path().join("file.new")).unwrap();
+        symlink(&precious, directory.path().join("file.new")).unwrap();
         write(&path, NAMES[1], "new").unwrap().replace().unwrap();
         assert_eq!(fs::read_to_string(&precious).unwrap(), "precious");
-        assert_eq!(names(folder.path()), ["file", "precious"]);
-        fs::create_dir(folder.path().join("file.new")).unwrap();
+        assert_eq!(names(directory.path()), ["file", "precious"]);
+        fs::create_dir(directory.path().join("file.new")).unwrap();
         assert!(write(&path, NAMES[1], "new").is_err(), "a directory in the way is an error");
     }
 }

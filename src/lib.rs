@@ -1,6 +1,6 @@
 //! `portsentry`: detects port scans against one Linux host and blocks their sources in nftables.
 //!
-//! The folders follow the path of a packet: [`capture`] reads a frame, [`wire`] decodes it, [`engine`] judges it,
+//! The directories follow the path of a packet: [`capture`] reads a frame, [`wire`] decodes it, [`engine`] judges it,
 //! [`enforce`] blocks its source through [`netlink`], and [`events`] reports it. [`ledger`] stores bans, and [`report`]
 //! summarises them. [`config`] reads the configuration, [`import`] converts a classic one, and [`check`] examines a
 //! configuration on this host. [`daemon`] connects the components, [`control`] answers operators, [`metrics`] exports

@@ -116,13 +116,13 @@ const OUTSIDE: [&str; 18] = [
 fn sources(module: &str) -> Vec<(PathBuf, String)> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
     let mut files = vec![root.join(format!("{module}.rs"))];
-    let mut folders = vec![root.join(module)];
-    while let Some(folder) = folders.pop() {
-        for entry in std::fs::read_dir(&folder).into_iter().flatten() {
+    let mut directories = vec![root.join(module)];
+    while let Some(directory) = directories.pop() {
+        for entry in std::fs::read_dir(&directory).into_iter().flatten() {
             let path = entry.unwrap().path();
             let tests = path.file_stem().is_some_and(|stem| stem == "tests");
             match path.is_dir() {
-                true if !tests => folders.push(path),
+                true if !tests => directories.push(path),
                 false if !tests => files.push(path),
                 _ => {}
             }
@@ -268,7 +268,7 @@ impl Modules {
     }
 
     /// The modules that a module needs: by its imports, and by full paths in its text. To export an item of its own
-    /// folder needs nothing of it.
+    /// directory needs nothing of it.
     fn dependencies(&self, from: &str) -> BTreeSet<String> {
         let Module { bindings, exports, body } = &self.0[from];
         let mut paths: Vec<String> = Vec::new();
@@ -294,7 +294,7 @@ impl Modules {
     }
 
     /// The dependencies between the children of a module, and the module's own file `mod.rs`. A child is a file, or a
-    /// folder with all its contents.
+    /// directory with all its contents.
     fn arrows(&self) -> BTreeMap<String, BTreeSet<(String, String)>> {
         let mut arrows: BTreeMap<String, BTreeSet<_>> = BTreeMap::new();
         for from in self.0.keys() {
@@ -378,20 +378,20 @@ fn import_cycles_are_found_on_all_paths() {
             .flat_map(|(parent, arrows)| cycles(arrows).into_iter().map(move |one| format!("{parent}: {one:?}")))
             .collect::<Vec<_>>()
     };
-    let folder = ("a", "mod b;\nmod c;\npub use b::Thing;\nfn g() { b::h() }");
-    // `c` uses an item of `b` that the folder's file exports.
+    let directory = ("a", "mod b;\nmod c;\npub use b::Thing;\nfn g() { b::h() }");
+    // `c` uses an item of `b` that the directory's file exports.
     let export = ("a::c", "use super::Thing;");
     assert_eq!(
-        found(&[("", ""), folder, ("a::b", "use super::c as d;\nfn h() { d::g() }"), export]),
+        found(&[("", ""), directory, ("a::b", "use super::c as d;\nfn h() { d::g() }"), export]),
         [r#"a: ["b", "c"]"#]
     );
     let other = ("a::b", "fn h() { super::f() }");
-    assert_eq!(found(&[("", ""), folder, other, export]), [r#"a: ["b", "mod.rs"]"#]);
-    // Dependencies count between folders, for any of their files.
+    assert_eq!(found(&[("", ""), directory, other, export]), [r#"a: ["b", "mod.rs"]"#]);
+    // Dependencies count between directories, for any of their files.
     let inner = ("a::b", "fn h() { crate::z::k() }");
-    assert_eq!(found(&[("", ""), folder, inner, ("z", "pub mod y;"), ("z::y", "fn k() {}")]), [""; 0]);
+    assert_eq!(found(&[("", ""), directory, inner, ("z", "pub mod y;"), ("z::y", "fn k() {}")]), [""; 0]);
     assert_eq!(
-        found(&[("", ""), folder, inner, ("z", "pub use y::k;\nmod y;"), ("z::y", "use crate::a::{Thing, f};")]),
+        found(&[("", ""), directory, inner, ("z", "pub use y::k;\nmod y;"), ("z::y", "use crate::a::{Thing, f};")]),
         [r#": ["a", "z"]"#]
     );
 }
@@ -472,13 +472,13 @@ fn pure_modules_do_no_io() {
 
 /// A module is `foo.rs`, or `foo/mod.rs` with its children; a test program is `foo.rs`, or `foo/main.rs`.
 #[test]
-fn modules_with_children_are_folders() {
-    let mut folders = ["src", "tests", "benches", "fuzz/fuzz_targets"].map(PathBuf::from).to_vec();
-    while let Some(folder) = folders.pop() {
-        for entry in std::fs::read_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join(folder)).unwrap() {
+fn modules_with_children_are_directories() {
+    let mut directories = ["src", "tests", "benches", "fuzz/fuzz_targets"].map(PathBuf::from).to_vec();
+    while let Some(directory) = directories.pop() {
+        for entry in std::fs::read_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join(directory)).unwrap() {
             let path = entry.unwrap().path();
             assert!(!path.is_dir() || !path.with_extension("rs").exists(), "move {}.rs into it", path.display());
-            folders.extend(path.is_dir().then_some(path));
+            directories.extend(path.is_dir().then_some(path));
         }
     }
 }

@@ -1,20 +1,20 @@
 #!/bin/sh
 # Tests the parser and the scenario of packaging/examples/crowdsec with Debian's crowdsec: the output of `cscli explain`
-# for a line, and the delivery of an alert. Downloads the package and unpacks it into its own folder; needs no root and
+# for a line, and the delivery of an alert. Downloads the package and unpacks it into its own directory; needs no root and
 # changes nothing on the system.
 set -eu
 
 here=$(cd "$(dirname "$0")/.." && pwd)
-folder=$(mktemp -d)
+directory=$(mktemp -d)
 engine=
 cleanup() {
     [ -z "$engine" ] || kill "$engine" 2>/dev/null || true
-    rm -rf "$folder"
+    rm -rf "$directory"
 }
 trap cleanup EXIT
 
-cd "$folder"
-chmod 755 "$folder"
+cd "$directory"
+chmod 755 "$directory"
 if [ -n "${CROWDSEC_DEB:-}" ]; then cp "$CROWDSEC_DEB" .; else apt-get download crowdsec >/dev/null 2>&1; fi
 dpkg -x crowdsec_*.deb root
 mkdir -p etc/parsers/s00-raw etc/parsers/s01-parse etc/parsers/s02-enrich etc/scenarios etc/postoverflows etc/acquis.d data hub plugins
@@ -25,18 +25,18 @@ cp $hub/parsers/s00-raw/crowdsecurity/syslog-logs.yaml etc/parsers/s00-raw/
 cp $hub/parsers/s02-enrich/crowdsecurity/dateparse-enrich.yaml etc/parsers/s02-enrich/
 cp "$here/packaging/examples/crowdsec/parser.yaml" etc/parsers/s01-parse/portsentry.yaml
 cp "$here/packaging/examples/crowdsec/scenario.yaml" etc/scenarios/portsentry.yaml
-sed "s|/var/log/portsentry/events.json|$folder/events.json|" "$here/packaging/examples/crowdsec/acquis.yaml" >etc/acquis.d/portsentry.yaml
+sed "s|/var/log/portsentry/events.json|$directory/events.json|" "$here/packaging/examples/crowdsec/acquis.yaml" >etc/acquis.d/portsentry.yaml
 cp -r root/etc/crowdsec/patterns etc/patterns
 cp root/etc/crowdsec/profiles.yaml root/etc/crowdsec/simulation.yaml etc/
 index=$(find root/usr/share/crowdsec root/var -name '.index.json' | head -n 1)
 [ -z "$index" ] || cp "$index" hub/.index.json
-sed -e "s|/etc/crowdsec/|$folder/etc/|; s|/var/lib/crowdsec/data/|$folder/data/|; s|/var/lib/crowdsec/hub/|$folder/hub/|" \
-    -e "s|/usr/lib/crowdsec/plugins/|$folder/plugins/|; s|log_media: file|log_media: stdout|; s|127.0.0.1:8080|127.0.0.1:$port|" \
+sed -e "s|/etc/crowdsec/|$directory/etc/|; s|/var/lib/crowdsec/data/|$directory/data/|; s|/var/lib/crowdsec/hub/|$directory/hub/|" \
+    -e "s|/usr/lib/crowdsec/plugins/|$directory/plugins/|; s|log_media: file|log_media: stdout|; s|127.0.0.1:8080|127.0.0.1:$port|" \
     -e "s|daemonize: true|daemonize: false|; s|acquisition_path: .*||" -e '/online_client/,+1d' -e '/^prometheus/,$d' \
     root/etc/crowdsec/config.yaml >etc/config.yaml
-PATH=$folder/root/usr/bin:$PATH
-cscli="cscli -c $folder/etc/config.yaml"
-crowdsec="crowdsec -c $folder/etc/config.yaml"
+PATH=$directory/root/usr/bin:$PATH
+cscli="cscli -c $directory/etc/config.yaml"
+crowdsec="crowdsec -c $directory/etc/config.yaml"
 
 : >etc/local_api_credentials.yaml
 $cscli machines add test --auto --force >said 2>&1 || { cat said; exit 1; }

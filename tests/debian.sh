@@ -2,7 +2,7 @@
 # Creates a Debian with systemd in its own namespaces; sourced by other scripts. Needs root, mmdebstrap and a Debian
 # mirror. Nothing on this machine is changed, and the cgroup for systemd is removed at the end.
 #
-#   debian PACKAGES        creates and boots it; $root is its root directory. With $TEMPLATE, a folder made by mmdebstrap,
+#   debian PACKAGES        creates and boots it; $root is its root directory. With $TEMPLATE, a directory made by mmdebstrap,
 #                          it is a copy. The function `prepare` of the script is called before the boot.
 #   inside COMMAND         runs a command in it
 #   neighbour NAME NUMBER  creates a host 10.97.NUMBER.2 next to it; its own address on that link is 10.97.NUMBER.1

@@ -100,14 +100,14 @@ put() {
     local files libraries
     mapfile -t files
     mapfile -t libraries < <(ldd "${files[@]}" 2>/dev/null | grep -E '^[[:space:]]' | grep -oE '/[^ ]+' | sort -u)
-    # The folders /bin, /lib and so on are links into /usr in the root as well.
+    # The directories /bin, /lib and so on are links into /usr in the root as well.
     { steps "${files[@]}" "${libraries[@]}" && readlink -f "${files[@]}" "${libraries[@]}"; } |
         sed -E 's#^/(bin|sbin|lib|lib64)/#/usr/\1/#' | sort -u |
         tar --create --directory=/ --no-recursion --transform='flags=r;s#^/##' --absolute-names --files-from=- |
         tar --extract --directory="$1" --keep-directory-symlink
 }
 
-# pack FOLDER FILE: creates an archive that the kernel unpacks at its start.
+# pack DIRECTORY FILE: creates an archive that the kernel unpacks at its start.
 pack() {
     (cd "$1" && find . -mindepth 1 -print0 | cpio --null --create --format=newc --owner=0:0 --quiet) >"$2"
 }
@@ -176,22 +176,22 @@ build_root() {
 
 # build_modules PLACE: adds all modules that the tests may load.
 build_modules() {
-    local root=$1/modules release folder
+    local root=$1/modules release directory
     rm -rf "$1/package" "$root"
     mkdir -p "$root/usr/lib/modules"
     dpkg-deb -x "$1"/linux-image-*.deb "$1/package"
     release=$(basename "$1/package/boot/vmlinuz-"* | sed 's/^vmlinuz-//')
-    folder=$(find "$1/package" -type d -path "*/lib/modules/$release")
+    directory=$(find "$1/package" -type d -path "*/lib/modules/$release")
     mkdir -p "$root/usr/lib/modules/$release/kernel"/{drivers,fs}
     for part in net lib crypto arch drivers/net fs/overlayfs fs/nls fs/fuse fs/ext4 fs/jbd2; do
-        [ ! -e "$folder/kernel/$part" ] || cp -a "$folder/kernel/$part" "$root/usr/lib/modules/$release/kernel/$part"
+        [ ! -e "$directory/kernel/$part" ] || cp -a "$directory/kernel/$part" "$root/usr/lib/modules/$release/kernel/$part"
     done
     # Uncompressed or compressed.
     mkdir -p "$root/usr/lib/modules/$release/kernel/drivers/block"
-    cp "$folder"/kernel/fs/mbcache.ko* "$root/usr/lib/modules/$release/kernel/fs/"
-    cp "$folder"/kernel/drivers/block/loop.ko* "$root/usr/lib/modules/$release/kernel/drivers/block/"
+    cp "$directory"/kernel/fs/mbcache.ko* "$root/usr/lib/modules/$release/kernel/fs/"
+    cp "$directory"/kernel/drivers/block/loop.ko* "$root/usr/lib/modules/$release/kernel/drivers/block/"
     rm -rf "$root/usr/lib/modules/$release/kernel/drivers/net"/{ethernet,wireless,usb,can,wan,hamradio,phy,dsa}
-    cp "$folder"/modules.{builtin,builtin.modinfo,order} "$root/usr/lib/modules/$release/"
+    cp "$directory"/modules.{builtin,builtin.modinfo,order} "$root/usr/lib/modules/$release/"
     # depmod needs /lib, which is a link in the root.
     ln -s usr/lib "$root/lib"
     depmod -b "$root" "$release"

@@ -1,7 +1,7 @@
 #!/bin/bash
 # Builds the package of the last commit twice and compares the bytes: two clones at paths of different lengths, built
-# one after the other, with different cargo folder, umask, time zone and language. Two release builds: 10 to 30 minutes
-# on two cores. `reproducible.sh FOLDER` keeps clones and packages there, and continues with existing ones.
+# one after the other, with different cargo directory, umask, time zone and language. Two release builds: 10 to 30 minutes
+# on two cores. `reproducible.sh DIRECTORY` keeps clones and packages there, and continues with existing ones.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 

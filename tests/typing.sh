@@ -5,7 +5,7 @@
 typed=$work/typed
 : >"$typed"
 
-# newcomer PACKAGE: creates a user who has built the package in a folder of the sources.
+# newcomer PACKAGE: creates a user who has built the package in a directory of the sources.
 newcomer() {
     inside useradd --create-home --shell /bin/bash newcomer
     echo 'newcomer ALL=(ALL) NOPASSWD: ALL' >"$root/etc/sudoers.d/newcomer"

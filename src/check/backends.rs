@@ -129,11 +129,11 @@ fn routes(config: &Config) -> Result<String, String> {
 /// The state of the file, with its number of entries. `None` if this user cannot determine whether the service can
 /// write it.
 fn entries(hosts_deny: &HostsDeny, findings: &mut Findings) -> Option<Result<String, String>> {
-    let folder = hosts_deny.path().parent().unwrap_or(Path::new("/"));
-    if !geteuid().is_root() && accessat(CWD, folder, Access::WRITE_OK | Access::EXEC_OK, AtFlags::EACCESS).is_err() {
+    let directory = hosts_deny.path().parent().unwrap_or(Path::new("/"));
+    if !geteuid().is_root() && accessat(CWD, directory, Access::WRITE_OK | Access::EXEC_OK, AtFlags::EACCESS).is_err() {
         findings.add_note(format!(
             "{}: this user cannot write to this directory, so hosts.deny was not checked; run this with sudo",
-            folder.display()
+            directory.display()
         ));
         return None;
     }

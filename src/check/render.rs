@@ -1,4 +1,4 @@
-//! Renders the [`Report`] as text, and as one JSON object with the same content.
+//! Renders the [`CheckReport`] as text, and as one JSON object with the same content.
 
 use std::collections::BTreeMap;
 use std::fmt;

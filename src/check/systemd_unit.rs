@@ -30,7 +30,7 @@ pub(super) fn inspect(config: &Config, file: &Path, findings: &mut Findings) {
     });
     forbids(&unit, config, names_by_others, findings);
     shuts_out(&unit, config, file, findings);
-    missing_folders(&unit, findings);
+    missing_directories(&unit, findings);
 }
 
 /// Files that the service cannot use at its start: the configuration, the files that it names, and programs.
@@ -59,7 +59,7 @@ fn shuts_out(unit: &Unit, config: &Config, file: &Path, findings: &mut Findings)
 }
 
 /// Directories whose absence prevents systemd from starting the service.
-fn missing_folders(unit: &Unit, findings: &mut Findings) {
+fn missing_directories(unit: &Unit, findings: &mut Findings) {
     let paths = unit.list("ReadWritePaths").into_iter().map(|path| path.strip_prefix('+').unwrap_or(path));
     for path in paths.filter(|path| !path.starts_with('-') && !Path::new(path).exists()) {
         let message = format!(
@@ -73,8 +73,8 @@ fn missing_folders(unit: &Unit, findings: &mut Findings) {
 fn forbids(unit: &Unit, config: &Config, names_by_others: bool, findings: &mut Findings) {
     let message = |does: &str, drop_in: &str| format!("with the current {UNIT}, {does}; {drop_in}");
     let drop_in = |name: &str| format!("install the drop-in {name} from {EXAMPLES}");
-    let open = |folder: &Path| {
-        format!("add a drop-in (systemctl edit portsentry): [Service] ReadWritePaths={}", folder.display())
+    let open = |directory: &Path| {
+        format!("add a drop-in (systemctl edit portsentry): [Service] ReadWritePaths={}", directory.display())
     };
     let internet = unit.has_family("AF_INET") && unit.has_family("AF_INET6");
 
@@ -103,8 +103,8 @@ fn forbids(unit: &Unit, config: &Config, names_by_others: bool, findings: &mut F
     }
     if config.blocks() && config.block.method.contains(&Backend::HostsDeny) {
         let file = &config.block.hosts_deny.file;
-        let folder = file.parent().unwrap_or(Path::new("/"));
-        if !unit.writes(folder) {
+        let directory = file.parent().unwrap_or(Path::new("/"));
+        if !unit.writes(directory) {
             let does = format!("{} cannot be replaced", file.display());
             let shipped = "the drop-in hosts-deny.conf";
             warn("block.hosts_deny.file", &does, &format!("{shipped} from {EXAMPLES} says where to move it"));
@@ -116,16 +116,16 @@ fn forbids(unit: &Unit, config: &Config, names_by_others: bool, findings: &mut F
         let does = "commands have no network access, or cannot create executable memory";
         warn(key, does, &drop_in("run.conf"));
     }
-    if let Some(folder) = config.report.json_file.as_deref().and_then(Path::parent)
-        && !unit.writes(folder)
+    if let Some(directory) = config.report.json_file.as_deref().and_then(Path::parent)
+        && !unit.writes(directory)
     {
-        let does = format!("{} cannot be written to", folder.display());
-        warn("report.json_file", &does, &format!("use /var/log/portsentry, or {}", open(folder)));
+        let does = format!("{} cannot be written to", directory.display());
+        warn("report.json_file", &does, &format!("use /var/log/portsentry, or {}", open(directory)));
     }
-    for (key, folder) in places(unit) {
-        if !unit.writes(&folder) {
-            let does = format!("{}, the directory of {key} in ExecStart=, cannot be written to", folder.display());
-            warn("ExecStart", &does, &open(&folder));
+    for (key, directory) in places(unit) {
+        if !unit.writes(&directory) {
+            let does = format!("{}, the directory of {key} in ExecStart=, cannot be written to", directory.display());
+            warn("ExecStart", &does, &open(&directory));
         }
     }
 }
@@ -135,8 +135,8 @@ fn places(unit: &Unit) -> Vec<(&'static str, PathBuf)> {
     let Some(options) = unit.options() else { return Vec::new() };
     let state = options.state_dir.unwrap_or_else(|| DEFAULT_STATE_DIR.into());
     let socket = options.socket.unwrap_or_else(|| DEFAULT_SOCKET.into());
-    let folder = socket.parent().map(Path::to_owned);
-    [Some(("--state-dir", state)), folder.map(|folder| ("--socket", folder))].into_iter().flatten().collect()
+    let directory = socket.parent().map(Path::to_owned);
+    [Some(("--state-dir", state)), directory.map(|directory| ("--socket", directory))].into_iter().flatten().collect()
 }
 #[cfg(test)]
 mod tests {
@@ -287,11 +287,11 @@ mod tests {
 
     #[test]
     fn file_that_service_cannot_use_is_named() {
-        let folder = tempfile::tempdir_in("/var").or_else(|_| tempfile::tempdir()).unwrap();
-        let file = folder.path().join("file");
+        let directory = tempfile::tempdir_in("/var").or_else(|_| tempfile::tempdir()).unwrap();
+        let file = directory.path().join("file");
         fs::write(&file, "").unwrap();
         let mode = |path: &Path, mode| fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
-        mode(folder.path(), 0o755);
+        mode(directory.path(), 0o755);
         let text = file.display().to_string();
         let found = |unit: &str, settings: &str| {
             let unit = Unit::from_texts([format!("[Service]\nPrivateTmp=no\nUser=nobody\n{unit}\n")].into_iter());
@@ -316,10 +316,10 @@ mod tests {
             assert_eq!(found("", settings), []);
         }
         // The configuration counts only if the service reads it; a directory above it can hide it too.
-        mode(folder.path(), 0o700);
+        mode(directory.path(), 0o700);
         let own = format!("ExecStart=/usr/sbin/portsentry --config {text}");
         let named = found(&own, "");
-        let remedy = format!("chmod o+x {}", folder.path().display());
+        let remedy = format!("chmod o+x {}", directory.path().display());
         assert!(matches!(&named[..], [(key, message)] if key == "User" && message.ends_with(&remedy)), "{named:?}");
         assert_eq!(found("ExecStart=/usr/sbin/portsentry", ""), [], "it reads another file");
     }
@@ -343,11 +343,11 @@ mod tests {
     }
 
     #[test]
-    fn missing_folder_of_unit_prevents_start() {
+    fn missing_directory_of_unit_prevents_start() {
         let missing = |paths: &str| {
             let unit = Unit::from_texts([format!("[Service]\nReadWritePaths={paths}\n")].into_iter());
             let mut findings = Findings::default();
-            missing_folders(&unit, &mut findings);
+            missing_directories(&unit, &mut findings);
             findings.wrong.into_iter().map(|one| one.message).collect::<Vec<_>>()
         };
         assert_eq!(missing("/var/lib -/nonexistent -+/nonexistent"), [""; 0]);
@@ -361,7 +361,7 @@ mod tests {
     fn most_specific_path_decides_write_access() {
         let unit = |text: &str| Unit::from_texts([format!("[Service]\n{text}\n")].into_iter());
         let strict = unit("ProtectSystem=strict\nProtectHome=yes\nReadWritePaths=/srv -/opt/x\nStateDirectory=a b");
-        for (folder, writes) in [
+        for (directory, writes) in [
             ("/srv/portsentry", true),
             ("/srvx", false),
             ("/opt/x", true),
@@ -371,7 +371,7 @@ mod tests {
             ("/home/alice", false),
             ("/tmp", true),
         ] {
-            assert_eq!(strict.writes(Path::new(folder)), writes, "{folder}");
+            assert_eq!(strict.writes(Path::new(directory)), writes, "{directory}");
         }
         assert!(!unit("ProtectSystem=full").writes(Path::new("/etc")));
         assert!(unit("ProtectSystem=full").writes(Path::new("/srv")));

@@ -11,7 +11,7 @@ use crate::config::flags::RunOptions;
 use crate::sandbox;
 
 /// The directories of systemd units, in order of precedence.
-const FOLDERS: [&str; 5] = [
+const DIRECTORIES: [&str; 5] = [
     "/etc/systemd/system",
     "/run/systemd/system",
     "/usr/local/lib/systemd/system",
@@ -33,12 +33,12 @@ pub(super) struct Unit {
 
 impl Unit {
     pub(super) fn installed() -> Option<Self> {
-        let text = FOLDERS.iter().find_map(|folder| fs::read_to_string(Path::new(folder).join(UNIT)).ok())?;
+        let text = DIRECTORIES.iter().find_map(|directory| fs::read_to_string(Path::new(directory).join(UNIT)).ok())?;
         // If several directories have a drop-in of the same name, the first one counts. Drop-ins are applied in order
         // of their names.
         let mut drop_ins: BTreeMap<OsString, PathBuf> = BTreeMap::new();
-        for folder in FOLDERS {
-            let entries = fs::read_dir(Path::new(folder).join(format!("{UNIT}.d"))).into_iter().flatten().flatten();
+        for directory in DIRECTORIES {
+            let entries = fs::read_dir(Path::new(directory).join(format!("{UNIT}.d"))).into_iter().flatten().flatten();
             for entry in entries.filter(|entry| entry.path().extension().is_some_and(|end| end == "conf")) {
                 drop_ins.entry(entry.file_name()).or_insert_with(|| entry.path());
             }
@@ -113,7 +113,7 @@ impl Unit {
     /// The setting that hides `path` from the service behind an empty directory.
     fn hides(&self, path: &Path) -> Option<&'static str> {
         let is_hidden = |key| !matches!(self.value(key), "" | "no" | "false" | "off" | "0" | "read-only");
-        let lies_in = |folders: &[&str]| folders.iter().any(|folder| path.starts_with(folder));
+        let lies_in = |directories: &[&str]| directories.iter().any(|directory| path.starts_with(directory));
         let bound = [self.list("BindPaths"), self.list("BindReadOnlyPaths")].concat();
         if bound.iter().any(|one| path.starts_with(one.trim_start_matches('-').split(':').next().unwrap_or_default())) {
             return None;
@@ -143,8 +143,8 @@ impl Unit {
         Some(format!("the service's user {user} has no permission; run: chmod {right} {}", closed.display()))
     }
 
-    /// True if files in `folder` can be created and replaced.
-    pub(super) fn writes(&self, folder: &Path) -> bool {
+    /// True if files in `directory` can be created and replaced.
+    pub(super) fn writes(&self, directory: &Path) -> bool {
         let closed: &[&str] = match self.value("ProtectSystem") {
             "strict" => &["/"],
             "full" => &["/usr", "/boot", "/efi", "/etc"],
@@ -165,10 +165,10 @@ impl Unit {
             self.list("ReadWritePaths").into_iter().map(|path| normalized(path.trim_start_matches(['-', '+'])));
         // /tmp is always writable; it is private if PrivateTmp= is set.
         let always = ["/dev", "/proc", "/sys", "/tmp", "/var/tmp"].map(PathBuf::from);
-        let folder = &normalized(folder);
+        let directory = &normalized(directory);
         // The most specific path decides, as with mounts.
         let deepest = |places: &mut dyn Iterator<Item = PathBuf>| {
-            places.filter(|place| folder.starts_with(place)).map(|place| place.components().count()).max()
+            places.filter(|place| directory.starts_with(place)).map(|place| place.components().count()).max()
         };
         let shut = deepest(&mut closed.iter().chain(homes).map(PathBuf::from));
         shut.is_none() || shut <= deepest(&mut own.chain(opened).chain(always))

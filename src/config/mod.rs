@@ -128,8 +128,8 @@ impl Config {
             .collect();
         if self.fleet.is_joined() {
             policy.shared_socket = Some(self.fleet.socket.clone());
-            let folder = self.fleet.socket.parent().map(Path::to_owned);
-            policy.own.extend(folder.filter(|folder| !policy.own.contains(folder)));
+            let directory = self.fleet.socket.parent().map(Path::to_owned);
+            policy.own.extend(directory.filter(|directory| !policy.own.contains(directory)));
         }
         let json = self.report.json_file.as_deref();
         if let Some(name) = json.filter(|file| policy.own.iter().any(|own| file.parent() == Some(own))) {

@@ -82,8 +82,8 @@ fn counting(tcp: &PortSet, udp: &PortSet) -> u32 {
 
 /// The pitfall of a migration: the classic configuration on this host only logs, but this configuration blocks, which
 /// the operator may not expect.
-pub fn classic_only_logs(config: &Config, folder: &Path) -> Option<Warning> {
-    let classic = folder.join("portsentry.conf");
+pub fn classic_only_logs(config: &Config, directory: &Path) -> Option<Warning> {
+    let classic = directory.join("portsentry.conf");
     let blocks = config.tcp.mode != Mode::Off && config.tcp.block == BlockPolicy::Yes;
     if !blocks || !only_logs(&std::fs::read_to_string(&classic).ok()?) {
         return None;
@@ -143,13 +143,13 @@ mod tests {
 
     #[test]
     fn classic_that_only_logs_is_named() {
-        let folder = tempfile::tempdir().unwrap();
-        let named = |text: &str| classic_only_logs(&Config::parse("test", text).unwrap(), folder.path());
+        let directory = tempfile::tempdir().unwrap();
+        let named = |text: &str| classic_only_logs(&Config::parse("test", text).unwrap(), directory.path());
         assert_eq!(named(""), None, "there is no classic configuration");
         for (classic, warns) in
             [("BLOCK_TCP=\"0\"\n", true), ("# BLOCK_TCP=\"0\"\nBLOCK_TCP=\"1\"\n", false), ("", false)]
         {
-            std::fs::write(folder.path().join("portsentry.conf"), classic).unwrap();
+            std::fs::write(directory.path().join("portsentry.conf"), classic).unwrap();
             assert_eq!(named("").is_some(), warns, "{classic}");
             assert_eq!(named("[tcp]\nblock = false\n"), None, "both only log");
         }

@@ -139,14 +139,14 @@ fn id(found: &Metadata) -> (u64, u64) {
 /// Locks `directory` against other daemons until the file is closed. A directory that cannot be read, or that another
 /// process keeps locked, is used without a lock.
 fn lock(directory: &Path) -> Option<File> {
-    let folder = File::open(directory).ok()?;
+    let directory = File::open(directory).ok()?;
     let deadline = Instant::now() + LOCK_TIMEOUT;
-    while flock(&folder, FlockOperation::NonBlockingLockExclusive) == Err(Errno::WOULDBLOCK)
+    while flock(&directory, FlockOperation::NonBlockingLockExclusive) == Err(Errno::WOULDBLOCK)
         && Instant::now() < deadline
     {
         thread::sleep(RETRY_DELAY);
     }
-    Some(folder)
+    Some(directory)
 }
 
 /// True if a process listens on the socket `path`.

@@ -52,7 +52,7 @@ pub(super) fn summary(reloaded: &Reloaded) -> String {
 /// Warnings about configuration keys that have no effect on this host.
 pub(super) fn warnings(config: &Config, path: &Path, host: &Host) -> Vec<String> {
     let (tcp, udp) = (host.tcp.everywhere(), host.udp.everywhere());
-    let classic = path.parent().and_then(|folder| classic_only_logs(config, folder));
+    let classic = path.parent().and_then(|directory| classic_only_logs(config, directory));
     let found = pitfalls(config, &tcp, &udp, &host.ephemeral).into_iter().chain(classic);
     found.map(|warning| warning.to_string()).collect()
 }

@@ -34,7 +34,7 @@ impl RootFiles {
         closed: &[PathBuf],
         entry_file: Option<&mut EntryFile>,
     ) -> Result<Self, DaemonError> {
-        let is_closed = |file: &Path| closed.iter().any(|folder| file.parent() == Some(folder));
+        let is_closed = |file: &Path| closed.iter().any(|directory| file.parent() == Some(directory));
         let hosts_deny = entry_file.filter(|file| is_closed(file.hosts_deny.path()));
         let json_file = config.report.json_file.as_ref().filter(|file| is_closed(file));
         if hosts_deny.is_none() && json_file.is_none() {

@@ -107,11 +107,11 @@ mod tests {
 
     /// A file with this text, in a separate directory.
     fn opened(text: &str) -> (tempfile::TempDir, PathBuf, IgnoreFiles) {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("ignore");
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("ignore");
         fs::write(&path, text).unwrap();
         let files = open(&path);
-        (folder, path, files)
+        (directory, path, files)
     }
 
     fn held(files: &IgnoreFiles) -> Vec<String> {
@@ -127,13 +127,13 @@ mod tests {
 
     #[test]
     fn renamed_and_restored_file_is_followed() {
-        let (folder, path, mut files) = opened("192.0.2.7\n");
+        let (directory, path, mut files) = opened("192.0.2.7\n");
         assert!(!files.tick().0);
         fs::write(&path, "192.0.2.7\n192.0.2.8\n").unwrap();
         let (changed, messages) = look_twice(&mut files);
         assert!(changed && messages.len() == 1 && messages[0].contains("2 networks"), "{messages:?}");
-        fs::write(folder.path().join("new"), "192.0.2.9\n").unwrap();
-        fs::rename(folder.path().join("new"), &path).unwrap();
+        fs::write(directory.path().join("new"), "192.0.2.9\n").unwrap();
+        fs::rename(directory.path().join("new"), &path).unwrap();
         assert!(look_twice(&mut files).0);
         assert_eq!(held(&files), ["192.0.2.9/32"]);
         fs::remove_file(&path).unwrap();
@@ -151,7 +151,7 @@ mod tests {
 
     #[test]
     fn wrong_line_changes_nothing() {
-        let (_folder, path, mut files) = opened("192.0.2.7\n");
+        let (_directory, path, mut files) = opened("192.0.2.7\n");
         fs::write(&path, "192.0.2.8\nlocalhost\n").unwrap();
         let (changed, messages) = look_twice(&mut files);
         assert!(!changed && messages[0].contains("ignore:2:1: "), "{messages:?}");
@@ -164,14 +164,14 @@ mod tests {
 
     #[test]
     fn changed_comments_are_not_reported() {
-        let (_folder, path, mut files) = opened("192.0.2.7\n");
+        let (_directory, path, mut files) = opened("192.0.2.7\n");
         fs::write(&path, "192.0.2.7 # the monitor\n").unwrap();
         assert_eq!(look_twice(&mut files), (false, Vec::new()));
     }
 
     #[test]
     fn constantly_changing_file_is_read() {
-        let (_folder, path, mut files) = opened("");
+        let (_directory, path, mut files) = opened("");
         let read = (1..20).position(|round| {
             fs::write(&path, "192.0.2.7 #".to_owned() + &"x".repeat(round)).unwrap();
             files.tick().0
@@ -181,8 +181,8 @@ mod tests {
 
     #[test]
     fn start_refuses_every_configuration_error() {
-        let folder = tempfile::tempdir().unwrap();
-        let [bad, none] = ["bad", "none"].map(|name| folder.path().join(name));
+        let directory = tempfile::tempdir().unwrap();
+        let [bad, none] = ["bad", "none"].map(|name| directory.path().join(name));
         fs::write(&bad, "localhost\n").unwrap();
         let errors = IgnoreFiles::open(&Allow { files: vec![bad, none], ..Allow::default() }).err().unwrap();
         assert_eq!(errors.iter().count(), 2);

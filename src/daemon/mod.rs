@@ -97,7 +97,7 @@ pub fn run(
     };
     let closed = if sandboxed { closed_directories(&policy) } else { Vec::new() };
     let root_files = RootFiles::start(&config, &places.config, &closed, used.entry_file.as_mut())?;
-    policy.write.retain(|folder| !closed.contains(folder));
+    policy.write.retain(|directory| !closed.contains(directory));
     let firewall_watch = FirewallWatch::open(&config);
     let shared = config.shares_decoys().then(SharedListener::open);
     // Before a second thread exists. Only root may be able to create the socket in its directory.

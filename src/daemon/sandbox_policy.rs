@@ -41,7 +41,8 @@ const LIBRARIES: [&str; 6] = ["/etc/ld.so.cache", "/etc/ld.so.preload", "/usr/li
 
 /// The daemon's policy with `config` and the backends in use.
 pub(super) fn of_daemon(config: &Config, places: &StartPaths, used: &UsedBackends) -> Policy {
-    let folder = |path: &Path| path.parent().filter(|folder| !folder.as_os_str().is_empty()).map(Path::to_owned);
+    let directory =
+        |path: &Path| path.parent().filter(|directory| !directory.as_os_str().is_empty()).map(Path::to_owned);
     let decoys = |protocol: &ProtocolConfig| {
         if protocol.mode == Mode::Connect { protocol.monitored() } else { PortSet::default() }
     };
@@ -61,8 +62,8 @@ pub(super) fn of_daemon(config: &Config, places: &StartPaths, used: &UsedBackend
     if names {
         policy.read.extend(LIBRARIES.map(PathBuf::from));
     }
-    policy.write.extend(config.report.json_file.as_deref().and_then(folder));
-    policy.write.extend(used.entry_file.iter().filter_map(|file| folder(file.hosts_deny.path())));
+    policy.write.extend(config.report.json_file.as_deref().and_then(directory));
+    policy.write.extend(used.entry_file.iter().filter_map(|file| directory(file.hosts_deny.path())));
     policy
 }
 
@@ -138,7 +139,7 @@ mod tests {
     }
 
     #[test]
-    fn built_in_settings_need_own_folders_only() {
+    fn built_in_settings_need_own_directories_only() {
         let plain = needs("");
         assert_eq!(plain.own, [Path::new("/var/lib/portsentry"), Path::new("/run/portsentry")]);
         assert!(plain.write.is_empty() && plain.root.is_none());
@@ -181,8 +182,8 @@ mod tests {
     }
     #[test]
     fn own_command_is_named_without_landlock() {
-        let folder = tempfile::tempdir().unwrap();
-        let hook = folder.path().join("hook");
+        let directory = tempfile::tempdir().unwrap();
+        let hook = directory.path().join("hook");
         fs::write(&hook, "").unwrap();
         let sandbox = |uid| Sandbox { uid, ..Sandbox::now() };
         let owner = fs::metadata(&hook).unwrap().uid();

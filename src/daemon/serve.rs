@@ -373,8 +373,8 @@ impl Start {
         Ok(sensor_loop)
     }
 
-    /// Starts to restore the bans that the kernel loses. `bulk` counts large changes of the table by others; `route_port`
-    /// is the netlink port through which the route backend makes its own changes.
+    /// Starts to restore the bans that the kernel loses. `bulk` counts large changes of the table by others;
+    /// `route_port` is the netlink port through which the route backend makes its own changes.
     fn follow_kernel(&self, bulk: &BulkChanges, route_port: Option<u32>) -> Result<(), DaemonError> {
         if self.used.backends.iter().any(|backend| !backend.is_slow()) {
             tokio::spawn(Reconciler::open(self.sensor.clone(), bulk.clone(), self.config.clone())?.run());

@@ -101,7 +101,7 @@ pub trait BanBackend: Send {
     /// others are in force or, with a slow backend, queued.
     ///
     /// # Errors
-    /// [`Gone`]: no ban is in force.
+    /// [`BackendGone`]: no ban is in force.
     fn block(&mut self, bans: &[BanContext], now: Timestamp) -> Result<Vec<Refused>, BackendGone>;
 
     /// Ends the bans of `targets`; targets without a ban are skipped.
@@ -114,7 +114,7 @@ pub trait BanBackend: Send {
     /// is restored: the thread of the slow backends restores its own entries, and what a command did is unknown.
     ///
     /// # Errors
-    /// [`Gone`], as for [`BanBackend::block`].
+    /// [`BackendGone`], as for [`BanBackend::block`].
     fn put_back(&mut self, _bans: &[ActiveBan], _now: Timestamp) -> Result<Vec<Refused>, BackendGone> {
         Ok(Vec::new())
     }

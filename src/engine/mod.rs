@@ -296,7 +296,7 @@ impl Engine {
         counting < threshold.bounds.peer_threshold && threshold.forgives_more(target, first, &self.bans, now)
     }
 
-    /// The sources for which [`Engine::is_forgiven_peer`] holds and whose connection is older than [`PEER_SETTLED`].
+    /// The sources for which [`Engine::is_tolerated_peer`] holds and whose connection is older than [`PEER_SETTLED`].
     pub fn tolerated_peers<'a>(&'a self, now: Timestamp, host: &'a Host) -> impl Iterator<Item = BanTarget> + 'a {
         let settled = Timestamp::at(self.latest.max(now).since_origin().saturating_sub(PEER_SETTLED)).tick();
         self.threshold.connected_before(settled).filter(move |peer| self.is_tolerated_peer(now, *peer, host))

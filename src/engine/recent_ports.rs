@@ -42,7 +42,7 @@ pub(super) struct RecentPorts {
     services: PortTable,
     /// Ports from which this host has sent.
     own_use: PortTable,
-    /// [`RECENT`].
+    /// [`RECENT_USE`].
     span: Duration,
     hints: TokenBucket,
     /// Number of look-ups before evidence counted.

@@ -291,8 +291,8 @@ mod tests {
     #[test]
     fn unwritable_file_is_reported_and_retried() {
         let directory = tempfile::tempdir().unwrap();
-        let folder = directory.path().join("later");
-        let path = folder.join("events");
+        let directory = directory.path().join("later");
+        let path = directory.join("events");
         let (file, reported) = start(&path);
         (0..10).for_each(|number| file.send(number.to_string()));
         let failed = next(&reported);
@@ -301,7 +301,7 @@ mod tests {
         assert!(reported.poll().is_none(), "it is reported once");
         let line = "x".repeat(1 << 12);
         (0..400).for_each(|_| file.send(line.clone()));
-        fs::create_dir(&folder).unwrap();
+        fs::create_dir(&directory).unwrap();
         let EventKind::Note(recovered) = next(&reported) else { panic!("another event") };
         let text = fs::read_to_string(&path).unwrap();
         assert!(text.starts_with("0\n1\n") && text.len() > 1 << 19);

@@ -135,8 +135,8 @@ mod tests {
 
     #[test]
     fn password_that_others_can_read_is_refused() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("password");
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("password");
         for (text, mode, password) in [
             ("secret\n", 0o600, Some("secret")),
             ("secret", 0o400, Some("secret")),

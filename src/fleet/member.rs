@@ -249,8 +249,8 @@ impl Member {
             return Ok(());
         }
         match server.publish(&batch).await {
-            Ok(told) => {
-                self.receivers = u32::try_from(told).unwrap_or(u32::MAX);
+            Ok(receivers) => {
+                self.receivers = u32::try_from(receivers).unwrap_or(u32::MAX);
                 self.own.written(&batch, now);
                 Ok(())
             }

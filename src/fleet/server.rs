@@ -125,11 +125,11 @@ impl ServerConnection {
             self.put_set(&mut commands, key, &report.to_json(), *left);
             self.put_notice(&mut commands, key, report.sequence);
         }
-        let told = self.send(commands).await?.into_iter().filter_map(|reply| match reply {
+        let receivers = self.send(commands).await?.into_iter().filter_map(|reply| match reply {
             Value::Int(hosts) => u64::try_from(hosts).ok(),
             _ => None,
         });
-        Ok(told.max().unwrap_or_default())
+        Ok(receivers.max().unwrap_or_default())
     }
 
     /// Writes the reports again without publishing notices.

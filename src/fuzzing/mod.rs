@@ -22,17 +22,17 @@ pub const TARGETS: [(&str, Target); 14] = [
     ("capture", capture),
     ("config", config),
     ("control", control),
-    ("files", files),
+    ("host_files", host_files),
     ("fleet", fleet),
     ("hosts_deny", hosts_deny),
     ("ignore_file", ignore_file),
     ("import", import),
     ("ledger", ledger),
-    ("names", names),
+    ("dns_names", dns_names),
     ("nft", nft),
     ("rtnetlink", rtnetlink),
     ("sock_diag", sock_diag),
-    ("spawner", spawner),
+    ("command_helper", command_helper),
 ];
 
 /// A capture file, pcap or pcapng.
@@ -89,7 +89,7 @@ pub fn control(bytes: &[u8]) {
 }
 
 /// The system's files with name servers, leases and sessions.
-pub fn files(bytes: &[u8]) {
+pub fn host_files(bytes: &[u8]) {
     host::resolv_conf::fuzz(bytes);
     host::dhcp_leases::fuzz(bytes);
     host::sessions::fuzz(bytes);
@@ -136,7 +136,7 @@ pub fn ledger(bytes: &[u8]) {
 }
 
 /// Answers of name servers.
-pub fn names(bytes: &[u8]) {
+pub fn dns_names(bytes: &[u8]) {
     daemon::fuzzing::names(bytes);
 }
 
@@ -159,7 +159,7 @@ pub fn sock_diag(bytes: &[u8]) {
 }
 
 /// The messages between the daemon and its helper processes.
-pub fn spawner(bytes: &[u8]) {
+pub fn command_helper(bytes: &[u8]) {
     enforce::command::fuzz_protocol(bytes);
     enforce::command::fuzz_notification(bytes);
     enforce::file_helper::fuzz(bytes);

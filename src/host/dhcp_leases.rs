@@ -76,15 +76,15 @@ impl LeaseFiles {
     fn history(&self) -> Vec<PathBuf> {
         let leases =
             |name: &str| name.starts_with("dhclient") && (name.ends_with(".leases") || name.ends_with(".lease"));
-        self.dhclient.iter().flat_map(|folder| listing(folder, MAX_FILES, leases)).collect()
+        self.dhclient.iter().flat_map(|directory| listing(directory, MAX_FILES, leases)).collect()
     }
 }
 
 impl Files for LeaseFiles {
     fn paths(&self) -> Vec<PathBuf> {
         // Directories too, for a file beyond the listing limit.
-        let folders = [&self.networkd, &self.network_manager].into_iter().chain(&self.dhclient).cloned();
-        folders.chain(self.plain()).chain(self.history()).collect()
+        let directories = [&self.networkd, &self.network_manager].into_iter().chain(&self.dhclient).cloned();
+        directories.chain(self.plain()).chain(self.history()).collect()
     }
 }
 
@@ -164,12 +164,12 @@ mod tests {
         option dhcp-lease-time 7200;\n  option dhcp-server-identifier 192.0.2.1;\n  renew 3 2026/11/18 11:00:00;\n  \
         rebind 3 2026/11/18 11:45:00;\n  expire 3 2026/11/18 12:00:00;\n}\n";
 
-    fn in_folder() -> (TempDir, LeaseFiles) {
-        let folder = TempDir::new().unwrap();
+    fn in_directory() -> (TempDir, LeaseFiles) {
+        let directory = TempDir::new().unwrap();
         let [networkd, dhclient, network_manager] =
-            ["networkd", "dhclient", "manager"].map(|name| folder.path().join(name));
-        [&networkd, &dhclient, &network_manager].iter().for_each(|folder| fs::create_dir(folder).unwrap());
-        (folder, LeaseFiles { networkd, dhclient: vec![dhclient], network_manager })
+            ["networkd", "dhclient", "manager"].map(|name| directory.path().join(name));
+        [&networkd, &dhclient, &network_manager].iter().for_each(|directory| fs::create_dir(directory).unwrap());
+        (directory, LeaseFiles { networkd, dhclient: vec![dhclient], network_manager })
     }
 
     fn at(text: &str) -> SystemTime {
@@ -222,7 +222,7 @@ mod tests {
 
     #[test]
     fn every_client_and_server_is_read() {
-        let (_folder, files) = in_folder();
+        let (_directory, files) = in_directory();
         fs::write(files.networkd.join("2"), "# This is private data.\nADDRESS=192.0.2.50\nSERVER_ADDRESS=192.0.2.3\n")
             .unwrap();
         fs::write(files.networkd.join("3"), b"\xff\nSERVER_ADDRESS=nobody\nSERVER_ADDRESS=127.0.0.1\n").unwrap();
@@ -238,7 +238,7 @@ mod tests {
 
     #[test]
     fn long_history_is_read_from_its_end() {
-        let (_folder, files) = in_folder();
+        let (_directory, files) = in_directory();
         let newest = LEASE.replace("192.0.2.1;", "192.0.2.2;");
         fs::write(files.dhclient[0].join("dhclient.leases"), LEASE.repeat(1_000) + &newest).unwrap();
         let read = || files.read_at(at("2026-11-18 11:00:00"));
@@ -251,7 +251,7 @@ mod tests {
 
     #[test]
     fn changed_lease_is_noticed_once() {
-        let (_folder, files) = in_folder();
+        let (_directory, files) = in_directory();
         let path = files.dhclient[0].join("dhclient.leases");
         let changes: [&dyn Fn(); 4] = [
             &|| fs::write(&path, LEASE).unwrap(),

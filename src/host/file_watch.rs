@@ -43,8 +43,8 @@ fn contents(file: File, limit: u64) -> io::Result<Vec<u8>> {
 }
 
 /// At most `limit` entries of a directory whose names match `wanted`, sorted.
-pub(super) fn listing(folder: &Path, limit: usize, wanted: impl Fn(&str) -> bool) -> Vec<PathBuf> {
-    let entries = fs::read_dir(folder).into_iter().flatten().filter_map(Result::ok);
+pub(super) fn listing(directory: &Path, limit: usize, wanted: impl Fn(&str) -> bool) -> Vec<PathBuf> {
+    let entries = fs::read_dir(directory).into_iter().flatten().filter_map(Result::ok);
     let named = entries.filter(|entry| entry.file_name().to_str().is_some_and(&wanted));
     let mut paths: Vec<PathBuf> = named.take(limit).map(|entry| entry.path()).collect();
     paths.sort_unstable();
@@ -181,8 +181,8 @@ pub(super) mod tests {
 
     #[test]
     fn file_is_read_to_its_limit() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("file");
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("file");
         fs::write(&path, "abcdef").unwrap();
         assert_eq!((beginning(&path, 4), end(&path, 4)), (b"abcd".to_vec(), b"cdef".to_vec()));
         assert_eq!((beginning(&path, 9), end(&path, 9)), (b"abcdef".to_vec(), b"abcdef".to_vec()));
@@ -190,22 +190,22 @@ pub(super) mod tests {
 
     #[test]
     fn non_regular_file_is_empty() {
-        let folder = tempfile::tempdir().unwrap();
-        let fifo = folder.path().join("fifo");
+        let directory = tempfile::tempdir().unwrap();
+        let fifo = directory.path().join("fifo");
         rustix::fs::mkfifoat(rustix::fs::CWD, &fifo, rustix::fs::Mode::RUSR).unwrap();
-        for path in [fifo, folder.path().to_owned(), folder.path().join("missing")] {
+        for path in [fifo, directory.path().to_owned(), directory.path().join("missing")] {
             assert!(beginning(&path, 9).is_empty() && end(&path, 9).is_empty(), "{}", path.display());
         }
     }
 
     #[test]
     fn changed_file_is_noticed_once() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("file");
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("file");
         let mut watch = FileWatch::new(path.clone());
         assert_noticed_once(&mut watch, &[&|| fs::write(&path, "one").unwrap()]);
         // Another file.
-        let new = folder.path().join("new");
+        let new = directory.path().join("new");
         fs::write(&new, "two").unwrap();
         let changes: [&dyn Fn(); 2] = [&|| fs::rename(&new, &path).unwrap(), &|| fs::remove_file(&path).unwrap()];
         assert_noticed_once(&mut watch, &changes);
@@ -213,8 +213,8 @@ pub(super) mod tests {
 
     #[test]
     fn file_behind_symlink_is_watched() {
-        let folder = tempfile::tempdir().unwrap();
-        let [link, one, two] = ["link", "one", "two"].map(|name| folder.path().join(name));
+        let directory = tempfile::tempdir().unwrap();
+        let [link, one, two] = ["link", "one", "two"].map(|name| directory.path().join(name));
         fs::write(&one, "one").unwrap();
         fs::write(&two, "two").unwrap();
         std::os::unix::fs::symlink(&one, &link).unwrap();

@@ -93,9 +93,9 @@ mod tests {
     fn unreadable_legacy_table_counts_as_nat() {
         let none = LegacyTables::default();
         assert_eq!(none.translate(), LEGACY.iter().any(|path| fs::exists(path).unwrap()));
-        let folder = tempfile::tempdir().unwrap();
+        let directory = tempfile::tempdir().unwrap();
         for (names, translates) in [("filter\nnat\n", true), ("filter\nnatural\n", false), ("", false)] {
-            let path = folder.path().join("names");
+            let path = directory.path().join("names");
             fs::write(&path, names).unwrap();
             // As many tables as the kernel has.
             let tables = LegacyTables(LEGACY.iter().map(|_| File::open(&path).unwrap()).collect());

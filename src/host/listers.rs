@@ -70,7 +70,7 @@ const CONNECTIONS_INTERVAL: Duration = Duration::from_secs(2);
 /// minutes after their end, or for ten seconds after a reset.
 const PUBLISHED_INTERVAL: Duration = Duration::from_secs(10);
 
-/// Listing takes at most 1/`SHARE` of the thread's time, regardless of the number of sockets.
+/// Listing takes at most 1/`MAX_LOAD_DIVISOR` of the thread's time, regardless of the number of sockets.
 const MAX_LOAD_DIVISOR: u32 = 50;
 
 /// Maximum number of connections examined.

@@ -96,10 +96,10 @@ mod tests {
     use super::*;
     use crate::host::file_watch::{FileWatch, tests::assert_noticed_once};
 
-    fn in_folder() -> (TempDir, ResolverFiles) {
-        let folder = TempDir::new().unwrap();
-        let [main, one, other] = ["resolv.conf", "upstream", "other"].map(|name| folder.path().join(name));
-        (folder, ResolverFiles { main, upstream: vec![one, other] })
+    fn in_directory() -> (TempDir, ResolverFiles) {
+        let directory = TempDir::new().unwrap();
+        let [main, one, other] = ["resolv.conf", "upstream", "other"].map(|name| directory.path().join(name));
+        (directory, ResolverFiles { main, upstream: vec![one, other] })
     }
 
     fn addresses(texts: &[&str]) -> Vec<IpAddr> {
@@ -125,7 +125,7 @@ mod tests {
 
     #[test]
     fn endless_file_is_read_to_its_limit() {
-        let (_folder, files) = in_folder();
+        let (_directory, files) = in_directory();
         let mut text = "#".repeat(64 * 1024);
         text.push_str("\nnameserver 192.0.2.1\n");
         fs::write(&files.main, text).unwrap();
@@ -136,7 +136,7 @@ mod tests {
 
     #[test]
     fn stub_resolver_upstreams_are_read() {
-        let (_folder, files) = in_folder();
+        let (_directory, files) = in_directory();
         fs::write(&files.upstream[0], "nameserver 198.51.100.53\n").unwrap();
         for stub in ["127.0.0.53", "127.0.0.54", "127.0.1.1", "::1"] {
             fs::write(&files.main, format!("nameserver {stub}\n")).unwrap();
@@ -148,7 +148,7 @@ mod tests {
 
     #[test]
     fn missing_file_gives_no_addresses() {
-        let (_folder, files) = in_folder();
+        let (_directory, files) = in_directory();
         assert!(files.read().unwrap().is_empty());
         fs::create_dir(&files.main).unwrap();
         assert_eq!(files.read().unwrap_err().0, files.main);
@@ -156,8 +156,8 @@ mod tests {
 
     #[test]
     fn changed_file_is_noticed_once() {
-        let (folder, files) = in_folder();
-        let new = folder.path().join("new");
+        let (directory, files) = in_directory();
+        let new = directory.path().join("new");
         fs::write(&new, "nameserver 192.0.2.2\n").unwrap();
         let changes: [&dyn Fn(); 4] = [
             &|| fs::write(&files.main, "nameserver 192.0.2.1\n").unwrap(),

@@ -39,14 +39,14 @@ pub fn read(options: &ImportOptions) -> Result<Import, ImportError> {
     })
 }
 
-/// The modes of the enabled instances of classic's unit in `folder`, in the form of `/etc/default/portsentry`.
-fn instances(folder: &Path) -> Option<InputFile> {
-    let names = folder.read_dir().ok()?.flatten().filter_map(|entry| entry.file_name().into_string().ok());
+/// The modes of the enabled instances of classic's unit in `directory`, in the form of `/etc/default/portsentry`.
+fn instances(directory: &Path) -> Option<InputFile> {
+    let names = directory.read_dir().ok()?.flatten().filter_map(|entry| entry.file_name().into_string().ok());
     let modes = names.filter_map(|name| name.strip_prefix("portsentry@")?.strip_suffix(".service").map(str::to_owned));
     let mut lines: Vec<String> =
         modes.map(|mode| format!("{}_MODE={mode}\n", if mode.ends_with("udp") { "UDP" } else { "TCP" })).collect();
     lines.sort_unstable();
-    let name = folder.join("portsentry@.service").display().to_string();
+    let name = directory.join("portsentry@.service").display().to_string();
     (!lines.is_empty()).then(|| InputFile { name, bytes: lines.concat().into_bytes() })
 }
 
@@ -82,12 +82,12 @@ mod tests {
 
     #[test]
     fn enabled_instances_name_the_modes() {
-        let folder = tempfile::tempdir().unwrap();
-        assert_eq!(instances(folder.path()), None);
+        let directory = tempfile::tempdir().unwrap();
+        assert_eq!(instances(directory.path()), None);
         for name in ["ssh.service", "portsentry.service", "portsentry@sudp.service", "portsentry@atcp.service"] {
-            File::create(folder.path().join(name)).unwrap();
+            File::create(directory.path().join(name)).unwrap();
         }
-        let found = instances(folder.path()).unwrap();
+        let found = instances(directory.path()).unwrap();
         assert_eq!(String::from_utf8(found.bytes).unwrap(), "TCP_MODE=atcp\nUDP_MODE=sudp\n");
         assert_eq!(instances(Path::new("/nosuch")), None);
     }

@@ -102,7 +102,8 @@ pub enum Opened {
 /// Limits on stored past bans. Open bans are always kept; the kernel's set sizes limit their number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Retention {
-    /// Maximum number of bans. Beyond it, those that ended first are deleted, after at most [`SLACK`] further bans.
+    /// Maximum number of bans. Beyond it, those that ended first are deleted, after at most [`RECOUNT_INTERVAL`]
+    /// further bans.
     pub rows: u64,
     /// Time for which a ban is kept after its end.
     pub age: Duration,

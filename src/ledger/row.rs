@@ -1,5 +1,6 @@
-//! Converts bans to columns and back, and replaces the rows of a table. A failing disk or an attacker with root permissions may have written anything to
-//! the file: an invalid row gives `None`, never a panic and never a partial ban.
+//! Converts bans to columns and back, and replaces the rows of a table. A failing disk or an attacker with root
+//! permissions may have written anything to the file: an invalid row gives `None`, never a panic and never a partial
+//! ban.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 

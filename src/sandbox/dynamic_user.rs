@@ -20,13 +20,14 @@ const RANGE: RangeInclusive<u32> = 61_184..=65_519;
 /// Directory in which systemd keeps a file for each assigned uid.
 const HANDED_OUT: &str = "/run/systemd/dynamic-uid";
 
-/// Returns the uid for a process whose state is in the first of `folders`: the owner that an earlier run gave one of
-/// them, otherwise the first unused uid. The search begins at a uid that depends only on the path, so that a later
+/// Returns the uid for a process whose state is in the first of `directories`: the owner that an earlier run gave one
+/// of them, otherwise the first unused uid. The search begins at a uid that depends only on the path, so that a later
 /// start finds the same. `None` if no uid is unused, or none is mapped into this user namespace.
-pub(super) fn choose(folders: &[PathBuf]) -> Option<u32> {
-    let owners = folders.iter().filter_map(|folder| fs::symlink_metadata(folder).ok()).map(|found| found.uid());
+pub(super) fn choose(directories: &[PathBuf]) -> Option<u32> {
+    let owners =
+        directories.iter().filter_map(|directory| fs::symlink_metadata(directory).ok()).map(|found| found.uid());
     let size = RANGE.end() - RANGE.start() + 1;
-    let path = folders.first().map_or(Path::new("/"), PathBuf::as_path);
+    let path = directories.first().map_or(Path::new("/"), PathBuf::as_path);
     let first = u32::try_from(hash(path.as_os_str().as_bytes()) % u64::from(size)).unwrap_or_default();
     let all = (0..size).map(|offset| RANGE.start() + (first + offset) % size);
     let mut candidates = owners.filter(|owner| RANGE.contains(owner)).chain(all).filter(|number| is_mapped(*number));

@@ -42,10 +42,10 @@ pub enum HandoverError {
     #[error(
         "refused to change the owner of {} to {account}, because it is a system directory; use a separate directory \
          with --state-dir, --socket or fleet.socket",
-        folder.display()
+        directory.display()
     )]
-    SystemFolder {
-        folder: PathBuf,
+    SystemDirectory {
+        directory: PathBuf,
         /// The user that the daemon would switch to.
         account: String,
     },
@@ -53,20 +53,20 @@ pub enum HandoverError {
     #[error(
         "refused to change the owner of {} to {account}, because it contains {entry:?}, which is not a file of \
          portsentry; use a new or empty directory with --state-dir, --socket or fleet.socket",
-        folder.display()
+        directory.display()
     )]
     ForeignEntry {
-        folder: PathBuf,
+        directory: PathBuf,
         /// The user that the daemon would switch to.
         account: String,
         entry: OsString,
     },
-    #[error("cannot read {}: {error}; use another directory with --state-dir, --socket or fleet.socket", folder.display())]
-    System { folder: PathBuf, error: io::Error },
+    #[error("cannot read {}: {error}; use another directory with --state-dir, --socket or fleet.socket", directory.display())]
+    System { directory: PathBuf, error: io::Error },
 }
 
 /// An open directory of the daemon.
-struct Folder {
+struct Directory {
     open: File,
     /// True if the directory itself changes its owner, and not only its files.
     is_given: bool,
@@ -94,10 +94,10 @@ pub(super) fn closed(policy: &Policy, account: &Account) -> Vec<PathBuf> {
 pub(super) fn foreign(policy: &Policy, account: &Account) -> Vec<(PathBuf, u32)> {
     let mut found = Vec::new();
     for path in &policy.own {
-        let Ok(folder) = path.metadata() else { continue };
+        let Ok(directory) = path.metadata() else { continue };
         match inspect(path, policy, account, &[]) {
-            Ok(None) if !policy.is_of_socket(path) && folder.uid() != account.uid => {
-                found.push((path.clone(), folder.uid()));
+            Ok(None) if !policy.is_of_socket(path) && directory.uid() != account.uid => {
+                found.push((path.clone(), directory.uid()));
             }
             Ok(Some(open)) => {
                 // The start reports errors of this read.
@@ -119,14 +119,14 @@ pub(super) fn foreign(policy: &Policy, account: &Account) -> Vec<(PathBuf, u32)>
 /// just created and may be inside a system directory.
 pub(super) fn give_away(policy: &Policy, account: &Account, made: &[PathBuf]) -> Result<(), HandoverError> {
     for path in &policy.own {
-        let folder = match inspect(path, policy, account, made) {
-            Ok(Some(folder)) => folder,
+        let directory = match inspect(path, policy, account, made) {
+            Ok(Some(directory)) => directory,
             Ok(None) => continue,
             Err(_) if policy.stays_roots(path, account) => continue,
             Err(error) => return Err(error),
         };
-        let system = |error: Errno| HandoverError::System { folder: path.clone(), error: error.into() };
-        folder
+        let system = |error: Errno| HandoverError::System { directory: path.clone(), error: error.into() };
+        directory
             .each_entry(|name, entry, found| {
                 if policy.is_own_file(name, found) && found.nlink() == 1 && is_to_give(found.uid(), account) {
                     change_owner(entry, account)?;
@@ -134,15 +134,15 @@ pub(super) fn give_away(policy: &Policy, account: &Account, made: &[PathBuf]) ->
                 Ok(true)
             })
             .map_err(system)?;
-        if folder.is_given {
-            change_owner(&folder.open, account).map_err(system)?;
+        if directory.is_given {
+            change_owner(&directory.open, account).map_err(system)?;
         }
     }
     // For example the directory of a log that did not exist.
     for path in made.iter().filter(|made| policy.write.contains(made)) {
-        if let Some(folder) = inspect(path, policy, account, made)?.filter(|folder| folder.is_given) {
-            change_owner(&folder.open, account)
-                .map_err(|error| HandoverError::System { folder: path.clone(), error: error.into() })?;
+        if let Some(directory) = inspect(path, policy, account, made)?.filter(|directory| directory.is_given) {
+            change_owner(&directory.open, account)
+                .map_err(|error| HandoverError::System { directory: path.clone(), error: error.into() })?;
         }
     }
     give_socket(policy, account);
@@ -164,8 +164,13 @@ fn give_socket(policy: &Policy, account: &Account) {
 
 /// Opens `path`; `None` if nothing is to be given: it is missing, a link or another user's, or `account` can write
 /// there anyway.
-fn inspect(path: &Path, policy: &Policy, account: &Account, made: &[PathBuf]) -> Result<Option<Folder>, HandoverError> {
-    let system = |error: io::Error| HandoverError::System { folder: path.to_owned(), error };
+fn inspect(
+    path: &Path,
+    policy: &Policy,
+    account: &Account,
+    made: &[PathBuf],
+) -> Result<Option<Directory>, HandoverError> {
+    let system = |error: io::Error| HandoverError::System { directory: path.to_owned(), error };
     // Without a trailing slash, which would follow a link.
     let plain: PathBuf = path.components().collect();
     let open = match openat(CWD, &plain, OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty()) {
@@ -175,18 +180,18 @@ fn inspect(path: &Path, policy: &Policy, account: &Account, made: &[PathBuf]) ->
     };
     let found = open.metadata().map_err(system)?;
     if found.uid() == account.uid {
-        return Ok(Some(Folder { open, is_given: false }));
+        return Ok(Some(Directory { open, is_given: false }));
     }
     if !is_to_give(found.uid(), account) || account.may(&found, 0o3) {
         return Ok(None);
     }
     if !made.iter().any(|made| made == path) && is_system(path, &found).map_err(system)? {
-        return Err(HandoverError::SystemFolder { folder: path.to_owned(), account: account.to_string() });
+        return Err(HandoverError::SystemDirectory { directory: path.to_owned(), account: account.to_string() });
     }
-    let folder = Folder { open, is_given: true };
+    let directory = Directory { open, is_given: true };
     let mut foreign = None;
     let own: Vec<(u64, u64)> = policy.own.iter().filter_map(|path| path.metadata().ok()).map(|own| id(&own)).collect();
-    folder
+    directory
         .each_entry(|name, _, found| {
             let is_own = match found.is_dir() {
                 true => name == LOST_AND_FOUND || own.contains(&id(found)),
@@ -201,14 +206,14 @@ fn inspect(path: &Path, policy: &Policy, account: &Account, made: &[PathBuf]) ->
         .map_err(|error| system(error.into()))?;
     match foreign {
         Some(entry) => {
-            Err(HandoverError::ForeignEntry { folder: path.to_owned(), account: account.to_string(), entry })
+            Err(HandoverError::ForeignEntry { directory: path.to_owned(), account: account.to_string(), entry })
         }
         // A directory that others can write is shared with them.
-        None => Ok((found.mode() & 0o022 == 0).then_some(folder)),
+        None => Ok((found.mode() & 0o022 == 0).then_some(directory)),
     }
 }
 
-impl Folder {
+impl Directory {
     /// Calls `act` with each entry, opened without following links, until it returns false.
     fn each_entry(&self, mut act: impl FnMut(&OsStr, &File, &Metadata) -> Result<bool, Errno>) -> Result<(), Errno> {
         for entry in Dir::read_from(&self.open)? {
@@ -246,14 +251,14 @@ impl Policy {
     }
 
     /// True for the directory of the control socket.
-    fn is_of_socket(&self, folder: &Path) -> bool {
-        self.own_socket.as_deref().and_then(Path::parent) == Some(folder)
+    fn is_of_socket(&self, directory: &Path) -> bool {
+        self.own_socket.as_deref().and_then(Path::parent) == Some(directory)
     }
 
     /// True for a directory that need not be given away, because root creates the control socket in it. If the package
     /// has created a user, the socket's directory must be that user's own, and another one is refused.
-    fn stays_roots(&self, folder: &Path, account: &Account) -> bool {
-        account.is_dynamic() && self.is_of_socket(folder) && self.own.first().is_none_or(|state| state != folder)
+    fn stays_roots(&self, directory: &Path, account: &Account) -> bool {
+        account.is_dynamic() && self.is_of_socket(directory) && self.own.first().is_none_or(|state| state != directory)
     }
 }
 
@@ -279,6 +284,6 @@ fn is_system(path: &Path, found: &Metadata) -> io::Result<bool> {
     if id(&real.metadata()?) != id(found) {
         return Err(io::Error::other("the file was replaced in the meantime"));
     }
-    let is_below = SYSTEM.iter().any(|folder| real.starts_with(folder));
+    let is_below = SYSTEM.iter().any(|directory| real.starts_with(directory));
     Ok(is_below || real.components().count() <= 2 || real.parent() == Some(Path::new("/var")))
 }

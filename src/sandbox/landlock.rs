@@ -43,9 +43,9 @@ impl Reach {
         let real =
             |paths: &mut dyn Iterator<Item = &PathBuf>| paths.filter_map(|path| path.canonicalize().ok()).collect();
         let write = real(&mut policy.own.iter().chain(&policy.write));
-        let folders: Vec<PathBuf> =
+        let directories: Vec<PathBuf> =
             policy.settings.iter().filter_map(|path| path.parent()).map(Path::to_owned).collect();
-        let mut read: Vec<PathBuf> = real(&mut policy.read.iter().chain(&folders));
+        let mut read: Vec<PathBuf> = real(&mut policy.read.iter().chain(&directories));
         if !rustix::process::geteuid().is_root() {
             // A non-root user can read no secrets there, and a replaced resolv.conf stays readable.
             read.push(SYSTEM.into());
@@ -158,17 +158,17 @@ mod tests {
     }
 
     #[test]
-    fn outside_folders_are_inaccessible() {
-        let folder = tempfile::tempdir().unwrap();
-        let [state, settings] = ["state", "settings"].map(|name| folder.path().join(name));
+    fn outside_directories_are_inaccessible() {
+        let directory = tempfile::tempdir().unwrap();
+        let [state, settings] = ["state", "settings"].map(|name| directory.path().join(name));
         [&state, &settings].iter().for_each(|path| std::fs::create_dir(path).unwrap());
         let policy = Policy { own: vec![state.clone()], read: vec![settings.clone()], ..Policy::default() };
         let reach = Reach::from_policy(&policy);
         assert!(reach.has(&state.join("new"), true) && reach.has(&state.join("new"), false));
         assert!(reach.has(&settings.join("ignore"), false) && !reach.has(&settings.join("ignore"), true));
-        assert!(!reach.has(&folder.path().join("other"), false));
-        std::os::unix::fs::symlink(folder.path(), settings.join("link")).unwrap();
+        assert!(!reach.has(&directory.path().join("other"), false));
+        std::os::unix::fs::symlink(directory.path(), settings.join("link")).unwrap();
         assert!(!reach.has(&settings.join("link"), false), "the target of the link counts");
-        assert!(!reach.has(&state.join("no/such/folder"), true));
+        assert!(!reach.has(&state.join("no/such/directory"), true));
     }
 }

@@ -89,7 +89,7 @@ pub fn closed_directories(policy: &Policy) -> Vec<PathBuf> {
 }
 
 impl Sandbox {
-    /// Drops everything that `policy` does not list. Call [`check_folders`] first. `last` runs with the initial
+    /// Drops everything that `policy` does not list. Call [`check_directories`] first. `last` runs with the initial
     /// privileges, after the directories have been created.
     pub fn enter(policy: &Policy, last: impl FnOnce()) -> Self {
         let mut warnings = Vec::new();
@@ -194,9 +194,9 @@ fn create_directories(policy: &Policy) -> Vec<PathBuf> {
     if policy.process == Process::Files {
         return Vec::new();
     }
-    let folders = policy.own.iter().chain(&policy.write);
+    let directories = policy.own.iter().chain(&policy.write);
     // Errors are reported where the directory is used.
-    let made = folders.filter(|folder| user::make(folder).is_ok_and(|made| made)).cloned().collect();
+    let made = directories.filter(|directory| user::make(directory).is_ok_and(|made| made)).cloned().collect();
     policy.shared_socket.as_deref().and_then(Path::parent).into_iter().for_each(user::let_pass);
     made
 }

@@ -118,38 +118,38 @@ mod tests {
 
     #[test]
     fn changeable_file_is_refused_with_remedy() {
-        let folder = tempfile::tempdir().unwrap();
-        let (folder_path, file) = (folder.path().join("way"), folder.path().join("way/hook"));
-        fs::create_dir(&folder_path).unwrap();
+        let directory = tempfile::tempdir().unwrap();
+        let (directory_path, file) = (directory.path().join("way"), directory.path().join("way/hook"));
+        fs::create_dir(&directory_path).unwrap();
         fs::write(&file, "").unwrap();
-        set(&folder_path, 0o755);
+        set(&directory_path, 0o755);
         set(&file, 0o755);
         only_ours(&file).unwrap();
         set(&file, 0o757);
         assert!(refusal(&file).ends_with(&format!("privileges of portsentry; run: chmod go-w {}", file.display())));
         set(&file, 0o755);
-        set(&folder_path, 0o777);
+        set(&directory_path, 0o777);
         let warnings = refusal(&file);
         assert!(
-            warnings.contains("through ") && warnings.ends_with(&format!("chmod go-w {}", folder_path.display())),
+            warnings.contains("through ") && warnings.ends_with(&format!("chmod go-w {}", directory_path.display())),
             "{warnings}"
         );
-        set(&folder_path, 0o1777);
+        set(&directory_path, 0o1777);
         only_ours(&file).unwrap();
-        set(&folder_path, 0o775);
+        set(&directory_path, 0o775);
         if !rustix::process::geteuid().is_root() {
             return println!("skipped: only root gives files away");
         }
-        chown(&folder_path, None, Some(4_242)).unwrap();
+        chown(&directory_path, None, Some(4_242)).unwrap();
         assert!(refusal(&file).contains("group 4242 can write to"));
-        chown(&folder_path, Some(4_242), Some(0)).unwrap();
+        chown(&directory_path, Some(4_242), Some(0)).unwrap();
         assert!(refusal(&file).contains("user 4242 owns"));
     }
 
     #[test]
-    fn link_and_its_folder_are_both_checked() {
-        let folder = tempfile::tempdir().unwrap();
-        let [open, good] = ["open", "good"].map(|name| folder.path().join(name));
+    fn link_and_its_directory_are_both_checked() {
+        let directory = tempfile::tempdir().unwrap();
+        let [open, good] = ["open", "good"].map(|name| directory.path().join(name));
         [&open, &good].iter().for_each(|path| fs::create_dir(path).unwrap());
         fs::write(good.join("file"), "").unwrap();
         fs::write(open.join("file"), "").unwrap();

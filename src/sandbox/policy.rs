@@ -37,9 +37,9 @@ impl Policy {
     /// A policy with only the directories of a daemon's state and of its control socket. `files` are the names of the
     /// files that it creates in them ([`Policy::own_files`]).
     pub fn for_directories(state_dir: &Path, socket: &Path, files: &[&str]) -> Self {
-        let folder = socket.parent().filter(|folder| !folder.as_os_str().is_empty());
+        let directory = socket.parent().filter(|directory| !directory.as_os_str().is_empty());
         Self {
-            own: std::iter::once(state_dir).chain(folder).map(Path::to_owned).collect(),
+            own: std::iter::once(state_dir).chain(directory).map(Path::to_owned).collect(),
             own_files: files.iter().map(|&name| name.to_owned()).collect(),
             own_socket: Some(socket.to_owned()),
             ..Self::default()

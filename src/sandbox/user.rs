@@ -34,24 +34,24 @@ pub fn user_id(name: &str) -> Option<u32> {
     User::from_name(name).ok().flatten().map(|found| found.uid.as_raw())
 }
 
-/// Permits other users to pass through `folder` if this process owns it: they can open accessible files, but not list
-/// the directory.
-pub(super) fn let_pass(folder: &Path) {
-    let Ok(found) = fs::symlink_metadata(folder) else { return };
+/// Permits other users to pass through `directory` if this process owns it: they can open accessible files, but not
+/// list the directory.
+pub(super) fn let_pass(directory: &Path) {
+    let Ok(found) = fs::symlink_metadata(directory) else { return };
     if found.is_dir() && found.uid() == rustix::process::geteuid().as_raw() && found.mode() & 0o001 == 0 {
         // On failure, the fleet process reports that it cannot connect.
-        let _ = fs::set_permissions(folder, fs::Permissions::from_mode(found.mode() & 0o7777 | 0o001));
+        let _ = fs::set_permissions(directory, fs::Permissions::from_mode(found.mode() & 0o7777 | 0o001));
     }
 }
 
-/// Creates `folder` for its owner only; true if it was missing.
-pub(super) fn make(folder: &Path) -> io::Result<bool> {
+/// Creates `directory` for its owner only; true if it was missing.
+pub(super) fn make(directory: &Path) -> io::Result<bool> {
     let mut builder = DirBuilder::new();
     builder.mode(0o750);
-    if let Some(parent) = folder.parent().filter(|parent| !parent.as_os_str().is_empty()) {
+    if let Some(parent) = directory.parent().filter(|parent| !parent.as_os_str().is_empty()) {
         builder.recursive(true).create(parent)?;
     }
-    match builder.recursive(false).create(folder) {
+    match builder.recursive(false).create(directory) {
         Ok(()) => Ok(true),
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(false),
         Err(error) => Err(error),
@@ -137,10 +137,10 @@ impl Account {
 
     /// The first directory on the path that it cannot pass.
     fn closed_to<'a>(&self, path: &'a Path) -> Option<&'a Path> {
-        let mut folders: Vec<&Path> =
-            path.ancestors().skip(1).filter(|folder| !folder.as_os_str().is_empty()).collect();
-        folders.reverse();
-        folders.into_iter().find(|folder| fs::metadata(folder).is_ok_and(|found| !self.may(&found, 0o1)))
+        let mut directories: Vec<&Path> =
+            path.ancestors().skip(1).filter(|directory| !directory.as_os_str().is_empty()).collect();
+        directories.reverse();
+        directories.into_iter().find(|directory| fs::metadata(directory).is_ok_and(|found| !self.may(&found, 0o1)))
     }
 
     /// Returns a warning if it can access the paths of `policy` only with CAP_DAC_READ_SEARCH, because a directory on
@@ -187,8 +187,8 @@ pub fn obstacle_for(user: &str, groups: &[&str], file: &Path, bits: u32) -> Opti
     let groups = own.into_iter().chain(others).map(Gid::as_raw).collect();
     let account = Account { name: None, uid: found.uid.as_raw(), gid: found.gid.as_raw(), groups };
     let file = file.canonicalize().ok()?;
-    let folder = account.closed_to(&file).map(Path::to_owned);
-    folder.or_else(|| fs::metadata(&file).is_ok_and(|found| !account.may(&found, bits)).then_some(file))
+    let directory = account.closed_to(&file).map(Path::to_owned);
+    directory.or_else(|| fs::metadata(&file).is_ok_and(|found| !account.may(&found, bits)).then_some(file))
 }
 
 #[cfg(test)]
@@ -196,11 +196,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn closed_folder_on_path_is_found() {
-        let folder = tempfile::tempdir().unwrap();
-        let (closed, inside) = (folder.path().join("closed"), folder.path().join("closed/state"));
+    fn closed_directory_on_path_is_found() {
+        let directory = tempfile::tempdir().unwrap();
+        let (closed, inside) = (directory.path().join("closed"), directory.path().join("closed/state"));
         fs::create_dir_all(&inside).unwrap();
-        fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755)).unwrap();
+        fs::set_permissions(directory.path(), fs::Permissions::from_mode(0o755)).unwrap();
         let account = |group| Account { name: None, uid: 4_242, gid: group, groups: vec![group] };
         for (mode, found) in [(0o700, true), (0o711, false), (0o755, false)] {
             fs::set_permissions(&closed, fs::Permissions::from_mode(mode)).unwrap();

@@ -28,7 +28,7 @@ const MAX_FOREIGN: usize = 8;
 /// Slots for the blocked sources that sent packets last.
 const RECENT_SOURCES: usize = 256;
 
-/// Repairs may use 1/`SHARE` of a core.
+/// Repairs may use 1/`MAX_LOAD_DIVISOR` of a core.
 const MAX_LOAD_DIVISOR: u32 = 10;
 
 /// Damage to the table.

@@ -265,8 +265,8 @@ fn assert_exempt_sources_not_banned(lab: &Lab, more: &str, check: impl FnOnce(&[
     lab.write("hosts", "192.0.2.78 monitor.lab.example\n");
     let settings = "[udp]\nblock = true\n[allow]\nnetworks = [\"192.0.2.77\"]\nnames = [\"monitor.lab.example\"]\n";
     let settings = lab.write("portsentry.toml", &format!("{settings}{more}"));
-    let folder = lab.path("");
-    let wrapper = ["sh", "-c", SYSTEM, "sh", folder.to_str().unwrap()];
+    let directory = lab.path("");
+    let wrapper = ["sh", "-c", SYSTEM, "sh", directory.to_str().unwrap()];
     let arguments = ["--expire", "24h", "--scan-trigger", "0", "--config", settings.to_str().unwrap()];
     let daemon = Daemon::start_under(lab, &wrapper, &arguments);
     daemon.expect_line("monitor.lab.example on the allow-list resolves to 192.0.2.78");
@@ -311,9 +311,9 @@ fn utmp_record_of_a_user_protects_nothing() {
     let mut record = session(&attacker.to_string());
     record[4..8].copy_from_slice(&process.id().to_ne_bytes());
     std::fs::write(lab.path("utmp"), record).unwrap();
-    let folder = lab.path("");
+    let directory = lab.path("");
     let with_utmp = r#"mount -t tmpfs tmpfs /run && cp "$1/utmp" /run/utmp && shift && exec "$@""#;
-    let wrapper = ["sh", "-c", with_utmp, "sh", folder.to_str().unwrap()];
+    let wrapper = ["sh", "-c", with_utmp, "sh", directory.to_str().unwrap()];
     let daemon = Daemon::start_under(&lab, &wrapper, &["--expire", "24h"]);
     assert_eq!(lab.provoke_ban("attacker"), IpAddr::from(attacker));
     daemon.stop();

@@ -16,7 +16,7 @@ use netns_lab::Namespace;
 
 /// A host with one interface, a gateway, and a directory for its files.
 struct Host {
-    folder: TempDir,
+    directory: TempDir,
     units: TempDir,
     namespace: Namespace,
 }
@@ -35,15 +35,15 @@ impl Host {
             link set out up
             route add default via 192.0.2.254\n",
         );
-        let host = Self { folder: tempfile::tempdir().unwrap(), units: tempfile::tempdir().unwrap(), namespace };
-        for folder in ["lib", "etc"] {
-            fs::create_dir(host.units.path().join(folder)).unwrap();
+        let host = Self { directory: tempfile::tempdir().unwrap(), units: tempfile::tempdir().unwrap(), namespace };
+        for directory in ["lib", "etc"] {
+            fs::create_dir(host.units.path().join(directory)).unwrap();
         }
         host
     }
 
     fn file(&self, name: &str, text: &str) -> PathBuf {
-        let path = self.folder.path().join(name);
+        let path = self.directory.path().join(name);
         fs::write(&path, text).unwrap();
         path
     }
@@ -177,7 +177,7 @@ fn impossible_configuration_on_host_is_refused() {
     let program = host.file("on-scan", "#!/bin/sh\n");
     let settings = |mode: u32| {
         fs::set_permissions(&program, Permissions::from_mode(mode)).unwrap();
-        let file = host.folder.path().join("missing/hosts.deny");
+        let file = host.directory.path().join("missing/hosts.deny");
         format!(
             "interfaces = [\"eth9\"]\n[block]\nmethod = [\"nft\", \"hosts-deny\", \"run\"]\n[block.hosts_deny]\nfile = \"{}\"\n\
              [block.run]\ncommand = [\"{}\", \"$TARGET$\"]\n",
@@ -260,7 +260,7 @@ fn check_changes_nothing_in_kernel() {
     let output = host.check("", &[]);
     assert_eq!(output.status.code(), Some(78));
     assert!(stderr(&output).contains("portsentry changes nothing that it did not create"), "{}", stderr(&output));
-    assert_eq!(fs::read_dir(host.folder.path()).unwrap().count(), 1, "only the settings");
+    assert_eq!(fs::read_dir(host.directory.path()).unwrap().count(), 1, "only the settings");
 }
 
 #[test]
@@ -308,15 +308,15 @@ fn unit_conflicts_are_named_until_drop_in() {
     assert_eq!(output.status.code(), Some(78));
     let text = stderr(&output);
     assert!(text.contains("metrics.listen: ") && text.contains("the drop-in internet.conf"), "{text}");
-    let folder = "etc/portsentry.service.d";
+    let directory = "etc/portsentry.service.d";
     let internet = include_str!("../../packaging/examples/portsentry.service.d/internet.conf");
-    host.unit(&format!("{folder}/internet.conf"), internet);
+    host.unit(&format!("{directory}/internet.conf"), internet);
     assert_eq!(warned(), others);
-    host.unit(&format!("{folder}/places.conf"), "[Service]\nReadWritePaths=-/srv/portsentry /etc\n");
+    host.unit(&format!("{directory}/places.conf"), "[Service]\nReadWritePaths=-/srv/portsentry /etc\n");
     assert_eq!(warned(), ["trap.udp"]);
     // A unit of the administrator overrides the packaged one, and a file that only looks like a drop-in is ignored.
-    host.unit(&format!("{folder}/internet.conf"), "");
-    host.unit(&format!("{folder}/internet.conf.bak"), internet);
+    host.unit(&format!("{directory}/internet.conf"), "");
+    host.unit(&format!("{directory}/internet.conf.bak"), internet);
     assert_eq!(found(), (owned(&["metrics.listen"]), owned(&["trap.udp"])));
     host.unit("etc/portsentry.service", "[Service]\nExecStart=/usr/sbin/portsentry\n");
     assert_eq!(warned(), ["trap.udp"]);
@@ -325,10 +325,10 @@ fn unit_conflicts_are_named_until_drop_in() {
 #[test]
 fn unprivileged_check_names_skipped_checks() {
     let host = Host::new();
-    fs::set_permissions(host.folder.path(), Permissions::from_mode(0o755)).unwrap();
+    fs::set_permissions(host.directory.path(), Permissions::from_mode(0o755)).unwrap();
     let file = host.file("portsentry.toml", "[block]\nmethod = [\"nft\", \"hosts-deny\"]\n");
     // Not run from the build directory, which other users may be unable to enter.
-    let program = host.folder.path().join("portsentry");
+    let program = host.directory.path().join("portsentry");
     netns_lab::install_program(std::path::Path::new(env!("CARGO_BIN_EXE_portsentry")), &program);
     let mut command = host.namespace.command("setpriv");
     command.args(["--reuid=65534", "--regid=65534", "--clear-groups"]).arg(program).arg("check").arg(file);
@@ -345,7 +345,7 @@ fn unprivileged_check_names_skipped_checks() {
 #[test]
 fn newer_ledger_is_warned_of() {
     let host = Host::new();
-    let state = host.folder.path().join("state");
+    let state = host.directory.path().join("state");
     fs::create_dir(&state).unwrap();
     let arguments = ["--state-dir", state.to_str().unwrap()];
     drop(Ledger::open(&state).unwrap());

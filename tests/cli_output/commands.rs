@@ -227,9 +227,9 @@ const WRONG: &[(&str, i32, &str)] = &[
 ];
 
 fn filled(daemon: &Daemon, line: &str) -> Vec<String> {
-    let (folder, socket) = (daemon.folder.path().display().to_string(), daemon.socket().display().to_string());
-    let state = daemon.folder.path().join("state").display().to_string();
-    let word = |word: &str| word.replace(SOCKET, &socket).replace(STATE, &state).replace(FILE, &folder);
+    let (directory, socket) = (daemon.directory.path().display().to_string(), daemon.socket().display().to_string());
+    let state = daemon.directory.path().join("state").display().to_string();
+    let word = |word: &str| word.replace(SOCKET, &socket).replace(STATE, &state).replace(FILE, &directory);
     line.split_whitespace().map(word).collect()
 }
 
@@ -253,10 +253,10 @@ fn run_expecting(daemon: &Daemon, line: &str, code: i32) -> (String, String) {
 fn daemon() -> Daemon {
     let daemon = Daemon::start();
     // The socket's directory belongs to the daemon's user, which must not be able to change the configuration.
-    let folder = daemon.folder.path();
-    std::os::unix::fs::chown(folder, Some(0), Some(0)).unwrap();
-    fs::set_permissions(folder, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
-    let write = |name: &str, text: &str| fs::write(daemon.folder.path().join(name), text).unwrap();
+    let directory = daemon.directory.path();
+    std::os::unix::fs::chown(directory, Some(0), Some(0)).unwrap();
+    fs::set_permissions(directory, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    let write = |name: &str, text: &str| fs::write(daemon.directory.path().join(name), text).unwrap();
     write("good.toml", "expire = \"2h\"\n");
     write("bad.toml", "expire = \"soon\"\n");
     write("twice.toml", "[metrics]\nlisten = \"\"\n[metrics]\n");
@@ -283,10 +283,10 @@ fn text_and_json_output_agree() {
 #[test]
 fn failures_have_exit_codes_and_remedies() {
     let daemon = daemon();
-    let folder = daemon.folder.path().display().to_string();
+    let directory = daemon.directory.path().display().to_string();
     for (line, code, part) in WRONG {
         let (out, err) = run_expecting(&daemon, line, *code);
-        assert!(err.contains(&part.replace(FILE, &folder)), "{line}: {err}");
+        assert!(err.contains(&part.replace(FILE, &directory)), "{line}: {err}");
         assert_eq!(out, "", "{line}: nothing on standard output");
     }
 }

@@ -21,24 +21,28 @@ const LEAVE: &str = "\u{1b}[?1049l";
 
 /// A daemon that bans no source by itself: its namespace receives no packets.
 pub(super) struct Daemon {
-    pub(super) folder: TempDir,
+    pub(super) directory: TempDir,
     pub(super) namespace: Namespace,
     child: Child,
 }
 
 impl Daemon {
     pub(super) fn start() -> Self {
-        let (folder, namespace) = (tempfile::tempdir().unwrap(), Namespace::new());
+        let (directory, namespace) = (tempfile::tempdir().unwrap(), Namespace::new());
         let mut command = namespace.command(PROGRAM);
-        command.arg("--state-dir").arg(folder.path().join("state")).arg("--socket").arg(folder.path().join("socket"));
+        command
+            .arg("--state-dir")
+            .arg(directory.path().join("state"))
+            .arg("--socket")
+            .arg(directory.path().join("socket"));
         let child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
-        let daemon = Self { folder, namespace, child };
+        let daemon = Self { directory, namespace, child };
         assert!(within(|| daemon.ask(&["status"]).status.success()), "the daemon does not answer");
         daemon
     }
 
     pub(super) fn socket(&self) -> PathBuf {
-        self.folder.path().join("socket")
+        self.directory.path().join("socket")
     }
 
     fn ask(&self, words: &[&str]) -> Output {
@@ -47,7 +51,7 @@ impl Daemon {
 
     fn watch(&self) -> Terminal {
         let line = format!("exec {PROGRAM} watch --socket {}", self.socket().display());
-        Terminal::run(self.namespace.command("script"), &self.folder, &line)
+        Terminal::run(self.namespace.command("script"), &self.directory, &line)
     }
 }
 
@@ -67,8 +71,8 @@ struct Terminal {
 }
 
 impl Terminal {
-    fn run(mut script: Command, folder: &TempDir, line: &str) -> Self {
-        let process = folder.path().join("process");
+    fn run(mut script: Command, directory: &TempDir, line: &str) -> Self {
+        let process = directory.path().join("process");
         let line = format!("stty cols 80 rows 24; echo $$ >{}; {line}", process.display());
         script.args(["-qec", &line, "/dev/null"]).env("TERM", "xterm-256color");
         let mut child = script.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
@@ -173,14 +177,14 @@ fn watch_without_terminal_is_refused() {
     assert_eq!((output.status.code(), output.stdout.len()), (Some(1), 0));
     let message = String::from_utf8(output.stderr).unwrap();
     assert_eq!(message, "portsentry: watch needs a terminal; use `portsentry events` in scripts\n");
-    let folder = tempfile::tempdir().unwrap();
-    let line = format!("exec {PROGRAM} watch --socket {}", folder.path().join("none").display());
-    let (code, written) = Terminal::run(Command::new("script"), &folder, &line).end();
+    let directory = tempfile::tempdir().unwrap();
+    let line = format!("exec {PROGRAM} watch --socket {}", directory.path().join("none").display());
+    let (code, written) = Terminal::run(Command::new("script"), &directory, &line).end();
     assert_eq!(code, Some(1), "{written}");
     assert!(
         written.contains("portsentry: portsentry is not running: no daemon answers at ") && !written.contains(ENTER)
     );
-    let (code, written) = Terminal::run(Command::new("script"), &folder, &format!("export TERM=dumb; {line}")).end();
+    let (code, written) = Terminal::run(Command::new("script"), &directory, &format!("export TERM=dumb; {line}")).end();
     assert_eq!((code, written.contains("TERM is \"dumb\"")), (Some(1), true), "{written}");
 }
 
@@ -221,7 +225,7 @@ fn terminal_is_restored_after_signal() {
 fn no_colour_is_written_if_unwanted() {
     let daemon = Daemon::start();
     let line = format!("export NO_COLOR=1; exec {PROGRAM} watch --socket {}", daemon.socket().display());
-    let mut terminal = Terminal::run(daemon.namespace.command("script"), &daemon.folder, &line);
+    let mut terminal = Terminal::run(daemon.namespace.command("script"), &daemon.directory, &line);
     terminal.expect("no source is blocked");
     assert!(daemon.ask(&["block", "192.0.2.77", "--expire", "1h"]).status.success());
     terminal.expect("192.0.2.77");

@@ -69,8 +69,8 @@ fn check_and_start_refuse_alike() {
 
 /// The files that the values of [`KEYS`] name.
 fn make_files(lab: &Lab, has_others: bool) {
-    for folder in ["folder", "mixed", "foreign", "closed"] {
-        std::fs::create_dir(lab.path(folder)).unwrap();
+    for directory in ["directory", "mixed", "foreign", "closed"] {
+        std::fs::create_dir(lab.path(directory)).unwrap();
     }
     for (file, text, mode) in [
         ("hosts.deny", "", 0o644),
@@ -109,8 +109,8 @@ fn check_and_start_agree_on_state() {
     let file = file.to_str().unwrap();
     let states = ["missing", "roots", "mixed", "foreign", "foreign-file"].map(|name| lab.path(name));
     let [_, roots, mixed, foreign, foreign_file] = &states;
-    for folder in [roots, mixed, foreign, foreign_file] {
-        std::fs::create_dir(folder).unwrap();
+    for directory in [roots, mixed, foreign, foreign_file] {
+        std::fs::create_dir(directory).unwrap();
     }
     lab.write("roots/ledger.sqlite-wal", "");
     lab.write("mixed/notes", "");

@@ -84,7 +84,7 @@ pub(crate) const KEYS: &[Key] = &[
         &["[]", "[\"DIR/ignore\"]", "[\"DIR/secret\"]", "[\"DIR/closed/ignore\"]", "[\"/dev/null\"]"],
         &[
             "[\"/nosuch/ignore\"]",
-            "[\"DIR/folder\"]",
+            "[\"DIR/directory\"]",
             "[\"DIR/wrong\"]",
             "[\"DIR/open\"]",
             "[\"DIR/theirs\"]",
@@ -124,7 +124,7 @@ pub(crate) const KEYS: &[Key] = &[
         &["\"DIR/hosts.deny\"", "\"DIR/closed/hosts.deny\"", "\"DIR/missing.deny\""],
         &[
             "\"DIR/none/hosts.deny\"",
-            "\"DIR/folder\"",
+            "\"DIR/directory\"",
             "\"DIR/link\"",
             "\"DIR/foreign/hosts.deny\"",
             "\"/proc/hosts.deny\"",
@@ -171,7 +171,7 @@ pub(crate) const KEYS: &[Key] = &[
         &["\"\"", "\"DIR/events.json\"", "\"DIR/closed/events.json\"", "\"STATE/events.json\""],
         &[
             "\"DIR/absent/events.json\"",
-            "\"DIR/folder\"",
+            "\"DIR/directory\"",
             "\"DIR/link\"",
             "\"DIR/foreign/events.json\"",
             "\"/proc/events.json\"",
@@ -194,7 +194,7 @@ pub(crate) const KEYS: &[Key] = &[
     (
         "fleet.credentials",
         &["\"DIR/secret\""],
-        &["\"/nosuch/password\"", "\"DIR/open\"", "\"DIR/folder\""],
+        &["\"/nosuch/password\"", "\"DIR/open\"", "\"DIR/directory\""],
         &["\"password\""],
     ),
     ("fleet.ca_file", &["\"\""], &["\"/nosuch/ca.pem\"", "\"DIR/ignore\""], &["\"ca.pem\""]),
@@ -206,7 +206,7 @@ pub(crate) const KEYS: &[Key] = &[
             "\"DIR/fleet.sock\"",
             "\"/proc/fleet/s.sock\"",
             "\"DIR/mixed/s.sock\"",
-            "\"DIR/folder\"",
+            "\"DIR/directory\"",
             "\"DIR/plain/s.sock\"",
             "\"/proc/s.sock\"",
         ],
@@ -251,8 +251,14 @@ pub(crate) struct Surroundings {
 
 const STATES: &[&str] =
     &["DIR/state", "DIR/deep/state", "DIR/mixed", "DIR/foreign", "DIR/plain", "/proc/portsentry", "/proc"];
-const SOCKETS: &[&str] =
-    &["DIR/socket", "DIR/deep/socket", "DIR/mixed/socket", "DIR/folder", "DIR/plain/socket", "/proc/portsentry/socket"];
+const SOCKETS: &[&str] = &[
+    "DIR/socket",
+    "DIR/deep/socket",
+    "DIR/mixed/socket",
+    "DIR/directory",
+    "DIR/plain/socket",
+    "/proc/portsentry/socket",
+];
 const TABLES: &[&str] = &[
     "table inet portsentry; delete table inet portsentry",
     "",

@@ -50,12 +50,12 @@ impl Users {
 
     /// What bash inserts for TAB at the end of `line`, typed by a user with this group.
     fn completed(&self, group: u32, line: &str) -> Vec<String> {
-        let folder = self.lab.path("bin");
-        std::fs::create_dir_all(&folder).unwrap();
+        let directory = self.lab.path("bin");
+        std::fs::create_dir_all(&directory).unwrap();
         let (program, socket) = (self.program.display(), self.lab.path("socket"));
         let script = format!("#!/bin/sh\nexec {program} \"$@\" --socket {}\n", socket.display());
         let wrapper = self.lab.program("wrapper", &script);
-        install_program(&wrapper, &folder.join("portsentry"));
+        install_program(&wrapper, &directory.join("portsentry"));
         let ask = r#"
             PATH=$1:$PATH; . <("$2" completions bash); COMP_LINE=$3; COMP_POINT=${#3}
             read -ra COMP_WORDS <<<"$3"; COMP_WORDS+=(""); COMP_CWORD=$((${#COMP_WORDS[@]} - 1))
@@ -64,7 +64,7 @@ impl Users {
             printf '%s\n' "${COMPREPLY[@]}""#;
         let mut bash = self.command(group, "bash");
         let output =
-            bash.args(["--norc", "-c", ask, "bash"]).arg(folder).arg(&self.program).arg(line).output().unwrap();
+            bash.args(["--norc", "-c", ask, "bash"]).arg(directory).arg(&self.program).arg(line).output().unwrap();
         assert!(output.stderr.is_empty(), "{output:?}");
         text(&output.stdout).lines().map(str::to_owned).collect()
     }

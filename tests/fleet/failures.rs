@@ -56,7 +56,7 @@ fn operator_lift_reaches_all_hosts() {
     let [a, b] = Member::fleet(["a", "b"], &engine);
     a.daemon.ban("203.0.113.7");
     b.eventually("the report arrives", || b.daemon.has_report("a", "203.0.113.7"));
-    let config = engine.users().folder.path().join("operator.toml");
+    let config = engine.users().directory.path().join("operator.toml");
     fs::write(
         &config,
         format!("[fleet]\nname = \"lab\"\nhost = \"x\"\nurl = \"unix://{}\"\n", engine.socket().display()),
@@ -94,7 +94,7 @@ fn restarted_server_gets_all_reports_again() {
     // Meanwhile the hosts continue.
     a.daemon.ban("203.0.113.8");
     b.daemon.forget();
-    assert!(!engine.users().folder.path().join("dump.rdb").exists(), "the server has saved nothing");
+    assert!(!engine.users().directory.path().join("dump.rdb").exists(), "the server has saved nothing");
     engine.restart();
     b.eventually("it is connected again", || b.daemon.is_connected());
     b.eventually("the new report arrives", || b.daemon.has_report("a", "203.0.113.8"));
@@ -204,7 +204,7 @@ fn check_tries_password_and_server() {
     let engine = engine(&[]);
     let network = Namespace::with_loopback();
     let check = |user: &str| {
-        let config = engine.users().folder.path().join("check.toml");
+        let config = engine.users().directory.path().join("check.toml");
         let (socket, credentials) = (engine.socket().display(), engine.users().password_file(user));
         let text = format!(
             "[fleet]\nname = \"lab\"\nhost = \"a\"\nurl = \"unix://{socket}\"\ncredentials = {credentials:?}\n"

@@ -119,8 +119,8 @@ fn megabyte_key_names_are_refused() {
 
 #[test]
 fn endless_reply_of_server_is_cut_off() {
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("engine.sock");
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("engine.sock");
     let listener = UnixListener::bind(&path).unwrap();
     std::thread::spawn(move || {
         for mut stream in listener.incoming().map_while(Result::ok) {

@@ -57,7 +57,7 @@ impl Host {
             "{WATCH}[fleet]\nname = \"lab\"\nhost = \"{name}\"\nurl = \"rediss://10.78.{number}.2:6379\"\nshadow = false\n\
              credentials = {:?}\nca_file = {:?}\nsocket = {socket:?}\n[fleet.accept]\n{accept}\n",
             engine.users().password_file(name),
-            engine.users().folder.path().join("ca.pem"),
+            engine.users().directory.path().join("ca.pem"),
         );
         let daemon = Daemon::start_configured(&lab, &config, &[]);
         let fleet = FleetProcess::start(&lab);
@@ -86,10 +86,10 @@ impl Host {
 /// A server with TLS in its own network, for hosts a, b and c.
 fn server() -> (Namespace, Engine) {
     let users = Users::new(&["a", "b", "c"]);
-    let folder = users.folder.path().to_owned();
-    tls::authority(&folder, "ca");
-    tls::certificate(&folder, "ca", "IP:10.78.1.2,IP:10.78.2.2,IP:10.78.3.2");
-    let (options, network) = (tls::options(&folder), Namespace::with_loopback());
+    let directory = users.directory.path().to_owned();
+    tls::authority(&directory, "ca");
+    tls::certificate(&directory, "ca", "IP:10.78.1.2,IP:10.78.2.2,IP:10.78.3.2");
+    let (options, network) = (tls::options(&directory), Namespace::with_loopback());
     let options: Vec<&str> = options.iter().map(String::as_str).collect();
     let engine = Engine::start_in(Some(&network), users, &options);
     (network, engine)

@@ -8,16 +8,16 @@ use netns_lab::daemon::binary;
 use netns_lab::fleet::{Engine, Member, Users};
 
 /// Runs openssl in a directory.
-fn openssl(folder: &Path, words: &str) {
+fn openssl(directory: &Path, words: &str) {
     let output =
-        Command::new("openssl").args(words.split(' ')).current_dir(folder).output().expect("openssl is installed");
+        Command::new("openssl").args(words.split(' ')).current_dir(directory).output().expect("openssl is installed");
     assert!(output.status.success(), "openssl {words}: {}", String::from_utf8_lossy(&output.stderr));
 }
 
 /// Creates a certificate authority `NAME.pem`.
-pub(crate) fn authority(folder: &Path, name: &str) {
+pub(crate) fn authority(directory: &Path, name: &str) {
     openssl(
-        folder,
+        directory,
         &format!(
             "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2 -subj /CN={name} -keyout {name}.key -out {name}.pem"
         ),
@@ -25,14 +25,14 @@ pub(crate) fn authority(folder: &Path, name: &str) {
 }
 
 /// Creates a server certificate `server.crt` for these names, as `DNS:fleet.example,IP:192.0.2.1`.
-pub(crate) fn certificate(folder: &Path, authority: &str, names: &str) {
-    std::fs::write(folder.join("names"), format!("subjectAltName={names}\nbasicConstraints=CA:FALSE\n")).unwrap();
+pub(crate) fn certificate(directory: &Path, authority: &str, names: &str) {
+    std::fs::write(directory.join("names"), format!("subjectAltName={names}\nbasicConstraints=CA:FALSE\n")).unwrap();
     openssl(
-        folder,
+        directory,
         "req -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -subj /CN=fleet -keyout server.key -out server.csr",
     );
     openssl(
-        folder,
+        directory,
         &format!(
             "x509 -req -in server.csr -CA {authority}.pem -CAkey {authority}.key -CAcreateserial -days 2 -extfile names -out server.crt"
         ),
@@ -40,8 +40,8 @@ pub(crate) fn certificate(folder: &Path, authority: &str, names: &str) {
 }
 
 /// The options of a server with TLS.
-pub(crate) fn options(folder: &Path) -> Vec<String> {
-    let file = |name: &str| folder.join(name).to_str().unwrap().to_owned();
+pub(crate) fn options(directory: &Path) -> Vec<String> {
+    let file = |name: &str| directory.join(name).to_str().unwrap().to_owned();
     let words = ["--tls-port", "6379", "--tls-auth-clients", "no", "--bind", "*", "--tls-cert-file"].map(str::to_owned);
     [&words[..], &[file("server.crt"), "--tls-key-file".to_owned(), file("server.key")]].concat()
 }
@@ -49,15 +49,15 @@ pub(crate) fn options(folder: &Path) -> Vec<String> {
 #[test]
 fn wrong_certificate_is_refused_and_named() {
     let users = Users::new(&["a", "b", "c"]);
-    let folder = users.folder.path().to_owned();
-    authority(&folder, "ca");
-    authority(&folder, "stranger");
-    certificate(&folder, "ca", "IP:127.0.0.1");
-    let (options, host) = (options(&folder), Namespace::with_loopback());
+    let directory = users.directory.path().to_owned();
+    authority(&directory, "ca");
+    authority(&directory, "stranger");
+    certificate(&directory, "ca", "IP:127.0.0.1");
+    let (options, host) = (options(&directory), Namespace::with_loopback());
     let options: Vec<&str> = options.iter().map(String::as_str).collect();
     let engine = Engine::start_in(Some(&host), users, &options);
     let start = |name: &str, url: &str, ca: &str| {
-        let lines = format!("url = {url:?}\nca_file = {:?}", folder.join(ca));
+        let lines = format!("url = {url:?}\nca_file = {:?}", directory.join(ca));
         let mut command = host.command(binary().to_str().unwrap());
         Member::start_with(name, &lines, &engine.users().password_file(name), &mut command)
     };

@@ -116,14 +116,14 @@ fn gateway_is_found_among_ten_thousand_blackholes() {
 
 #[test]
 fn resolvers_are_read_with_network_facts() {
-    let folder = tempfile::tempdir().unwrap();
-    let files = ResolverFiles { main: folder.path().join("resolv.conf"), upstream: Vec::new() };
+    let directory = tempfile::tempdir().unwrap();
+    let files = ResolverFiles { main: directory.path().join("resolv.conf"), upstream: Vec::new() };
     std::fs::write(&files.main, "nameserver 192.0.2.53\n").unwrap();
-    let folder = ResolverFiles { main: folder.path().into(), upstream: Vec::new() };
+    let directory = ResolverFiles { main: directory.path().into(), upstream: Vec::new() };
     network().inside_async(async || {
         let facts = HostReader::default().read(&files).await.unwrap().facts;
         assert_eq!(facts.resolvers, ["192.0.2.53".parse::<IpAddr>().unwrap()]);
-        assert!(matches!(HostReader::default().read(&folder).await, Err(HostError::Resolvers(..))));
+        assert!(matches!(HostReader::default().read(&directory).await, Err(HostError::Resolvers(..))));
     });
 }
 

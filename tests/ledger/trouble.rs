@@ -82,9 +82,9 @@ fn full_disk_is_reported_once_without_loss() {
 
 #[test]
 fn unwritable_list_is_reported_once() {
-    let folder = tempfile::tempdir().unwrap();
-    let (writer, recorder, events) = writer(folder.path(), true);
-    let in_the_way = folder.path().join(format!("{BLOCKED}.new"));
+    let directory = tempfile::tempdir().unwrap();
+    let (writer, recorder, events) = writer(directory.path(), true);
+    let in_the_way = directory.path().join(format!("{BLOCKED}.new"));
     fs::create_dir(&in_the_way).unwrap();
     recorder.send(banned(0, SystemTime::now(), 3600));
     await_event(&events, "the list", |event| matches!(event, WriterEvent::Failing { .. }));
@@ -98,7 +98,7 @@ fn unwritable_list_is_reported_once() {
     fs::remove_dir(&in_the_way).unwrap();
     await_event(&events, "the recovery", |event| matches!(event, WriterEvent::Recovered { .. }));
     assert_eq!(writer.stop(time_limit()), Stopped::Whole);
-    assert_eq!(fs::read_to_string(folder.path().join(BLOCKED)).unwrap().lines().count(), 40);
+    assert_eq!(fs::read_to_string(directory.path().join(BLOCKED)).unwrap().lines().count(), 40);
 }
 
 #[test]

@@ -201,10 +201,10 @@ fn documented_settings_are_read_by_program() {
     assert!(read >= 3, "{read}");
 }
 
-/// The names of the functions in a folder's sources.
-fn functions(folder: &Path, found: &mut BTreeSet<String>) {
+/// The names of the functions in a directory's sources.
+fn functions(directory: &Path, found: &mut BTreeSet<String>) {
     let function = Regex::new(r"fn ([a-z0-9_]+)").unwrap();
-    for entry in std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()) {
+    for entry in std::fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().path()) {
         if entry.is_dir() {
             functions(&entry, found);
         } else if entry.extension().is_some_and(|extension| extension == "rs") {

@@ -17,8 +17,8 @@ use regex::Regex;
 
 use super::{path, text};
 
-fn files(folder: &str) -> Vec<PathBuf> {
-    let mut found: Vec<_> = std::fs::read_dir(path(folder)).unwrap().map(|entry| entry.unwrap().path()).collect();
+fn files(directory: &str) -> Vec<PathBuf> {
+    let mut found: Vec<_> = std::fs::read_dir(path(directory)).unwrap().map(|entry| entry.unwrap().path()).collect();
     found.sort();
     found
 }
@@ -39,15 +39,15 @@ fn values<'a>(unit: &'a str, key: &str) -> Vec<&'a str> {
 
 /// The unit with drop-ins in a separate directory, with an existing program in place of portsentry.
 fn laid_out(drop_ins: &[&Path]) -> (tempfile::TempDir, PathBuf) {
-    let folder = tempfile::tempdir().unwrap();
-    let unit = folder.path().join("portsentry.service");
+    let directory = tempfile::tempdir().unwrap();
+    let unit = directory.path().join("portsentry.service");
     std::fs::write(&unit, text("packaging/portsentry.service").replace("/usr/sbin/portsentry", "/bin/true")).unwrap();
-    let drop_in_folder = folder.path().join("portsentry.service.d");
-    std::fs::create_dir(&drop_in_folder).unwrap();
+    let drop_in_directory = directory.path().join("portsentry.service.d");
+    std::fs::create_dir(&drop_in_directory).unwrap();
     for drop_in in drop_ins {
-        std::fs::copy(drop_in, drop_in_folder.join(drop_in.file_name().unwrap())).unwrap();
+        std::fs::copy(drop_in, drop_in_directory.join(drop_in.file_name().unwrap())).unwrap();
     }
-    (folder, unit)
+    (directory, unit)
 }
 
 fn drop_ins() -> Vec<PathBuf> {
@@ -66,7 +66,7 @@ fn is_exposed_at_most(unit: &Path, tenths: u32) -> bool {
 
 #[test]
 fn unit_rating_is_below_two() {
-    let (_folder, unit) = laid_out(&[]);
+    let (_directory, unit) = laid_out(&[]);
     assert!(is_exposed_at_most(&unit, 19));
     std::fs::write(&unit, "[Service]\nExecStart=/bin/true\n").unwrap();
     assert!(!is_exposed_at_most(&unit, 19), "the check can fail");
@@ -78,11 +78,11 @@ fn systemd_accepts_unit_and_drop_ins() {
     assert!(all.len() >= 4, "{all:?}");
     let sets = all.iter().map(|one| vec![one.as_path()]).chain([vec![], all.iter().map(PathBuf::as_path).collect()]);
     for set in sets {
-        let (_folder, unit) = laid_out(&set);
+        let (_directory, unit) = laid_out(&set);
         let output = run(Command::new("systemd-analyze").args(["verify", "--man=no"]).arg(&unit));
         assert!(output.status.success() && shown(&output).is_empty(), "{set:?}: {}", shown(&output));
     }
-    let (_folder, unit) = laid_out(&[]);
+    let (_directory, unit) = laid_out(&[]);
     std::fs::write(&unit, text("packaging/portsentry.service").replace("ProtectHome=yes", "ProtectHouse=yes")).unwrap();
     let output = run(Command::new("systemd-analyze").args(["verify", "--man=no"]).arg(&unit));
     assert!(shown(&output).contains("ProtectHouse"), "an unknown directive is reported");
@@ -100,13 +100,13 @@ fn unit_grants_needed_rights() {
         assert_eq!(values(&unit, set), ["CAP_NET_ADMIN CAP_NET_RAW"]);
     }
     // The default path of the configuration.
-    for (key, folder, place) in [
+    for (key, directory, place) in [
         ("StateDirectory", "/var/lib", Path::new(cli::DEFAULT_STATE_DIR)),
         ("RuntimeDirectory", "/run", Path::new(cli::DEFAULT_SOCKET).parent().unwrap()),
         ("ConfigurationDirectory", "/etc", Path::new(cli::DEFAULT_CONFIG).parent().unwrap()),
     ] {
         let [name] = values(&unit, key)[..] else { panic!("{key}") };
-        assert_eq!(Path::new(folder).join(name), place);
+        assert_eq!(Path::new(directory).join(name), place);
     }
     // A configuration error is no reason to restart repeatedly.
     let forgiven: Vec<_> = values(&unit, "RestartPreventExitStatus")[0].split(' ').collect();
@@ -133,8 +133,8 @@ fn fleet_unit_has_no_rights_but_network() {
         assert_eq!(values(&unit, key), [value], "{key}");
     }
     assert!(text("packaging/portsentry.sysusers").lines().any(|line| line.starts_with("u portsentry-fleet ")));
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("portsentry-fleet.service");
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("portsentry-fleet.service");
     std::fs::write(&path, unit.replace("/usr/sbin/portsentry", "/bin/true")).unwrap();
     assert!(is_exposed_at_most(&path, 15));
     let output = run(Command::new("systemd-analyze").args(["verify", "--man=no"]).arg(&path));
@@ -155,14 +155,14 @@ fn packaged_files_exist_and_are_listed() {
         sources.contains(file)
             || sources.iter().any(|source| source.strip_suffix('*').is_some_and(|s| file.starts_with(s)))
     };
-    for folder in [
+    for directory in [
         "packaging",
         "packaging/examples",
         "packaging/examples/crowdsec",
         "packaging/examples/fail2ban",
         "packaging/logcheck",
     ] {
-        for file in files(folder).iter().filter(|file| file.is_file()) {
+        for file in files(directory).iter().filter(|file| file.is_file()) {
             let name = file.strip_prefix(path("")).unwrap().to_str().unwrap();
             // These build the package.
             assert!(
@@ -180,11 +180,11 @@ fn manual_page_equals_generated_page() {
         println!("skipped: the manual pages are generated with pandoc 2.17");
         return;
     }
-    let folder = tempfile::tempdir().unwrap();
-    let made = run(Command::new(path("docs/man/make.sh")).arg(folder.path()));
+    let directory = tempfile::tempdir().unwrap();
+    let made = run(Command::new(path("docs/man/make.sh")).arg(directory.path()));
     assert!(made.status.success(), "{}", shown(&made));
     for page in ["portsentry.8", "portsentry.toml.5"] {
-        let made = std::fs::read_to_string(folder.path().join(page)).unwrap();
+        let made = std::fs::read_to_string(directory.path().join(page)).unwrap();
         assert!(text(&format!("docs/{page}")) == made, "the source of {page} has changed; run `make man`");
     }
 }
@@ -254,17 +254,17 @@ fn installed() -> BTreeSet<String> {
     let mut found = BTreeSet::new();
     for asset in assets {
         let [source, destination] = [0, 1].map(|index| asset[index].as_str().unwrap());
-        let Some(folder) = destination.strip_suffix('/') else {
+        let Some(directory) = destination.strip_suffix('/') else {
             found.insert(format!("/{destination}"));
             continue;
         };
-        found.insert(format!("/{folder}"));
+        found.insert(format!("/{directory}"));
         let (from, name) = source.rsplit_once('/').unwrap_or(("", source));
         match name.split_once('*') {
-            None => drop(found.insert(format!("/{folder}/{name}"))),
+            None => drop(found.insert(format!("/{directory}/{name}"))),
             Some((_, suffix)) => {
                 let names = files(from).into_iter().map(|path| path.file_name().unwrap().to_str().unwrap().to_owned());
-                found.extend(names.filter(|name| name.ends_with(suffix)).map(|name| format!("/{folder}/{name}")));
+                found.extend(names.filter(|name| name.ends_with(suffix)).map(|name| format!("/{directory}/{name}")));
             }
         }
     }
@@ -295,8 +295,8 @@ fn manual_pages_name_only_installed_paths() {
 /// The output of the package's installation if the classic configuration has this text; `previous` is the version
 /// before an upgrade.
 fn installation_says(classic: Option<&str>, previous: &str) -> String {
-    let folder = tempfile::tempdir().unwrap();
-    let file = folder.path().join("portsentry.conf");
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("portsentry.conf");
     if let Some(text) = classic {
         std::fs::write(&file, text).unwrap();
     }
@@ -340,17 +340,17 @@ esac
 
 /// Writes `program` and the script of `shell` to a directory.
 fn completing(shell: Shell, program: &str) -> tempfile::TempDir {
-    let folder = tempfile::tempdir().unwrap();
-    let text = folder.path().join("program");
+    let directory = tempfile::tempdir().unwrap();
+    let text = directory.path().join("program");
     std::fs::write(&text, program).unwrap();
-    netns_lab::install_program(&text, &folder.path().join("portsentry"));
-    std::fs::write(folder.path().join("completions"), shell.completions()).unwrap();
-    folder
+    netns_lab::install_program(&text, &directory.path().join("portsentry"));
+    std::fs::write(directory.path().join("completions"), shell.completions()).unwrap();
+    directory
 }
 
 /// The text that bash inserts for TAB at the end of `line`.
 fn completed_by_bash(line: &str, program: &str) -> Vec<String> {
-    let folder = completing(Shell::Bash, program);
+    let directory = completing(Shell::Bash, program);
     // As readline does: words are split at colons, too.
     let ask = r#"
         PATH=$1:$PATH; . "$2"; COMP_LINE=$3; COMP_POINT=${#3}
@@ -361,8 +361,8 @@ fn completed_by_bash(line: &str, program: &str) -> Vec<String> {
         "$function" portsentry "${COMP_WORDS[COMP_CWORD]}" "${COMP_WORDS[COMP_CWORD-1]}"
         printf '%s\n' "${COMPREPLY[@]}""#;
     let mut bash = Command::new("bash");
-    let script = folder.path().join("completions");
-    let output = run(bash.args(["--norc", "-c", ask, "bash"]).arg(folder.path()).arg(script).arg(line));
+    let script = directory.path().join("completions");
+    let output = run(bash.args(["--norc", "-c", ask, "bash"]).arg(directory.path()).arg(script).arg(line));
     assert!(output.stderr.is_empty(), "{}", shown(&output));
     shown(&output).lines().map(str::to_owned).collect()
 }
@@ -402,22 +402,22 @@ fn completion_is_silent_without_permission() {
 
 #[test]
 fn zsh_and_fish_complete_values() {
-    let path = |folder: &Path| format!("{}:{}", folder.display(), std::env::var("PATH").unwrap());
+    let path = |directory: &Path| format!("{}:{}", directory.display(), std::env::var("PATH").unwrap());
     for (command, first) in [("unblock", "192.0.2.7"), ("disallow", "198.51.100.0/24"), ("forget-service", "53")] {
-        let folder = completing(Shell::Fish, ANSWERS);
-        let ask = format!("source {}/completions; complete -C 'portsentry {command} '", folder.path().display());
-        if let Ok(output) = Command::new("fish").args(["-N", "-c", &ask]).env("PATH", path(folder.path())).output() {
+        let directory = completing(Shell::Fish, ANSWERS);
+        let ask = format!("source {}/completions; complete -C 'portsentry {command} '", directory.path().display());
+        if let Ok(output) = Command::new("fish").args(["-N", "-c", &ask]).env("PATH", path(directory.path())).output() {
             let text = String::from_utf8_lossy(&output.stdout).into_owned();
             assert!(text.starts_with(&format!("{first}\t")), "fish: {command}: {output:?}");
             assert!(!text.contains("192.0.2.99") && !text.contains("10.0.0.0/8"), "fish: {command}: {text}");
         }
-        let folder = completing(Shell::Zsh, ANSWERS);
+        let directory = completing(Shell::Zsh, ANSWERS);
         // The script defines the function, and registers it where the completion system is loaded.
         let ask = format!(
             "compdef() {{ }}; source {}/completions 2>/dev/null; _portsentry_values {command}",
-            folder.path().display()
+            directory.path().display()
         );
-        if let Ok(output) = Command::new("zsh").args(["-f", "-c", &ask]).env("PATH", path(folder.path())).output() {
+        if let Ok(output) = Command::new("zsh").args(["-f", "-c", &ask]).env("PATH", path(directory.path())).output() {
             let text = String::from_utf8_lossy(&output.stdout).into_owned();
             assert!(text.starts_with(first), "zsh: {command}: {output:?}");
         }
@@ -551,8 +551,8 @@ fn history_survives_rotation_and_jail_starts_fresh() {
 
 #[test]
 fn example_ruleset_loads_with_included_table() {
-    let folder = tempfile::tempdir().unwrap();
-    let file = folder.path().join("firewall.nft");
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("firewall.nft");
     let included = path("nft/portsentry.nft");
     let rules = text("packaging/examples/firewall.nft");
     assert!(rules.contains("/usr/share/portsentry/portsentry.nft"));

@@ -101,23 +101,23 @@ fn state_of_removed_user_is_taken_over() {
 }
 
 #[test]
-fn socket_in_folder_of_root_works() {
+fn socket_in_directory_of_root_works() {
     if !netns_lab::has_other_users() {
         return;
     }
     let lab = Lab::new(&["attacker"]);
-    let folder = lab.path("roots");
-    fs::create_dir(&folder).unwrap();
-    fs::set_permissions(&folder, Permissions::from_mode(0o755)).unwrap();
+    let directory = lab.path("roots");
+    fs::create_dir(&directory).unwrap();
+    fs::set_permissions(&directory, Permissions::from_mode(0o755)).unwrap();
     lab.write("roots/other", "");
-    let socket = folder.join("socket");
+    let socket = directory.join("socket");
     std::os::unix::fs::symlink(&socket, lab.path("socket")).unwrap();
     for _ in 0..2 {
         let daemon = Daemon::start(&lab, &["--socket", socket.to_str().unwrap()]);
         assert_eq!(daemon.lines_with("ERROR"), [""; 0]);
         let number = uid(&daemon);
         assert_eq!(status(&lab)["sandbox"]["uid"], number);
-        assert_eq!([owner(&folder), owner(&lab.path("roots/other"))], [0; 2], "neither file is given away");
+        assert_eq!([owner(&directory), owner(&lab.path("roots/other"))], [0; 2], "neither file is given away");
         daemon.stop();
     }
     // The state must get its new owner.
@@ -130,7 +130,7 @@ fn socket_in_folder_of_root_works() {
 }
 
 #[test]
-fn folder_of_foreign_user_is_left() {
+fn directory_of_foreign_user_is_left() {
     if !netns_lab::has_other_users() {
         return;
     }

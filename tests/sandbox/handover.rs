@@ -34,11 +34,11 @@ fn expect_refusal(lab: &Lab, wrapper: &[&str], arguments: &[&str], reason: &str)
     assert!(ended.log.contains(reason), "{arguments:?}: {}", ended.log);
     assert!(ended.log.contains("--state-dir, --socket or fleet.socket"), "the error names the remedy: {}", ended.log);
     assert_eq!(lab.run("victim", "nft", &["list", "ruleset"]), before);
-    assert!(!lab.path("state").exists(), "no folder is created before the refusal");
+    assert!(!lab.path("state").exists(), "no directory is created before the refusal");
 }
 
 #[test]
-fn folder_with_foreign_files_stops_start() {
+fn directory_with_foreign_files_stops_start() {
     let Some(lab) = lab() else { return };
     let home = lab.path("home");
     let key = lab.write("home/key", "secret");
@@ -62,7 +62,7 @@ fn folder_with_foreign_files_stops_start() {
 }
 
 #[test]
-fn empty_system_folder_stops_start() {
+fn empty_system_directory_stops_start() {
     let Some(lab) = lab() else { return };
     // In its own mount namespace. The last line of the log is the directory's owner afterwards.
     let script = "mount -t tmpfs -o mode=755 tmpfs /etc/ssl; mount -t tmpfs -o mode=755 tmpfs /srv; ln -s /etc \"$0/link\"; \
@@ -82,7 +82,7 @@ fn empty_system_folder_stops_start() {
 }
 
 #[test]
-fn only_own_files_in_folder_change_owner() {
+fn only_own_files_in_directory_change_owner() {
     let Some(lab) = lab() else { return };
     let state = lab.path("state");
     let socket = lab.path("run/socket");
@@ -94,14 +94,14 @@ fn only_own_files_in_folder_change_owner() {
     symlink(&secret, state.join("portsentry.history.2")).unwrap();
     let [notes, rotated] = ["state/notes", "state/portsentry.history.3"].map(|name| lab.write(name, ""));
     Daemon::start(&lab, &["--socket", socket.to_str().unwrap()]).stop();
-    assert_eq!(owner(&secret), 0, "the folder contains a hard link to it");
+    assert_eq!(owner(&secret), 0, "the directory contains a hard link to it");
     assert_eq!(owner(&state.join("portsentry.history.2")), 0, "a link");
     assert_eq!(owner(&notes), 0, "by its name the file is not the program's");
     assert_eq!((owner(&rotated), owner(&lab.path("run"))), (USER, USER));
 }
 
 #[test]
-fn shared_new_folder_is_given_to_user() {
+fn shared_new_directory_is_given_to_user() {
     let Some(lab) = lab() else { return };
     let (state, socket) = (lab.path("home/own/state"), lab.path("home/own/socket"));
     fs::create_dir(lab.path("home/own")).unwrap();

@@ -120,8 +120,8 @@ fn root_becomes_own_user() {
     // An earlier run as root has left a ledger.
     Daemon::start(&lab, &["--expire", "1h"]).stop();
     lab.add_service_user(4242, 4243);
-    let folder = state.parent().unwrap();
-    fs::set_permissions(folder, fs::Permissions::from_mode(0o700)).unwrap();
+    let directory = state.parent().unwrap();
+    fs::set_permissions(directory, fs::Permissions::from_mode(0o700)).unwrap();
     let configuration = lab.write("portsentry.toml", "expire = \"1h\"\n");
     let socket = lab.path("run/socket");
     let socket = socket.to_str().unwrap();
@@ -135,15 +135,15 @@ fn root_becomes_own_user() {
     assert_eq!((field(&status, "Uid"), field(&status, "CapEff")), ("4242\t4242\t4242\t4242", "0000000000003004"));
     daemon.stop();
 
-    fs::set_permissions(folder, fs::Permissions::from_mode(0o711)).unwrap();
+    fs::set_permissions(directory, fs::Permissions::from_mode(0o711)).unwrap();
     let daemon = Daemon::start(&lab, &arguments);
     for (name, status) in threads(&daemon) {
         assert_eq!(field(&status, "Uid"), "4242\t4242\t4242\t4242", "{name}");
         assert_eq!(field(&status, "Gid"), "4243\t4243\t4243\t4243", "{name}");
         assert_eq!((field(&status, "CapEff"), field(&status, "CapBnd")), (TWO, TWO), "{name}");
     }
-    for folder in [&state, &lab.path("run")] {
-        assert_eq!(fs::metadata(folder).unwrap().uid(), 4_242, "{}", folder.display());
+    for directory in [&state, &lab.path("run")] {
+        assert_eq!(fs::metadata(directory).unwrap().uid(), 4_242, "{}", directory.display());
     }
     assert_eq!(daemon.lines_with("ledger"), [""; 0], "the ledger belongs to the user");
     lab.probe("attacker", lab.v4("attacker").into(), lab.victim_v4("attacker").into(), &[23]);

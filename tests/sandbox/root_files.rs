@@ -16,18 +16,18 @@ fn lab() -> Option<(Lab, PathBuf)> {
         return None;
     }
     let lab = Lab::new(&["attacker"]);
-    let folder = lab.path("roots");
-    fs::create_dir(&folder).unwrap();
-    fs::set_permissions(&folder, Permissions::from_mode(0o755)).unwrap();
-    Some((lab, folder))
+    let directory = lab.path("roots");
+    fs::create_dir(&directory).unwrap();
+    fs::set_permissions(&directory, Permissions::from_mode(0o755)).unwrap();
+    Some((lab, directory))
 }
 
-fn settings(folder: &Path) -> String {
+fn settings(directory: &Path) -> String {
     format!(
         "expire = \"1h\"\n[block]\nmethod = [\"nft\", \"hosts-deny\"]\n[block.hosts_deny]\nfile = {:?}\n[report]\n\
          json_file = {:?}\n",
-        folder.join("hosts.deny"),
-        folder.join("events.json")
+        directory.join("hosts.deny"),
+        directory.join("events.json")
     )
 }
 
@@ -45,12 +45,12 @@ fn expect_text(path: &Path, holds: impl Fn(&str) -> bool) -> String {
 
 #[test]
 fn helper_writes_lines_for_unprivileged_daemon() {
-    let Some((lab, folder)) = lab() else { return };
-    let (deny, events) = (folder.join("hosts.deny"), folder.join("events.json"));
+    let Some((lab, directory)) = lab() else { return };
+    let (deny, events) = (directory.join("hosts.deny"), directory.join("events.json"));
     fs::write(&deny, "sshd: x\n").unwrap();
     // The daemon's user cannot read the file.
     fs::set_permissions(&deny, Permissions::from_mode(0o600)).unwrap();
-    let daemon = Daemon::start_configured(&lab, &settings(&folder), &["--scan-trigger", "0"]);
+    let daemon = Daemon::start_configured(&lab, &settings(&directory), &["--scan-trigger", "0"]);
     for (name, status) in threads(&daemon) {
         assert_ne!(field(&status, "Uid").split_whitespace().next(), Some("0"), "{name}");
     }
@@ -69,7 +69,7 @@ fn helper_writes_lines_for_unprivileged_daemon() {
     assert_eq!((found.uid(), found.mode() & 0o7777), (0, 0o600), "the file is unchanged");
     expect_text(&events, |text| text.contains("\"event\":\"block\""));
     // Rotation: root creates the file again.
-    fs::rename(&events, folder.join("events.1")).unwrap();
+    fs::rename(&events, directory.join("events.1")).unwrap();
     daemon.signal(Signal::HUP);
     daemon.expect_line("the configuration was reloaded");
     lab.succeed(&["unblock", &lab.v4("attacker").to_string()]);
@@ -81,13 +81,13 @@ fn helper_writes_lines_for_unprivileged_daemon() {
 
 #[test]
 fn lines_of_previous_backend_are_removed() {
-    let Some((lab, folder)) = lab() else { return };
-    let deny = folder.join("hosts.deny");
-    let daemon = Daemon::start_configured(&lab, &settings(&folder), &["--scan-trigger", "0"]);
+    let Some((lab, directory)) = lab() else { return };
+    let deny = directory.join("hosts.deny");
+    let daemon = Daemon::start_configured(&lab, &settings(&directory), &["--scan-trigger", "0"]);
     lab.probe("attacker", lab.v4("attacker").into(), lab.victim_v4("attacker").into(), &[23]);
     expect_text(&deny, |text| text.contains("ALL: "));
     daemon.stop();
-    let without = settings(&folder).replace(", \"hosts-deny\"", "");
+    let without = settings(&directory).replace(", \"hosts-deny\"", "");
     let daemon = Daemon::start_configured(&lab, &without, &[]);
     expect_text(&deny, str::is_empty);
     daemon.stop();
@@ -95,8 +95,8 @@ fn lines_of_previous_backend_are_removed() {
 
 #[test]
 fn daemon_survives_loss_of_helper() {
-    let Some((lab, folder)) = lab() else { return };
-    let daemon = Daemon::start_configured(&lab, &settings(&folder), &["--scan-trigger", "0"]);
+    let Some((lab, directory)) = lab() else { return };
+    let daemon = Daemon::start_configured(&lab, &settings(&directory), &["--scan-trigger", "0"]);
     let (process, _) = helper(&daemon);
     for signal in [Signal::TERM, Signal::INT, Signal::HUP] {
         kill_process(Pid::from_raw(process).unwrap(), signal).unwrap();
@@ -107,15 +107,15 @@ fn daemon_survives_loss_of_helper() {
     lab.probe("attacker", lab.v4("attacker").into(), lab.victim_v4("attacker").into(), &[23]);
     lab.expect_ban(lab.v4("attacker").into());
     daemon.expect_line(&format!("process {process}, which writes the file, has ended; restart portsentry"));
-    assert!(!folder.join("hosts.deny").exists());
+    assert!(!directory.join("hosts.deny").exists());
     daemon.stop();
 }
 
 #[test]
 fn helper_ends_with_daemon() {
-    let Some((lab, folder)) = lab() else { return };
+    let Some((lab, directory)) = lab() else { return };
     for killed in [false, true] {
-        let daemon = Daemon::start_configured(&lab, &settings(&folder), &[]);
+        let daemon = Daemon::start_configured(&lab, &settings(&directory), &[]);
         let (process, _) = helper(&daemon);
         if killed {
             daemon.kill();

@@ -11,18 +11,18 @@ use netns_lab::daemon::Daemon;
 #[test]
 fn changeable_files_stop_start_with_remedy() {
     let lab = Lab::new(&[]);
-    let (folder, hook, ignore) = (lab.path("way"), lab.path("way/hook"), lab.write("ignore", ""));
-    fs::create_dir(&folder).unwrap();
+    let (directory, hook, ignore) = (lab.path("way"), lab.path("way/hook"), lab.write("ignore", ""));
+    fs::create_dir(&directory).unwrap();
     fs::write(&hook, "#!/bin/sh\n").unwrap();
     let set = |path: &std::path::Path, mode| fs::set_permissions(path, Permissions::from_mode(mode)).unwrap();
-    [(&folder, 0o755), (&hook, 0o755)].iter().for_each(|(path, mode)| set(path, *mode));
+    [(&directory, 0o755), (&hook, 0o755)].iter().for_each(|(path, mode)| set(path, *mode));
     let text = format!(
         "[allow]\nfiles = [{ignore:?}]\n[block]\nmethod = [\"nft\", \"run\"]\n[block.run]\ncommand = [{hook:?}]\n"
     );
     let settings = lab.write("portsentry.toml", &text);
     set(&settings, 0o644);
     let arguments = ["--config", settings.to_str().unwrap()];
-    for (path, good) in [(&settings, 0o644), (&ignore, 0o644), (&hook, 0o755), (&folder, 0o755)] {
+    for (path, good) in [(&settings, 0o644), (&ignore, 0o644), (&hook, 0o755), (&directory, 0o755)] {
         set(path, good | 0o022);
         let ended = Daemon::run_to_end(&lab, &[], &arguments);
         assert_eq!(ended.status.code(), Some(78), "{}", ended.log);

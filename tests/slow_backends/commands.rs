@@ -66,9 +66,9 @@ fn ran(bench: &Bench) -> RanCommand {
 
 /// A file that commands write to.
 fn output_file() -> (TempDir, String) {
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("note").to_str().unwrap().to_owned();
-    (folder, path)
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("note").to_str().unwrap().to_owned();
+    (directory, path)
 }
 
 fn lines(path: &str) -> Vec<String> {
@@ -136,7 +136,7 @@ fn command_gets_only_arguments_and_clean_environment() {
 
 #[test]
 fn failing_command_is_reported_and_retried() {
-    let (_folder, path) = output_file();
+    let (_directory, path) = output_file();
     // Fails once for 192.0.2.7.
     let script =
         format!("echo $1 >> {path}; echo oops >&2; test $1 != 192.0.2.7 -o $(grep -c 2.7 {path}) -gt 1 || exit 3");
@@ -163,7 +163,7 @@ fn command_is_not_retried_after_expiry() {
 
 #[test]
 fn hanging_command_ends_with_its_children() {
-    let (_folder, path) = output_file();
+    let (_directory, path) = output_file();
     let script =
         format!("sleep 1000 & echo $! >> {path}; (sleep 1000 & echo $! >> {path}; wait) & echo $$ >> {path}; wait");
     let timeout = long_enough();
@@ -181,7 +181,7 @@ fn hanging_command_ends_with_its_children() {
 
 #[test]
 fn command_ignoring_sigterm_is_killed() {
-    let (_folder, path) = output_file();
+    let (_directory, path) = output_file();
     let script = format!("trap '' TERM; echo $$ >> {path}; while :; do sleep 0.05; done");
     let timeout = long_enough();
     let bench = with(Run { timeout, ..run(&script) });
@@ -194,7 +194,7 @@ fn command_ignoring_sigterm_is_killed() {
 
 #[test]
 fn timeout_kills_children_of_ended_leader() {
-    let (_folder, path) = output_file();
+    let (_directory, path) = output_file();
     let script = format!("(trap '' TERM; sh -c 'echo $$ >> {path}; exec sleep 1000') & wait");
     let bench = with(Run { timeout: long_enough(), ..run(&script) });
     bench.block(context("192.0.2.7", 60), &RUN);
@@ -206,7 +206,7 @@ fn timeout_kills_children_of_ended_leader() {
 
 #[test]
 fn background_children_survive_their_command() {
-    let (_folder, path) = output_file();
+    let (_directory, path) = output_file();
     let script = format!("(sleep {}; echo done >> {path}) & echo started", 5 * slowness());
     let bench = with(run(&script));
     bench.block(context("192.0.2.7", 60), &RUN);
@@ -230,8 +230,8 @@ fn excessive_output_ends_command() {
 
 #[test]
 fn unstartable_command_is_reported() {
-    let (folder, _) = output_file();
-    let program = folder.path().join("gone");
+    let (directory, _) = output_file();
+    let program = directory.path().join("gone");
     let settings = Run { command: vec![program.to_str().unwrap().to_owned()], ..Run::default() };
     let bench = unchecked(settings);
     bench.block(context("192.0.2.7", 60), &RUN);
@@ -246,7 +246,7 @@ fn unstartable_command_is_reported() {
 
 #[test]
 fn expire_command_runs_after_ban_only() {
-    let (_folder, path) = output_file();
+    let (_directory, path) = output_file();
     let settings = Run {
         command: shell(&format!("echo begin $1 >> {path}; sleep 0.7; echo end $1 >> {path}"), &["$TARGET$"]),
         expire_command: shell(&format!("echo over $1 $2 >> {path}"), &["$TARGET$", "$PORT$"]),
@@ -280,7 +280,7 @@ fn expire_command_runs_after_ban_only() {
 
 #[test]
 fn ended_ban_is_undone_unless_banned_again() {
-    let (_folder, path) = output_file();
+    let (_directory, path) = output_file();
     let bench = with(Run {
         command: shell(&format!("echo begin $1 >> {path}"), &["$TARGET$"]),
         expire_command: shell(&format!("echo over $1 >> {path}"), &["$TARGET$"]),
@@ -298,7 +298,7 @@ fn ended_ban_is_undone_unless_banned_again() {
 
 #[test]
 fn failed_undo_stops_at_newer_ban() {
-    let (_folder, path) = output_file();
+    let (_directory, path) = output_file();
     let bench = with(Run {
         command: shell(&format!("echo begin $1 >> {path}"), &["$TARGET$"]),
         expire_command: shell(&format!("echo over $1 >> {path}; exit 1"), &["$TARGET$"]),
@@ -315,7 +315,7 @@ fn failed_undo_stops_at_newer_ban() {
 
 #[test]
 fn unstarted_command_needs_no_end_command() {
-    let (_folder, path) = output_file();
+    let (_directory, path) = output_file();
     let settings = Run {
         command: shell("sleep 1.5", &[]),
         expire_command: shell(&format!("echo $1 >> {path}"), &["$TARGET$"]),
@@ -335,7 +335,7 @@ fn unstarted_command_needs_no_end_command() {
 
 #[test]
 fn concurrent_runs_are_limited_without_loss() {
-    let (_folder, path) = output_file();
+    let (_directory, path) = output_file();
     // The first three wait for each other, however slowly they start.
     let script = format!(
         "echo + >> {path}; while test $(grep -c + {path}) -lt 3; do sleep 0.05; done; sleep 0.1; echo - >> {path}"
@@ -354,7 +354,7 @@ fn concurrent_runs_are_limited_without_loss() {
 
 #[test]
 fn refused_commands_are_counted_and_reported() {
-    let (_folder, path) = output_file();
+    let (_directory, path) = output_file();
     let script = format!("while ! test -e {path}; do sleep 0.05; done");
     let bench = with(Run { at_once: 1, timeout: Duration::from_secs(60), ..run(&script) });
     for n in 0..1_100_u32 {
@@ -389,8 +389,8 @@ fn release_of_many_bans_undoes_each() {
 
 #[test]
 fn methods_follow_given_order() {
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("hosts.deny");
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("hosts.deny");
     let script =
         format!("sleep 0.2; grep -qx 'ALL: $1' {path} 2>/dev/null && echo denied || echo open", path = path.display());
     let script = script.replace("'ALL: $1'", "\"ALL: $1\"");
@@ -459,7 +459,7 @@ fn many_commands_delay_no_block() {
 
 #[test]
 fn running_commands_end_within_given_time() {
-    let (_folder, path) = output_file();
+    let (_directory, path) = output_file();
     let script = format!("trap '' TERM; echo $$ >> {path}; while :; do sleep 0.05; done");
     let bench = with(run(&script));
     bench.block(context("192.0.2.7", 60), &RUN);
@@ -469,14 +469,17 @@ fn running_commands_end_within_given_time() {
     let (stopped, events) = bench.stop(limit);
     assert!(started.elapsed() < limit, "{:?}", started.elapsed());
     assert_eq!(stopped, Stopped::Whole, "its end was reported");
-    assert!(matches!(&events[..], [BackendEvent::Ran { outcome: ExitOutcome::Stopped, again: None, .. }]), "{events:?}");
+    assert!(
+        matches!(&events[..], [BackendEvent::Ran { outcome: ExitOutcome::Stopped, again: None, .. }]),
+        "{events:?}"
+    );
     assert!(!is_alive(&lines(&path)[0]));
 }
 
 #[test]
 fn late_line_leaves_newer_ban_its_command() {
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("hosts.deny");
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("hosts.deny");
     let run = run("echo ran");
     let helper_client = helper_client(&run);
     let bench = Bench::start(SlowBackendsConfig {

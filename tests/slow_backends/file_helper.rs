@@ -34,14 +34,14 @@ fn start_raw(files: &Files) -> (OwnedFd, Served) {
 }
 
 fn setup() -> (TempDir, PathBuf, HostsDeny) {
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("hosts.deny");
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("hosts.deny");
     let hosts_deny = HostsDeny::new(&path, DEFAULT_TEMPLATE).unwrap();
-    (folder, path, hosts_deny)
+    (directory, path, hosts_deny)
 }
 
-fn names(folder: &Path) -> Vec<String> {
-    let names = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
+fn names(directory: &Path) -> Vec<String> {
+    let names = fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
     let mut names: Vec<String> = names.collect();
     names.sort();
     names
@@ -49,7 +49,7 @@ fn names(folder: &Path) -> Vec<String> {
 
 #[test]
 fn lines_are_written_by_helper() {
-    let (_folder, path, hosts_deny) = setup();
+    let (_directory, path, hosts_deny) = setup();
     fs::write(&path, "sshd: x\n").unwrap();
     let (helper, served) = start(&Files { hosts_deny: Some(hosts_deny.clone()), json_file: None });
     let bench = Bench::start(SlowBackendsConfig {
@@ -72,7 +72,7 @@ fn lines_are_written_by_helper() {
 
 #[test]
 fn change_of_many_messages_is_atomic() {
-    let (folder, _, hosts_deny) = setup();
+    let (directory, _, hosts_deny) = setup();
     let (helper, served) = start(&Files { hosts_deny: Some(hosts_deny.clone()), json_file: None });
     assert_eq!(helper.read(1 << 20).unwrap(), None, "the file does not exist");
     let sources: Vec<String> =
@@ -85,15 +85,15 @@ fn change_of_many_messages_is_atomic() {
     assert_eq!(hosts_deny.held().unwrap(), [target(&sources[0])]);
     let bytes = helper.read(1 << 20).unwrap().unwrap();
     assert_eq!(bytes, fs::read(hosts_deny.path()).unwrap());
-    assert_eq!(names(folder.path()), ["hosts.deny"]);
+    assert_eq!(names(directory.path()), ["hosts.deny"]);
     drop(helper);
     served.join().unwrap().unwrap();
 }
 
 #[test]
 fn garbage_ends_helper_and_writes_nothing() {
-    let (folder, path, hosts_deny) = setup();
-    let files = Files { hosts_deny: Some(hosts_deny), json_file: Some((folder.path().join("log"), json_log::open)) };
+    let (directory, path, hosts_deny) = setup();
+    let files = Files { hosts_deny: Some(hosts_deny), json_file: Some((directory.path().join("log"), json_log::open)) };
     let garbage: [&[u8]; 7] = [
         b"\x03",
         b"\"write\"",
@@ -118,12 +118,12 @@ fn garbage_ends_helper_and_writes_nothing() {
     let sent = (0..1_000).take_while(|_| send(&ours, part.as_bytes(), SendFlags::NOSIGNAL).is_ok()).count();
     assert!((256..1_000).contains(&sent), "{sent}");
     assert!(matches!(served.join().unwrap(), Err(HelperError::InvalidRequest)));
-    assert_eq!(names(folder.path()), [""; 0]);
+    assert_eq!(names(directory.path()), [""; 0]);
 }
 
 #[test]
 fn helper_serves_configured_files_only() {
-    let (folder, path, hosts_deny) = setup();
+    let (directory, path, hosts_deny) = setup();
     let (helper, served) = start(&Files::default());
     for error in [helper.edit(&[context("192.0.2.7", 60)], &[]), helper.read(9).map(drop), helper.open_log().map(drop)]
     {
@@ -136,7 +136,7 @@ fn helper_serves_configured_files_only() {
     drop(helper);
     served.join().unwrap().unwrap();
 
-    let [log, secret] = ["log", "secret"].map(|name| folder.path().join(name));
+    let [log, secret] = ["log", "secret"].map(|name| directory.path().join(name));
     fs::write(&secret, "of root\n").unwrap();
     let (helper, served) =
         start(&Files { hosts_deny: Some(hosts_deny), json_file: Some((log.clone(), json_log::open)) });

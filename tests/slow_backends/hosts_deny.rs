@@ -15,28 +15,30 @@ use tempfile::TempDir;
 use super::{context, target};
 
 /// A directory with a file hosts.deny of this text.
-fn folder(text: &str) -> (TempDir, PathBuf) {
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("hosts.deny");
+fn directory(text: &str) -> (TempDir, PathBuf) {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("hosts.deny");
     fs::write(&path, text).unwrap();
-    (folder, path)
+    (directory, path)
 }
 
 fn at(path: &Path) -> HostsDeny {
     HostsDeny::new(path, DEFAULT_TEMPLATE).unwrap()
 }
 
-fn names(folder: &TempDir) -> Vec<String> {
-    let mut names: Vec<_> =
-        fs::read_dir(folder.path()).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+fn names(directory: &TempDir) -> Vec<String> {
+    let mut names: Vec<_> = fs::read_dir(directory.path())
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect();
     names.sort();
     names
 }
 
 #[test]
 fn missing_file_is_created_world_readable() {
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("hosts.deny");
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("hosts.deny");
     let hosts_deny = at(&path);
     assert_eq!(hosts_deny.held().unwrap(), []);
     assert_eq!(hosts_deny.apply(&[], &[target("192.0.2.7")]).unwrap(), []);
@@ -49,12 +51,12 @@ fn missing_file_is_created_world_readable() {
     let removed = hosts_deny.apply(&[], &[target("2001:db8:1:2:9::9"), target("192.0.2.7"), target("192.0.2.8")]);
     assert_eq!(removed.unwrap(), [target("192.0.2.7"), target("2001:db8:1:2::")]);
     assert_eq!(fs::read_to_string(&path).unwrap(), "");
-    assert_eq!(names(&folder), ["hosts.deny"]);
+    assert_eq!(names(&directory), ["hosts.deny"]);
 }
 
 #[test]
 fn file_keeps_owner_mode_and_attributes() {
-    let (_folder, path) = folder("sshd: x\n");
+    let (_directory, path) = directory("sshd: x\n");
     // In a user namespace with a single user the owner cannot be changed.
     let given = chown(&path, Some(1234), Some(4321)).is_ok();
     fs::set_permissions(&path, fs::Permissions::from_mode(0o640)).unwrap();
@@ -87,30 +89,30 @@ fn file_keeps_owner_mode_and_attributes() {
 
 #[test]
 fn link_pipe_and_directory_are_refused() {
-    let (folder, real) = folder("sshd: x\n");
-    let link = folder.path().join("link");
+    let (directory, real) = directory("sshd: x\n");
+    let link = directory.path().join("link");
     symlink(&real, &link).unwrap();
     let add = [context("192.0.2.7", 60)];
     let error = at(&link).apply(&add, &[]).unwrap_err();
     assert!(matches!(error, HostsDenyError::Link(_)), "{error}");
     assert!(error.to_string().ends_with("is a symbolic link; configure the file that it points to"), "{error}");
     assert!(fs::symlink_metadata(&link).unwrap().is_symlink());
-    let dangling = folder.path().join("dangling");
-    symlink(folder.path().join("nowhere"), &dangling).unwrap();
+    let dangling = directory.path().join("dangling");
+    symlink(directory.path().join("nowhere"), &dangling).unwrap();
     assert!(matches!(at(&dangling).apply(&add, &[]), Err(HostsDenyError::Link(_))));
-    let pipe = folder.path().join("pipe");
+    let pipe = directory.path().join("pipe");
     assert!(Command::new("mkfifo").arg(&pipe).status().unwrap().success());
     assert!(matches!(at(&pipe).held(), Err(HostsDenyError::Kind(_))), "opening a pipe does not wait for a writer");
-    assert!(matches!(at(folder.path()).apply(&add, &[]), Err(HostsDenyError::Kind(_))));
-    let nowhere = folder.path().join("missing/hosts.deny");
+    assert!(matches!(at(directory.path()).apply(&add, &[]), Err(HostsDenyError::Kind(_))));
+    let nowhere = directory.path().join("missing/hosts.deny");
     assert!(matches!(at(&nowhere).apply(&add, &[]), Err(HostsDenyError::System { .. })));
     assert_eq!(fs::read_to_string(&real).unwrap(), "sshd: x\n");
-    assert_eq!(names(&folder), ["dangling", "hosts.deny", "link", "pipe"]);
+    assert_eq!(names(&directory), ["dangling", "hosts.deny", "link", "pipe"]);
 }
 
 #[test]
 fn file_over_16_mib_is_refused() {
-    let (folder, path) = folder("");
+    let (directory, path) = directory("");
     let big = vec![b'#'; (16 << 20) + 1];
     fs::write(&path, &big).unwrap();
     assert!(matches!(at(&path).held(), Err(HostsDenyError::TooBig(_))));
@@ -119,23 +121,23 @@ fn file_over_16_mib_is_refused() {
     assert!(matches!(at(&path).apply(&[context("192.0.2.7", 60)], &[]), Err(HostsDenyError::Full(_))));
     let after = fs::metadata(&path).unwrap();
     assert_eq!((before.ino(), before.len()), (after.ino(), after.len()));
-    assert_eq!(names(&folder), ["hosts.deny"]);
+    assert_eq!(names(&directory), ["hosts.deny"]);
 }
 
 #[test]
 fn leftovers_of_crash_are_ignored() {
-    let (folder, path) = folder("sshd: x\n");
-    let left = folder.path().join("hosts.deny.portsentry-new");
+    let (directory, path) = directory("sshd: x\n");
+    let left = directory.path().join("hosts.deny.portsentry-new");
     symlink(&path, &left).unwrap();
     at(&path).apply(&[context("192.0.2.7", 60)], &[]).unwrap();
-    assert_eq!(names(&folder), ["hosts.deny"]);
+    assert_eq!(names(&directory), ["hosts.deny"]);
     assert!(!fs::symlink_metadata(&path).unwrap().is_symlink());
     assert!(fs::read_to_string(&path).unwrap().starts_with("sshd: x\n# portsentry: 192.0.2.7 until 2"));
 }
 
 #[test]
 fn unchanged_content_keeps_the_inode() {
-    let (_folder, path) = folder("");
+    let (_directory, path) = directory("");
     let hosts_deny = at(&path);
     let context = context("192.0.2.7", 60);
     hosts_deny.apply(&[context], &[]).unwrap();
@@ -151,7 +153,7 @@ fn unchanged_content_keeps_the_inode() {
 
 #[test]
 fn concurrent_appends_keep_lines_whole() {
-    let (_folder, path) = folder("");
+    let (_directory, path) = directory("");
     let stop = AtomicBool::new(false);
     let hosts_deny = at(&path);
     let mut written = Vec::new();
@@ -184,13 +186,13 @@ fn concurrent_appends_keep_lines_whole() {
 }
 
 /// True if the real TCP wrappers accept `client` for `service` with this directory's hosts.deny.
-fn lets_in(folder: &TempDir, service: &str, client: &str) -> bool {
+fn lets_in(directory: &TempDir, service: &str, client: &str) -> bool {
     for name in ["hosts.allow", "inetd.conf"] {
-        fs::write(folder.path().join(name), "").unwrap();
+        fs::write(directory.path().join(name), "").unwrap();
     }
     let output = Command::new("tcpdmatch")
         .args(["-d", "-i", "inetd.conf", service, client])
-        .current_dir(folder.path())
+        .current_dir(directory.path())
         .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
         .output()
         .expect("tcpdmatch of Debian's package tcpd");
@@ -210,15 +212,15 @@ fn tcp_wrappers_deny_only_listed_sources() {
         ("ALL: $TARGET$ : DENY", "in.ftpd: 203.0.113.0/24\r\n"),
         ("ALL:$TARGET$:deny", "in.ftpd: \\\n203.0.113.0/24\n"),
     ] {
-        let (folder, path) = folder(before);
+        let (directory, path) = directory(before);
         let hosts_deny = HostsDeny::new(&path, template).unwrap();
         hosts_deny.apply(&["192.0.2.7", "2001:db8:1:2::9", "fe80::7"].map(|source| context(source, 60)), &[]).unwrap();
-        let lets = |client| lets_in(&folder, "sshd", client);
+        let lets = |client| lets_in(&directory, "sshd", client);
         let denied = ["192.0.2.7", "2001:db8:1:2::9", "2001:db8:1:2:ffff::1", "fe80::7"];
         let let_in = ["192.0.2.70", "192.0.2.77", "2001:db8:1:3::9", "fe80::8", "203.0.113.5"];
         assert_eq!(denied.map(lets), [false; 4], "{template:?} {before:?}");
         assert_eq!(let_in.map(lets), [true; 5], "{template:?} {before:?}");
-        assert!(!lets_in(&folder, "in.ftpd", "203.0.113.5"), "the administrator's own rule still denies");
+        assert!(!lets_in(&directory, "in.ftpd", "203.0.113.5"), "the administrator's own rule still denies");
         hosts_deny.apply(&[], &hosts_deny.held().unwrap()).unwrap();
         assert_eq!(denied.map(lets), [true; 4]);
         assert_eq!(fs::read_to_string(&path).unwrap(), before);
@@ -229,12 +231,12 @@ fn tcp_wrappers_deny_only_listed_sources() {
 fn tcp_wrappers_join_lines_as_assumed() {
     // A line after a backslash or a NUL is not a separate rule, so our line would have no effect there.
     for (before, joins) in [("x: y \\\n", true), ("# x \\\n", true), ("a\0b: c\n", true), ("x: y \\\r\n", false)] {
-        let (folder, path) = folder(&format!("{before}ALL: 192.0.2.7\n"));
-        assert_eq!(lets_in(&folder, "sshd", "192.0.2.7"), joins, "{before:?}");
+        let (directory, path) = directory(&format!("{before}ALL: 192.0.2.7\n"));
+        assert_eq!(lets_in(&directory, "sshd", "192.0.2.7"), joins, "{before:?}");
         fs::write(&path, "").unwrap();
     }
-    let (folder, path) = folder("x: y\nALL: 203.0.113.5");
-    assert!(!lets_in(&folder, "sshd", "198.51.100.1"), "a last line without newline denies all clients");
+    let (directory, path) = directory("x: y\nALL: 203.0.113.5");
+    assert!(!lets_in(&directory, "sshd", "198.51.100.1"), "a last line without newline denies all clients");
     at(&path).apply(&[context("192.0.2.7", 60)], &[]).unwrap();
-    assert!(!lets_in(&folder, "sshd", "198.51.100.1"), "our line does not change that");
+    assert!(!lets_in(&directory, "sshd", "198.51.100.1"), "our line does not change that");
 }

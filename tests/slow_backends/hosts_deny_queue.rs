@@ -19,11 +19,11 @@ use netns_lab::slowness;
 const LINE: [Backend; 1] = [Backend::HostsDeny];
 
 fn setup() -> (TempDir, PathBuf, SlowBackendsConfig) {
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("etc/hosts.deny");
-    fs::create_dir(folder.path().join("etc")).unwrap();
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("etc/hosts.deny");
+    fs::create_dir(directory.path().join("etc")).unwrap();
     let hosts_deny = HostsDeny::new(&path, DEFAULT_TEMPLATE).unwrap().into();
-    (folder, path, SlowBackendsConfig { entry_file: Some(hosts_deny), ..SlowBackendsConfig::default() })
+    (directory, path, SlowBackendsConfig { entry_file: Some(hosts_deny), ..SlowBackendsConfig::default() })
 }
 
 fn held(path: &Path) -> Vec<BanTarget> {
@@ -34,7 +34,7 @@ fn held(path: &Path) -> Vec<BanTarget> {
 
 #[test]
 fn hosts_deny_line_follows_its_ban() {
-    let (_folder, path, settings) = setup();
+    let (_directory, path, settings) = setup();
     let bench = Bench::start(settings);
     let long = context("2001:db8::7", 3_600);
     bench.block(long, &LINE);
@@ -55,7 +55,7 @@ fn hosts_deny_line_follows_its_ban() {
 
 #[test]
 fn extended_ban_keeps_its_line() {
-    let (_folder, path, settings) = setup();
+    let (_directory, path, settings) = setup();
     let bench = Bench::start(settings);
     bench.block(context("192.0.2.7", 1), &LINE);
     bench.block(context("192.0.2.7", 3_600), &LINE);
@@ -66,7 +66,7 @@ fn extended_ban_keeps_its_line() {
 
 #[test]
 fn lines_outlive_thread_and_are_adopted() {
-    let (_folder, path, settings) = setup();
+    let (_directory, path, settings) = setup();
     fs::write(&path, "sshd: .example.com\n").unwrap();
     let bench = Bench::start(settings.clone());
     let cases = ["192.0.2.1", "192.0.2.2", "192.0.2.3"].map(|source| context(source, 3_600));
@@ -94,8 +94,8 @@ fn lines_outlive_thread_and_are_adopted() {
 
 #[test]
 fn unwritable_file_is_retried() {
-    let (folder, path, settings) = setup();
-    fs::remove_dir(folder.path().join("etc")).unwrap();
+    let (directory, path, settings) = setup();
+    fs::remove_dir(directory.path().join("etc")).unwrap();
     let bench = Bench::start(settings);
     let (first, second) = (context("192.0.2.7", 3_600), context("192.0.2.8", 3_600));
     bench.block(first, &LINE);
@@ -109,7 +109,7 @@ fn unwritable_file_is_retried() {
         delays.push(again.unwrap().as_secs());
     }
     assert_eq!(delays, [1, 2]);
-    fs::create_dir(folder.path().join("etc")).unwrap();
+    fs::create_dir(directory.path().join("etc")).unwrap();
     bench.block(second, &LINE);
     for _ in 0..2 {
         assert!(matches!(bench.next(), BackendEvent::Done { .. }));
@@ -119,13 +119,13 @@ fn unwritable_file_is_retried() {
 
 #[test]
 fn expired_ban_is_never_written() {
-    let (folder, path, settings) = setup();
-    fs::remove_dir(folder.path().join("etc")).unwrap();
+    let (directory, path, settings) = setup();
+    fs::remove_dir(directory.path().join("etc")).unwrap();
     let bench = Bench::start(settings);
     bench.block(context("192.0.2.7", 3_600), &LINE);
     assert!(matches!(bench.next(), BackendEvent::Failed { .. }));
     bench.put(Task::Release { targets: vec![target("192.0.2.7")] });
-    fs::create_dir(folder.path().join("etc")).unwrap();
+    fs::create_dir(directory.path().join("etc")).unwrap();
     bench.expect_no_event(Duration::from_millis(1_500));
     assert!(!path.exists());
     assert_eq!(bench.stop(super::time_limit()).0, Stopped::Whole);
@@ -133,8 +133,8 @@ fn expired_ban_is_never_written() {
 
 #[test]
 fn unwritten_lines_are_counted_at_end() {
-    let (folder, _path, settings) = setup();
-    fs::remove_dir(folder.path().join("etc")).unwrap();
+    let (directory, _path, settings) = setup();
+    fs::remove_dir(directory.path().join("etc")).unwrap();
     let bench = Bench::start(settings);
     for last in 1..=3 {
         bench.block(context(&format!("192.0.2.{last}"), 3_600), &LINE);
@@ -145,7 +145,7 @@ fn unwritten_lines_are_counted_at_end() {
 
 #[test]
 fn burst_beyond_queue_is_refused_and_reported() {
-    let (_folder, path, settings) = setup();
+    let (_directory, path, settings) = setup();
     let bench = Bench::start(settings);
     let queue = bench.backends.as_ref().unwrap().tasks();
     let mut taken = Vec::new();
@@ -172,7 +172,7 @@ fn burst_beyond_queue_is_refused_and_reported() {
 
 #[test]
 fn full_queue_still_accepts_releases() {
-    let (_folder, path, settings) = setup();
+    let (_directory, path, settings) = setup();
     let (free, wait) = channel::<()>();
     let slow = SlowBackends::start(settings, move |_| _ = wait.recv()).unwrap();
     let mut queue = SlowQueue::new(&slow, &LINE, false, false);
@@ -189,7 +189,7 @@ fn full_queue_still_accepts_releases() {
 
 #[test]
 fn missing_backend_is_reported_and_skipped() {
-    let (_folder, path, settings) = setup();
+    let (_directory, path, settings) = setup();
     let bench = Bench::start(settings);
     let context = context("192.0.2.7", 3_600);
     bench.block(context, &[Backend::Command, Backend::HostsDeny]);

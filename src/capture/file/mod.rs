@@ -23,7 +23,8 @@ use input::{Input, PacketBlock};
 pub struct Frame<'a> {
     /// Position of the frame in the file, from 1.
     pub number: u64,
-    /// Time of capture, since the Unix epoch. A frame without a time gets that of the frame before. At most [`LATEST`].
+    /// Time of capture, since the Unix epoch. A frame without a time gets that of the frame before. At most
+    /// [`MAX_TIME`].
     pub time: Duration,
     /// The link type, as a LINKTYPE number.
     pub link: i32,

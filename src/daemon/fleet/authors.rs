@@ -34,7 +34,7 @@ pub(super) enum ConnectionPhase {
 pub(super) struct HourCount {
     /// The minutes of the last hour in which units were taken, oldest first, each with their number.
     minutes: VecDeque<(u64, u32)>,
-    /// Units that may still be taken above the limit in [`Phase::Starting`].
+    /// Units that may still be taken above the limit in [`ConnectionPhase::Starting`].
     backlog: u32,
 }
 

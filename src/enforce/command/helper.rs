@@ -106,8 +106,8 @@ mod tests {
 
     #[test]
     fn invalid_helper_request_runs_nothing() {
-        let folder = tempfile::tempdir().unwrap();
-        let note = folder.path().join("note");
+        let directory = tempfile::tempdir().unwrap();
+        let note = directory.path().join("note");
         let settings = settings(&format!("echo $1 >> {}", note.display()));
         let whole = request(1, Which::Begin);
         let cut = (1..whole.len()).map(|end| whole[..end].to_vec());
@@ -126,7 +126,10 @@ mod tests {
     fn only_configured_commands_run() {
         let (result, answers) = served(&settings("exit 3"), &[request(1, Which::End)]);
         assert!(result.is_ok());
-        assert!(matches!(&answers[0].ran.outcome, ExitOutcome::NotStarted(why) if why.contains("is empty")), "{answers:?}");
+        assert!(
+            matches!(&answers[0].ran.outcome, ExitOutcome::NotStarted(why) if why.contains("is empty")),
+            "{answers:?}"
+        );
         let (result, mut answers) = served(&settings("sleep 1"), &[request(1, Which::Begin), request(2, Which::Begin)]);
         assert!(result.is_ok());
         answers.sort_by_key(|answer| answer.number);
@@ -137,8 +140,8 @@ mod tests {
     #[test]
     fn commands_end_with_daemon() {
         let (ours, theirs) = pair().unwrap();
-        let folder = tempfile::tempdir().unwrap();
-        let note = folder.path().join("note");
+        let directory = tempfile::tempdir().unwrap();
+        let note = directory.path().join("note");
         let settings = settings(&format!("echo $$ > {}; exec sleep 1000", note.display()));
         let serves = thread::spawn(move || serve(&theirs, &settings));
         send_bytes(&ours, &request(1, Which::Begin));

@@ -202,8 +202,8 @@ mod tests {
         Run { command: words(command), ..Run::default() }.check().unwrap_err()
     }
 
-    fn file(folder: &Path, name: &str, mode: u32) -> String {
-        let path = folder.join(name);
+    fn file(directory: &Path, name: &str, mode: u32) -> String {
+        let path = directory.join(name);
         fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path).unwrap();
         fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
         path.to_str().unwrap().to_owned()
@@ -211,8 +211,8 @@ mod tests {
 
     #[test]
     fn unrunnable_command_is_refused_early() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = |name: &str, mode| file(folder.path(), name, mode);
+        let directory = tempfile::tempdir().unwrap();
+        let path = |name: &str, mode| file(directory.path(), name, mode);
         assert!(matches!(refusal(&[]), RunError::Empty));
         assert!(matches!(refusal(&[""]), RunError::Empty));
         assert!(matches!(refusal(&["/no/such/program"]), RunError::Missing(_)));

@@ -203,8 +203,8 @@ mod tests {
 
     #[test]
     fn command_reads_digest_from_standard_input() {
-        let folder = tempfile::tempdir().unwrap();
-        let note = folder.path().join("note");
+        let directory = tempfile::tempdir().unwrap();
+        let note = directory.path().join("note");
         let digest = format!(r#"{{"count":1,"filler":"{}"}}"#, "x".repeat(100_000));
         let script = format!("cat > {}", note.display());
         assert_eq!(with(&script, |ours| ours.send(digest.clone())), Delivery::Succeeded);
@@ -240,7 +240,10 @@ mod tests {
     #[test]
     fn digest_is_one_object_on_one_line() {
         let request = |text: &str| NotificationRequest::read(&NotificationRequest::Digest(text.to_owned()).to_bytes(7));
-        assert_eq!(request(r#"{"a":"b\u001b"}"#), Some((7, NotificationRequest::Digest(r#"{"a":"b\u001b"}"#.to_owned()))));
+        assert_eq!(
+            request(r#"{"a":"b\u001b"}"#),
+            Some((7, NotificationRequest::Digest(r#"{"a":"b\u001b"}"#.to_owned())))
+        );
         for other in ["", "[]", "{", "{}{}", "{\n}", "{\"a\":\"\u{1b}\"}", "7"] {
             assert_eq!(request(other), None, "{other:?}");
         }

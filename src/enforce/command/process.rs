@@ -225,8 +225,8 @@ fn outcome(status: ExitStatus) -> ExitOutcome {
 }
 
 /// Converts the output of a command to one line for the log: line ends and invisible characters are escaped as in Rust
-/// (`\n`, `\u{1b}`), invalid UTF-8 becomes U+FFFD. At most [`KEPT`] characters. A command may print bytes that an
-/// attacker chose, which must neither end the line nor control a terminal.
+/// (`\n`, `\u{1b}`), invalid UTF-8 becomes U+FFFD. At most [`MAX_KEPT_OUTPUT`] characters. A command may print bytes
+/// that an attacker chose, which must neither end the line nor control a terminal.
 fn printable(bytes: &[u8]) -> String {
     let text = String::from_utf8_lossy(bytes.get(..MAX_KEPT_OUTPUT).unwrap_or(bytes));
     let mut line = String::new();

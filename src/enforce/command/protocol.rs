@@ -141,10 +141,10 @@ mod tests {
 
     #[test]
     fn fuzz_corpus_has_real_messages() {
-        let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus/spawner");
+        let directory = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus/command_helper");
         for (name, requests) in [("request_", true), ("answer_", false)] {
             for number in 0..3 {
-                let bytes = std::fs::read(folder.join(format!("{name}{number}"))).unwrap();
+                let bytes = std::fs::read(directory.join(format!("{name}{number}"))).unwrap();
                 assert_eq!((is::<Request>(&bytes), is::<Answer>(&bytes)), (requests, !requests));
             }
         }

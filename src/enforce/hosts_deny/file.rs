@@ -157,8 +157,8 @@ mod tests {
 
     #[test]
     fn concurrently_changed_file_is_not_replaced() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("hosts.deny");
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("hosts.deny");
         let changes: [(&str, &dyn Fn()); 5] = [
             ("appended to", &|| fs::write(&path, "one\ntwo\n").unwrap()),
             ("overwritten with as many bytes", &|| fs::write(&path, "two\n").unwrap()),
@@ -185,6 +185,6 @@ mod tests {
         assert!(none.is_none());
         fs::write(&path, "new\n").unwrap();
         assert!(!replace(&path, None, b"ours\n").unwrap(), "made meanwhile");
-        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
+        assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 1);
     }
 }

@@ -119,9 +119,9 @@ impl HostsDeny {
     /// The first problem.
     pub fn check(&self) -> Result<(), HostsDenyError> {
         // The file is replaced, so its directory matters.
-        let folder = self.path.parent().unwrap_or(Path::new("/"));
-        let writable = accessat(CWD, folder, Access::WRITE_OK | Access::EXEC_OK, AtFlags::EACCESS);
-        writable.map_err(|error| HostsDenyError::system("create a file in", folder)(error.into()))?;
+        let directory = self.path.parent().unwrap_or(Path::new("/"));
+        let writable = accessat(CWD, directory, Access::WRITE_OK | Access::EXEC_OK, AtFlags::EACCESS);
+        writable.map_err(|error| HostsDenyError::system("create a file in", directory)(error.into()))?;
         self.held().map(|_| ())
     }
 

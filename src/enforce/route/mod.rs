@@ -60,7 +60,7 @@ pub enum Failure {
     #[error(
         "another program has a route to the same target{}, which stays; remove it (see `ip route show table all` and \
          `ip -6 route show table all`), or use the backend nft",
-        laid_by(*.0)
+        creator(*.0)
     )]
     Taken(Option<u8>),
     /// The gateway of [`RouteKind::Via`] is unsuitable.
@@ -73,7 +73,7 @@ pub enum Failure {
     Refused(KernelRefusal),
 }
 
-fn laid_by(protocol: Option<u8>) -> String {
+fn creator(protocol: Option<u8>) -> String {
     protocol.map_or_else(String::new, |number| format!(" (of routing protocol {number}, see /etc/iproute2/rt_protos)"))
 }
 

@@ -2,11 +2,11 @@
 //! refuses a new key. A full table evicts the least valuable of a constant number of inspected entries. The row type
 //! defines the value stored for each key.
 //!
-//! There are two ways to insert. [`Table::claim`] evicts within the bucket of the key, like a set-associative cache,
-//! and needs an index as large as the table. [`Table::claim_beside`] evicts only if every row is in use, so that the
-//! table holds as many entries as it was created for. Its index, from [`Table::with_spare_index`], is at most half
-//! full, so that a free place is near. For any sequence of keys, one call inspects at most `MAX_INSPECTED` buckets and
-//! rows.
+//! There are two ways to insert. [`HashTable::claim`] evicts within the bucket of the key, like a set-associative
+//! cache, and needs an index as large as the table. [`HashTable::claim_beside`] evicts only if every row is in use, so
+//! that the table holds as many entries as it was created for. Its index, from [`HashTable::with_spare_index`], is at
+//! most half full, so that a free place is near. For any sequence of keys, one call inspects at most `MAX_INSPECTED`
+//! buckets and rows.
 
 mod growth;
 #[cfg(test)]
@@ -22,7 +22,7 @@ const WAYS: usize = 8;
 /// overflows into the next. A sequence of this many full buckets does not occur with a secret hash key.
 const MAX_PROBE_LENGTH: usize = 16;
 
-/// Ratio of index places to rows in a table from [`Table::with_spare_index`].
+/// Ratio of index places to rows in a table from [`HashTable::with_spare_index`].
 const SPARE_INDEX: usize = 2;
 
 /// Number of runs of rows that a full table inspects to find the row to evict, evenly spaced. Rows are in the order of
@@ -41,7 +41,7 @@ pub(super) trait Row: Clone {
     /// A row without a key.
     const EMPTY: Self;
 
-    /// The key given to [`Row::give`].
+    /// The key given to [`Row::assign`].
     fn key(&self) -> TargetKey;
 
     /// Assigns the row to `key` and resets its contents.
@@ -93,7 +93,7 @@ pub(super) struct Claim {
 pub(super) struct Occupant<'a, R> {
     /// Number of entries of the bucket that were claimed later.
     pub(super) age: usize,
-    /// The last argument of [`Table::rank`].
+    /// The last argument of [`HashTable::rank`].
     pub(super) rank: u8,
     /// Reading the row costs a memory access.
     pub(super) row: &'a R,
@@ -112,8 +112,8 @@ const MAX_SMALL_BUCKETS: usize = 1_024;
 const GROWTH_FACTOR: usize = 4;
 const GROWTH_STEPS: u32 = 3;
 
-/// An index that can still grow is filled to at most 1/`SPARSE`, so that hardly any bucket is full and no entry is
-/// evicted. During idle time it grows at half that fill level.
+/// An index that can still grow is filled to at most 1/`MAX_FILL_DIVISOR`, so that hardly any bucket is full and no
+/// entry is evicted. During idle time it grows at half that fill level.
 const MAX_FILL_DIVISOR: usize = 8;
 
 /// Bytes of rows that are faulted in in advance: more than are inserted between two pauses, except in a flood, and few
@@ -126,7 +126,7 @@ impl<R: Row> HashTable<R> {
         Self::with_index(entries, 1, secret)
     }
 
-    /// Creates a table for at least `entries`, for use with [`Table::claim_beside`].
+    /// Creates a table for at least `entries`, for use with [`HashTable::claim_beside`].
     pub(super) fn with_spare_index(entries: usize, secret: HashKey) -> Self {
         Self::with_index(entries, SPARE_INDEX, secret)
     }
@@ -353,8 +353,8 @@ impl<R: Row> HashTable<R> {
         Err(Claim { evicted: is_full || claim.evicted, ..claim })
     }
 
-    /// Returns the key of the row with the smallest `worth` among the next [`RUNS`] runs; the next call inspects the
-    /// rows after them.
+    /// Returns the key of the row with the smallest `worth` among the next [`EVICTION_RUNS`] runs; the next call
+    /// inspects the rows after them.
     fn least_worth(&mut self, worth: impl Fn(&R) -> u64) -> Option<TargetKey> {
         let share = self.slots / EVICTION_RUNS;
         let start = if self.hand < share { self.hand } else { 0 };

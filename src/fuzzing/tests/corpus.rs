@@ -12,12 +12,12 @@ const PLACES: usize = 400;
 const PLACES_OF_SLOW: usize = 60;
 const SLOW: [&str; 2] = ["import", "ledger"];
 
-pub(super) fn folder(target: &str) -> PathBuf {
+pub(super) fn directory(target: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus").join(target)
 }
 
 fn inputs(target: &str) -> Vec<(PathBuf, Vec<u8>)> {
-    let files = fs::read_dir(folder(target)).unwrap().map(|entry| entry.unwrap().path());
+    let files = fs::read_dir(directory(target)).unwrap().map(|entry| entry.unwrap().path());
     let mut inputs: Vec<(PathBuf, Vec<u8>)> = files.map(|path| (path.clone(), fs::read(path).unwrap())).collect();
     inputs.sort();
     inputs
@@ -76,7 +76,9 @@ macro_rules! targets {
 }
 
 // A separate test for each, so that they run in parallel.
-targets! { capture config control files fleet hosts_deny ignore_file import ledger names nft rtnetlink sock_diag spawner }
+targets! {
+    capture command_helper config control dns_names fleet host_files hosts_deny ignore_file import ledger nft rtnetlink sock_diag
+}
 
 #[test]
 fn every_reader_has_fuzz_target_and_corpus() {

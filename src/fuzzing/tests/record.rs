@@ -20,7 +20,7 @@ use netlink_sys::protocols::{NETLINK_NETFILTER, NETLINK_ROUTE, NETLINK_SOCK_DIAG
 use netlink_sys::{Socket, SocketAddr};
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
 
-use super::corpus::folder;
+use super::corpus::directory;
 use crate::netlink::nft::{self, Batch, RulesetSpec};
 use crate::netlink::socket;
 use crate::types::{BanTarget, Expiry, Rate};
@@ -28,7 +28,7 @@ use crate::types::{BanTarget, Expiry, Rate};
 /// Writes datagrams into the corpus of a target.
 fn keep(target: &str, name: &str, datagrams: impl IntoIterator<Item = Vec<u8>>) {
     for (number, bytes) in datagrams.into_iter().filter(|bytes| !bytes.is_empty()).enumerate() {
-        fs::write(folder(target).join(format!("{name}_{number}")), bytes).unwrap();
+        fs::write(directory(target).join(format!("{name}_{number}")), bytes).unwrap();
     }
 }
 
@@ -154,8 +154,8 @@ fn rtnetlink() {
     keep("rtnetlink", "next_hops", answers(NETLINK_ROUTE, &next_hops));
     next_hops[4] = 250;
     keep("rtnetlink", "refusal", answers(NETLINK_ROUTE, &next_hops));
-    let told = arrived(&monitor).into_iter().filter(|datagram| datagram[4] > 19 || datagram.len() < 200);
-    keep("rtnetlink", "told", told);
+    let notifications = arrived(&monitor).into_iter().filter(|datagram| datagram[4] > 19 || datagram.len() < 200);
+    keep("rtnetlink", "told", notifications);
 }
 
 fn sock_diag() {
@@ -196,8 +196,8 @@ fn record_kernel_messages() {
 #[ignore = "rewrites the corpus"]
 fn record_a_ledger() {
     use crate::ledger::{BanAuthor, BanRecord, Ending, Ledger};
-    let folder = tempfile::tempdir().unwrap();
-    let (mut ledger, _) = Ledger::open(&folder.path().join("state")).unwrap();
+    let directory = tempfile::tempdir().unwrap();
+    let (mut ledger, _) = Ledger::open(&directory.path().join("state")).unwrap();
     let ban = |text: &str, note: Option<&str>| BanRecord {
         target: target(text),
         source: target(text).element(),
@@ -218,7 +218,7 @@ fn record_a_ledger() {
         .record(&[ban("192.0.2.7", None), ban("2001:db8:1:2::/64", Some("a note")), ban("203.0.113.0/24", None)])
         .unwrap();
     ledger.ended(target("192.0.2.7"), Ending::Expired, UNIX_EPOCH + Duration::from_secs(1_800_000_100)).unwrap();
-    let path = folder.path().join("state").join(crate::ledger::DATABASE);
+    let path = directory.path().join("state").join(crate::ledger::DATABASE);
     drop(ledger);
     keep("ledger", "database", [fs::read(path).unwrap()]);
 }

@@ -108,12 +108,12 @@ mod tests {
     use std::fs;
     use tempfile::TempDir;
 
-    fn in_folder() -> (TempDir, SessionFiles) {
-        let folder = TempDir::new().unwrap();
-        let logind = folder.path().join("sessions");
+    fn in_directory() -> (TempDir, SessionFiles) {
+        let directory = TempDir::new().unwrap();
+        let logind = directory.path().join("sessions");
         fs::create_dir(&logind).unwrap();
-        let utmp = vec![folder.path().join("utmp")];
-        (folder, SessionFiles { utmp, logind })
+        let utmp = vec![directory.path().join("utmp")];
+        (directory, SessionFiles { utmp, logind })
     }
 
     fn session(host: &str, state: &str) -> String {
@@ -129,7 +129,7 @@ mod tests {
 
     #[test]
     fn logind_names_remote_sessions() {
-        let (_folder, files) = in_folder();
+        let (_directory, files) = in_directory();
         let write = |name: &str, text: String| fs::write(files.logind.join(name), text).unwrap();
         write("1", session("203.0.113.9", "active"));
         write("2", session("2001:db8::9", "online"));
@@ -153,14 +153,14 @@ mod tests {
             // A truncated address is another one. Complete files are renamed into place.
             assert!(cut.is_none() || text[..end].windows(12).any(|window| window == b"REMOTE_HOST="), "{end}");
         }
-        let (_folder, files) = in_folder();
+        let (_directory, files) = in_directory();
         fs::write(files.logind.join("1"), "#\n".repeat(8 << 10) + &session("203.0.113.9", "active")).unwrap();
         assert!(files.read().is_empty());
     }
 
     #[test]
     fn logind_is_trusted_before_utmp() {
-        let (_folder, files) = in_folder();
+        let (_directory, files) = in_directory();
         let process = utmp::tests::process_of_root();
         let record = |host: &str| utmp::tests::record(utmp::RECORD, utmp::USER_PROCESS, process, host, [0; 16]);
         fs::write(&files.utmp[0], [record("203.0.113.9"), record("203.0.113.8")].concat()).unwrap();
@@ -172,7 +172,7 @@ mod tests {
 
     #[test]
     fn addresses_per_user_are_limited() {
-        let (_folder, files) = in_folder();
+        let (_directory, files) = in_directory();
         let process = utmp::tests::process_of_root();
         let record = |host: &str| utmp::tests::record(utmp::RECORD, utmp::USER_PROCESS, process, host, [0; 16]);
         fs::remove_dir_all(&files.logind).unwrap();
@@ -192,17 +192,19 @@ mod tests {
 
     #[test]
     fn missing_files_give_no_addresses() {
-        let folder = tempfile::tempdir().unwrap();
-        let missing = folder.path().join("missing");
-        assert!(SessionFiles { utmp: vec![missing.clone(), folder.path().into()], logind: missing }.read().is_empty());
+        let directory = tempfile::tempdir().unwrap();
+        let missing = directory.path().join("missing");
+        assert!(
+            SessionFiles { utmp: vec![missing.clone(), directory.path().into()], logind: missing }.read().is_empty()
+        );
     }
 
     #[test]
     fn login_and_logout_are_noticed_once() {
-        let (folder, files) = in_folder();
+        let (directory, files) = in_directory();
         let mut watch = FileWatch::new(files.clone());
         assert_noticed_once(&mut watch, &[&|| fs::write(&files.utmp[0], [0; 384]).unwrap()]);
-        let (new, one) = (folder.path().join(".new"), files.logind.join("1"));
+        let (new, one) = (directory.path().join(".new"), files.logind.join("1"));
         fs::write(&new, session("203.0.113.9", "active")).unwrap();
         let changes: [&dyn Fn(); 2] = [&|| fs::rename(&new, &one).unwrap(), &|| fs::remove_file(&one).unwrap()];
         assert_noticed_once(&mut watch, &changes);

@@ -46,7 +46,7 @@ const MAX_BATCH: usize = 2_048;
 /// Interval at which ended bans are marked, and minimum interval between two versions of the list of bans in force.
 const TICK_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Writing the list of bans in force takes at most 1/`SHARE` of the thread's time, regardless of its length.
+/// Writing the list of bans in force takes at most 1/`MAX_LOAD_DIVISOR` of the thread's time, regardless of its length.
 const MAX_LOAD_DIVISOR: u32 = 20;
 
 /// Delay between attempts after a failure.
@@ -429,8 +429,8 @@ impl WriterThread {
             self.losses = dropped;
             self.losses_due = now + LOSS_INTERVAL;
         }
-        let (rows, told) = self.unreadable;
-        if rows > told {
+        let (rows, reported) = self.unreadable;
+        if rows > reported {
             (self.tell)(WriterEvent::Unreadable { rows });
             self.unreadable.1 = rows;
         }

@@ -192,8 +192,8 @@ fn put_prefixes(batch: &mut Batch, kind: u32, set: Set, prefixes: &[IpNet]) {
     put_each(batch, kind, set, prefixes, |elements, prefix| put_interval(elements, *prefix, Times::default()));
 }
 
-/// The contents of the trap's sets: ports and interfaces that it monitors. Ports are inclusive ranges, ascending and not adjacent. `None` if the
-/// table has no set for the protocol, because its probes do not count.
+/// The contents of the trap's sets: ports and interfaces that it monitors. Ports are inclusive ranges, ascending and
+/// not adjacent. `None` if the table has no set for the protocol, because its probes do not count.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct TrapContents<'a> {
     /// TCP ports.

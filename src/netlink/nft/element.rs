@@ -254,9 +254,9 @@ fn read_element(element: &[u8]) -> Option<SetElement> {
     })
 }
 
-/// Decodes the networks that these bounds form, which are of one family and in any order. An interval that is not a network,
-/// which only another program can have added, is split into networks. Networks outside of the permitted prefix lengths
-/// are skipped.
+/// Decodes the networks that these bounds form, which are of one family and in any order. An interval that is not a
+/// network, which only another program can have added, is split into networks. Networks outside of the permitted prefix
+/// lengths are skipped.
 pub(crate) fn decode_prefixes(mut bounds: Vec<SetElement>) -> Vec<(BanTarget, Remaining)> {
     // If two bounds have the same address, the end belongs to the preceding interval.
     bounds.sort_by_key(|bound| (bound.address, !bound.is_end));

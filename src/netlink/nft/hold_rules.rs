@@ -63,7 +63,8 @@ fn syn_rules(trap: &Trap) -> impl Iterator<Item = Rule> {
     passing.chain([scanner]).chain(returning(not_counted)).chain(services).chain(hold)
 }
 
-/// Holds a source at the second service to which it sends a SYN within [`HOLD_PAIR_WINDOW`]. HTTP and HTTPS are one service.
+/// Holds a source at the second service to which it sends a SYN within [`HOLD_PAIR_WINDOW`]. HTTP and HTTPS are one
+/// service.
 fn two_services(family: &Family, https: bool) -> Rule {
     let (how, port) = if https { (CmpOp::Eq, "80") } else { (CmpOp::Neq, "tcp dport") };
     let rule = Rule::new(TRAP_SYN).text(if https { "tcp dport 443" } else { "tcp dport != 443" });

@@ -191,7 +191,7 @@ pub fn binary() -> PathBuf {
     let binary = named.map_or_else(
         || {
             let own = std::env::current_exe().expect("the test program has a path");
-            own.ancestors().nth(2).expect("it is in one of cargo's folders").join("portsentry")
+            own.ancestors().nth(2).expect("it is in one of cargo's directories").join("portsentry")
         },
         PathBuf::from,
     );

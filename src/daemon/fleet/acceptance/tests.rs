@@ -161,9 +161,17 @@ fn forgeable_evidence_needs_configured_authors() {
     assert_eq!(judged(&mut off, 0, &few), Err(Err(ReportRefusal::TooFewPorts)));
     let mut three = acceptance(FleetAccept { forgeable_authors: 3, ..rules() });
     assert_eq!(judged(&mut three, 0, &forgeable("a", ONE, 9_000)), Err(Ok(ReportVerdict::Waits { authors: 2 })));
-    assert_eq!(judged(&mut three, 0, &few), Err(Ok(ReportVerdict::Waits { authors: 2 })), "too few ports are not proven");
+    assert_eq!(
+        judged(&mut three, 0, &few),
+        Err(Ok(ReportVerdict::Waits { authors: 2 })),
+        "too few ports are not proven"
+    );
     assert_eq!(judged(&mut three, 0, &forgeable("b", ONE, 9_000)), Err(Ok(ReportVerdict::Waits { authors: 1 })));
-    assert_eq!(judged(&mut three, 100, &forgeable("c", ONE, 9_000)), Ok((3_700, Some(BanChange::New))), "an hour at most");
+    assert_eq!(
+        judged(&mut three, 100, &forgeable("c", ONE, 9_000)),
+        Ok((3_700, Some(BanChange::New))),
+        "an hour at most"
+    );
     assert_eq!(judged(&mut three, 3_000, &forgeable("c", ONE, 9_000)), Ok((3_700, None)), "however often renewed");
     assert_eq!(judged(&mut three, 3_701, &forgeable("c", ONE, 9_000)), Err(Err(ReportRefusal::HourOver)));
     for author in ["d", "e"] {

@@ -14,16 +14,16 @@ pub const ADMIN: &str = "user admin on >admin ~* &* +@all";
 
 /// A directory with a user per host, each with a password file.
 pub struct Users {
-    pub folder: tempfile::TempDir,
+    pub directory: tempfile::TempDir,
     lines: Vec<String>,
 }
 
 impl Users {
     /// Users for these hosts of the fleet `lab`, the operator, and [`ADMIN`].
     pub fn new(hosts: &[&str]) -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        fs::write(folder.path().join("acl.toml"), "[fleet]\nname = \"lab\"\n").unwrap();
-        let mut users = Self { folder, lines: vec!["user default off".to_owned(), ADMIN.to_owned()] };
+        let directory = tempfile::tempdir().unwrap();
+        fs::write(directory.path().join("acl.toml"), "[fleet]\nname = \"lab\"\n").unwrap();
+        let mut users = Self { directory, lines: vec!["user default off".to_owned(), ADMIN.to_owned()] };
         for host in hosts {
             users.add(host, &[host]);
         }
@@ -36,14 +36,14 @@ impl Users {
         fs::write(&path, format!("password-of-{user}\n")).unwrap();
         fs::set_permissions(&path, Permissions::from_mode(0o600)).unwrap();
         let mut command = Command::new(binary());
-        command.args(["fleet", "acl", "--config"]).arg(self.folder.path().join("acl.toml"));
+        command.args(["fleet", "acl", "--config"]).arg(self.directory.path().join("acl.toml"));
         let output = command.arg("--credentials").arg(&path).args(words).output().unwrap();
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         self.lines.push(String::from_utf8(output.stdout).unwrap().trim_end().to_owned());
     }
 
     pub fn password_file(&self, user: &str) -> PathBuf {
-        self.folder.path().join(format!("{user}.password"))
+        self.directory.path().join(format!("{user}.password"))
     }
 }
 
@@ -65,15 +65,15 @@ impl Engine {
     /// Starts a server in a network namespace.
     pub fn start_in(network: Option<&Namespace>, users: Users, options: &[&str]) -> Self {
         let network = network.map(|network| network.name().to_owned());
-        let path = users.folder.path().join("users.acl");
+        let path = users.directory.path().join("users.acl");
         fs::write(&path, users.lines.join("\n") + "\n").unwrap();
-        let socket = users.folder.path().join("engine.sock");
+        let socket = users.directory.path().join("engine.sock");
         let mut words: Vec<String> =
             ["--port", "0", "--save", "", "--appendonly", "no", "--daemonize", "no"].map(str::to_owned).into();
         for (option, value) in [("--unixsocket", &socket), ("--aclfile", &path)] {
             words.extend([option.to_owned(), value.to_str().unwrap().to_owned()]);
         }
-        words.extend(["--dir".to_owned(), users.folder.path().to_str().unwrap().to_owned()]);
+        words.extend(["--dir".to_owned(), users.directory.path().to_str().unwrap().to_owned()]);
         words.extend(options.iter().map(|word| (*word).to_owned()));
         let child = spawn(network.as_deref(), &words);
         let engine = Self { child, users, options: words, network, socket };

@@ -16,7 +16,7 @@ pub struct Member {
     pub daemon: FakeDaemon,
     child: Child,
     log: Arc<Mutex<String>>,
-    _folder: tempfile::TempDir,
+    _directory: tempfile::TempDir,
 }
 
 impl Member {
@@ -28,9 +28,9 @@ impl Member {
 
     /// Starts it with these lines under `[fleet]`, by this command.
     pub fn start_with(host: &str, lines: &str, credentials: &Path, command: &mut Command) -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        let daemon = FakeDaemon::listen(&folder.path().join("fleet.sock"));
-        let config = folder.path().join("portsentry.toml");
+        let directory = tempfile::tempdir().unwrap();
+        let daemon = FakeDaemon::listen(&directory.path().join("fleet.sock"));
+        let config = directory.path().join("portsentry.toml");
         let text = format!(
             "[fleet]\nname = \"lab\"\nhost = \"{host}\"\n{lines}\ncredentials = {credentials:?}\nsocket = {:?}\n",
             daemon.path()
@@ -45,7 +45,7 @@ impl Member {
                 writer.lock().unwrap().push_str(&(line + "\n"));
             }
         });
-        Self { daemon, child, log, _folder: folder }
+        Self { daemon, child, log, _directory: directory }
     }
 
     /// Starts the processes of these hosts, and waits until each has scanned the server.
