@@ -45,15 +45,15 @@ pub(super) fn contradictions(config: &Config) -> Vec<(String, String)> {
         let remedy = "move some of them to allow.networks as addresses";
         refuse("allow.names", &format!("the list has {names} names, more than the maximum of {MAX_NAMES}; {remedy}"));
     }
-    let methods = &config.block.method;
-    if methods.is_empty() {
+    let backends = &config.block.method;
+    if backends.is_empty() {
         refuse(
             "block.method",
             "the list is empty, so no source would be blocked; write [\"nft\"]; to only log, write block = false \
              under [tcp] and [udp]",
         );
     }
-    if methods.iter().any(|method| methods.iter().filter(|other| *other == method).count() > 1) {
+    if backends.iter().any(|method| backends.iter().filter(|other| *other == method).count() > 1) {
         refuse("block.method", "a backend is listed twice; write each once");
     }
     let run = &config.block.run;
@@ -68,7 +68,7 @@ pub(super) fn contradictions(config: &Config) -> Vec<(String, String)> {
             refuse(key, "the path of the program is not absolute; write for example \"/usr/local/sbin/on-scan\"");
         }
     }
-    let runs = methods.contains(&Backend::Command)
+    let runs = backends.contains(&Backend::Command)
         || [&config.tcp, &config.udp].into_iter().any(|protocol| protocol.block == BlockPolicy::Run);
     if runs && run.command.is_empty() {
         refuse(
@@ -80,7 +80,7 @@ pub(super) fn contradictions(config: &Config) -> Vec<(String, String)> {
     if config.fleet.is_joined() && config.fleet.host.is_empty() {
         refuse("fleet.host", "this host has no name in the fleet; write for example host = \"web-1\" under [fleet]");
     }
-    if config.fleet.is_joined() && !methods.contains(&Backend::Nft) {
+    if config.fleet.is_joined() && !backends.contains(&Backend::Nft) {
         refuse(
             "fleet.url",
             "bans of the fleet need nftables; add \"nft\" to block.method, or leave the fleet with url = \"\"",

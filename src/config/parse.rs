@@ -388,7 +388,7 @@ values! {
         })
     }
     mode(value) -> Mode { choice(value, "a mode") }
-    methods(value) -> Vec<Backend> { list(value, "[\"nft\"]", |item| choice(item, "a backend")) }
+    backends(value) -> Vec<Backend> { list(value, "[\"nft\"]", |item| choice(item, "a backend")) }
     action(value) -> Action { choice(value, "an action") }
     route_kind(value) -> RouteKind { choice(value, "a kind of route") }
     log_target(value) -> LogTarget { choice(value, "a log destination") }

@@ -64,7 +64,7 @@ table! {
     /// How bans are enforced.
     Block {
         /// In the order in which they are tried: at least one, without duplicates.
-        method: Vec<Backend> = vec![Backend::Nft], "parse::methods";
+        method: Vec<Backend> = vec![Backend::Nft], "parse::backends";
         /// Limit for bans on forgeable evidence, including bans by the kernel's trap.
         max_new_bans_per_minute: u32 = 60, "parse::number::<1, { Rate::MAX as i64 }, _, _>";
         /// Maximum number of simultaneous bans on forgeable evidence.

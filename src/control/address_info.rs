@@ -176,7 +176,7 @@ impl From<&LedgerEntry> for PastBan {
             evidence: ban.grade,
             ports: ban.ports.iter().map(PortRecord::from).collect(),
             probes: ban.probes,
-            method: ban.methods,
+            method: ban.backends,
             author: ban.author,
             note: ban.note.clone(),
             strikes: strikes.saturating_add(1),

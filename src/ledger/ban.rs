@@ -57,7 +57,7 @@ pub struct BanRecord {
     /// The bridge port of the target, if it is a guest of this host. The ban ends with it.
     pub guest_port: Option<LinkId>,
     /// The backends that enforce it.
-    pub methods: Backends,
+    pub backends: Backends,
     pub author: BanAuthor,
     /// The author's note, if there is one; for a ban of the trap the reason.
     pub note: Option<String>,
@@ -68,7 +68,7 @@ pub struct BanRecord {
 
 impl BanRecord {
     /// The engine's `ban`, in force since `at`.
-    pub fn from_ban(ban: &Ban, at: SystemTime, interface: Option<&str>, methods: impl Into<Backends>) -> Self {
+    pub fn from_ban(ban: &Ban, at: SystemTime, interface: Option<&str>, backends: impl Into<Backends>) -> Self {
         let observation = &ban.probe.observation;
         Self {
             source: observation.source,
@@ -78,7 +78,7 @@ impl BanRecord {
             probes: ban.probe.probes,
             interface: interface.map(str::to_owned),
             capped: ban.capped,
-            ..Self::wanted_by(BanAuthor::Detector, ban.probe.target, at, ban.expiry, methods)
+            ..Self::wanted_by(BanAuthor::Detector, ban.probe.target, at, ban.expiry, backends)
         }
     }
 
@@ -88,7 +88,7 @@ impl BanRecord {
         target: BanTarget,
         at: SystemTime,
         expiry: Expiry,
-        methods: impl Into<Backends>,
+        backends: impl Into<Backends>,
     ) -> Self {
         Self {
             target,
@@ -102,7 +102,7 @@ impl BanRecord {
             probes: 0,
             interface: None,
             guest_port: None,
-            methods: methods.into(),
+            backends: backends.into(),
             author,
             note: None,
             capped: false,
@@ -153,7 +153,7 @@ pub struct BanSummary {
     /// Port of the last probe, if there was one.
     pub port: Option<(Protocol, u16)>,
     /// The backends that have enforced it.
-    pub methods: Backends,
+    pub backends: Backends,
     /// The bridge port of the target, if it is a guest of this host.
     pub guest_port: Option<LinkId>,
 }
@@ -321,7 +321,7 @@ pub enum LedgerChange {
     /// is recorded.
     Also(BanRecord),
     /// From now on these backends enforce the ban of `target` that began at `since`, and no others.
-    Moved { target: BanTarget, since: SystemTime, methods: Backends },
+    Moved { target: BanTarget, since: SystemTime, backends: Backends },
     /// The ban of `target` that began at `since` ends with this bridge port.
     GuestPort { target: BanTarget, since: SystemTime, port: LinkId },
     /// A source would have been banned, but its protocol is only logged.

@@ -37,7 +37,7 @@ pub(super) fn entry(row: &Row<'_>) -> Option<LedgerEntry> {
         probes: row.get(6).ok()?,
         interface: row.get(7).ok()?,
         guest_port: optional(row, 17, guest_port)?,
-        methods: text(row, 9)?.parse().ok()?,
+        backends: text(row, 9)?.parse().ok()?,
         author: text(row, 10)?.parse().ok()?,
         capped: row.get(14).ok()?,
         note: row.get(15).ok()?,
@@ -59,7 +59,7 @@ pub(super) fn in_force(row: &Row<'_>) -> Option<BanSummary> {
         grade: optional(row, 6, Grade::from_key)?,
         port: ports(text(row, 5)?)?.first().copied(),
         // A later release may have other backends; the ban is still in force.
-        methods: text(row, 7)?.parse().unwrap_or_default(),
+        backends: text(row, 7)?.parse().unwrap_or_default(),
         guest_port: optional(row, 8, guest_port)?,
     })
 }

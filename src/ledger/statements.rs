@@ -93,7 +93,7 @@ struct Newest {
     /// True if its end is not recorded.
     open: bool,
     since: i64,
-    methods: String,
+    backends: String,
     imported: bool,
     /// True if it is a strike, unless it is lifted later.
     strike: bool,
@@ -132,13 +132,13 @@ impl<'a> Statements<'a> {
         match change {
             LedgerChange::Banned(ban) => self.record(ban),
             LedgerChange::Also(ban) => match self.open_ban(ban.target, ban.since)? {
-                Some(Newest { id, methods, .. }) => {
-                    self.put_methods(id, methods.parse().unwrap_or(Backends::default()).and(ban.methods))
+                Some(Newest { id, backends, .. }) => {
+                    self.set_backends(id, backends.parse().unwrap_or(Backends::default()).and(ban.backends))
                 }
                 None => self.record(ban),
             },
-            LedgerChange::Moved { target, since, methods } => match self.open_ban(*target, *since)? {
-                Some(Newest { id, .. }) => self.put_methods(id, *methods),
+            LedgerChange::Moved { target, since, backends } => match self.open_ban(*target, *since)? {
+                Some(Newest { id, .. }) => self.set_backends(id, *backends),
                 None => Ok(()),
             },
             LedgerChange::GuestPort { target, since, port } => {
@@ -172,14 +172,14 @@ impl<'a> Statements<'a> {
         }
     }
 
-    fn put_methods(&mut self, id: i64, methods: Backends) -> rusqlite::Result<()> {
-        let values = named_params! {":id": id, ":method": methods.to_string(), ":undo": self.has_to_undo(methods)};
+    fn set_backends(&mut self, id: i64, backends: Backends) -> rusqlite::Result<()> {
+        let values = named_params! {":id": id, ":method": backends.to_string(), ":undo": self.has_to_undo(backends)};
         self.also.execute(values).map(drop)
     }
 
-    /// True if the expiry command has to run for a ban by `methods`.
-    fn has_to_undo(&self, methods: Backends) -> bool {
-        self.undoes && methods.iter().any(|backend| backend == Backend::Command)
+    /// True if the expiry command has to run for a ban by `backends`.
+    fn has_to_undo(&self, backends: Backends) -> bool {
+        self.undoes && backends.iter().any(|backend| backend == Backend::Command)
     }
 
     pub(super) fn record(&mut self, ban: &BanRecord) -> rusqlite::Result<()> {
@@ -211,13 +211,13 @@ impl<'a> Statements<'a> {
             ":probes": ban.probes,
             ":interface": ban.interface,
             ":strikes": strikes,
-            ":method": ban.methods.to_string(),
+            ":method": ban.backends.to_string(),
             ":author": ban.author.key(),
             ":capped": ban.capped,
             ":note": ban.note,
             ":evidence": ban.grade.map(crate::engine::Grade::key),
             ":guest_port": ban.guest_port.map(row::guest_port_text),
-            ":undo": self.has_to_undo(ban.methods),
+            ":undo": self.has_to_undo(ban.backends),
         })?;
         self.recorded += 1;
         Ok(())
@@ -243,7 +243,7 @@ impl<'a> Statements<'a> {
                 open: row.get(2)?,
                 // A failing disk may have written an invalid value; it is then treated as another ban.
                 since: row.get(3).unwrap_or(i64::MIN),
-                methods: row.get(4).unwrap_or_default(),
+                backends: row.get(4).unwrap_or_default(),
                 imported: row.get(5).unwrap_or_default(),
                 strike: row.get(6).unwrap_or_default(),
             })

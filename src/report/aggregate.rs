@@ -124,7 +124,7 @@ impl Aggregate {
             count(&mut self.stats.classes, ban.class);
             count(&mut self.stats.evidence, ban.grade.map_or("none", Grade::key));
             count(&mut self.stats.authors, author);
-            ban.methods.iter().for_each(|method| count(&mut self.stats.methods, method.name()));
+            ban.backends.iter().for_each(|method| count(&mut self.stats.methods, method.name()));
             let ports: BTreeSet<_> = ban.ports.iter().take(MAX_PORTS_PER_BAN).collect();
             ports.into_iter().for_each(|port| *self.ports.entry(*port).or_default() += 1);
             let ends = &mut self.stats.ends;

@@ -151,7 +151,10 @@ fn downgrade_to_format_10(state: &State) {
 
 /// A ban by nft and the command.
 fn commanded(number: u32, since: SystemTime, seconds: u64) -> BanRecord {
-    BanRecord { methods: [Backend::Nft, Backend::Command].into_iter().collect(), ..ban(source(number), since, seconds) }
+    BanRecord {
+        backends: [Backend::Nft, Backend::Command].into_iter().collect(),
+        ..ban(source(number), since, seconds)
+    }
 }
 
 /// The targets whose commands have to be undone.
@@ -173,7 +176,7 @@ fn ended_command_is_due_until_undone() {
     ledger.record(&bans).unwrap();
     assert_eq!(undo_due(&ledger), [], "the bans are in force");
     // The command has begun another one.
-    let moved = LedgerChange::Also(BanRecord { methods: Backend::Command.into(), ..ban(source(5), at(0), 60) });
+    let moved = LedgerChange::Also(BanRecord { backends: Backend::Command.into(), ..ban(source(5), at(0), 60) });
     ledger.write(&[ban(source(5), at(0), 60).into(), moved]).unwrap();
     let _ = ledger.expire(at(60)).unwrap();
     assert!(ledger.ended(source(3), lifted("root"), at(61)).unwrap());

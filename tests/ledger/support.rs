@@ -202,6 +202,6 @@ pub(crate) fn await_event(
 
 /// What a start reads of `ban`.
 pub(crate) fn summary(ban: &BanRecord) -> BanSummary {
-    let BanRecord { target, source, since, until, class, grade, methods, guest_port, .. } = *ban;
-    BanSummary { target, source, since, until, class, grade, port: ban.ports.first().copied(), methods, guest_port }
+    let BanRecord { target, source, since, until, class, grade, backends, guest_port, .. } = *ban;
+    BanSummary { target, source, since, until, class, grade, port: ban.ports.first().copied(), backends, guest_port }
 }

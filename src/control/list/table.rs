@@ -110,7 +110,7 @@ fn columns(bans: &[ListedBan], names: Option<&HashMap<IpAddr, String>>, now: Sys
         }),
         of_ledger("STRIKES", usize::MAX, true, "-", &|entry| entry.strikes.saturating_add(1).to_string()),
         of_ledger("BY", 4, false, "-", &|entry| entry.ban.author.key().to_owned()),
-        of_ledger("METHOD", 6, false, "nft", &|entry| entry.ban.methods.to_string()),
+        of_ledger("METHOD", 6, false, "nft", &|entry| entry.ban.backends.to_string()),
     ]);
     columns
 }

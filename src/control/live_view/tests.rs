@@ -366,8 +366,8 @@ fn rates_restart_with_daemon() {
 fn attacker_text_is_escaped_for_terminal() {
     let mut view = View::new(now());
     let evil = "\u{1b}[2J\u{7}\u{202e}\u{9b}31mred\n";
-    view.apply(event(0, evil, evil, 23, json!({"reason": evil, "class": evil, "subject": evil, "time": evil})));
-    let times = json!({"event": "block", "time": "x", "subject": evil, "expires": "never", "ports": [{"proto": evil, "port": 1, "class": evil}]});
+    view.apply(event(0, evil, evil, 23, json!({"reason": evil, "class": evil, "subject": evil})));
+    let times = json!({"event": "block", "time": "2026-11-21T06:32:13Z", "subject": evil, "expires": "never", "ports": [{"proto": evil, "port": 1, "class": evil}]});
     view.apply(received(times));
     view.apply(Message::Answer(Request::Confirm, Err(evil.to_owned())));
     let info = AddressInfo { address: evil.to_owned(), ..AddressInfo::default() };
@@ -376,7 +376,8 @@ fn attacker_text_is_escaped_for_terminal() {
     let painted = screen(&view, 80, 24);
     assert!(!painted.chars().any(|c| c != '\n' && c.is_control() || c == '\u{202e}'), "{painted:?}");
     // Lines that are no JSON object, or another object, must not end the view.
-    for value in [json!(null), json!([]), json!("x"), json!({"event": 5, "ports": 7, "time": "äöüäöüäöüäöüäöü"})]
+    let evil_time = json!({"event": "block", "time": evil, "subject": "192.0.2.1"});
+    for value in [json!(null), json!([]), json!("x"), json!({"event": 5, "ports": 7, "time": "äöüäöü"}), evil_time]
     {
         if let Ok(event) = serde_json::from_value(value) {
             view.apply(Message::Event(Box::new(event)));

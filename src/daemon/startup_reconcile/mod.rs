@@ -119,8 +119,8 @@ impl StartupReconcile {
             if self.exempt.check(ban.target).is_err() {
                 backends = backends.iter().filter(|backend| *backend == Backend::Nft).collect();
             }
-            if backends != ban.methods {
-                self.record(LedgerChange::Moved { target: ban.target, since: ban.since, methods: backends });
+            if backends != ban.backends {
+                self.record(LedgerChange::Moved { target: ban.target, since: ban.since, backends: backends });
             }
         }
     }
@@ -361,7 +361,7 @@ fn continuing(backends: &[Backend], ban: &BanSummary) -> Backends {
 
 /// True if the command has run for `ban`, and has not been undone.
 fn has_run(ban: &BanSummary) -> bool {
-    ban.methods.contains(Backend::Command)
+    ban.backends.contains(Backend::Command)
 }
 
 /// The data of a ban of an earlier run for the slow backends.

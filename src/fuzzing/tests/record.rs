@@ -209,7 +209,7 @@ fn record_a_ledger() {
         probes: 3,
         interface: Some("eth0".to_owned()),
         guest_port: None,
-        methods: "nft".parse().unwrap(),
+        backends: "nft".parse().unwrap(),
         author: BanAuthor::Detector,
         capped: false,
         note: note.map(str::to_owned),
