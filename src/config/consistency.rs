@@ -53,7 +53,7 @@ pub(super) fn contradictions(config: &Config) -> Vec<(String, String)> {
              under [tcp] and [udp]",
         );
     }
-    if backends.iter().any(|method| backends.iter().filter(|other| *other == method).count() > 1) {
+    if backends.iter().any(|backend| backends.iter().filter(|other| *other == backend).count() > 1) {
         refuse("block.method", "a backend is listed twice; write each once");
     }
     let run = &config.block.run;

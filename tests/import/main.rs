@@ -262,7 +262,7 @@ fn blocking_command_is_not_imported_as_run() {
 #[test]
 fn dropped_kill_route_script_becomes_nft() {
     let blocker = "KILL_ROUTE=\"/usr/local/sbin/block.sh $TARGET$\"\n";
-    for (other, backends) in [
+    for (other, methods) in [
         ("KILL_RUN_CMD=\"/usr/local/sbin/notify.sh $TARGET$ $PORT$\"\n", "\"nft\", \"run\""),
         (
             "KILL_RUN_CMD=\"/usr/local/sbin/notify.sh $TARGET$\"\nKILL_HOSTS_DENY=\"ALL: $TARGET$\"\n",

@@ -101,9 +101,9 @@ pub(crate) fn expect_nothing_left(lab: &Lab) {
 
 /// Configuration with these backends, with the lab's file or command for each.
 pub(crate) fn settings(lab: &Lab, backends: &[&str], more: &str) -> String {
-    let backends: Vec<String> = backends.iter().map(|backend| format!("\"{backend}\"")).collect();
+    let methods: Vec<String> = backends.iter().map(|backend| format!("\"{backend}\"")).collect();
     let deny = lab.path("hosts.deny").display().to_string();
-    let mut text = format!("[block]\nmethod = [{}]\n[block.hosts_deny]\nfile = \"{deny}\"\n", backends.join(", "));
+    let mut text = format!("[block]\nmethod = [{}]\n[block.hosts_deny]\nfile = \"{deny}\"\n", methods.join(", "));
     if backends.contains(&"run") && !more.contains("[block.run]") {
         text += &run_settings(lab, "");
     }

@@ -120,7 +120,7 @@ impl StartupReconcile {
                 backends = backends.iter().filter(|backend| *backend == Backend::Nft).collect();
             }
             if backends != ban.backends {
-                self.record(LedgerChange::Moved { target: ban.target, since: ban.since, backends: backends });
+                self.record(LedgerChange::Moved { target: ban.target, since: ban.since, backends });
             }
         }
     }
