@@ -49,6 +49,7 @@ const PURE: [(&str, &[&str], &[&str]); 3] = [
         &[
             "ipnet::",
             "serde::Deserialize",
+            "serde::Deserializer",
             "serde::Serialize",
             "serde::de::DeserializeOwned",
             "serde_with::DeserializeFromStr",

@@ -19,7 +19,7 @@ use crate::events::event::{Event, EventKind};
 use crate::events::json::{WITHOUT_VERDICT, reason};
 use crate::host::boot;
 use crate::ledger::{
-    Allowance, BanAuthor, BanEnd, BanRecord, BanSummary, Ending, FleetLift, Ledger, LedgerChange, LedgerError,
+    Allowance, BanAuthor, BanRecord, BanSummary, EndRecord, Ending, FleetLift, Ledger, LedgerChange, LedgerError,
     LegacyFiles, LoadedState, Logged, Opened, Recorder, Rows, Stopped, Writer, WriterEvent, decisions, services,
 };
 use crate::types::{Backend, Backends, BanTarget, Expiry};
@@ -322,5 +322,5 @@ fn start_writer(
 }
 
 pub(super) fn lifted(target: BanTarget, by: &str, at: SystemTime) -> LedgerChange {
-    LedgerChange::Ended { target, ended: BanEnd { how: Ending::Lifted { by: by.to_owned() }, at } }
+    LedgerChange::Ended { target, ended: EndRecord { how: Ending::Lifted { by: by.to_owned() }, at } }
 }

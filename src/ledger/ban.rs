@@ -187,7 +187,7 @@ pub enum Ending {
 
 /// End of a ban.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct BanEnd {
+pub struct EndRecord {
     pub how: Ending,
     /// When, to the microsecond.
     pub at: SystemTime,
@@ -201,7 +201,7 @@ pub struct LedgerEntry {
     /// of any age.
     pub strikes: u32,
     /// Its end; `None` while none is recorded, which does not mean that a ban with `until` is in force.
-    pub ended: Option<BanEnd>,
+    pub ended: Option<EndRecord>,
 }
 
 /// A place in the order of the pages: permanent bans, then the others by their ends. Bans with the same end are in the
@@ -336,7 +336,7 @@ pub enum LedgerChange {
     Ended {
         target: BanTarget,
         /// A ban that had already expired is recorded as expired, at its own end.
-        ended: BanEnd,
+        ended: EndRecord,
     },
     /// At `at` the expiry command has ended for the ban of `target` that began at `since`.
     Undone { target: BanTarget, since: SystemTime, at: SystemTime },

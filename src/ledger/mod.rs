@@ -33,7 +33,7 @@ use rusqlite::{Connection, TransactionBehavior, named_params};
 pub use crate::types::{Backend, Backends};
 pub use crate::worker::Stopped;
 pub use ban::{
-    Allowance, BanAuthor, BanEnd, BanRecord, BanSummary, Ending, FleetLift, KnownPeer, LedgerChange, LedgerEntry,
+    Allowance, BanAuthor, BanRecord, BanSummary, EndRecord, Ending, FleetLift, KnownPeer, LedgerChange, LedgerEntry,
     LiftedBy, Logged, Page, Position,
 };
 pub use error::LedgerError;
@@ -179,7 +179,7 @@ impl Ledger {
 
     /// Records the end of the ban of `target`; false if it had none.
     pub fn ended(&mut self, target: BanTarget, how: Ending, at: SystemTime) -> Result<bool, LedgerError> {
-        self.transact(|statements| statements.end(target, &BanEnd { how, at }))
+        self.transact(|statements| statements.end(target, &EndRecord { how, at }))
     }
 
     /// Writes `changes` in order, in one transaction.

@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use rusqlite::{Connection, Params, Row};
 
-use super::ban::{BanEnd, BanRecord, BanSummary, Ending, LedgerEntry};
+use super::ban::{BanRecord, BanSummary, EndRecord, Ending, LedgerEntry};
 use crate::engine::{Class, Grade, LinkId};
 use crate::types::{BanTarget, Protocol};
 
@@ -25,7 +25,7 @@ pub(super) const REPLACED: &str = "replaced";
 pub(super) fn entry(row: &Row<'_>) -> Option<LedgerEntry> {
     let ended = match optional_time(row, 11).ok()? {
         None => None,
-        Some(at) => Some(BanEnd { how: ending(row)?, at }),
+        Some(at) => Some(EndRecord { how: ending(row)?, at }),
     };
     let ban = BanRecord {
         target: target(text(row, 0)?)?,

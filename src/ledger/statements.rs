@@ -5,7 +5,7 @@ use std::time::SystemTime;
 
 use rusqlite::{Connection, OptionalExtension, Statement, named_params};
 
-use super::ban::{BanAuthor, BanEnd, BanRecord, Ending, LedgerChange};
+use super::ban::{BanAuthor, BanRecord, EndRecord, Ending, LedgerChange};
 use super::found::Rows;
 use super::logged::{self, UPSERT};
 use super::reader::collect;
@@ -195,7 +195,7 @@ impl<'a> Statements<'a> {
             }
             Some(Newest { id, strikes, open, strike, .. }) => {
                 if open {
-                    self.end_row(id, &BanEnd { how: Ending::Replaced, at: ban.since })?;
+                    self.end_row(id, &EndRecord { how: Ending::Replaced, at: ban.since })?;
                 }
                 // Another program may have written an invalid value.
                 strikes.clamp(0, i64::from(u32::MAX) - 1) + i64::from(strike)
@@ -223,7 +223,7 @@ impl<'a> Statements<'a> {
         Ok(())
     }
 
-    pub(super) fn end(&mut self, target: BanTarget, ended: &BanEnd) -> rusqlite::Result<bool> {
+    pub(super) fn end(&mut self, target: BanTarget, ended: &EndRecord) -> rusqlite::Result<bool> {
         match self.newest(&target.to_string())? {
             Some(Newest { id, open: true, .. }) => self.end_row(id, ended).map(|()| true),
             _ => Ok(false),
@@ -251,7 +251,7 @@ impl<'a> Statements<'a> {
         self.newest.query_row(named_params! {":subject": target}, read).optional()
     }
 
-    fn end_row(&mut self, id: i64, ended: &BanEnd) -> rusqlite::Result<()> {
+    fn end_row(&mut self, id: i64, ended: &EndRecord) -> rusqlite::Result<()> {
         let (how, by) = match &ended.how {
             Ending::Expired => (row::EXPIRED, None),
             Ending::Replaced => (row::REPLACED, None),

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, SystemTime};
 
-use portsentry::ledger::{BanAuthor, BanEnd, BanRecord, Ending, Ledger, LedgerEntry, LoadedState};
+use portsentry::ledger::{BanAuthor, BanRecord, EndRecord, Ending, Ledger, LedgerEntry, LoadedState};
 use portsentry::types::BanTarget;
 use proptest::prelude::*;
 
@@ -42,8 +42,8 @@ impl Model {
         let open = self.0.iter_mut().find(|entry| entry.ban.target == target && entry.ended.is_none());
         let Some(open) = open else { return false };
         open.ended = Some(match open.ban.until {
-            Some(until) if until <= when => BanEnd { how: Ending::Expired, at: until },
-            _ => BanEnd { how, at: when },
+            Some(until) if until <= when => EndRecord { how: Ending::Expired, at: until },
+            _ => EndRecord { how, at: when },
         });
         true
     }

@@ -8,7 +8,7 @@ use portsentry::engine::{
     Settings, Verdict,
 };
 use portsentry::ledger::{
-    BanAuthor, BanEnd, BanRecord, Ending, FleetLift, KnownPeer, Ledger, LedgerChange, LedgerEntry, LiftedBy,
+    BanAuthor, BanRecord, EndRecord, Ending, FleetLift, KnownPeer, Ledger, LedgerChange, LedgerEntry, LiftedBy,
     LoadedState, Logged, Opened, RECOUNT_INTERVAL, Reader, Retention, decisions, logged, services,
 };
 use portsentry::types::{Backend, BanTarget, Expiry, Protocol, Timestamp};
@@ -19,7 +19,7 @@ use super::support::{State, at, ban, by_hand, intruder, lifted, source, strikes,
 
 const DAY: u64 = 86_400;
 
-fn entry(ban: BanRecord, strikes: u32, ended: Option<BanEnd>) -> LedgerEntry {
+fn entry(ban: BanRecord, strikes: u32, ended: Option<EndRecord>) -> LedgerEntry {
     LedgerEntry { ban, strikes, ended }
 }
 
@@ -254,7 +254,7 @@ fn ban_expires_exactly_at_its_time() {
     assert!(ledger.expire(at(60) - microsecond).unwrap().items.is_empty());
     assert_eq!(ledger.expire(at(90)).unwrap().items, [source(1)]);
     assert!(ledger.expire(at(90)).unwrap().items.is_empty(), "an expiry is reported once");
-    let ended = BanEnd { how: Ending::Expired, at: at(60) };
+    let ended = EndRecord { how: Ending::Expired, at: at(60) };
     assert_eq!(
         ledger.reader().bans_of(source(1)).unwrap().items[0].ended,
         Some(ended),
@@ -272,7 +272,7 @@ fn lifted_ban_names_its_author() {
     assert!(!ledger.ended(source(3), by(), at(6)).unwrap(), "there was no ban");
     let active = ledger.reader().active(at(7)).unwrap().items;
     assert_eq!(active.iter().map(|entry| entry.ban.target).collect::<Vec<_>>(), [source(2)]);
-    assert_eq!(ledger.reader().bans_of(source(1)).unwrap().items[0].ended, Some(BanEnd { how: by(), at: at(5) }));
+    assert_eq!(ledger.reader().bans_of(source(1)).unwrap().items[0].ended, Some(EndRecord { how: by(), at: at(5) }));
 }
 
 #[test]
@@ -283,7 +283,7 @@ fn new_ban_replaces_old_and_counts_strike() {
     ledger.record(&[ban(banned, at(30), 60), ban(banned, at(100), 60)]).unwrap();
     let history = ledger.reader().bans_of(target("2001:db8::ffff")).unwrap().items;
     let ended: Vec<_> = history.iter().map(|entry| (entry.strikes, entry.ended.clone())).collect();
-    let end = |how, when| Some(BanEnd { how, at: at(when) });
+    let end = |how, when| Some(EndRecord { how, at: at(when) });
     assert_eq!(ended, [(0, end(Ending::Replaced, 30)), (1, end(Ending::Expired, 90)), (2, None)]);
     assert_eq!(ledger.reader().active(at(101)).unwrap().items.len(), 1);
     assert_eq!(state.counts(), (1, 3));
@@ -422,7 +422,7 @@ fn remaining_time_never_exceeds_whole() {
 #[test]
 fn changes_are_written_in_order() {
     let (_state, mut ledger) = State::open_new();
-    let lifted = BanEnd { how: lifted("bob"), at: at(2) };
+    let lifted = EndRecord { how: lifted("bob"), at: at(2) };
     let changes = [
         LedgerChange::Banned(ban(source(1), at(0), DAY)),
         LedgerChange::Ended { target: source(1), ended: lifted.clone() },

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
-use portsentry::ledger::{BLOCKED, BanEnd, HISTORY, LedgerChange, Recorder, Stopped, WriterEvent};
+use portsentry::ledger::{BLOCKED, EndRecord, HISTORY, LedgerChange, Recorder, Stopped, WriterEvent};
 
 use super::support::{State, await_event, banned, eventually, lifted, source, time_limit, writer};
 use netns_lab::slowness;
@@ -55,7 +55,7 @@ fn listed_bans_follow_changes() {
     recorder.send(banned(3, now, 8 * u64::from(slowness())));
     eventually("three bans in the list", || has(1) && has(2) && has(3));
     let how = lifted("alice");
-    recorder.send(LedgerChange::Ended { target: source(1), ended: BanEnd { how, at: SystemTime::now() } });
+    recorder.send(LedgerChange::Ended { target: source(1), ended: EndRecord { how, at: SystemTime::now() } });
     let expired = await_event(&events, "the end of the short ban", |event| matches!(event, WriterEvent::Expired(_)));
     assert!(matches!(&expired, WriterEvent::Expired(targets) if *targets == [source(3)]), "{expired}");
     eventually("one ban in the list", || !has(1) && has(2) && !has(3));

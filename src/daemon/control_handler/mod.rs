@@ -12,7 +12,6 @@ use std::pin::Pin;
 use std::time::SystemTime;
 
 use tokio::net::unix::UCred;
-use tokio::sync::oneshot::Receiver;
 
 use super::allow_sources::protected;
 use super::components::Components;
@@ -33,6 +32,7 @@ use crate::sandbox::Sandbox;
 use crate::sensor::SensorRequest;
 use crate::types::printable::masked;
 use crate::types::{BanTarget, Expiry, plain};
+use queries::of_sensor;
 use status::status;
 
 /// Maximum length of a ban's note, in characters.
@@ -40,11 +40,6 @@ const MAX_NOTE_LEN: usize = 200;
 
 /// A reply that may still wait for the sensor.
 type Pending = Pin<Box<dyn Future<Output = Reply> + Send>>;
-
-/// Waits for the sensor's answer, which fails while the daemon is shutting down.
-async fn of_sensor<T>(answer: Receiver<T>) -> Result<T, Failure> {
-    answer.await.map_err(|_| Failure::failed("the daemon is shutting down"))
-}
 
 pub(super) async fn handle(components: &mut Components, IncomingRequest { request, peer, reply }: IncomingRequest) {
     let by = author(peer, &components.sandbox);

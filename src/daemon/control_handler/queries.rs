@@ -3,6 +3,8 @@
 
 use std::time::{Duration, SystemTime};
 
+use tokio::sync::oneshot::Receiver;
+
 use crate::control::address_info::{AddressInfo, HoldInfo};
 use crate::control::ban_info::{BanPage, MAX_BANS};
 use crate::control::protocol::{Answer, Failure, Reply};
@@ -10,6 +12,11 @@ use crate::control::scoped_network::ScopedNetwork;
 use crate::enforce::nft::{Table, trap_sets};
 use crate::engine::Explanation;
 use crate::ledger::{LedgerEntry, Position, Recorder};
+
+/// Waits for the sensor's answer, which fails while the daemon is shutting down.
+pub(super) async fn of_sensor<T>(answer: Receiver<T>) -> Result<T, Failure> {
+    answer.await.map_err(|_| Failure::failed("the daemon is shutting down"))
+}
 
 /// The remedy: a command that lists the bans without the ledger.
 const AS_ROOT: &str = "run `sudo portsentry list`, which reads the kernel's sets";

@@ -6,7 +6,7 @@ use std::time::SystemTime;
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use tokio::sync::oneshot;
 
-use super::of_sensor;
+use super::queries::of_sensor;
 use crate::clock::WallTime;
 use crate::config::{BlockPolicy, ProtocolConfig};
 use crate::control::fleet_info::FleetLink;
