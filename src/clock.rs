@@ -26,7 +26,7 @@ pub struct WallTime(pub SystemTime);
 
 impl WallTime {
     /// The text without fractions of a second, for sentences: the remaining time of a ban is not known more precisely.
-    pub fn to_seconds(self) -> impl fmt::Display {
+    pub fn without_fraction(self) -> impl fmt::Display {
         humantime::format_rfc3339_seconds(printable_time(self.0))
     }
 }
@@ -51,7 +51,7 @@ impl FromStr for WallTime {
     }
 }
 
-/// When a ban ends; `None`, "never" as text: not by itself.
+/// When a ban ends. `None`, printed as "never": it does not end by itself.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, SerializeDisplay, DeserializeFromStr)]
 pub struct BanEnd(pub Option<WallTime>);
 
@@ -98,7 +98,7 @@ mod tests {
 
     #[test]
     fn times_outside_calendar_are_clamped() {
-        let text = |time| WallTime(time).to_seconds().to_string();
+        let text = |time| WallTime(time).without_fraction().to_string();
         assert_eq!(text(UNIX_EPOCH - Duration::from_secs(9)), "1970-01-01T00:00:00Z");
         assert_eq!(text(UNIX_EPOCH + Duration::from_secs(1 << 50)), "9999-12-31T23:59:59Z");
     }

@@ -10,7 +10,7 @@ use portsentry::check::{self, CheckError};
 use portsentry::cli::{self, Command, ImportOptions, ReportOptions, RunOptions};
 use portsentry::config::{Config, LogTarget};
 use portsentry::control::{self, commands, list, live_view};
-use portsentry::daemon::{self, DaemonError, StartPaths, background, helper, helper_process};
+use portsentry::daemon::{self, DaemonError, DaemonPaths, background, helper, helper_process};
 use portsentry::events::log;
 use portsentry::fleet::{self, FleetError};
 use portsentry::import::{self, ImportError};
@@ -63,7 +63,7 @@ fn main() -> ExitCode {
 
 fn run(config: Config, options: RunOptions) -> ExitCode {
     let place = |given: &Option<PathBuf>, default: &str| given.clone().unwrap_or_else(|| default.into());
-    let places = StartPaths {
+    let places = DaemonPaths {
         state_dir: place(&options.state_dir, cli::DEFAULT_STATE_DIR),
         socket: place(&options.socket, cli::DEFAULT_SOCKET),
         config: place(&options.config, cli::DEFAULT_CONFIG),

@@ -528,7 +528,7 @@ const FIXED_CAUSES: [FixedCause; 8] = [
 ];
 
 #[test]
-fn mended_honest_bans_replay_without_ban() {
+fn fixed_causes_replay_without_ban() {
     for_each(&FIXED_CAUSES, |FixedCause { cause, scenario, without, rule }| {
         let mut options = scenario.options();
         without(&mut options);

@@ -17,7 +17,7 @@ if [ "${1:-}" = --fast ]; then
     # Most of the fast tests compute as well, so the simulation runs at normal priority. The tests of the ledger mostly wait, and follow it.
     beside+=(--test ledger)
     niceness=0
-    # These do nothing but wait, for half a minute, so they run beside both.
+    # These do nothing but wait, for half a minute, so they run at the same time as all others.
     waiting=(--test slow_backends)
     programs=(--lib --bins --test allocation --test architecture --test config --test import --test library --test replay
         --test repository)

@@ -26,13 +26,13 @@ use crate::wire::{self, Checksum, LinkType, Packet};
 pub struct ChecksumOffload {
     /// `None` on hosts on which every packet arrives over a wire.
     socket: Option<OwnedFd>,
-    entries: VecDeque<BadPacket>,
+    entries: VecDeque<ChecksumEntry>,
     secret: RandomState,
     refresh_at: Timestamp,
 }
 
 /// A packet with a wrong checksum, or a loss of packets.
-struct BadPacket {
+struct ChecksumEntry {
     /// Hash of the packet; `None` for a loss.
     packet: Option<u64>,
     /// True if the kernel accepts it with any checksum, or may do so.
@@ -92,13 +92,13 @@ impl ChecksumOffload {
         if self.entries.len() == MAX_ENTRIES {
             self.record_loss();
         }
-        self.entries.push_back(BadPacket { packet: Some(packet), unverified, is_old: false });
+        self.entries.push_back(ChecksumEntry { packet: Some(packet), unverified, is_old: false });
     }
 
     /// Records a loss. Until the second refresh after it, the state of every packet is unknown.
     fn record_loss(&mut self) {
         self.entries.clear();
-        self.entries.push_back(BadPacket { packet: None, unverified: true, is_old: false });
+        self.entries.push_back(ChecksumEntry { packet: None, unverified: true, is_old: false });
     }
 
     /// True if a loss is recorded; its entry is always the first.

@@ -91,9 +91,9 @@ pub(super) fn from_config(config: &Config) -> Vec<Warning> {
     if config.tcp.mode == Mode::Off {
         warn("tcp.mode", "TCP is not monitored, and the sources of UDP probes can be forged");
     }
-    let methods = &config.block.method;
-    if config.uses(BlockPolicy::Yes) && !methods.contains(&Backend::Nft) {
-        let message = match (methods.contains(&Backend::Route), methods.contains(&Backend::HostsDeny)) {
+    let backends = &config.block.method;
+    if config.uses(BlockPolicy::Yes) && !backends.contains(&Backend::Nft) {
+        let message = match (backends.contains(&Backend::Route), backends.contains(&Backend::HostsDeny)) {
             (true, _) => "a route stops only the answers: packets of a blocked source still arrive; \"nft\" stops both",
             (false, true) => "hosts-deny alone protects only services that use TCP wrappers; \"nft\" stops all packets",
             (false, false) => {

@@ -3,7 +3,7 @@
 //! the checks across keys.
 
 use super::error::{ConfigError, ConfigErrors, Lines};
-use super::parse::{expected_names, toml_string};
+use super::parse::{expected_names, quoted_excerpt};
 use serde::de::DeserializeOwned;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
@@ -68,11 +68,11 @@ fn syntax_error(file: &str, text: &str, lines: &Lines<'_>, slip: &Error) -> Conf
     let before = text.get(..span.start).and_then(|before| before.rsplit('\n').next()).unwrap_or_default();
     let message = match slip.message() {
         "duplicate key" if before.trim_start().starts_with('[') => {
-            format!("the table {} is defined twice; write its keys under the first one", toml_string(found))
+            format!("the table {} is defined twice; write its keys under the first one", quoted_excerpt(found))
         }
-        "duplicate key" => format!("the key {} is defined twice; keep one of the two lines", toml_string(found)),
+        "duplicate key" => format!("the key {} is defined twice; keep one of the two lines", quoted_excerpt(found)),
         message => {
-            let found = if found.is_empty() { String::new() } else { format!("{}: ", toml_string(found)) };
+            let found = if found.is_empty() { String::new() } else { format!("{}: ", quoted_excerpt(found)) };
             format!("{found}{message}; write key = \"text\", key = 5, key = true or [table]")
         }
     };
@@ -205,7 +205,7 @@ fn refused<'t, T: DeserializeOwned>(dotted: &str, value: &Spanned<DeValue<'t>>) 
 fn sentence(value: &DeValue<'_>, message: &str) -> String {
     let shown = match value {
         _ if message.starts_with('"') => return message.to_owned(),
-        DeValue::String(text) => toml_string(text),
+        DeValue::String(text) => quoted_excerpt(text),
         DeValue::Integer(number) => number.to_string(),
         DeValue::Float(number) => number.to_string(),
         DeValue::Boolean(switch) => switch.to_string(),

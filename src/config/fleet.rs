@@ -2,7 +2,7 @@
 //! this host accepts from others. The fleet process uses the connection settings, the daemon uses the rest; both read
 //! the same file.
 
-use super::parse::{self, any, like, optional, text, toml_string, values, whole_path, within};
+use super::parse::{self, any, like, optional, quoted_excerpt, text, values, whole_path, within};
 use super::table::table;
 use serde::Deserialize;
 use serde::de::{Deserializer, Error};
@@ -122,11 +122,11 @@ impl fmt::Display for FleetUrl {
 
 pub(super) fn parse_url(text: &str) -> Result<FleetUrl, String> {
     const EXPECTED: &str = "the URL of a server; write \"rediss://valkey.example.org:6379\", \"unix:///run/valkey/fleet.sock\", or \"\" for none";
-    let wrong = || format!("{} is not {EXPECTED}", toml_string(text));
+    let wrong = || format!("{} is not {EXPECTED}", quoted_excerpt(text));
     if text.starts_with("redis://") {
         return Err(format!(
             "{} uses no encryption; write \"rediss://…\", or \"unix:///…\" for a local socket",
-            toml_string(text)
+            quoted_excerpt(text)
         ));
     }
     if let Some(path) = text.strip_prefix("unix://") {
@@ -162,7 +162,7 @@ pub fn parse_fleet_name(text: &str) -> Result<String, String> {
     }
     Err(format!(
         "{} is not the name of a fleet, host or user; write 1 to {MAX_NAME_LEN} of a-z, 0-9 and \"-\", for example \"web-1\"",
-        toml_string(text)
+        quoted_excerpt(text)
     ))
 }
 

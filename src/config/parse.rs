@@ -53,7 +53,7 @@ fn duration(text: &str, expected: &str, longest: Duration, bound: &str) -> Resul
         Ok(span) if span < Duration::from_secs(1) => "is shorter than one second; write \"1s\" or more".to_owned(),
         Ok(span) => return Ok(span),
     };
-    Err(format!("{} {wrong}", toml_string(text)))
+    Err(format!("{} {wrong}", quoted_excerpt(text)))
 }
 
 fn is_negative(text: &str) -> bool {
@@ -66,9 +66,9 @@ fn is_negative(text: &str) -> bool {
 pub fn parse_network(text: &str) -> Result<IpNet, String> {
     let wrong = || match text.split_once('%') {
         Some((address, _)) if address.parse().is_ok_and(shared64::is_link_local) => {
-            format!("{} names a link; write {address}, which is that address on every link", toml_string(text))
+            format!("{} names a link; write {address}, which is that address on every link", quoted_excerpt(text))
         }
-        _ => format!("{} is not {NETWORK}", toml_string(text)),
+        _ => format!("{} is not {NETWORK}", quoted_excerpt(text)),
     };
     let (address, mask) = match text.split_once('/') {
         Some((address, mask)) => (address.trim(), Some(mask.trim())),
@@ -109,7 +109,7 @@ pub fn parse_interface(text: &str) -> Result<String, String> {
     }
     Err(format!(
         "{} is not an interface name; write 1 to 15 bytes without blanks, \"/\" and \":\", for example \"eth0\"",
-        toml_string(text)
+        quoted_excerpt(text)
     ))
 }
 
@@ -126,10 +126,10 @@ pub fn parse_watched(text: &str) -> Result<String, String> {
 /// final dot is kept, because it disables the resolver's search list.
 pub fn parse_name(text: &str) -> Result<String, String> {
     if parse_network(text).is_ok() {
-        return Err(format!("{} is not a host name; move it to allow.networks", toml_string(text)));
+        return Err(format!("{} is not a host name; move it to allow.networks", quoted_excerpt(text)));
     }
     if !text.is_ascii() {
-        let shown = toml_string(text);
+        let shown = quoted_excerpt(text);
         return Err(format!("{shown} has letters other than a to z; write the name in its DNS form, \"xn--...\""));
     }
     let labels: Vec<&str> = text.strip_suffix('.').unwrap_or(text).split('.').collect();
@@ -146,7 +146,7 @@ pub fn parse_name(text: &str) -> Result<String, String> {
     if labels.iter().all(fits) && length <= 254 && !labels.last().is_some_and(number) {
         return Ok(text.to_ascii_lowercase());
     }
-    Err(format!("{} is not {NAME}", toml_string(text)))
+    Err(format!("{} is not {NAME}", quoted_excerpt(text)))
 }
 
 /// True for an address that can be a gateway.
@@ -166,7 +166,7 @@ pub fn is_command_word(word: &str) -> bool {
 }
 
 /// `text` in quotes, escaped and truncated for terminals and logs.
-pub(super) fn toml_string(text: &str) -> String {
+pub(super) fn quoted_excerpt(text: &str) -> String {
     const MAX_CHARS: usize = 60;
     match text.char_indices().nth(MAX_CHARS) {
         Some((end, _)) => format!("{:?}", format!("{}…", text.get(..end).unwrap_or(""))),
@@ -301,7 +301,7 @@ values! {
         let expected = "a duration; write for example \"15m\"";
         match parse_duration(value, expected, MAX_INTERVAL, "one day; write \"1d\" or less")? {
             interval if interval < MIN_INTERVAL => {
-                let text = toml_string(value.as_str().unwrap_or_default());
+                let text = quoted_excerpt(value.as_str().unwrap_or_default());
                 Err(format!("{text} is shorter than ten seconds; write \"10s\" or more"))
             },
             interval => Ok(interval),
@@ -322,7 +322,7 @@ values! {
         let prefixes = list(value, "for example [\"2001:db8:64::/96\"]", |item| {
             text(item, expected, |text| match parse_network(text) {
                 Ok(IpNet::V6(net)) if (64..=96).contains(&net.prefix_len()) && !net.contains(&Ipv6Addr::UNSPECIFIED) => Ok(net),
-                _ => Err(format!("{} is not {expected}", toml_string(text))),
+                _ => Err(format!("{} is not {expected}", quoted_excerpt(text))),
             })
         })?;
         match prefixes.len() {

@@ -221,9 +221,9 @@ impl fmt::Display for AddressInfo {
         line!(f, "ledger", "{}", counted(self.bans.unwrap_or(0), "ban"))?;
         for ban in self.history.iter().flatten() {
             let end = match (&ban.ended, ban.expires) {
-                (Some(EndedBanInfo { at, how }), _) => format!("{how} {}", at.to_seconds()),
+                (Some(EndedBanInfo { at, how }), _) => format!("{how} {}", at.without_fraction()),
                 (None, BanEnd(None)) => "no end".to_owned(),
-                (None, BanEnd(Some(end))) => format!("until {}", end.to_seconds()),
+                (None, BanEnd(Some(end))) => format!("until {}", end.without_fraction()),
             };
             let mut details = vec![end];
             details.extend(ban.evidence.map(|grade| format!("{} evidence", grade.key())));
@@ -237,7 +237,7 @@ impl fmt::Display for AddressInfo {
                 (None, BanAuthor::Detector) => "trap",
                 (None, BanAuthor::Operator | BanAuthor::Import) => "by hand",
             };
-            writeln!(f, "  {}  {class:<10} {}", ban.since.to_seconds(), details.join("  "))?;
+            writeln!(f, "  {}  {class:<10} {}", ban.since.without_fraction(), details.join("  "))?;
         }
         Ok(())
     }
@@ -247,7 +247,7 @@ impl fmt::Display for VerdictEnd {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match (self.expires, self.left_s) {
             (BanEnd(Some(end)), Some(left)) => {
-                write!(f, "yes, until {} ({} left)", end.to_seconds(), format_seconds(left))?
+                write!(f, "yes, until {} ({} left)", end.without_fraction(), format_seconds(left))?
             }
             _ => f.write_str("yes, until it is lifted")?,
         }

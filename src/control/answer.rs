@@ -113,7 +113,8 @@ pub struct Reloaded {
 }
 
 impl Reloaded {
-    /// The keys that have changed, as the end of a sentence; `None` if there are none.
+    /// The keys that have changed, and those that take effect after a restart, as the end of a sentence; `None` if
+    /// there are none of either.
     pub fn details(&self) -> Option<String> {
         let lists = [("changed", &self.changed), ("takes effect after a restart", &self.needs_restart)];
         let parts: Vec<_> = lists
@@ -134,12 +135,12 @@ impl fmt::Display for Answer {
                 writeln!(f, "{target} is blocked until `portsentry unblock {target}`")
             }
             Self::Blocked(Blocked { target, expires: BanEnd(Some(end)) }) => {
-                writeln!(f, "{target} is blocked until {}", end.to_seconds())
+                writeln!(f, "{target} is blocked until {}", end.without_fraction())
             }
             Self::Unblocked(Unblocked { unblocked }) => writeln!(f, "bans lifted: {unblocked}"),
             Self::Allowed(Allowed { allowed, until, lifted, bans }) => {
                 match until {
-                    Some(until) => writeln!(f, "{allowed} is allowed until {}", until.to_seconds())?,
+                    Some(until) => writeln!(f, "{allowed} is allowed until {}", until.without_fraction())?,
                     None => writeln!(f, "{allowed} is allowed until `portsentry disallow {allowed}`")?,
                 }
                 if *lifted == 0 {
@@ -164,7 +165,7 @@ impl fmt::Display for Answer {
                 for AllowedEntry { network, by, since, until } in allowed {
                     let until = match (since, until) {
                         (None, _) => String::new(),
-                        (_, Some(until)) => format!(", until {}", until.to_seconds()),
+                        (_, Some(until)) => format!(", until {}", until.without_fraction()),
                         (_, None) => ", until it is revoked".to_owned(),
                     };
                     writeln!(f, "{network:<width$}  by {by}{until}")?;
@@ -180,7 +181,7 @@ impl fmt::Display for Answer {
             Self::Trial(TrialState { until: Some(until) }) => writeln!(
                 f,
                 "scans are only logged until {}; the bans in force stay. `portsentry trial --end` resumes blocking",
-                until.to_seconds()
+                until.without_fraction()
             ),
             Self::Trial(TrialState { until: None }) => writeln!(f, "the trial has ended: scans are blocked again"),
             Self::Confirmed {} => writeln!(f, "confirmed: blocking continues"),

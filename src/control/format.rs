@@ -1,4 +1,4 @@
-//! Formats the parts that answers on the control socket share: lines, times and durations.
+//! Formats the parts that answers on the control socket share: lines, durations and lists of ports.
 
 use std::time::Duration;
 

@@ -179,7 +179,7 @@ impl fmt::Display for Status {
             (None, state) => state.to_string(),
         };
         line!(f, "portsentry", "{}, process {}, {state}", self.version, self.process)?;
-        line!(f, "since", "{}, for {}", self.since.to_seconds(), format_seconds(self.uptime_s))?;
+        line!(f, "since", "{}, for {}", self.since.without_fraction(), format_seconds(self.uptime_s))?;
         match self.state {
             DaemonState::OnlyLogging => {
                 let what = match self.bans.intended {
@@ -250,7 +250,7 @@ impl fmt::Display for Status {
         let Some(last) = &self.last_event else { return Ok(()) };
         let target = last.target.as_ref().or(last.source.as_ref());
         let target = target.map_or(String::new(), |target| format!(" {target}"));
-        let time = last.time.map_or("?".to_owned(), |time| time.to_seconds().to_string());
+        let time = last.time.map_or("?".to_owned(), |time| time.without_fraction().to_string());
         line!(f, "last event", "{time} {}{target}", last.event)
     }
 }

@@ -42,8 +42,8 @@ impl AllowSources {
     /// All errors in the files.
     pub(super) fn open(allow: &Allow) -> Result<Self, ConfigErrors> {
         let files = IgnoreFiles::open(allow)?;
-        let (names, by_hand) = (look_up(allow), Allowances::default());
-        Ok(Self { configured: allow.clone(), files, names, overrides: by_hand, messages: Vec::new() })
+        let (names, overrides) = (look_up(allow), Allowances::default());
+        Ok(Self { configured: allow.clone(), files, names, overrides: overrides, messages: Vec::new() })
     }
 
     /// Applies another configuration; returns what it replaces.
@@ -76,13 +76,13 @@ impl AllowSources {
 
     /// The allowed networks for display: by operators, by `allow.networks`, by `allow.files` and by `allow.names`.
     pub(super) fn entries(&self) -> Vec<AllowedEntry> {
-        let by_hand = self.overrides.listed(now()).map(AllowedEntry::from);
+        let overrides = self.overrides.listed(now()).map(AllowedEntry::from);
         let of = |key: &'static str| {
             move |network| AllowedEntry { network: plain(network), by: key.to_owned(), since: None, until: None }
         };
         let networks = self.configured.networks.iter().copied().map(of("allow.networks"));
         let names = self.names.addresses().map(IpNet::from).map(of("allow.names"));
-        by_hand.chain(networks).chain(self.files.networks().map(of("allow.files"))).chain(names).collect()
+        overrides.chain(networks).chain(self.files.networks().map(of("allow.files"))).chain(names).collect()
     }
 
     /// Reads changed files, starts name look-ups and drops expired allowances; true if anything changed.

@@ -33,6 +33,7 @@ pub(super) struct UsedBackends {
     /// The backends that enforce bans. Empty if the configuration only logs and there are no earlier bans.
     pub(super) backends: Vec<Backend>,
     /// The file with an entry per ban. If hosts.deny is not in `backends`, it only loses the entries of earlier bans.
+    /// `None` if there are none of these either.
     pub(super) entry_file: Option<EntryFile>,
     /// True if commands begin no new bans, but are undone at the end of those that they began.
     pub(super) undoes_commands: bool,

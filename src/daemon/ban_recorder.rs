@@ -51,7 +51,8 @@ pub(super) struct Memory {
 }
 
 impl Memory {
-    /// Records that this is the first start since the boot: another link may have the same index as a remembered one.
+    /// Forgets targets on links, and records that this is the first start since the boot: another link may have the
+    /// index of a remembered one.
     fn forget_links(&mut self) {
         let is_link = |target| matches!(target, BanTarget::Link { .. });
         self.bans.remembered.retain(|one| !is_link(one.ban.target));

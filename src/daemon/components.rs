@@ -1,5 +1,5 @@
-//! Owns the components of the daemon that control requests and the event loop share. Here is what concerns several of
-//! them: the reload of the configuration, the end of a trial, and lifting bans.
+//! Owns the components of the daemon that control requests and the event loop share, and does what concerns several of
+//! them: reloading the configuration, ending a trial, and lifting bans.
 
 use std::path::PathBuf;
 use std::time::{Instant, SystemTime};

@@ -37,7 +37,7 @@ const GREETING_TIMEOUT: Duration = Duration::from_secs(20);
 /// Maximum length of the greeting, in bytes.
 const MAX_GREETING_LEN: usize = 32 << 10;
 
-/// The work of a helper.
+/// The kind of a helper, by its work.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum HelperKind {
     /// Runs the configured commands.
@@ -150,7 +150,7 @@ impl HelperArgs {
         let words: Vec<OsString> = words.into_iter().take(5).collect();
         let (word, path, sandboxed) = match words.as_slice() {
             [_, word, path] => (word, path, true),
-            [_, word, path, free] if free == NO_SANDBOX => (word, path, false),
+            [_, word, path, flag] if flag == NO_SANDBOX => (word, path, false),
             _ => return None,
         };
         let work = ALL.into_iter().find(|work| word == work.word())?;

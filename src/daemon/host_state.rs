@@ -71,8 +71,8 @@ impl HostState {
         })
     }
 
-    /// Restores what the ledger keeps about this host, also for `engine`. Later changes go to `recorder`. It is part of
-    /// the snapshot after [`HostState::renew`].
+    /// Restores what the ledger keeps about this host, also for `engine`. Later changes go to `recorder`. The
+    /// snapshot contains it after [`HostState::renew`].
     pub(super) fn restore(
         &mut self,
         records: HostRecords,
@@ -169,7 +169,7 @@ impl HostState {
     /// Applies another configuration, and sends `settings` and the new snapshot to the sensor.
     ///
     /// # Errors
-    /// If an interface is missing, a file of the allow-list cannot be read, or the new capture cannot be opened. The old
+    /// An interface is missing, a file of the allow-list cannot be read, or the new capture cannot be opened. The old
     /// configuration then stays in force.
     pub(super) async fn reconfigure(&mut self, config: &Config, settings: Settings) -> Result<(), DaemonError> {
         missing_interfaces(&config.interfaces, self.readings.facts()).next().map_or(Ok(()), Err)?;

@@ -65,7 +65,7 @@ use sensor_thread::SensorThread;
 
 pub use config_source::Reread;
 pub use error::DaemonError;
-pub use places::StartPaths;
+pub use places::DaemonPaths;
 
 /// The user of the fleet process.
 const FLEET_USER: &str = "portsentry-fleet";
@@ -74,7 +74,7 @@ const FLEET_USER: &str = "portsentry-fleet";
 /// `sandboxed`, privileges are dropped permanently.
 pub fn run(
     config: Config,
-    places: StartPaths,
+    places: DaemonPaths,
     (confirm, sandboxed): (Option<Duration>, bool),
     reread: Reread,
 ) -> Result<(), DaemonError> {

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 /// Locations of files and sockets.
 #[derive(Clone, Debug)]
-pub struct StartPaths {
+pub struct DaemonPaths {
     pub state_dir: PathBuf,
     pub socket: PathBuf,
     /// The configuration file, if it exists.

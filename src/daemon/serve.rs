@@ -24,7 +24,7 @@ use super::guest_ports::GuestPorts;
 use super::host_state::HostState;
 use super::log_writer::LogWriter;
 use super::notifier::Notifier;
-use super::places::StartPaths;
+use super::places::DaemonPaths;
 use super::reconciler::{self, Reconciler};
 use super::sensor_thread::{SensorHandle, SensorThread};
 use super::settling::MAX_SETTLING;
@@ -79,7 +79,7 @@ pub(super) struct Privileged {
 
 pub(super) async fn serve(
     config: Config,
-    places: StartPaths,
+    places: DaemonPaths,
     privileged: Privileged,
     confirm: Option<Duration>,
     reread: Reread,
@@ -186,7 +186,7 @@ async fn shut_down(
 /// What the steps of the start share.
 struct Start {
     config: Config,
-    places: StartPaths,
+    places: DaemonPaths,
     sandbox: Sandbox,
     command_helper: Option<CommandHelper>,
     used: UsedBackends,
@@ -373,8 +373,8 @@ impl Start {
         Ok(sensor_loop)
     }
 
-    /// Starts to restore the bans that the kernel loses. `bulk` counts large changes of the table by others;
-    /// `route_port` is the netlink port through which the route backend makes its own changes.
+    /// Starts to restore the bans that the kernel loses. `bulk` tells when others last made many changes of the table
+    /// at once; `route_port` is the netlink port through which the route backend makes its own changes.
     fn follow_kernel(&self, bulk: &BulkChanges, route_port: Option<u32>) -> Result<(), DaemonError> {
         if self.used.backends.iter().any(|backend| !backend.is_slow()) {
             tokio::spawn(Reconciler::open(self.sensor.clone(), bulk.clone(), self.config.clone())?.run());

@@ -10,7 +10,7 @@ use crate::sensor::SensorMetrics;
 pub(super) struct Systemd {
     /// Interval between watchdog messages; `None`: no watchdog.
     every: Option<Duration>,
-    last_ping: Instant,
+    last_heartbeat: Instant,
     metrics: Arc<SensorMetrics>,
     beats: u64,
 }
@@ -19,7 +19,7 @@ impl Systemd {
     pub(super) fn new(metrics: Arc<SensorMetrics>) -> Self {
         // Three times as often as needed, because one answer may be late.
         let every = sd_notify::watchdog_enabled().map(|limit| limit / 3);
-        Self { every, last_ping: Instant::now(), metrics, beats: 0 }
+        Self { every, last_heartbeat: Instant::now(), metrics, beats: 0 }
     }
 
     /// True if the sensor should be sent a heartbeat now. The sensor answers after all earlier commands, and the answer
@@ -31,9 +31,9 @@ impl Systemd {
             self.beats = beats;
             notify(&[NotifyState::Watchdog]);
         }
-        let due = self.last_ping.elapsed() >= every;
+        let due = self.last_heartbeat.elapsed() >= every;
         if due {
-            self.last_ping = Instant::now();
+            self.last_heartbeat = Instant::now();
         }
         due
     }

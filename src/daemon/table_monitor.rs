@@ -173,12 +173,12 @@ const MAX_NOTES_PER_MINUTE: u32 = 10;
 
 fn respond(changes: &[TableChange], by: &str) -> (Vec<SensorCommand>, Vec<EventKind>) {
     // Once a table is gone, earlier changes of its elements are irrelevant: all are restored.
-    let is_reset = |change: &TableChange| {
+    let forces_restore = |change: &TableChange| {
         matches!(change, TableChange::TableGone | TableChange::SetGone(_) | TableChange::Overrun)
     };
-    let reset_at = changes.iter().rposition(is_reset);
+    let restore_at = changes.iter().rposition(forces_restore);
     let (mut commands, mut events) = (Vec::new(), Vec::new());
-    if let Some(place) = reset_at {
+    if let Some(place) = restore_at {
         if changes.contains(&TableChange::Overrun) {
             events.push(EventKind::Note(
                 "some changes of the ruleset were missed, because they arrived too fast; the table is checked as a \
@@ -198,7 +198,7 @@ fn respond(changes: &[TableChange], by: &str) -> (Vec<SensorCommand>, Vec<EventK
     }
     let (mut lifted, mut added, mut masked, mut loaded) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
     let (mut allowed, mut trap) = (false, false);
-    for change in changes.iter().skip(reset_at.map_or(0, |place| place + 1)) {
+    for change in changes.iter().skip(restore_at.map_or(0, |place| place + 1)) {
         match *change {
             TableChange::ElementRemoved(target) => lifted.push(target),
             TableChange::ElementAdded(target, remaining) if target != target.masked() => {

@@ -198,7 +198,7 @@ impl Trial {
         sink.emit(EventKind::Note(format!(
             "{by} has started a trial: until {} scans are only logged. Bans in force stay; `portsentry trial \
              --end` resumes blocking",
-            WallTime(until).to_seconds()
+            WallTime(until).without_fraction()
         )));
         Ok(Answer::Trial(TrialState { until: Some(WallTime(until)) }))
     }

@@ -84,7 +84,7 @@ impl<R: fmt::Display, E: fmt::Display> BlockError<R, E> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BackendGone;
 
-/// Backends behind the trait.
+/// Open backends, each with its kind.
 pub type BackendHandles = Vec<(Backend, Box<dyn BanBackend>)>;
 
 /// What a backend has done by itself, for the log.
@@ -145,7 +145,7 @@ pub trait BanBackend: Send {
         Upkeep::default()
     }
 
-    /// Removes what bans of an earlier run have left, unless it was claimed by a ban since the start.
+    /// Removes what bans of an earlier run have left, unless a ban has claimed it since the start.
     fn remove_stale(&mut self, _now: Timestamp) -> Upkeep {
         Upkeep::default()
     }

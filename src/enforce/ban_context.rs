@@ -62,7 +62,7 @@ impl BanContext {
     /// The end in RFC 3339 format, UTC, with a resolution of seconds; or `never`.
     pub fn until(&self) -> String {
         let end = BanEnd::of(self.expiry, self.since);
-        end.0.map_or_else(|| end.to_string(), |time| time.to_seconds().to_string())
+        end.0.map_or_else(|| end.to_string(), |time| time.without_fraction().to_string())
     }
 
     /// A SYN scan of port 23 from `source`, banned for an hour from the first second of 2026, for testing templates.

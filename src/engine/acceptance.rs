@@ -122,7 +122,7 @@ fn is_source(address: IpAddr) -> bool {
         && match address {
             IpAddr::V4(v4) => v4.octets().first().is_none_or(|first| *first < 240),
             IpAddr::V6(v6) if v6.octets().ends_with(&[0; 8]) => {
-                shared64::host_number(v6).is_none() && !v6.is_unspecified()
+                shared64::prefix_number(v6).is_none() && !v6.is_unspecified()
             }
             IpAddr::V6(v6) => v6.is_loopback() || !v6.octets().starts_with(&[0; 8]),
         }

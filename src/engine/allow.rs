@@ -228,12 +228,12 @@ mod tests {
         for prefix in ["203.0.113.77/32", "198.51.100.0/28", "10.0.0.0/8", "2001:db8:1:2::3/128"] {
             list.insert(prefix.parse().unwrap(), Protection::Listed);
         }
-        let touches = |text: &str| list.overlaps(text.parse().unwrap());
+        let overlaps = |text: &str| list.overlaps(text.parse().unwrap());
         for text in ["203.0.113.0/24", "203.0.113.76/30", "198.51.100.8/29", "198.51.100.0/24", "10.9.9.0/24"] {
-            assert!(touches(text), "{text}");
+            assert!(overlaps(text), "{text}");
         }
         for text in ["2001:db8:1::/48", "2001:db8:1::/56", "127.0.0.0/24", "::/48"] {
-            assert!(touches(text), "{text}");
+            assert!(overlaps(text), "{text}");
         }
         for text in [
             "203.0.113.80/28",
@@ -243,7 +243,7 @@ mod tests {
             "2001:db8:1:100::/56",
             "2001:db8::/48",
         ] {
-            assert!(!touches(text), "{text}");
+            assert!(!overlaps(text), "{text}");
         }
     }
 

@@ -141,7 +141,7 @@ impl Bans {
     pub(super) fn lift(&mut self, target: BanTarget, now: Tick) -> bool {
         let key = self.key_of(target);
         self.strikes.take_back(key, now);
-        self.prefixes.withdraw_evidence(target);
+        self.prefixes.remove_record(target);
         self.table.lift(key)
     }
 

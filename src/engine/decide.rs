@@ -40,8 +40,9 @@ struct Counted<'a> {
     apart: bool,
     /// The key under which the evidence is stored.
     key: Hashed,
-    /// The evidence there, and whether it is enough for a ban.
+    /// The evidence there.
     held: SourceSummary,
+    /// True if `held` is enough for a ban.
     is_enough: bool,
     /// True if the port is new for the target within the window.
     fresh: bool,
@@ -250,7 +251,8 @@ impl Engine {
         self.sources.add(key, evidence, now.tick())
     }
 
-    /// Drops the evidence that listeners, sockets and translations refute. False if it was about the port of the probe.
+    /// Drops the evidence that listeners, sockets and translations refute. Returns false if no evidence about the
+    /// probe's own port is left.
     fn confirm(
         &mut self,
         now: Timestamp,
@@ -262,7 +264,7 @@ impl Engine {
         // A flood above the ceilings causes no more look-ups than ordinary probes do.
         let all = is_enough && self.admission(now, response, (held.slot, held.distinct)) != Admission::Withheld;
         let served = all && self.withdraw_served(counted, host);
-        let refuted = (all || fresh) && self.forgive_refuted(now, counted, all, lookup);
+        let refuted = (all || fresh) && self.withdraw_refuted(now, counted, all, lookup);
         if served || refuted {
             let (protocol, port) = (observation.protocol, observation.counted_port());
             if !self.sources.evidence(held.slot).any(|item| item.is_about(protocol, port)) {
@@ -275,7 +277,7 @@ impl Engine {
     }
 
     /// Weighs the evidence to which a probe was added: imposes a ban if it is enough, or if the probe completes a scan
-    /// of many addresses. While the host settles, no source is banned.
+    /// of many addresses. While the host settles, enough evidence leads to no ban yet.
     fn weigh(&mut self, now: Timestamp, counted: &Counted<'_>, host: &Host, lookup: &mut impl PortLookup) -> Verdict {
         let Counted { observation, held, is_enough, fresh, .. } = *counted;
         if is_enough && self.settling.is_current(now) {
@@ -418,7 +420,7 @@ impl Engine {
 
     /// Verifies unchecked evidence in the kernel and drops what it refutes; true if there was any. Before a ban
     /// (`all`), all of it is checked, including stale results; otherwise as much as the token bucket allows.
-    fn forgive_refuted(
+    fn withdraw_refuted(
         &mut self,
         now: Timestamp,
         counted: &Counted<'_>,

@@ -9,7 +9,7 @@ use crate::types::{PortSet, Tick};
 /// Time over which ports and sources are collected. A slower scan is indistinguishable from the background noise of the
 /// Internet.
 const SCAN_WINDOW: Duration = Duration::from_secs(600);
-/// Number of distinct ports within the span that counts as a scan. Background noise is limited to a few dozen popular
+/// Number of distinct ports within the window that counts as a scan. Background noise is limited to a few dozen popular
 /// ports.
 const MIN_PORTS: u32 = 50;
 /// Minimum number of sources. Fewer are single scanners, which reach their own threshold.
@@ -108,29 +108,29 @@ mod tests {
 
     #[test]
     fn thirty_sources_sharing_ports_are_one_scan() {
-        let mut sweeps = DistributedScans::new();
-        (0..60_u16).for_each(|n| sweeps.add(Hashed::nth(u32::from(n) / 2).hash, 100 + n, Tick(1 + u32::from(n))));
-        assert_eq!(sweeps.found.len(), 1);
-        assert_eq!(sweeps.found[0].ports, 50);
-        assert!((24..=26).contains(&sweeps.found[0].sources), "{:?}", sweeps.found[0]);
+        let mut scans = DistributedScans::new();
+        (0..60_u16).for_each(|n| scans.add(Hashed::nth(u32::from(n) / 2).hash, 100 + n, Tick(1 + u32::from(n))));
+        assert_eq!(scans.found.len(), 1);
+        assert_eq!(scans.found[0].ports, 50);
+        assert!((24..=26).contains(&scans.found[0].sources), "{:?}", scans.found[0]);
     }
 
     #[test]
     fn many_sources_few_ports_is_not_scan() {
-        let mut sweeps = DistributedScans::new();
+        let mut scans = DistributedScans::new();
         for source in 0..5_000_u32 {
             let port = [22, 23, 80, 443, 3389, 8080][usize::try_from(source % 6).unwrap()];
-            sweeps.add(Hashed::nth(source).hash, port, Tick(1));
+            scans.add(Hashed::nth(source).hash, port, Tick(1));
         }
-        assert!(sweeps.found.is_empty());
+        assert!(scans.found.is_empty());
     }
 
     #[test]
     fn probes_spread_over_days_are_noise() {
-        let mut sweeps = DistributedScans::new();
+        let mut scans = DistributedScans::new();
         for n in 0..1_000_u16 {
-            sweeps.add(Hashed::nth(n.into()).hash, n + 1, Tick(u32::from(n) * 2_000));
+            scans.add(Hashed::nth(n.into()).hash, n + 1, Tick(u32::from(n) * 2_000));
         }
-        assert!(sweeps.found.is_empty());
+        assert!(scans.found.is_empty());
     }
 }

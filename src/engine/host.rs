@@ -36,7 +36,7 @@ const MAX_NEAR: usize = 16;
 const MAX_DEPTH: usize = 4;
 
 /// Up to this many addresses are compared linearly.
-const LINEAR_SEARCH_MAX: usize = 8;
+const MAX_LINEAR_SEARCH: usize = 8;
 
 impl Local {
     /// Exactly `addresses`.
@@ -75,7 +75,7 @@ impl Local {
 /// Called for every packet: with few addresses, a linear search is faster than hashing.
 #[inline(always)]
 fn holds(addresses: &HashSet<IpAddr>, address: IpAddr) -> bool {
-    if addresses.len() <= LINEAR_SEARCH_MAX {
+    if addresses.len() <= MAX_LINEAR_SEARCH {
         addresses.iter().any(|own| *own == address)
     } else {
         addresses.contains(&address)

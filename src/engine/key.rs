@@ -52,7 +52,7 @@ impl TargetKey {
             BanTarget::V4(v4) => (4, u64::from(v4.to_bits())),
             BanTarget::V6(v6) => {
                 let [high, low] = halves(v6.to_bits());
-                shared64::host_number(v6).map_or((6, high), |number| (SHARED + u64::from(number), low))
+                shared64::prefix_number(v6).map_or((6, high), |number| (SHARED + u64::from(number), low))
             }
             BanTarget::Prefix(wide) => {
                 let bits = match wide.network().addr() {

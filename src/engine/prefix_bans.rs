@@ -105,7 +105,7 @@ impl PrefixBans {
     }
 
     /// Removes the record of a ban of `target` that failed or was lifted.
-    pub(super) fn withdraw_evidence(&mut self, target: BanTarget) {
+    pub(super) fn remove_record(&mut self, target: BanTarget) {
         if let Some((network, number)) = self.neighbourhood(target) {
             self.banned.withdraw_evidence(self.key(network), Protocol::Tcp, number);
         }

@@ -165,7 +165,7 @@ impl Writer {
 
     fn report_losses(&mut self) {
         let lost = self.dropped + self.inbox.refused() - self.lost_reported;
-        let due = lost > 0 && self.last_reported.is_none_or(|said| said.elapsed() >= LOSS_INTERVAL);
+        let due = lost > 0 && self.last_reported.is_none_or(|last| last.elapsed() >= LOSS_INTERVAL);
         if !self.failing && !due {
             return;
         }

@@ -24,7 +24,7 @@ use crate::types::counted;
 use crate::worker::{Handle, Inbox, Worker};
 
 /// Maximum number of queued lines.
-const QUEUE: usize = 4_096;
+const MAX_QUEUED_LINES: usize = 4_096;
 
 /// Time limit for writing the queued lines when the program ends.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
@@ -178,7 +178,7 @@ pub fn is_stalled() -> bool {
 }
 
 fn write_with(mut write: impl FnMut(LogLine) + Send + 'static) -> io::Result<Worker<LogLine, ()>> {
-    Worker::start("log", QUEUE, |inbox: Arc<Inbox<LogLine>>| {
+    Worker::start("log", MAX_QUEUED_LINES, |inbox: Arc<Inbox<LogLine>>| {
         let mut reported = 0;
         move || loop {
             // Read first, so that lines sent before the stop request are in the queue.

@@ -199,8 +199,8 @@ pub(crate) fn fuzz(bytes: &[u8]) {
     if let Ok(report) = report::BanReport::parse(bytes) {
         assert_eq!(report::BanReport::parse(report.to_json().as_bytes()), Ok(report));
     }
-    if let Ok(notice) = report::FleetAnnouncement::parse(bytes) {
-        assert_eq!(report::FleetAnnouncement::parse(notice.to_json().as_bytes()), Ok(notice));
+    if let Ok(notice) = report::FleetNotice::parse(bytes) {
+        assert_eq!(report::FleetNotice::parse(notice.to_json().as_bytes()), Ok(notice));
     }
     let _ = report::parse_lift(bytes);
 }

@@ -264,14 +264,14 @@ impl Relay {
 #[cfg(test)]
 mod tests {
     use super::super::key::HostName;
-    use super::super::report::FleetAnnouncement;
+    use super::super::report::FleetNotice;
     use super::*;
 
     #[test]
     fn reports_wait_for_lifts_of_first_scan() {
         let host = |name: &str| FleetAuthor::Host(HostName::parse(name).unwrap());
         let mut relay = Relay::new(host("own"));
-        let notice = FleetAnnouncement { sequence: 1, target: "203.0.113.7".parse().unwrap() };
+        let notice = FleetNotice { sequence: 1, target: "203.0.113.7".parse().unwrap() };
         let now = Timestamp::at(Duration::from_secs(1));
         assert!(!relay.incoming((host("a"), Ok(notice)), 2, now));
         assert_eq!(relay.due(), None, "an operator may have lifted what the notice names");

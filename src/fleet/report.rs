@@ -65,7 +65,7 @@ impl BanReport {
 
 /// Announces that a key has changed. Only the value of the key is authoritative.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct FleetAnnouncement {
+pub struct FleetNotice {
     /// One more than in the author's previous notice; a gap means that a notice was missed.
     pub sequence: u64,
     pub target: BanTarget,
@@ -80,7 +80,7 @@ struct NoticeWire<'a> {
     target: Cow<'a, str>,
 }
 
-impl FleetAnnouncement {
+impl FleetNotice {
     pub fn to_json(&self) -> String {
         json(&NoticeWire { v: VERSION, seq: self.sequence, target: self.target.to_string().into() })
     }
@@ -164,9 +164,9 @@ mod tests {
                 assert!(report.to_json().len() <= MAX_VALUE_LEN);
             }
         }
-        let notice = FleetAnnouncement { sequence: 42, target: "2001:db8:1:2::/64".parse().unwrap() };
+        let notice = FleetNotice { sequence: 42, target: "2001:db8:1:2::/64".parse().unwrap() };
         assert_eq!(notice.to_json(), r#"{"v":1,"seq":42,"target":"2001:db8:1:2::/64"}"#);
-        assert_eq!(FleetAnnouncement::parse(notice.to_json().as_bytes()), Ok(notice));
+        assert_eq!(FleetNotice::parse(notice.to_json().as_bytes()), Ok(notice));
         assert_eq!((lift_json().as_str(), parse_lift(lift_json().as_bytes())), (r#"{"v":1}"#, Ok(())));
     }
 
@@ -193,7 +193,7 @@ mod tests {
         }
         let long = format!("{TEXT}{}", " ".repeat(MAX_VALUE_LEN));
         assert_eq!(BanReport::parse(long.as_bytes()), Err("it is too long"));
-        assert!(FleetAnnouncement::parse(br#"{"v":1,"seq":1,"target":"0.0.0.0/0"}"#).is_err());
+        assert!(FleetNotice::parse(br#"{"v":1,"seq":1,"target":"0.0.0.0/0"}"#).is_err());
         assert!(parse_lift(b"1").is_err());
     }
 

@@ -22,7 +22,7 @@ use tokio::time::timeout;
 
 use super::connect::{Endpoint, SERVER_TIMEOUT};
 use super::key::{FleetAuthor, Keyspace, ValkeyKey};
-use super::report::{BanReport, FleetAnnouncement, MAX_VALUE_LEN, lift_json, parse_lift, remaining};
+use super::report::{BanReport, FleetNotice, MAX_VALUE_LEN, lift_json, parse_lift, remaining};
 use crate::types::printable::quotable;
 
 /// Maximum number of queued notices; further ones count as missed.
@@ -56,7 +56,7 @@ pub enum ServerError {
 }
 
 /// A message on one of the fleet's channels: its author, and the notice or why it is refused.
-pub(super) type Incoming = (FleetAuthor, Result<FleetAnnouncement, &'static str>);
+pub(super) type Incoming = (FleetAuthor, Result<FleetNotice, &'static str>);
 
 /// The contents of a key.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -215,7 +215,7 @@ impl ServerConnection {
 
     /// Adds the command that announces a change of `key`.
     fn put_notice(&self, commands: &mut Pipeline, key: &ValkeyKey, sequence: u64) {
-        let notice = FleetAnnouncement { sequence, target: key.target };
+        let notice = FleetNotice { sequence, target: key.target };
         commands.cmd("PUBLISH").arg(self.keys.channel(&key.author)).arg(notice.to_json());
     }
 
@@ -269,7 +269,7 @@ fn push_handler(
             return Ok(());
         };
         let Some(author) = keys.parse_channel(channel) else { return Ok(()) };
-        if sender.try_send((author, FleetAnnouncement::parse(text))).is_err() {
+        if sender.try_send((author, FleetNotice::parse(text))).is_err() {
             missed.store(true, Ordering::Relaxed);
         }
         Ok(())

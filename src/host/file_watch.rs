@@ -119,7 +119,7 @@ pub struct FileWatch<F> {
 impl<F: Files> FileWatch<F> {
     /// Watches `files` from now on. To miss no change, create it before the files are read.
     pub fn new(files: F) -> Self {
-        let seen = stamps(&files);
+        let seen = states(&files);
         Self { files, seen }
     }
 
@@ -130,15 +130,15 @@ impl<F: Files> FileWatch<F> {
     /// True if anything has changed since the last call; then read the files again.
     #[must_use]
     pub fn poll(&mut self) -> bool {
-        let now = stamps(&self.files);
+        let now = states(&self.files);
         let changed = now != self.seen;
         self.seen = now;
         changed
     }
 }
 
-fn stamps(files: &impl Files) -> Vec<(PathBuf, Option<FileState>)> {
-    files.paths().into_iter().map(|path| (path.clone(), stamp(&path))).collect()
+fn states(files: &impl Files) -> Vec<(PathBuf, Option<FileState>)> {
+    files.paths().into_iter().map(|path| (path.clone(), state_of(&path))).collect()
 }
 
 /// The stat(2) data that shows a change: device, inode, length, times of the last changes. Rewriting keeps the inode
@@ -146,7 +146,7 @@ fn stamps(files: &impl Files) -> Vec<(PathBuf, Option<FileState>)> {
 type FileState = ([u64; 3], [i64; 4]);
 
 /// `None` if the path does not exist. Symlinks are followed.
-fn stamp(path: &Path) -> Option<FileState> {
+fn state_of(path: &Path) -> Option<FileState> {
     let found = fs::metadata(path).ok()?;
     let times = [found.mtime(), found.mtime_nsec(), found.ctime(), found.ctime_nsec()];
     Some(([found.dev(), found.ino(), found.size()], times))
@@ -204,7 +204,7 @@ pub(super) mod tests {
         let path = directory.path().join("file");
         let mut watch = FileWatch::new(path.clone());
         assert_noticed_once(&mut watch, &[&|| fs::write(&path, "one").unwrap()]);
-        // Another file.
+        // Another file is no change, which `assert_noticed_once` checks first.
         let new = directory.path().join("new");
         fs::write(&new, "two").unwrap();
         let changes: [&dyn Fn(); 2] = [&|| fs::rename(&new, &path).unwrap(), &|| fs::remove_file(&path).unwrap()];

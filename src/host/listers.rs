@@ -70,8 +70,8 @@ const CONNECTIONS_INTERVAL: Duration = Duration::from_secs(2);
 /// minutes after their end, or for ten seconds after a reset.
 const PUBLISHED_INTERVAL: Duration = Duration::from_secs(10);
 
-/// Listing takes at most 1/`MAX_LOAD_DIVISOR` of the thread's time, regardless of the number of sockets.
-const MAX_LOAD_DIVISOR: u32 = 50;
+/// Listing takes at most 1/`LOAD_DIVISOR` of the thread's time, regardless of the number of sockets.
+const LOAD_DIVISOR: u32 = 50;
 
 /// Maximum number of connections examined.
 const MAX_CONNECTIONS: usize = 65_536;
@@ -160,7 +160,7 @@ impl Tables {
                     PUBLISHED_INTERVAL,
                 )
             };
-            *due = begin + interval.max(begin.elapsed() * MAX_LOAD_DIVISOR);
+            *due = begin + interval.max(begin.elapsed() * LOAD_DIVISOR);
             if lists.blocking_send(listed).is_err() {
                 return;
             }

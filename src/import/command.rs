@@ -298,7 +298,7 @@ fn gateway(words: &[&str]) -> Option<Block> {
 /// Parses the time after which a firewall ends a block: seconds, or a span.
 fn timeout(text: &str) -> Option<String> {
     let is_number = text.bytes().all(|byte| byte.is_ascii_digit());
-    parse_interval(&if is_number { format!("{text}s") } else { text.to_owned() })
+    valid_expiry(&if is_number { format!("{text}s") } else { text.to_owned() })
 }
 
 /// Converts the words after `at`, without blanks, to a span: "now+24hour" to "24h".
@@ -318,11 +318,11 @@ fn at_time(words: &str) -> Option<String> {
         "year" => (365, "d"),
         _ => return None,
     };
-    parse_interval(&format!("{}{unit}", number.checked_mul(factor)?))
+    valid_expiry(&format!("{}{unit}", number.checked_mul(factor)?))
 }
 
 /// Returns `text` if it is a valid length of a ban.
-fn parse_interval(text: &str) -> Option<String> {
+fn valid_expiry(text: &str) -> Option<String> {
     parse_expiry(text).ok().filter(|_| text != "never").map(|_| text.to_owned())
 }
 

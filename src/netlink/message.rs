@@ -144,7 +144,7 @@ pub(crate) fn put_message(
 
 /// Numbers the messages in `bytes` from `first` on, and requests one acknowledgement, for the last message:
 /// acknowledgements for all would overflow the receive buffer. Returns the number after the last one.
-pub(crate) fn sequence_number(bytes: &mut [u8], first: u32) -> u32 {
+pub(crate) fn number_messages(bytes: &mut [u8], first: u32) -> u32 {
     let mut next = first;
     each_header(bytes, |header, is_last| {
         let ack = if is_last { NLM_F_ACK } else { 0 };
@@ -196,13 +196,13 @@ mod tests {
     #[test]
     fn malformed_datagram_gives_no_message() {
         let mut bytes = [16, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0].repeat(2);
-        assert_eq!(sequence_number(&mut bytes, 7), 9);
+        assert_eq!(number_messages(&mut bytes, 7), 9);
         for length in [0_u32, 33, u32::MAX] {
             bytes[..4].copy_from_slice(&length.to_ne_bytes());
-            assert_eq!(sequence_number(&mut bytes, 7), 7, "{length}");
+            assert_eq!(number_messages(&mut bytes, 7), 7, "{length}");
         }
         for end in 0..4 {
-            assert_eq!(sequence_number(&mut bytes[..end], 7), 7);
+            assert_eq!(number_messages(&mut bytes[..end], 7), 7);
         }
     }
 

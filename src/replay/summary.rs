@@ -17,7 +17,7 @@ use crate::types::{BanTarget, Expiry, Protocol, Timestamp, plain};
 use crate::wire::Undecoded;
 
 /// Maximum number of sources of each kind that are listed one by one. A capture of a flood has millions.
-const MAX_LISTED_SOURCES: usize = 10_000;
+const MAX_LISTED: usize = 10_000;
 
 /// Maximum number of ports of a suspect that are listed.
 const MAX_LISTED_PORTS: usize = 32;
@@ -254,7 +254,7 @@ impl Summary {
     }
 
     pub(super) fn add_open(&mut self, port: HostPort, sign: Sign) {
-        if self.open.len() < MAX_LISTED_SOURCES || self.open.contains_key(&port) {
+        if self.open.len() < MAX_LISTED || self.open.contains_key(&port) {
             let (protocol, address, number) = port;
             let fresh = Open { address, port: Port { protocol, port: number, class: None }, reason: sign, packets: 0 };
             self.open.entry(port).or_insert(fresh).packets += 1;
@@ -300,7 +300,7 @@ impl Summary {
 
     fn add_suspect(&mut self, probe: &Probe) {
         let (target, protocol) = (probe.target, probe.observation.protocol);
-        if self.suspects.len() >= MAX_LISTED_SOURCES && !self.suspects.contains_key(&(target, protocol)) {
+        if self.suspects.len() >= MAX_LISTED && !self.suspects.contains_key(&(target, protocol)) {
             self.unlisted += u64::from(probe.probes == 1);
             return;
         }
@@ -320,7 +320,7 @@ impl Summary {
 
     fn add_exempt(&mut self, exempt: &Exempt) {
         let source = exempt.observation.source;
-        if self.exempt.len() >= MAX_LISTED_SOURCES && !self.exempt.contains_key(&source) {
+        if self.exempt.len() >= MAX_LISTED && !self.exempt.contains_key(&source) {
             self.unlisted += u64::from(exempt.report == Some(1));
             return;
         }
@@ -340,7 +340,7 @@ impl Summary {
             victims.extend(self.suspects.remove(&(target, protocol)).into_iter().flat_map(|suspect| suspect.victims));
         }
         let list = if blocked { &mut self.blocked } else { &mut self.logged };
-        if list.len() >= MAX_LISTED_SOURCES {
+        if list.len() >= MAX_LISTED {
             self.unlisted += 1;
             return;
         }

@@ -17,10 +17,10 @@ use crate::types::{BanTarget, Protocol};
 /// Maximum numbers of items in the lists of the report.
 const MAX_LISTED_PORTS: usize = 15;
 const MAX_LISTED_NETWORKS: usize = 15;
-const OFFENDERS: usize = 20;
-const WOULD_BLOCK: usize = 50;
+const MAX_LISTED_OFFENDERS: usize = 20;
+const MAX_WOULD_BLOCK: usize = 50;
 const MAX_LISTED_SOURCES: usize = 15;
-const MAX_RECENT: usize = 20;
+const MAX_LISTED_RECENT: usize = 20;
 
 /// Number of bans after which the lists of single bans and targets are shortened.
 const SHORTEN_INTERVAL: u64 = 32;
@@ -124,7 +124,7 @@ impl Aggregate {
             count(&mut self.stats.classes, ban.class);
             count(&mut self.stats.evidence, ban.grade.map_or("none", Grade::key));
             count(&mut self.stats.authors, author);
-            ban.backends.iter().for_each(|method| count(&mut self.stats.methods, method.name()));
+            ban.backends.iter().for_each(|backend| count(&mut self.stats.methods, backend.name()));
             let ports: BTreeSet<_> = ban.ports.iter().take(MAX_PORTS_PER_BAN).collect();
             ports.into_iter().for_each(|port| *self.ports.entry(*port).or_default() += 1);
             let ends = &mut self.stats.ends;
@@ -186,10 +186,11 @@ impl Aggregate {
     fn shorten_lists(&mut self) {
         let ReportStats { recent, by_hand, top_sources, offenders, .. } = &mut self.stats;
         for list in [recent, by_hand] {
-            keep_first(list, MAX_RECENT, |ban| (Reverse(ban.since), ban.target));
+            keep_first(list, MAX_LISTED_RECENT, |ban| (Reverse(ban.since), ban.target));
         }
         top_sources.keep_first(MAX_LISTED_SOURCES, |source| (Reverse((source.probes, source.bans)), source.target));
-        offenders.keep_first(OFFENDERS, |offender| (Reverse((offender.strikes, offender.last)), offender.target));
+        offenders
+            .keep_first(MAX_LISTED_OFFENDERS, |offender| (Reverse((offender.strikes, offender.last)), offender.target));
     }
 
     fn finish(mut self, logged: Vec<Logged>, unreadable: u64) -> ReportStats {
@@ -200,7 +201,7 @@ impl Aggregate {
         let within =
             within.map(|Logged { target, reason, times, last, .. }| WouldBlock { target, reason, times, last });
         stats.would_block.items.extend(within);
-        stats.would_block.keep_first(WOULD_BLOCK, |one| (Reverse(one.last), one.target));
+        stats.would_block.keep_first(MAX_WOULD_BLOCK, |one| (Reverse(one.last), one.target));
         stats.unreadable = unreadable;
         // Equal counts are sorted by name, so that the report is reproducible.
         stats.classes.sort_by_key(|(class, bans)| (Reverse(*bans), class.map_or("", Class::key)));

@@ -16,7 +16,7 @@ pub(super) fn untrusted(text: &str) -> Markup {
 
 /// A time, shown to the minute, and to the second in its machine-readable form.
 pub(super) fn time(time: SystemTime) -> Markup {
-    html! { time datetime=(WallTime(time).to_seconds()) { (minute(time)) } }
+    html! { time datetime=(WallTime(time).without_fraction()) { (minute(time)) } }
 }
 
 /// A number with separators: "1,234,567".

@@ -160,7 +160,7 @@ pub struct Ends {
 }
 
 fn time<S: Serializer>(time: &SystemTime, serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.collect_str(&WallTime(*time).to_seconds())
+    serializer.collect_str(&WallTime(*time).without_fraction())
 }
 
 fn seconds<S: Serializer>(span: &Duration, serializer: S) -> Result<S::Ok, S::Error> {

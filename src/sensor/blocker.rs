@@ -37,7 +37,7 @@ struct ProtocolPolicy {
 
 impl Blocker {
     /// Enforces bans with `backends`, in this order; with none if it is empty. `nft` and `others` are the inline ones
-    /// among them, and `slow` runs the others.
+    /// among them, and `slow` runs the rest.
     pub fn new(
         config: &Config,
         backends: &[Backend],

@@ -1,5 +1,6 @@
-//! Takes packets from the engine to the kernel: the engine observes each packet and decides on its source; the bans of
-//! a batch are applied in one transaction per backend and then committed together with the events, in packet order.
+//! Takes packets through the engine, and their bans to the kernel: the engine observes each packet and decides on its
+//! source; the bans of a batch are applied in one transaction per backend and then committed together with the events,
+//! in packet order.
 
 use std::time::SystemTime;
 
@@ -14,7 +15,7 @@ use crate::wire::Packet;
 /// Sources judged per maintenance round after settling has ended, at about 50 µs each.
 const JUDGED_PER_ROUND: usize = 64;
 
-/// Owns the batch. Outcomes stay in it until [`PacketPath::finish_batch`].
+/// Owns the batch and the controller. Outcomes stay in the batch until [`PacketPath::finish_batch`].
 pub(super) struct PacketPath {
     batch: Batch,
     pub(super) controller: BanController,
@@ -26,7 +27,8 @@ impl PacketPath {
     }
 
     /// Observes a packet that was captured at `time`, and decides on its source. If the ban of the source has vanished
-    /// from the kernel, the packet is judged again without it, so that the log matches the state of the kernel.
+    /// from the kernel, the packet is judged again without it, so that the log matches the state of the kernel. A wider
+    /// ban that has vanished too is lifted in the same way.
     pub(super) fn process_packet(&mut self, now: Timestamp, packet: &Packet, time: SystemTime) {
         let controller = &mut self.controller;
         if let Some(target) = self.batch.refuted(packet)

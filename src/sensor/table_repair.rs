@@ -28,8 +28,8 @@ const MAX_FOREIGN: usize = 8;
 /// Slots for the blocked sources that sent packets last.
 const RECENT_SOURCES: usize = 256;
 
-/// Repairs may use 1/`MAX_LOAD_DIVISOR` of a core.
-const MAX_LOAD_DIVISOR: u32 = 10;
+/// Repairs may use 1/`LOAD_DIVISOR` of a core.
+const LOAD_DIVISOR: u32 = 10;
 
 /// Damage to the table.
 #[derive(Clone, Copy, Debug)]
@@ -218,7 +218,7 @@ impl TableRepair {
 
     /// After a repair that took n ms, the next full one waits 10 × n ms.
     fn spend(&mut self, now: Timestamp, taken: Duration) {
-        self.free_at = self.free_at.max(now).after(taken.saturating_mul(MAX_LOAD_DIVISOR));
+        self.free_at = self.free_at.max(now).after(taken.saturating_mul(LOAD_DIVISOR));
     }
 
     fn report(&mut self, event: EventKind, author: Option<&str>, reporter: &Reporter) {

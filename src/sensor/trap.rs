@@ -89,9 +89,9 @@ impl TrapControl {
     }
 
     /// Records a packet that is not evidence but that the trap may have counted.
-    pub(super) fn excuse(&mut self, now: Timestamp, packet: &Packet, verdict: Verdict, forgiven: &[(Protocol, u16)]) {
+    pub(super) fn excuse(&mut self, now: Timestamp, packet: &Packet, verdict: Verdict, withdrawn: &[(Protocol, u16)]) {
         if self.arming.is_armed() {
-            self.review.excuse(now, packet, verdict, forgiven, |port| self.arming.watches(port));
+            self.review.excuse(now, packet, verdict, withdrawn, |port| self.arming.watches(port));
         }
     }
 

@@ -64,18 +64,18 @@ impl TrapReview {
         Self { unconfirmed: HashMap::new(), excuses: Excuses::new(secret) }
     }
 
-    /// Records that `packet` is not evidence, if the trap may have counted it (`watches` its port). `forgiven` are
+    /// Records that `packet` is not evidence, if the trap may have counted it (`watches` its port). `withdrawn` are
     /// ports of its source that look-ups have refuted.
     pub fn excuse(
         &mut self,
         now: Timestamp,
         packet: &Packet,
         verdict: Verdict,
-        forgiven: &[(Protocol, u16)],
+        withdrawn: &[(Protocol, u16)],
         watches: impl Fn((Protocol, u16)) -> bool,
     ) {
         let target = || BanTarget::containing(packet.source);
-        for port in forgiven {
+        for port in withdrawn {
             self.excuses.add(now, target(), *port);
         }
         // The trap cannot see these reasons. A packet to an unmonitored port excuses nothing, even if the port is open.

@@ -65,7 +65,7 @@ impl BanTarget {
     pub fn containing(address: IpAddr) -> Self {
         match address {
             IpAddr::V4(v4) => Self::V4(v4),
-            IpAddr::V6(v6) if shared64::host_number(v6).is_some() => Self::V6(v6),
+            IpAddr::V6(v6) if shared64::prefix_number(v6).is_some() => Self::V6(v6),
             IpAddr::V6(v6) => Self::V6(Ipv6Addr::from_bits(v6.to_bits() & (u128::MAX << 64))),
         }
     }
@@ -129,7 +129,7 @@ impl BanTarget {
             ));
         }
         if let IpNet::V6(v6) = prefix
-            && shared64::host_number(v6.addr()).is_some()
+            && shared64::prefix_number(v6.addr()).is_some()
             && narrow
             && (v6.prefix_len() < 128 || is_first(v6.addr()))
         {
@@ -167,7 +167,7 @@ impl BanTarget {
             Self::V4(_) => 32,
             // The daemon masks all other addresses. An element with host bits, added by hand, is a single address for
             // the kernel.
-            Self::V6(v6) if !is_first(v6) || shared64::host_number(v6).is_some() => 128,
+            Self::V6(v6) if !is_first(v6) || shared64::prefix_number(v6).is_some() => 128,
             Self::V6(_) => 64,
             Self::Prefix(wide) => wide.network().prefix_len(),
             Self::Link { .. } => 128,

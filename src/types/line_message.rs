@@ -1,4 +1,4 @@
-//! Defines the messages of the project's sockets: one JSON object on one line.
+//! Defines the format of the messages on the project's sockets: one JSON object on one line.
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Deserializer, Serialize};

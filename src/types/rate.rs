@@ -39,7 +39,7 @@ impl Rate {
         UNITS.iter().any(|(_, length)| *length == seconds).then_some(Self { packets, seconds })
     }
 
-    /// A rate whose unit may be abbreviated, as in iptables: "3/min".
+    /// Parses a rate whose unit may be abbreviated, as in iptables: "3/min". `None` if it is invalid.
     pub fn abbreviated(text: &str) -> Option<Self> {
         let (packets, unit) = text.split_once('/')?;
         let (_, seconds) = UNITS.iter().find(|(name, _)| !unit.is_empty() && name.starts_with(unit))?;

@@ -32,7 +32,7 @@ pub fn is_link_local(address: Ipv6Addr) -> bool {
 }
 
 /// The number of the shared /64 that contains `address`.
-pub fn host_number(address: Ipv6Addr) -> Option<u8> {
+pub fn prefix_number(address: Ipv6Addr) -> Option<u8> {
     let wanted = upper(address);
     all().position(|upper| upper == wanted).and_then(|number| u8::try_from(number).ok())
 }

@@ -1,4 +1,4 @@
-//! Defines the IP protocol numbers of the decoded headers.
+//! Defines the IP protocol numbers of the decoded headers, and the length of a UDP header.
 
 pub(super) const ICMPV4: u8 = 1;
 pub(super) const TCP: u8 = 6;

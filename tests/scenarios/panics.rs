@@ -136,7 +136,7 @@ fn reload_without_new_capture_changes_nothing() {
     let refused = lab.operate(&["reload"]);
     assert_ne!(refused.code, Some(0), "{refused:?}");
     expect_report(&daemon, "capture", "blocking");
-    // A change of the host makes the program create its snapshot anew.
+    // A change of the host makes the program create a new snapshot.
     lab.join("late");
     lab.victim_ip("route add default via 10.77.2.66");
     eventually("the gateway is known", || lab.set_text("allowed").contains("10.77.2.66"));

@@ -388,7 +388,7 @@ fn release_of_many_bans_undoes_each() {
 }
 
 #[test]
-fn methods_follow_given_order() {
+fn backends_follow_given_order() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("hosts.deny");
     let script =

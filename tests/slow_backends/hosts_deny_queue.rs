@@ -69,26 +69,26 @@ fn lines_outlive_thread_and_are_adopted() {
     let (_directory, path, settings) = setup();
     fs::write(&path, "sshd: .example.com\n").unwrap();
     let bench = Bench::start(settings.clone());
-    let cases = ["192.0.2.1", "192.0.2.2", "192.0.2.3"].map(|source| context(source, 3_600));
-    cases.iter().for_each(|context| bench.block(*context, &LINE));
+    let contexts = ["192.0.2.1", "192.0.2.2", "192.0.2.3"].map(|source| context(source, 3_600));
+    contexts.iter().for_each(|context| bench.block(*context, &LINE));
     // Queued just before the end, and still written.
     assert_eq!(bench.stop(super::time_limit()).0, Stopped::Whole);
-    assert_eq!(held(&path), cases.map(|context| context.target));
+    assert_eq!(held(&path), contexts.map(|context| context.target));
 
     let bench = Bench::start(settings);
     let adopted = |context, left| Adopted { context, backends: LINE.into(), has_run: false, left };
     // A new ban before the adopted ones arrive; one adopted for six seconds; one whose line is missing and is restored.
-    bench.block(cases[2], &LINE);
+    bench.block(contexts[2], &LINE);
     bench.next();
     let bare = context("192.0.2.9", 3_600);
     let soon = Expiry::After(Duration::from_secs(6) * slowness());
-    let bans = vec![adopted(cases[0], soon), adopted(bare, Expiry::Never)];
+    let bans = vec![adopted(contexts[0], soon), adopted(bare, Expiry::Never)];
     bench.put(Task::Adopt { bans });
     assert_eq!(bench.next(), BackendEvent::Restored { targets: vec![bare.target], backend: Backend::HostsDeny });
-    assert_eq!(bench.next(), BackendEvent::Released { targets: vec![cases[1].target], backend: Backend::HostsDeny });
-    assert_eq!(held(&path), [cases[0].target, cases[2].target, bare.target]);
-    assert_eq!(bench.next(), BackendEvent::Released { targets: vec![cases[0].target], backend: Backend::HostsDeny });
-    assert_eq!(held(&path), [cases[2].target, bare.target]);
+    assert_eq!(bench.next(), BackendEvent::Released { targets: vec![contexts[1].target], backend: Backend::HostsDeny });
+    assert_eq!(held(&path), [contexts[0].target, contexts[2].target, bare.target]);
+    assert_eq!(bench.next(), BackendEvent::Released { targets: vec![contexts[0].target], backend: Backend::HostsDeny });
+    assert_eq!(held(&path), [contexts[2].target, bare.target]);
     assert!(fs::read_to_string(&path).unwrap().starts_with("sshd: .example.com\n# portsentry: 192.0.2.3"));
 }
 

@@ -184,7 +184,7 @@ fn join(
     };
     notes.extend(unreadable_note(remembered.unreadable));
     let asked = elements.is_ok();
-    let needs_table = |entry: &LedgerEntry| entry.ban.backends.iter().any(|method| method == Backend::Nft);
+    let needs_table = |entry: &LedgerEntry| entry.ban.backends.iter().any(|backend| backend == Backend::Nft);
     let mut elements: HashMap<BanTarget, Remaining> = match elements {
         Ok(elements) => elements.into_iter().collect(),
         Err(KernelError::NoTable) if !remembered.items.iter().any(needs_table) => HashMap::new(),

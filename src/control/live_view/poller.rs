@@ -23,7 +23,7 @@ const POLL_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Interval at which bans are read; longer if reading is slow, so that it takes at most a twentieth of the time.
 const BANS_INTERVAL: Duration = Duration::from_secs(5);
-const MAX_LOAD_DIVISOR: u32 = 20;
+const LOAD_DIVISOR: u32 = 20;
 
 /// Maximum number of bans shown: those that expire first.
 const MAX_BANS: usize = 10_000;
@@ -191,7 +191,7 @@ fn bans(socket: &Path, directories: &Receiver<PathBuf>, out: &SyncSender<Message
         {
             return;
         }
-        thread::sleep(BANS_INTERVAL.max(begin.elapsed().saturating_mul(MAX_LOAD_DIVISOR)));
+        thread::sleep(BANS_INTERVAL.max(begin.elapsed().saturating_mul(LOAD_DIVISOR)));
     }
 }
 

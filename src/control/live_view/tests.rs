@@ -17,7 +17,7 @@ use crate::control::address_info::{AddressInfo, EndedBanInfo, PastBan, VerdictEn
 use crate::control::protocol::{Answer, Request};
 use crate::control::status::{BanCounts, PacketCounts, Status};
 use crate::engine::Class;
-use crate::events::json::PortRecord;
+use crate::events::json::{EventRecord, PortRecord};
 use crate::ledger::BanAuthor;
 use crate::types::Backend;
 
@@ -377,6 +377,7 @@ fn attacker_text_is_escaped_for_terminal() {
     assert!(!painted.chars().any(|c| c != '\n' && c.is_control() || c == '\u{202e}'), "{painted:?}");
     // Lines that are no JSON object, or another object, must not end the view.
     let evil_time = json!({"event": "block", "time": evil, "subject": "192.0.2.1"});
+    assert!(serde_json::from_value::<EventRecord>(evil_time.clone()).is_err());
     for value in [json!(null), json!([]), json!("x"), json!({"event": 5, "ports": 7, "time": "äöüäöü"}), evil_time]
     {
         if let Ok(event) = serde_json::from_value(value) {

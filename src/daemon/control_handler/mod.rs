@@ -232,7 +232,8 @@ async fn allow(components: &mut Components, by: String, target: &str, span: Opti
     let allowance = Allowance { network, since, until: span.and_then(|span| since.checked_add(span)), by };
     components.host_state.allow(allowance.clone()).await.map_err(Failure::failed)?;
     let until = allowance.until.map(WallTime);
-    let how_long = until.map_or("until this is revoked".to_owned(), |until| format!("until {}", until.to_seconds()));
+    let how_long =
+        until.map_or("until this is revoked".to_owned(), |until| format!("until {}", until.without_fraction()));
     let lifts = if lifted > 0 { format!("; lifted bans: {lifted}") } else { String::new() };
     components.sink.emit(EventKind::Note(format!("{} has allowed {allowed} {how_long}{lifts}", allowance.by)));
     components.sink.ban_recorder.write(LedgerChange::Allowed(allowance));

@@ -39,13 +39,13 @@ impl KernelSets {
         self.refill_at = Some(Instant::now() + delay);
     }
 
-    /// Begins with the contents that the sets have; `None` if they cannot be read.
+    /// Keeps the present contents of the sets and returns them; `None` if they cannot be read.
     pub(super) fn adopt(&mut self) -> Option<Vec<(BanTarget, Remaining)>> {
         self.is_filled = true;
         self.sets.elements().ok()
     }
 
-    /// Adds the bans of `bans`, or extends them.
+    /// Adds `bans` to the sets, or extends them.
     pub(super) fn block(&mut self, bans: &[(BanTarget, Expiry)]) {
         let done = self.sets.block(bans);
         self.note(done);

@@ -69,7 +69,7 @@ impl Lifts {
 
     /// True if `target` is lifted at `now`. The lift is extended if a report in force until `reported` would outlast
     /// it.
-    pub(super) fn is_lifted(&mut self, now: Timestamp, target: BanTarget, reported: Timestamp) -> bool {
+    pub(super) fn extend_if_lifted(&mut self, now: Timestamp, target: BanTarget, reported: Timestamp) -> bool {
         let Some(lift) = self.lifts.get_mut(&target).filter(|lift| lift.until > now) else { return false };
         if reported > lift.until {
             lift.until = reported.after(LIFT_EXTENSION);
@@ -141,7 +141,7 @@ mod tests {
         lifts.insert(at(0), target(7), LiftedBy::Host);
         (10..100_000).for_each(|number| lifts.insert(at(1), target(number), LiftedBy::Fleet));
         assert_eq!(lifts.lifts.len(), 1 + MAX_FLEET_LIFTS);
-        assert!(lifts.is_lifted(at(2), target(7), at(3)));
+        assert!(lifts.extend_if_lifted(at(2), target(7), at(3)));
         lifts.insert(at(3), target(11), LiftedBy::Host);
         assert_eq!(lifts.by_host, 2, "an operator of this host takes the lift over");
         lifts.expire(at(1 + 14_400));
@@ -154,18 +154,20 @@ mod tests {
         lifts.insert(at(0), target(7), LiftedBy::Host);
         let written = lifts.take_unwritten(at(0), wall(0), false).unwrap();
         assert_eq!(written, [FleetLift { target: target(7), until: wall(14_400), by: LiftedBy::Host }]);
-        assert!(lifts.is_lifted(at(10_000), target(7), at(14_000)));
+        assert!(lifts.extend_if_lifted(at(10_000), target(7), at(14_000)));
         assert_eq!(lifts.take_unwritten(at(10_000), wall(10_000), true), None, "nothing has changed");
-        assert!(lifts.is_lifted(at(10_000), target(7), at(20_000)));
+        assert!(lifts.extend_if_lifted(at(10_000), target(7), at(20_000)));
         let written = lifts.take_unwritten(at(10_000), wall(10_000), false).unwrap();
         assert_eq!(written[0].until, wall(20_900));
-        assert!(lifts.is_lifted(at(10_100), target(7), at(20_500)));
+        assert!(lifts.extend_if_lifted(at(10_100), target(7), at(20_500)));
         assert_eq!(lifts.take_unwritten(at(20_000), wall(20_000), true), None, "it is written in steps");
 
         let mut next = Lifts::default();
         next.restore(at(0), wall(20_000), &written);
         assert_eq!(next.until(target(7)), Some(at(900)));
-        assert!(next.is_lifted(at(899), target(7), at(899)) && !next.is_lifted(at(900), target(7), at(5_000)));
+        assert!(
+            next.extend_if_lifted(at(899), target(7), at(899)) && !next.extend_if_lifted(at(900), target(7), at(5_000))
+        );
         next.restore(at(0), wall(0), &written);
         assert_eq!(next.until(target(7)), Some(at(15_300)), "a wrong clock makes no lift longer");
     }

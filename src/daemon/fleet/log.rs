@@ -7,9 +7,13 @@ use crate::types::{LineLimiter, MINUTE, counted};
 /// What a log line is about.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Topic {
+    /// Bans and lifts, and errors of the kernel's sets.
     Bans,
+    /// Refused reports, and authors above their limit.
     Authors,
+    /// The connection to the server.
     Link,
+    /// Refused requests of the fleet process.
     Refusals,
 }
 

@@ -169,7 +169,7 @@ impl Fleet {
                 return Err(format!("refused: more than {MAX_REPORTS} reports in one request"));
             }
             FleetRequest::Reports { reports, scan_ends } => {
-                let outcomes = self.accept_reports(&reports);
+                let outcomes = self.judge_reports(&reports);
                 if scan_ends {
                     self.acceptance.end_scan();
                 }
@@ -196,13 +196,13 @@ impl Fleet {
     }
 
     /// Judges `reports` and applies the resulting bans.
-    fn accept_reports(&mut self, reports: &[FleetReport]) -> Vec<ReportOutcome> {
+    fn judge_reports(&mut self, reports: &[FleetReport]) -> Vec<ReportOutcome> {
         let (now, shadow) = (boot_time(), self.is_shadow());
         let mut bans = BTreeMap::new();
         let mut fresh = BTreeSet::new();
         let mut outcomes = Vec::with_capacity(reports.len());
         for report in reports {
-            let verdict = self.acceptance.accept_report(now, report, exempt(&self.host));
+            let verdict = self.acceptance.judge_report(now, report, exempt(&self.host));
             outcomes.push(match verdict {
                 Ok(ReportVerdict::Blocks { target, until, step }) => {
                     if step.is_some() {

@@ -32,7 +32,7 @@ pub(super) fn reconcile(kernel: &[Element], remembered: &[ActiveBan], incomplete
     let sought = if kernel.is_empty() { &[] } else { remembered };
     let known: HashSet<BanTarget> = sought.iter().map(|ban| ban.target).collect();
     let missing: Vec<ActiveBan> = remembered.iter().filter(|ban| !held.contains(&ban.target)).copied().collect();
-    let is_mass_removal = missing.len() == remembered.len();
+    let all_missing = missing.len() == remembered.len();
     let unknown: Vec<(BanTarget, Expiry)> = kernel
         .iter()
         .filter(|(target, _)| !known.contains(target))
@@ -42,7 +42,7 @@ pub(super) fn reconcile(kernel: &[Element], remembered: &[ActiveBan], incomplete
         BanRecord::wanted_by(BanAuthor::Import, *target, now, *expiry, Backend::Nft).into()
     };
     let mut changes: Vec<LedgerChange> = unknown.iter().map(added).collect();
-    if is_mass_removal || incomplete || missing.len() >= MASS_REMOVAL {
+    if all_missing || incomplete || missing.len() >= MASS_REMOVAL {
         return Reconciled { restore: missing, changes, unknown };
     }
     let gone = |ban: &ActiveBan| lifted(ban.target, "another program, while portsentry was not running", now);

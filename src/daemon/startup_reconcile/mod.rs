@@ -205,7 +205,7 @@ impl StartupReconcile {
     /// Adopts the kernel's elements and restores missing ones; returns the targets that were lifted meanwhile. `None`
     /// if the kernel's sets cannot be read.
     fn adopt_elements(&mut self, remembered: &[ActiveBan]) -> Option<HashSet<BanTarget>> {
-        let (elements, swept) = match elements::read(remembered) {
+        let (elements, incomplete) = match elements::read(remembered) {
             Ok(elements) => (elements, self.table_created),
             // Another program has deleted the table since; the table monitor creates it again.
             Err(BlockError::Gone) => (Vec::new(), true),
@@ -215,14 +215,14 @@ impl StartupReconcile {
                 return None;
             }
         };
-        let (elements, swept) = match self.table_loaded {
+        let (elements, incomplete) = match self.table_loaded {
             true => (self.review_loaded(elements, remembered), true),
-            false => (self.review_merged(elements, remembered), swept),
+            false => (self.review_merged(elements, remembered), incomplete),
         };
         let elements = self.mask(elements);
         let bans = elements.len();
         let interrupted = self.marker.exists();
-        let reconciled = reconcile(&elements, remembered, interrupted || swept, SystemTime::now());
+        let reconciled = reconcile(&elements, remembered, interrupted || incomplete, SystemTime::now());
         let grades: HashMap<BanTarget, Option<Grade>> = remembered.iter().map(|ban| (ban.target, ban.grade)).collect();
         let held = |(target, remaining)| {
             let grade = grades.get(&target).copied().flatten();
@@ -230,7 +230,7 @@ impl StartupReconcile {
         };
         let held: Vec<ActiveBan> = elements.into_iter().map(held).collect();
         self.send_in_batches(&held, ADOPTION_BATCH, SensorCommand::Adopt);
-        let mark = self.nft.as_mut().and_then(|nft| nft.table.generation());
+        let generation = self.nft.as_mut().and_then(|nft| nft.table.generation());
         if !reconciled.restore.is_empty() {
             // If the marker cannot be written, the next start treats missing bans as lifted, as it would without a
             // marker.
@@ -242,7 +242,7 @@ impl StartupReconcile {
             if !self.await_sensor() {
                 return None;
             }
-            self.restore_missing(mark, &reconciled.restore);
+            self.restore_missing(generation, &reconciled.restore);
         }
         if interrupted || !reconciled.restore.is_empty() {
             let _ = std::fs::remove_file(&self.marker);
@@ -339,9 +339,9 @@ impl StartupReconcile {
 
     /// Called once the sensor has all bans. Other programs may have flushed the sets since `mark`. Then the sensor has
     /// refilled them without the bans that it did not have yet.
-    fn restore_missing(&mut self, mark: Option<Generation>, bans: &[ActiveBan]) {
+    fn restore_missing(&mut self, generation: Option<Generation>, bans: &[ActiveBan]) {
         let Some(nft) = &mut self.nft else { return };
-        if mark.is_some_and(|mark| nft.table.is_undisturbed_since(mark)) {
+        if generation.is_some_and(|generation| nft.table.is_undisturbed_since(generation)) {
             return;
         }
         let targets: Vec<BanTarget> = bans.iter().map(|ban| ban.target).collect();

@@ -114,8 +114,8 @@ impl Nft {
         self.block_elements()
     }
 
-    /// Blocks the targets in one message if none of them is blocked yet and there is room. That takes a third of the
-    /// work of [`SetWriter::change`]. On the packet path.
+    /// Blocks the targets of `elements`. If none of them is blocked yet and there is room, one message suffices, which
+    /// takes a third of the work of [`SetWriter::change`]. On the packet path.
     fn block_elements(&mut self) -> Result<(), BlockError> {
         if self.elements.iter().any(|(target, _)| matches!(target, BanTarget::Prefix(_))) {
             let whole = |(target, expiry): &(BanTarget, Expiry)| (*target, None, *expiry);

@@ -131,8 +131,8 @@ impl EntryQueue {
         self.next_write().into_iter().chain(has_entries.then_some(self.look_at)).min()
     }
 
-    /// Writes the changes that are due. Once stale entries are removed, only the targets of `bans` keep theirs. Returns
-    /// the bans whose entry was tried for the first time, written or not.
+    /// Writes the changes that are due. If stale entries are to be removed, only the targets of `bans` keep theirs.
+    /// Returns the bans whose entry was tried for the first time, written or not.
     pub(super) fn flush(
         &mut self,
         now: Timestamp,

@@ -69,8 +69,8 @@ fn unserved_groups_alone_count_as_one() {
     let mut scene = Scene::new();
     assert_eq!(scene.syns(CLIENT, GUESSED), Probe(5), "a mail program that guesses at a host without mail");
     assert_eq!(scene.syn(CLIENT, 515), Probe(6), "a printer driver behind the same address");
-    let is_forgiven = scene.engine.is_tolerated_related(scene.now, target(CLIENT), &scene.host);
-    assert!(is_forgiven, "the trap's ban has to be lifted");
+    let is_tolerated = scene.engine.is_tolerated_related(scene.now, target(CLIENT), &scene.host);
+    assert!(is_tolerated, "the trap's ban has to be lifted");
     let closed = scene.closed_ports(Protocol::Tcp);
     assert!(GUESSED.iter().all(|port| closed.contains(*port)), "the trap counts them nevertheless");
     assert_eq!(scene.syn(CLIENT, 23), Block(7), "with an unrelated port each of them counts");
@@ -81,8 +81,8 @@ fn related_ports_of_connected_peer_are_forgiven() {
     let mut scene = mail_server();
     scene.engine.know_peers(scene.now, &[(target(CLIENT), Duration::from_secs(60))]);
     assert_eq!(scene.syns(CLIENT, GUESSED.into_iter().chain(1..=4)), Probe(9), "five of them count");
-    let is_forgiven = scene.engine.is_tolerated_peer(scene.now, target(CLIENT), &scene.host);
-    assert!(is_forgiven, "the trap's ban, for eight ports, has to be lifted");
+    let is_tolerated = scene.engine.is_tolerated_peer(scene.now, target(CLIENT), &scene.host);
+    assert!(is_tolerated, "the trap's ban, for eight ports, has to be lifted");
     assert_eq!(scene.syns(CLIENT, 5..=7), Block(12));
 }
 

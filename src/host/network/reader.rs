@@ -19,8 +19,8 @@ use crate::host::resolv_conf::ResolverFiles;
 /// the [`super::Watcher`]'s owner read once more anyway.
 const MAX_ATTEMPTS: u32 = 3;
 
-/// Listing IPv6 routes takes at most 1/`MAX_LOAD_DIVISOR` of the time, unless a list takes less than [`SHORT_DUMP`].
-const MAX_LOAD_DIVISOR: u32 = 10;
+/// Listing IPv6 routes takes at most 1/`LOAD_DIVISOR` of the time, unless a list takes less than [`SHORT_DUMP`].
+const LOAD_DIVISOR: u32 = 10;
 
 const SHORT_DUMP: Duration = Duration::from_millis(100);
 
@@ -113,7 +113,7 @@ impl HostReader {
             }
         }
         let took = begin.elapsed();
-        self.due = (took > SHORT_DUMP).then(|| begin + took * MAX_LOAD_DIVISOR);
+        self.due = (took > SHORT_DUMP).then(|| begin + took * LOAD_DIVISOR);
         Ok(())
     }
 }

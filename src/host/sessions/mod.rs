@@ -204,6 +204,7 @@ mod tests {
         let (directory, files) = in_directory();
         let mut watch = FileWatch::new(files.clone());
         assert_noticed_once(&mut watch, &[&|| fs::write(&files.utmp[0], [0; 384]).unwrap()]);
+        // A file outside the watched directory is no change, which `assert_noticed_once` checks first.
         let (new, one) = (directory.path().join(".new"), files.logind.join("1"));
         fs::write(&new, session("203.0.113.9", "active")).unwrap();
         let changes: [&dyn Fn(); 2] = [&|| fs::rename(&new, &one).unwrap(), &|| fs::remove_file(&one).unwrap()];

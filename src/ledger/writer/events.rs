@@ -103,7 +103,7 @@ impl Trouble {
     }
 
     /// True if the last attempt failed.
-    pub(super) fn is_persistent(&self) -> bool {
+    pub(super) fn is_failing(&self) -> bool {
         self.0.is_some()
     }
 

@@ -46,8 +46,8 @@ const MAX_BATCH: usize = 2_048;
 /// Interval at which ended bans are marked, and minimum interval between two versions of the list of bans in force.
 const TICK_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Writing the list of bans in force takes at most 1/`MAX_LOAD_DIVISOR` of the thread's time, regardless of its length.
-const MAX_LOAD_DIVISOR: u32 = 20;
+/// Writing the list of bans in force takes at most 1/`LOAD_DIVISOR` of the thread's time, regardless of its length.
+const LOAD_DIVISOR: u32 = 20;
 
 /// Delay between attempts after a failure.
 const BACKOFF: Backoff = Backoff::new(Duration::from_millis(250), Duration::from_secs(30));
@@ -396,14 +396,14 @@ impl WriterThread {
         let started = Instant::now();
         let mut result = classic.append();
         // After a failure this is the only sign that writing works again.
-        if result.is_ok() && self.stale && (now >= self.list_due || self.texts.1.is_persistent()) {
+        if result.is_ok() && self.stale && (now >= self.list_due || self.texts.1.is_failing()) {
             let active = ledger.reader().in_force(self.clock.now());
             result = active.and_then(|found| {
                 self.unreadable.0 = self.unreadable.0.max(found.unreadable);
                 classic.rewrite(found.items)
             });
             self.stale = result.is_err();
-            self.list_due = now + TICK_INTERVAL.max(started.elapsed() * MAX_LOAD_DIVISOR);
+            self.list_due = now + TICK_INTERVAL.max(started.elapsed() * LOAD_DIVISOR);
         }
         match result {
             Ok(()) => {

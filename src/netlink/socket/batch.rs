@@ -1,7 +1,7 @@
 //! Builds a transaction of nf_tables: several messages that take effect together or not at all. Reuses its memory, so
 //! that a warm batch encodes a ban without allocating.
 
-use crate::netlink::message::{Attributes, each_header, put_message, sequence_number};
+use crate::netlink::message::{Attributes, each_header, number_messages, put_message};
 
 /// A transaction under construction: BEGIN, then messages, and END once it is sealed. Others may only append messages.
 #[derive(Debug, Default)]
@@ -42,7 +42,7 @@ impl Batch {
     /// Ends the transaction and numbers its messages from `first` on. The last message is acknowledged, because some
     /// kernels never answer the END. Returns the bytes and the sequence number of the acknowledged message.
     pub(super) fn seal(&mut self, first: u32) -> (&[u8], u32) {
-        let next = sequence_number(&mut self.0, first);
+        let next = number_messages(&mut self.0, first);
         let end = self.0.len();
         self.append_marker(BATCH_END);
         each_header(self.0.get_mut(end..).unwrap_or_default(), |header, _| header.set_sequence_number(next));

@@ -21,7 +21,7 @@ use rtnetlink::sys::{AsyncSocket, TokioSocket};
 use rustix::io::Errno;
 use rustix::net::sockopt::{self, Timeout};
 
-use super::message::{Message, Messages, field, patch, sequence_number, text};
+use super::message::{Message, Messages, field, number_messages, patch, text};
 pub use batch::Batch;
 pub(super) use batch::{BATCH_MARKER_LEN, FAMILY_INET, SUBSYSTEM, put_inet_message};
 pub use error::SocketError;
@@ -204,7 +204,7 @@ impl Socket {
     ) -> Result<(), SocketError> {
         let first = self.sequence;
         // The kernel reports errors also for requests without NLM_F_ACK, and before it acknowledges the last one.
-        self.sequence = sequence_number(requests, first);
+        self.sequence = number_messages(requests, first);
         let Some(more) = self.sequence.wrapping_sub(first).checked_sub(1) else { return Ok(()) };
         send(&self.inner, requests)?;
         self.receive_answers(first, more, |number, message| {

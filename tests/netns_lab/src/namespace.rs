@@ -15,7 +15,7 @@ use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 const PREFIX: &str = "pslab";
 /// The directory with the files that replace those of this machine in /etc.
 pub(crate) const ETC: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/etc");
-/// Its files: the users root and nobody, and where users and host names are looked up.
+/// Its files: the users root and nobody, the name localhost, and where users and host names are looked up.
 pub(crate) const ETC_FILES: [&str; 4] = ["passwd", "group", "hosts", "nsswitch.conf"];
 
 pub struct Namespace {

@@ -248,7 +248,7 @@ impl Detector {
     }
 
     /// The sources that the trap treats as connected.
-    pub fn forgiven_peers(&self, now: Timestamp) -> impl Iterator<Item = BanTarget> + '_ {
+    pub fn tolerated_peers(&self, now: Timestamp) -> impl Iterator<Item = BanTarget> + '_ {
         self.engine.tolerated_peers(now, &self.host)
     }
 

@@ -100,7 +100,7 @@ impl Acceptance {
     }
 
     /// Judges `report`. `exempt` returns the reason why a network is never blocked, as for this host's own bans.
-    pub(super) fn accept_report(
+    pub(super) fn judge_report(
         &mut self,
         now: Timestamp,
         report: &FleetReport,
@@ -124,7 +124,7 @@ impl Acceptance {
             return Err(ReportRefusal::Exempt(why));
         }
         let until = now.after(remaining);
-        if self.lifts.is_lifted(now, target, until) {
+        if self.lifts.extend_if_lifted(now, target, until) {
             return Err(ReportRefusal::Lifted);
         }
         let mut report = AuthorReport {

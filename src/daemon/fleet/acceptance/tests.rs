@@ -46,7 +46,7 @@ fn judged(
     seconds: u64,
     report: &FleetReport,
 ) -> Result<(u64, Option<BanChange>), Result<ReportVerdict, ReportRefusal>> {
-    match acceptance.accept_report(at(seconds), report, never) {
+    match acceptance.judge_report(at(seconds), report, never) {
         Ok(ReportVerdict::Blocks { until, step, .. }) => Ok((until.since(at(0)).as_secs(), step)),
         other => Err(other),
     }
@@ -90,7 +90,7 @@ fn exempt_target_is_refused_and_dropped() {
     let mut all = acceptance(FleetAccept { single: true, ..rules() });
     let exempt = |network: IpNet| (network.to_string() == "192.0.2.7/32").then(|| "a gateway".to_owned());
     let refused = ReportRefusal::Exempt("a gateway".to_owned());
-    assert_eq!(all.accept_report(at(0), &report("a", ONE), exempt), Err(refused));
+    assert_eq!(all.judge_report(at(0), &report("a", ONE), exempt), Err(refused));
     assert!(judged(&mut all, 0, &report("a", ONE)).is_ok() && judged(&mut all, 0, &report("a", "192.0.2.8")).is_ok());
     assert_eq!(all.drop_exempt(exempt), [BanTarget::containing(ONE.parse().unwrap())]);
     assert_eq!(all.bans(at(0)).count(), 1);
@@ -131,8 +131,7 @@ fn wide_or_impossible_target_is_refused() {
         ("2001:db8:1:3::/64", "2001:db8:1:3::/64"),
         ("64:ff9b::cb00:7109", "64:ff9b::cb00:7109/128"),
     ] {
-        let Ok(ReportVerdict::Blocks { target: found, .. }) = all.accept_report(at(0), &report("a", text), never)
-        else {
+        let Ok(ReportVerdict::Blocks { target: found, .. }) = all.judge_report(at(0), &report("a", text), never) else {
             panic!("{text}")
         };
         assert_eq!(found.to_string(), target);
@@ -306,7 +305,7 @@ proptest! {
                 ..report(&format!("a-{author}"), &format!("192.0.2.{last}"))
             };
             let known = all.entry(target).map_or(0, |entry| entry.reports.len());
-            let verdict = all.accept_report(at(now), &report, exempt);
+            let verdict = all.judge_report(at(now), &report, exempt);
             if all.entry(target).map_or(0, |entry| entry.reports.len()) > known {
                 brought.entry((author, last)).or_insert(now);
             }

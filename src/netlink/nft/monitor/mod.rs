@@ -152,10 +152,10 @@ impl Monitor {
     /// Waits for a datagram.
     async fn arrival(&mut self) -> Result<Arrival, SocketError> {
         self.datagram.clear();
-        let (line, datagram) = (&self.state, &mut self.datagram);
+        let (state, datagram) = (&self.state, &mut self.datagram);
         let received = tokio::select! {
-            unheard = line.unheard() => return Ok(unheard.map(|()| Arrival::Unheard)?),
-            received = line.socket.recv_from(datagram) => received,
+            unheard = state.unheard() => return Ok(unheard.map(|()| Arrival::Unheard)?),
+            received = state.socket.recv_from(datagram) => received,
         };
         self.arrived(received)
     }
@@ -240,7 +240,7 @@ impl MonitorPause {
             self.0.socket.socket_ref().drop_membership(GROUP)?;
         }
         *pauses += 1;
-        Ok(PausedSpan { line: Arc::clone(&self.0), silent: true, missed: true })
+        Ok(PausedSpan { state: Arc::clone(&self.0), silent: true, missed: true })
     }
 }
 
@@ -248,7 +248,7 @@ impl MonitorPause {
 /// that fails, the monitor fails. Dropping a span instead of ending it makes the monitor report
 /// [`TableChange::Unheard`].
 pub struct PausedSpan {
-    line: Arc<MonitorState>,
+    state: Arc<MonitorState>,
     silent: bool,
     missed: bool,
 }
@@ -267,13 +267,13 @@ impl PausedSpan {
         if !std::mem::take(&mut self.silent) {
             return;
         }
-        let mut pauses = self.line.pauses();
+        let mut pauses = self.state.pauses();
         *pauses = pauses.saturating_sub(1);
         if *pauses == 0
-            && let Err(error) = self.line.socket.socket_ref().add_membership(GROUP)
+            && let Err(error) = self.state.socket.socket_ref().add_membership(GROUP)
         {
-            let _ = self.line.deaf.set(error.kind());
-            self.line.unheard.notify_one();
+            let _ = self.state.deaf.set(error.kind());
+            self.state.unheard.notify_one();
         }
     }
 }
@@ -282,7 +282,7 @@ impl Drop for PausedSpan {
     fn drop(&mut self) {
         self.listen();
         if self.missed {
-            self.line.unheard.notify_one();
+            self.state.unheard.notify_one();
         }
     }
 }

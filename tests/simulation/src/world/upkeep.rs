@@ -82,7 +82,7 @@ impl World {
         let tick = Timestamp::at(next_tick(self.now).since_origin() - TICK);
         if self.peers_at != tick {
             self.peers_at = tick;
-            self.kernel.set_peers(self.detector.forgiven_peers(tick));
+            self.kernel.set_peers(self.detector.tolerated_peers(tick));
             self.kernel.set_ceiling_reached(!self.detector.has_room(tick));
         }
         let Armed { at, changed, stale_at, .. } = self.armed;
