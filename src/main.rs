@@ -63,7 +63,7 @@ fn main() -> ExitCode {
 
 fn run(config: Config, options: RunOptions) -> ExitCode {
     let place = |given: &Option<PathBuf>, default: &str| given.clone().unwrap_or_else(|| default.into());
-    let places = DaemonPaths {
+    let paths = DaemonPaths {
         state_dir: place(&options.state_dir, cli::DEFAULT_STATE_DIR),
         socket: place(&options.socket, cli::DEFAULT_SOCKET),
         config: place(&options.config, cli::DEFAULT_CONFIG),
@@ -92,7 +92,7 @@ fn run(config: Config, options: RunOptions) -> ExitCode {
     if let Err(error) = log::init(target, config.report.facility) {
         return fail(&format_args!("cannot set up the log: {error}"), cli::EXIT_FAILED);
     }
-    match daemon::run(config, places, (options.confirm, !options.no_sandbox), Box::new(move || options.configure())) {
+    match daemon::run(config, paths, (options.confirm, !options.no_sandbox), Box::new(move || options.configure())) {
         Err(error @ DaemonError::InstanceLockError(_)) if by_mode => {
             let hint =
                 "one process monitors TCP and UDP: start it once with both modes, for example portsentry -atcp -audp";

@@ -43,7 +43,7 @@ impl AllowSources {
     pub(super) fn open(allow: &Allow) -> Result<Self, ConfigErrors> {
         let files = IgnoreFiles::open(allow)?;
         let (names, overrides) = (look_up(allow), Allowances::default());
-        Ok(Self { configured: allow.clone(), files, names, overrides: overrides, messages: Vec::new() })
+        Ok(Self { configured: allow.clone(), files, names, overrides, messages: Vec::new() })
     }
 
     /// Applies another configuration; returns what it replaces.

@@ -31,7 +31,7 @@ mod known_peers;
 mod log_writer;
 mod notifier;
 mod optional;
-mod places;
+mod paths;
 mod recent_listeners;
 mod reconciler;
 mod reverse_dns;
@@ -65,7 +65,7 @@ use sensor_thread::SensorThread;
 
 pub use config_source::Reread;
 pub use error::DaemonError;
-pub use places::DaemonPaths;
+pub use paths::DaemonPaths;
 
 /// The user of the fleet process.
 const FLEET_USER: &str = "portsentry-fleet";
@@ -74,29 +74,29 @@ const FLEET_USER: &str = "portsentry-fleet";
 /// `sandboxed`, privileges are dropped permanently.
 pub fn run(
     config: Config,
-    places: DaemonPaths,
+    paths: DaemonPaths,
     (confirm, sandboxed): (Option<Duration>, bool),
     reread: Reread,
 ) -> Result<(), DaemonError> {
     panic_guard::install_panic_hook(log::error);
     shared64::set_nat64(&config.nat64);
-    config.check_ownership(&places.config)?;
+    config.check_ownership(&paths.config)?;
     let instance_lock = InstanceLock::claim()?;
     // Without blocking there is nothing to confirm.
     let confirm = confirm.filter(|_| config.blocks());
-    let earlier_bans = !config.blocks() && backends::have_leftovers(&config, &places.state_dir);
+    let earlier_bans = !config.blocks() && backends::have_leftovers(&config, &paths.state_dir);
     let mut used = UsedBackends::new(&config, earlier_bans, backends::has_entries)?;
-    let mut policy = sandbox_policy::of_daemon(&config, &places, &used);
+    let mut policy = sandbox_policy::of_daemon(&config, &paths, &used);
     if sandboxed {
         check_directories(&policy)?;
     }
     // While programs can still be started.
     let command_helper = match used.runs_commands || config.notifies() {
-        true => Some(CommandHelper::start(&places.config, sandboxed)?),
+        true => Some(CommandHelper::start(&paths.config, sandboxed)?),
         false => None,
     };
     let closed = if sandboxed { closed_directories(&policy) } else { Vec::new() };
-    let root_files = RootFiles::start(&config, &places.config, &closed, used.entry_file.as_mut())?;
+    let root_files = RootFiles::start(&config, &paths.config, &closed, used.entry_file.as_mut())?;
     policy.write.retain(|directory| !closed.contains(directory));
     let firewall_watch = FirewallWatch::open(&config);
     let shared = config.shares_decoys().then(SharedListener::open);
@@ -104,7 +104,7 @@ pub fn run(
     let fleet_user = config.fleet.is_joined().then(|| sandbox::user_id(FLEET_USER)).flatten();
     let bind = || {
         let fleet = config.fleet.is_joined().then(|| BoundSocket::open(&config.fleet.socket, Access::All));
-        (BoundSocket::open(&places.socket, Access::Group), fleet)
+        (BoundSocket::open(&paths.socket, Access::Group), fleet)
     };
     let mut sockets = None;
     let mut sandbox = match sandboxed {
@@ -140,7 +140,7 @@ pub fn run(
     // closed once the host is monitored, so that no line may wait until then, and syslog has its own time limit.
     let is_direct = background::is_detached() && config.report.log != LogTarget::Journal;
     let log_thread = (!is_direct).then(LogThread::start).transpose().map_err(DaemonError::system("start a thread"))?;
-    let result = runtime.block_on(serve::serve(config, places, privileged, confirm, reread));
+    let result = runtime.block_on(serve::serve(config, paths, privileged, confirm, reread));
     // Neither an unanswered look-up nor an unread log may delay the shutdown.
     runtime.shutdown_background();
     log_thread.into_iter().for_each(LogThread::finish);

@@ -7,7 +7,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use super::backends::UsedBackends;
-use super::places::DaemonPaths;
+use super::paths::DaemonPaths;
 use crate::config::{Config, Mode, ProtocolConfig};
 use crate::enforce::file_helper::Files;
 use crate::enforce::hosts_deny::HostsDeny;
@@ -40,7 +40,7 @@ const NAME_FILES: [&str; 5] = ["/etc/hosts", "/etc/nsswitch.conf", "/etc/host.co
 const LIBRARIES: [&str; 6] = ["/etc/ld.so.cache", "/etc/ld.so.preload", "/usr/lib", "/usr/lib64", "/lib", "/lib64"];
 
 /// The daemon's policy with `config` and the backends in use.
-pub(super) fn of_daemon(config: &Config, places: &DaemonPaths, used: &UsedBackends) -> Policy {
+pub(super) fn of_daemon(config: &Config, paths: &DaemonPaths, used: &UsedBackends) -> Policy {
     let directory =
         |path: &Path| path.parent().filter(|directory| !directory.as_os_str().is_empty()).map(Path::to_owned);
     let decoys = |protocol: &ProtocolConfig| {
@@ -53,7 +53,7 @@ pub(super) fn of_daemon(config: &Config, places: &DaemonPaths, used: &UsedBacken
         tcp_ports: tcp.iter().chain(metrics).collect(),
         low_ports: tcp.iter().chain(udp.iter()).chain(metrics).any(|port| port < 1024),
         names,
-        ..config.directories(Some(&places.config), &places.state_dir, &places.socket, &ledger::OWN_FILES)
+        ..config.directories(Some(&paths.config), &paths.state_dir, &paths.socket, &ledger::OWN_FILES)
     };
     // Without logind, session processes are examined.
     if !Path::new("/run/systemd/sessions").is_dir() {
@@ -129,13 +129,13 @@ mod tests {
     use crate::enforce::hosts_deny::{DEFAULT_PATH, DEFAULT_TEMPLATE};
 
     fn needs(text: &str) -> Policy {
-        let places = DaemonPaths {
+        let paths = DaemonPaths {
             state_dir: "/var/lib/portsentry".into(),
             socket: "/run/portsentry/portsentry.sock".into(),
             config: "/etc/portsentry/portsentry.toml".into(),
         };
         let config = Config::parse("test", text).unwrap();
-        of_daemon(&config, &places, &UsedBackends::new(&config, false, |_| false).unwrap())
+        of_daemon(&config, &paths, &UsedBackends::new(&config, false, |_| false).unwrap())
     }
 
     #[test]

@@ -24,7 +24,7 @@ use super::guest_ports::GuestPorts;
 use super::host_state::HostState;
 use super::log_writer::LogWriter;
 use super::notifier::Notifier;
-use super::places::DaemonPaths;
+use super::paths::DaemonPaths;
 use super::reconciler::{self, Reconciler};
 use super::sensor_thread::{SensorHandle, SensorThread};
 use super::settling::MAX_SETTLING;
@@ -79,20 +79,20 @@ pub(super) struct Privileged {
 
 pub(super) async fn serve(
     config: Config,
-    places: DaemonPaths,
+    paths: DaemonPaths,
     privileged: Privileged,
     confirm: Option<Duration>,
     reread: Reread,
 ) -> Result<(), DaemonError> {
     let Privileged { instance_lock, sandbox, command_helper, root_files, used, firewall_watch, .. } = privileged;
     let signals = catch_signals()?;
-    let reading = Reading::start(&places.state_dir, &config).map_err(DaemonError::system("start a thread"))?;
+    let reading = Reading::start(&paths.state_dir, &config).map_err(DaemonError::system("start a thread"))?;
     let (events, received) = channel::bounded(MAX_EVENTS);
     let sensor = SensorHandle::new()?;
     let host_state = HostState::open(&config, sensor.clone(), events.clone()).await?;
     let log = LogWriter::new(&config, events.clone(), root_files.json_file.clone());
     let mut start =
-        Start { config, places, sandbox, command_helper, used, firewall_watch, events, sensor, host_state, log };
+        Start { config, paths, sandbox, command_helper, used, firewall_watch, events, sensor, host_state, log };
     start.log_warnings(&instance_lock, &root_files);
     let capture = start.open_capture(privileged.shared)?;
     let scrapes = match start.config.metrics.listen {
@@ -129,16 +129,16 @@ pub(super) async fn serve(
     let thread = privileged.sensor_thread.run(move || drop(ended.send(sensor_loop.run())));
     start.follow_kernel(&table_monitor.bulk, backends.route_port)?;
 
-    let Start { config, places, sandbox, mut command_helper, firewall_watch, events, sensor, host_state, log, .. } =
+    let Start { config, paths, sandbox, mut command_helper, firewall_watch, events, sensor, host_state, log, .. } =
         start;
     let notifications = command_helper.as_mut().and_then(|helper| helper.notifications.take());
     let notifier = Notifier::new(&config.notify, notifications, SystemTime::now());
     let mut event_loop = EventLoop {
         systemd: Systemd::new(Arc::clone(&sensor.metrics)),
         components: Components {
-            config: ConfigSource { current: config, path: places.config, reread },
+            config: ConfigSource { current: config, path: paths.config, reread },
             trial,
-            state_dir: places.state_dir,
+            state_dir: paths.state_dir,
             uses_nft,
             host_state,
             sensor,
@@ -186,7 +186,7 @@ async fn shut_down(
 /// What the steps of the start share.
 struct Start {
     config: Config,
-    places: DaemonPaths,
+    paths: DaemonPaths,
     sandbox: Sandbox,
     command_helper: Option<CommandHelper>,
     used: UsedBackends,
@@ -214,7 +214,7 @@ impl Start {
         let notes =
             instance_lock.doubt.iter().chain(&self.sandbox.warnings).chain(helper_warnings).chain(&root_files.warnings);
         notes.for_each(|text| self.log.emit(EventKind::Note(text.clone())));
-        for warning in warnings(&self.config, &self.places.config, &self.host_state.host()) {
+        for warning in warnings(&self.config, &self.paths.config, &self.host_state.host()) {
             self.log.emit(EventKind::Note(format!("warning: {warning}")));
         }
     }
@@ -329,7 +329,7 @@ impl Start {
             table_loaded: table_identity::is_loaded(table, boot::boot_id().as_deref(), *table_found),
             table_merged: table_found.is_some_and(|table| table.merged),
             trap_banned: take(trap_banned),
-            marker: self.places.state_dir.join(ledger::RESTORING),
+            marker: self.paths.state_dir.join(ledger::RESTORING),
             config: self.config.clone(),
             tasks: slow_backends.as_ref().map(SlowBackends::tasks),
             removes_stale_entries: self.used.file_to_clean().is_some(),

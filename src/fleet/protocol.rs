@@ -207,6 +207,8 @@ mod tests {
             r#"{"command":"lift"}"#,
             r#"{"command":"lift","target":"192.0.2.7","force":true}"#,
             r#"{"command":"reports","reports":[{"author":"a"}]}"#,
+            r#"{"command":"reports","reports":[]}"#,
+            r#"{"command":"link","state":"connected"}"#,
             "[]",
             "",
         ] {

@@ -22,17 +22,17 @@ pub const TARGETS: [(&str, Target); 14] = [
     ("capture", capture),
     ("config", config),
     ("control", control),
-    ("host_files", host_files),
+    ("dns_names", dns_names),
     ("fleet", fleet),
+    ("helpers", helpers),
+    ("host_files", host_files),
     ("hosts_deny", hosts_deny),
     ("ignore_file", ignore_file),
     ("import", import),
     ("ledger", ledger),
-    ("dns_names", dns_names),
     ("nft", nft),
     ("rtnetlink", rtnetlink),
     ("sock_diag", sock_diag),
-    ("command_helper", command_helper),
 ];
 
 /// A capture file, pcap or pcapng.
@@ -159,7 +159,7 @@ pub fn sock_diag(bytes: &[u8]) {
 }
 
 /// The messages between the daemon and its helper processes.
-pub fn command_helper(bytes: &[u8]) {
+pub fn helpers(bytes: &[u8]) {
     enforce::command::fuzz_protocol(bytes);
     enforce::command::fuzz_notification(bytes);
     enforce::file_helper::fuzz(bytes);

@@ -372,7 +372,13 @@ mod tests {
         let drop = "/sbin/iptables -I INPUT -s $TARGET$ -j DROP";
         let log = "/sbin/iptables -I INPUT -s $TARGET$ -m limit --limit LIMIT --limit-burst 5 -j LOG --log-level debug \
                    --log-prefix 'Portsentry: dropping: '";
-        for (limit, rate) in [("3/minute", "3/minute"), ("10/s", "10/second"), ("1/h", "1/hour"), ("0/m", "3/minute")] {
+        for (limit, rate) in [
+            ("3/minute", "3/minute"),
+            ("10/s", "10/second"),
+            ("1/h", "1/hour"),
+            ("0/m", "3/minute"),
+            ("2000000/s", "3/minute"),
+        ] {
             let parsed = ParsedCommand::parse(&format!("{drop} && {}", log.replace("LIMIT", limit)));
             assert_eq!((parsed.blocks.as_slice(), parsed.log), ([Block::Drop].as_slice(), rate.parse().ok()));
             assert!(parsed.rest.is_empty());

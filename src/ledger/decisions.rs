@@ -7,9 +7,9 @@ use rusqlite::{Connection, Error, OptionalExtension, Row, named_params};
 
 use super::ban::{Allowance, FleetLift, LedgerChange};
 use super::error::LedgerError;
-use super::found::Rows;
 use super::reader::Reader;
 use super::row::{self, micros, replace, time};
+use super::rows::Rows;
 
 /// Deletes the trial, and records the time at which another one ends.
 pub(super) const REPLACE_TRIAL: [&str; 2] = ["DELETE FROM trial", "INSERT INTO trial (until) VALUES (?)"];

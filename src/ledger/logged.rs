@@ -7,9 +7,9 @@ use rusqlite::{Error, Row, Statement, named_params};
 
 use super::ban::Logged;
 use super::error::LedgerError;
-use super::found::Rows;
 use super::reader::Reader;
 use super::row::{self, micros, time};
+use super::rows::Rows;
 use super::schema::WITH_LOGGED;
 use crate::engine::Class;
 

@@ -10,13 +10,13 @@
 mod ban;
 pub mod decisions;
 mod error;
-mod found;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod fuzzing;
 mod legacy_files;
 pub mod logged;
 mod reader;
 mod row;
+mod rows;
 mod schema;
 pub mod services;
 mod state_dir;
@@ -37,9 +37,9 @@ pub use ban::{
     LiftedBy, Logged, Page, Position,
 };
 pub use error::LedgerError;
-pub use found::Rows;
 pub use legacy_files::{BLOCKED, HISTORY, LegacyFiles};
 pub use reader::Reader;
+pub use rows::Rows;
 pub use state_dir::DATABASE;
 pub use strikes::LoadedState;
 pub use writer::{Recorder, Writer, WriterEvent};

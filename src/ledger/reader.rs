@@ -24,8 +24,8 @@ use rusqlite::{Connection, Error, OpenFlags, Row, ToSql, ffi, named_params};
 
 use super::ban::{BanSummary, LedgerEntry, Page, Position};
 use super::error::LedgerError;
-use super::found::Rows;
 use super::row::{self, micros};
+use super::rows::Rows;
 use super::schema::{self, classify, pragma};
 use super::state_dir::{DATABASE, if_found};
 use crate::types::BanTarget;

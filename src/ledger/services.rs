@@ -7,9 +7,9 @@ use rusqlite::{Connection, OptionalExtension, Row, named_params};
 
 use super::ban::KnownPeer;
 use super::error::LedgerError;
-use super::found::Rows;
 use super::reader::Reader;
 use super::row::{self, micros, replace};
+use super::rows::Rows;
 use crate::engine::Service;
 use crate::types::Protocol;
 

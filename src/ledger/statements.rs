@@ -6,10 +6,10 @@ use std::time::SystemTime;
 use rusqlite::{Connection, OptionalExtension, Statement, named_params};
 
 use super::ban::{BanAuthor, BanRecord, EndRecord, Ending, LedgerChange};
-use super::found::Rows;
 use super::logged::{self, UPSERT};
 use super::reader::collect;
 use super::row::{self, micros, replace};
+use super::rows::Rows;
 use super::{decisions, services};
 use crate::types::{Backend, Backends, BanTarget};
 

@@ -141,7 +141,7 @@ mod tests {
 
     #[test]
     fn fuzz_corpus_has_real_messages() {
-        let directory = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus/command_helper");
+        let directory = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus/helpers");
         for (name, requests) in [("request_", true), ("answer_", false)] {
             for number in 0..3 {
                 let bytes = std::fs::read(directory.join(format!("{name}{number}"))).unwrap();

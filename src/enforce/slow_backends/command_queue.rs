@@ -16,7 +16,7 @@ use crate::panic_guard;
 use crate::types::{Backend, BanTarget, Timestamp};
 
 /// Maximum number of waiting commands for new bans, which packets cause.
-const MAX_PENDING: usize = 1_024;
+const MAX_NEW_COMMANDS: usize = 1_024;
 
 /// Maximum number of failed commands that wait for a retry.
 const MAX_RETRIES: usize = 4_096;
@@ -105,7 +105,7 @@ impl CommandQueue {
     /// Queues a command; false if the queue is full, in which case it is counted as lost.
     pub(super) fn push(&mut self, job: CommandJob) -> bool {
         let release = job.phase == CommandPhase::Release;
-        let room = if release { self.waiting.len() < MAX_BANS } else { self.new < MAX_PENDING };
+        let room = if release { self.waiting.len() < MAX_BANS } else { self.new < MAX_NEW_COMMANDS };
         if room {
             self.waiting.push_back(job);
             self.new += usize::from(!release);

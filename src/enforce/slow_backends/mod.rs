@@ -25,7 +25,7 @@ pub use backend::SlowQueue;
 pub use events::{BackendEvent, CommandPhase, SlowTask};
 pub use task::{Adopted, Left, SlowBackendsConfig, Task};
 
-use task::{MAX_PENDING, SharedExempt};
+use task::{MAX_TASKS, SharedExempt};
 use worker::BackendWorker;
 
 /// The thread. Only [`SlowBackends::stop`] ends it before the process does.
@@ -38,15 +38,15 @@ pub struct SlowBackends {
 pub type TaskSender = Handle<Task>;
 
 impl SlowBackends {
-    /// Starts the thread. `tell` is called on it with each event, and must not block for long.
+    /// Starts the thread. `report` is called on it with each event, and must not block for long.
     ///
     /// # Errors
     /// The thread cannot be created.
-    pub fn start(settings: SlowBackendsConfig, tell: impl FnMut(BackendEvent) + Send + 'static) -> io::Result<Self> {
+    pub fn start(settings: SlowBackendsConfig, report: impl FnMut(BackendEvent) + Send + 'static) -> io::Result<Self> {
         let exempt = SharedExempt::default();
         let shared = exempt.clone();
-        let worker = Worker::start("slow-backends", MAX_PENDING, |inbox| {
-            let mut work = BackendWorker::new(settings, Box::new(tell), inbox, shared);
+        let worker = Worker::start("slow-backends", MAX_TASKS, |inbox| {
+            let mut work = BackendWorker::new(settings, Box::new(report), inbox, shared);
             move || work.run()
         });
         Ok(Self { worker: worker?, exempt })

@@ -14,7 +14,7 @@ use crate::types::{Backend, Backoff, BanTarget, Expiry};
 /// 256 fewer while its first part is empty.
 ///
 /// [`LazyQueue`]: crate::lazy_queue::LazyQueue
-pub(super) const MAX_PENDING: usize = MAX_NEW_BANS + 512;
+pub(super) const MAX_TASKS: usize = MAX_NEW_BANS + 512;
 
 /// Maximum number of tasks in the queue to which another ban is added. The rest of the room is for releases, which
 /// would otherwise be lost in a burst of bans.

@@ -12,7 +12,7 @@ use super::command_queue::{CommandJob, CommandQueue};
 use super::connections::Connections;
 use super::entry_queue::EntryQueue;
 use super::events::{BackendEvent, CommandPhase, SlowTask};
-use super::task::{Adopted, Left, MAX_BANS, MAX_PENDING, SharedExempt, SlowBackendsConfig, Task};
+use super::task::{Adopted, Left, MAX_BANS, MAX_TASKS, SharedExempt, SlowBackendsConfig, Task};
 use crate::clock::boot_time;
 use crate::enforce::{BanContext, ExemptPrefixes};
 use crate::panic_guard;
@@ -47,7 +47,7 @@ pub(super) struct BackendWorker {
 impl BackendWorker {
     pub(super) fn new(
         settings: SlowBackendsConfig,
-        tell: Box<dyn FnMut(BackendEvent) + Send>,
+        report: Box<dyn FnMut(BackendEvent) + Send>,
         inbox: Arc<Inbox<Task>>,
         shared_exempt: SharedExempt,
     ) -> Self {
@@ -60,7 +60,7 @@ impl BackendWorker {
             exempt,
             shared_exempt,
             bans: BanQueue::default(),
-            report: tell,
+            report,
             inbox,
             reported: (0, 0),
             losses_due: Timestamp::ZERO,
@@ -102,7 +102,7 @@ impl BackendWorker {
             self.exempt = exempt;
             self.end_exempt();
         }
-        for _ in 0..MAX_PENDING {
+        for _ in 0..MAX_TASKS {
             let Some(task) = self.inbox.pop() else { break };
             panic_guard::failpoint("slow-backends");
             self.handle(now, task);

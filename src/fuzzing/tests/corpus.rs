@@ -77,7 +77,7 @@ macro_rules! targets {
 
 // A separate test for each, so that they run in parallel.
 targets! {
-    capture command_helper config control dns_names fleet host_files hosts_deny ignore_file import ledger nft rtnetlink sock_diag
+    capture config control dns_names fleet helpers host_files hosts_deny ignore_file import ledger nft rtnetlink sock_diag
 }
 
 #[test]
