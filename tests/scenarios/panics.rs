@@ -131,11 +131,11 @@ fn reload_without_new_capture_changes_nothing() {
     let mut lab = scene();
     let daemon = tripping(&lab, "capture", &["nft"]);
     let old = text(&lab, "portsentry.toml");
-    let new = format!("[tcp]\nports = \"1-2000\"\n[allow]\nnetworks = [\"198.51.100.0/24\"]\n{old}");
+    let new = format!("[tcp]\nadvanced_ports = \"1-2000\"\n[allow]\nnetworks = [\"198.51.100.0/24\"]\n{old}");
     lab.write("portsentry.toml", &new);
     let refused = lab.operate(&["reload"]);
     assert_ne!(refused.code, Some(0), "{refused:?}");
-    expect_report(&daemon, "capture", "blocking");
+    expect_report(&daemon, "capture", "tokio-rt-worker");
     // A change of the host makes the program create a new snapshot.
     lab.join("late");
     lab.victim_ip("route add default via 10.77.2.66");
