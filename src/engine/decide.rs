@@ -244,6 +244,7 @@ impl Engine {
     }
 
     /// Counts `observation` as evidence under `key`. Returns the evidence there, and true if the port is a new one.
+    #[inline]
     fn count(&mut self, now: Timestamp, observation: &Observation, key: Hashed) -> (SourceSummary, bool) {
         let port = observation.counted_port();
         let evidence = Evidence::new(now.tick(), observation.protocol, port, observation.class);
@@ -278,6 +279,7 @@ impl Engine {
 
     /// Weighs the evidence to which a probe was added: imposes a ban if it is enough, or if the probe completes a scan
     /// of many addresses. While the host settles, enough evidence leads to no ban yet.
+    #[inline]
     fn weigh(&mut self, now: Timestamp, counted: &Counted<'_>, host: &Host, lookup: &mut impl PortLookup) -> Verdict {
         let Counted { observation, held, is_enough, fresh, .. } = *counted;
         if is_enough && self.settling.is_current(now) {
@@ -365,6 +367,7 @@ impl Engine {
 
     /// Counts one more host, or pair of own address and closed port, probed by the source. Once they are a scan,
     /// returns the time of the first probe.
+    #[inline]
     fn count_spread(&mut self, now: Timestamp, counted: &Counted<'_>) -> Option<Tick> {
         let Counted { observation, apart, fresh, held, .. } = *counted;
         let address = fold(observation.destination);
