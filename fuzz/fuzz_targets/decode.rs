@@ -7,7 +7,7 @@
 #![no_main]
 
 use libfuzzer_sys::{Corpus, fuzz_target};
-use portsentry::wire::{LinkType, Packet, Transport, Undecoded, decode, decode_untagged, quoted};
+use portsentry::wire::{LinkType, Packet, Transport, Undecoded, decode, decode_untagged, icmp_quote};
 
 fuzz_target!(|input: &[u8]| -> Corpus {
     let Some((&selector, frame)) = input.split_first() else { return Corpus::Reject };
@@ -29,8 +29,8 @@ fuzz_target!(|input: &[u8]| -> Corpus {
     if let Some(packet) = untagged.filter(|packet| packet.transport != Transport::HiddenHeader) {
         assert_eq!(decode_untagged(link, &more).map(without_payload), Some(without_payload(packet)));
     }
-    if let Some(quote) = quoted(link, frame) {
-        assert_eq!(quoted(link, &more), Some(quote));
+    if let Some(quote) = icmp_quote(link, frame) {
+        assert_eq!(icmp_quote(link, &more), Some(quote));
     }
     match decoded {
         // The bytes that were not captured may show that the chain of headers is malformed.
