@@ -86,12 +86,14 @@ man:
 
 lint: setup-lint
 	cargo fmt --all --check
+	cargo fmt --manifest-path fuzz/Cargo.toml --check
 	cargo clippy --locked --workspace --all-targets -- -D warnings
 	RUSTDOCFLAGS="-D rustdoc::broken_intra_doc_links -A rustdoc::private_intra_doc_links" cargo doc --locked --no-deps --document-private-items --quiet
 	shellcheck .ci/run benches/*.sh tests/*.sh tests/kernels/* docs/man/make.sh packaging/*.sh packaging/debian/postinst packaging/debian/postrm packaging/examples/notify/*
 
 fmt:
 	cargo fmt --all
+	cargo fmt --manifest-path fuzz/Cargo.toml
 
 setup:
 	@tests/packages.sh all

@@ -12,7 +12,6 @@ use std::path::Path;
 use portsentry::capture::file::Reader;
 use portsentry::config::Config;
 use portsentry::engine::{Engine, HashKey, Host, Local, NoLookup, Settings, Verdict};
-use portsentry::events::json;
 use portsentry::replay::Clock;
 use portsentry::wire::{self, LinkType};
 
@@ -31,7 +30,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         let Some(link) = LinkType::from_dlt(frame.link) else { continue };
         let Ok(packet) = wire::decode(link, frame.bytes) else { continue };
         if let Verdict::Block(ban) | Verdict::LogOnly(ban) = engine.observe(now, &packet, &host, &mut NoLookup) {
-            writeln!(out, "packet {}: {}, because {}", frame.number, ban.probe.target, json::reason(&ban))?;
+            writeln!(out, "packet {}: {}, because {}", frame.number, ban.probe.target, ban.reason())?;
         }
     }
     Ok(())

@@ -4,10 +4,12 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write as _};
-use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use tempfile::{Builder, NamedTempFile};
+
+use crate::file::{self, FileId};
 
 /// The name of the temporary file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -109,13 +111,13 @@ pub fn end_last_line(file: &mut File) -> io::Result<()> {
 /// True if `path` still refers to `file`.
 pub fn is_at(file: &File, path: &Path) -> bool {
     match (file.metadata(), fs::symlink_metadata(path)) {
-        (Ok(open), Ok(there)) => (open.dev(), open.ino()) == (there.dev(), there.ino()),
+        (Ok(open), Ok(there)) => FileId::from(&open) == FileId::from(&there),
         _ => false,
     }
 }
 
 fn directory(path: &Path) -> &Path {
-    path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
+    file::directory(path).unwrap_or(Path::new("."))
 }
 
 fn sync_directory(path: &Path) -> io::Result<()> {

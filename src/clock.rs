@@ -6,6 +6,7 @@ use std::str::FromStr;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use humantime::TimestampError;
+use jiff::civil::{DateTime, date};
 use rustix::time::{ClockId, clock_gettime};
 use serde_with::{DeserializeFromStr, SerializeDisplay};
 
@@ -18,6 +19,12 @@ const LAST_SECOND: u64 = 253_402_300_799;
 /// file can contain any time.
 pub fn printable_time(time: SystemTime) -> SystemTime {
     time.clamp(UNIX_EPOCH, UNIX_EPOCH + Duration::from_secs(LAST_SECOND))
+}
+
+/// The calendar time in UTC, to the second. A time outside of the years 1970 to 9999 is replaced with the nearest one.
+pub fn utc(time: SystemTime) -> DateTime {
+    let seconds = printable_time(time).duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+    date(1970, 1, 1).at(0, 0, 0, 0).saturating_add(Duration::from_secs(seconds))
 }
 
 /// A wall-clock time, whose text is RFC 3339 in UTC with microseconds.
@@ -59,7 +66,7 @@ impl BanEnd {
     const NEVER: &str = "never";
 
     /// The end of a ban that begins at `begin`. A time beyond the clock's range counts as "never".
-    pub fn of(expiry: Expiry, begin: SystemTime) -> Self {
+    pub fn new(expiry: Expiry, begin: SystemTime) -> Self {
         expiry.span().and_then(|span| begin.checked_add(span)).into()
     }
 }

@@ -12,6 +12,9 @@ use std::time::{Duration, Instant};
 use crate::lazy_queue::LazyQueue;
 use crate::panic_guard;
 
+/// Delay between two attempts of [`Handle::send_blocking`].
+const RETRY_DELAY: Duration = Duration::from_millis(5);
+
 /// The queue, and the request to stop.
 pub struct Inbox<T> {
     queue: LazyQueue<T>,
@@ -93,6 +96,16 @@ impl<T> Handle<T> {
             Err(_) => _ = self.inbox.refused.fetch_add(1, Ordering::Relaxed),
         }
         put
+    }
+
+    /// Appends `item` to the queue and wakes the thread; blocks the calling thread while the queue is full. The wait does
+    /// not count as a refusal, because no item is lost.
+    pub fn send_blocking(&self, mut item: T) {
+        while let Err(back) = self.inbox.queue.push(item) {
+            item = back;
+            thread::sleep(RETRY_DELAY);
+        }
+        self.wake();
     }
 
     /// Unparks the thread.
@@ -221,5 +234,30 @@ mod tests {
         assert_eq!((worker.handle().inbox().refused(), worker.stop(Duration::from_millis(10))), (2, None));
         drop(free);
         assert_eq!(worker.stop(Duration::from_secs(10)), Some(2));
+    }
+
+    #[test]
+    fn blocking_send_waits_without_counting() {
+        let (free, wait) = std::sync::mpsc::channel::<()>();
+        let worker: Worker<u32, Vec<u32>> = Worker::start("waits", 1, |inbox| {
+            move || {
+                let _ = wait.recv();
+                let mut received = Vec::new();
+                while received.len() < 2 {
+                    received.extend(inbox.pop());
+                }
+                received
+            }
+        })
+        .unwrap();
+        worker.handle().send(1).unwrap();
+        let sender = worker.handle().clone();
+        let blocked = thread::spawn(move || sender.send_blocking(2));
+        thread::sleep(RETRY_DELAY * 10);
+        assert!(!blocked.is_finished(), "the queue is full");
+        assert_eq!(worker.handle().inbox().refused(), 0, "no item is lost");
+        drop(free);
+        blocked.join().unwrap();
+        assert_eq!((worker.stop(Duration::from_secs(10)), worker.handle().inbox().refused()), (Some(vec![1, 2]), 0));
     }
 }

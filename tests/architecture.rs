@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::path::{Path, PathBuf};
 
 /// The modules of the crate from the top down, each with those that it uses: only modules after its own.
-const LAYOUT: [(&str, &[&str]); 28] = [
+const LAYOUT: [(&str, &[&str]); 29] = [
     (
         "fuzzing",
         &["capture", "config", "control", "daemon", "enforce", "fleet", "host", "import", "ledger", "netlink", "types"],
@@ -31,6 +31,7 @@ const LAYOUT: [(&str, &[&str]); 28] = [
             "enforce",
             "engine",
             "events",
+            "file",
             "fleet",
             "host",
             "ledger",
@@ -54,7 +55,10 @@ const LAYOUT: [(&str, &[&str]); 28] = [
     ("replay", &["capture", "clock", "config", "engine", "events", "types", "wire"]),
     (
         "control",
-        &["clock", "config", "enforce", "engine", "events", "fleet", "host", "ledger", "netlink", "sandbox", "types"],
+        &[
+            "clock", "config", "enforce", "engine", "events", "file", "fleet", "host", "ledger", "netlink", "sandbox",
+            "types",
+        ],
     ),
     ("fleet", &["clock", "config", "engine", "events", "types"]),
     ("report", &["atomic_file", "clock", "engine", "ledger", "types"]),
@@ -63,19 +67,23 @@ const LAYOUT: [(&str, &[&str]); 28] = [
         "sensor",
         &["capture", "clock", "config", "enforce", "engine", "events", "netlink", "panic_guard", "types", "wire"],
     ),
-    ("enforce", &["atomic_file", "clock", "config", "engine", "netlink", "panic_guard", "types", "worker"]),
+    (
+        "enforce",
+        &["atomic_file", "clock", "config", "engine", "events", "file", "netlink", "panic_guard", "types", "worker"],
+    ),
     ("events", &["atomic_file", "clock", "config", "engine", "lazy_queue", "types", "worker"]),
-    ("ledger", &["atomic_file", "clock", "engine", "panic_guard", "types", "worker"]),
-    ("host", &["engine", "netlink", "panic_guard", "types"]),
+    ("ledger", &["atomic_file", "clock", "engine", "file", "panic_guard", "types", "worker"]),
+    ("host", &["engine", "file", "netlink", "panic_guard", "types"]),
     ("capture", &["config", "engine", "types", "wire"]),
     ("netlink", &["engine", "types"]),
     ("engine", &["config", "types", "wire"]),
     ("wire", &[]),
     ("config", &["sandbox", "types"]),
-    ("sandbox", &[]),
-    ("atomic_file", &[]),
+    ("sandbox", &["file"]),
+    ("atomic_file", &["file"]),
     ("worker", &["lazy_queue", "panic_guard"]),
     ("clock", &["types"]),
+    ("file", &[]),
     ("lazy_queue", &[]),
     ("panic_guard", &["types"]),
     ("types", &[]),

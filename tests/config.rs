@@ -249,6 +249,38 @@ fn wrong_value_is_refused_with_remedy() {
              \"ALL: $TARGET$\"",
         ),
         (
+            "block.hosts_deny.line = \" # ALL: $TARGET$\"",
+            "1:25: block.hosts_deny.line: \" # ALL: $TARGET$\" is not a line for TCP wrappers; write for example \
+             \"ALL: $TARGET$\"",
+        ),
+        (
+            "block.hosts_deny.line = \"ALL: $TARGET$ \\\\\"",
+            "1:25: block.hosts_deny.line: \"ALL: $TARGET$ \\\\\" is not a line for TCP wrappers; write for example \
+             \"ALL: $TARGET$\"",
+        ),
+        (
+            "block.hosts_deny.line = \"\"",
+            "1:25: block.hosts_deny.line: \"\" is not a line for TCP wrappers; write for example \"ALL: $TARGET$\"",
+        ),
+        (
+            "block.hosts_deny.file = \"hosts.deny\"",
+            "1:25: block.hosts_deny.file: \"hosts.deny\" is not an absolute path; write for example \"/etc/hosts.deny\"",
+        ),
+        (
+            "block.hosts_deny.file = \"/\"",
+            "1:25: block.hosts_deny.file: \"/\" is not the path of a file; write for example \"/etc/hosts.deny\"",
+        ),
+        (
+            "block.hosts_deny.file = \"/etc/..\"",
+            "1:25: block.hosts_deny.file: \"/etc/..\" is not the path of a file; write for example \"/etc/hosts.deny\"",
+        ),
+        (
+            "block.run.command = [\"/bin/x\", \"a\\u0000b\"]",
+            "1:32: block.run.command: \"a\\0b\" is too long or contains a NUL; write at most 1024 bytes",
+        ),
+        ("block.run.at_once = 0", "1:21: block.run.at_once: 0 is out of range; write a number from 1 to 64"),
+        ("block.run.at_once = 65", "1:21: block.run.at_once: 65 is out of range; write a number from 1 to 64"),
+        (
             "block.run.timeout = \"11m\"",
             "1:21: block.run.timeout: \"11m\" is longer than ten minutes; write \"10m\" or less",
         ),
@@ -296,6 +328,17 @@ fn wrong_value_is_refused_with_remedy() {
     for (text, expected) in table {
         assert_eq!(refused(text), [expected], "{text}");
     }
+}
+
+#[test]
+fn hosts_deny_line_fits_tcp_wrappers() {
+    let line = |length: usize| format!("ALL: $TARGET$ : {}", "x".repeat(length - 16));
+    let config = |length| format!("[block.hosts_deny]\nline = \"{}\"", line(length));
+    assert_eq!(read(&config(512)).block.hosts_deny.line, line(512));
+    let refusal = refused(&config(513));
+    let message = "is too long with 513 bytes; write 512 or fewer";
+    let is_about = |text: &String| text.starts_with("2:8: block.hosts_deny.line: ") && text.ends_with(message);
+    assert!(refusal.len() == 1 && refusal.iter().all(is_about), "{refusal:?}");
 }
 
 #[test]
@@ -511,6 +554,10 @@ fn ineffective_settings_are_refused() {
         (
             "block.run.command = [\"on-scan\"]",
             "1:21: block.run.command: the path of the program is not absolute; write for example \"/usr/local/sbin/on-scan\"",
+        ),
+        (
+            "block.run.expire_command = [\"off-ban\"]",
+            "1:28: block.run.expire_command: the path of the program is not absolute; write for example \"/usr/local/sbin/on-scan\"",
         ),
     ] {
         assert_eq!(refused(text), [expected], "{text}");

@@ -13,12 +13,11 @@ use std::time::Duration;
 
 use libfuzzer_sys::fuzz_target;
 use portsentry::engine::{
-    ActiveBan, EVIDENCE, Engine, Escalation, HashKey, Host, Local, MaxPrefix, PortLookup, PortUse, Protection, Response, Settings,
-    Verdict, ProtocolSettings,
+    ActiveBan, Engine, Escalation, HashKey, Host, Local, MAX_EVIDENCE, MaxPrefix, PortLookup, PortUse, Protection,
+    ProtocolSettings, Response, Settings, Verdict,
 };
 use portsentry::types::{BanTarget, Expiry, PortSet, Protocol, Timestamp};
 use portsentry::wire::{LinkType, decode};
-
 
 const LINKS: [LinkType; 5] = [LinkType::Ethernet, LinkType::Sll, LinkType::Sll2, LinkType::Raw, LinkType::Null];
 const TRIGGER: u8 = 2;
@@ -115,7 +114,7 @@ fn check(source: IpAddr, verdict: &Verdict, host: &Host) {
     if let Verdict::Block(ban) | Verdict::LogOnly(ban) = verdict {
         let held: Vec<_> = ban.ports.iter().collect();
         assert_eq!(held.len(), usize::from(ban.probe.distinct));
-        assert!(held.len() <= EVIDENCE);
+        assert!(held.len() <= MAX_EVIDENCE);
         let conclusive = held.iter().any(|(_, _, class)| class.is_conclusive());
         assert!(conclusive || ban.probe.distinct > TRIGGER, "{ban:?}");
         assert_eq!(ban.probe.target, BanTarget::containing(source));

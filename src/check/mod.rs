@@ -10,7 +10,7 @@ mod warnings;
 use clap::Args;
 use std::collections::BTreeMap;
 use std::io::{self, Write};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, TcpListener};
+use std::net::{IpAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -23,21 +23,22 @@ use crate::capture::filter::Wanted;
 use crate::capture::live::{CaptureError, Live, Ring};
 use crate::config::{Config, ConfigErrors, DEFAULT_CONFIG, Mode, ProtocolConfig, Warning, pitfalls};
 use crate::control::client::Client;
-use crate::control::status::Status;
+use crate::control::status::{MonitoredPorts, Status};
 use crate::control::{DEFAULT_SOCKET, print};
 use crate::engine::{Host, Listeners, Protection, Settings};
-use crate::fleet::{self, FleetError, SetupError};
+use crate::fleet::{self, FleetError, MIN_PROVEN_PORTS, SetupError};
+use crate::host::listers::Listing;
 use crate::host::lookup;
-use crate::host::network::{self, HostError, HostFacts, HostReader, HostReading};
+use crate::host::network::{self, HostError, HostFacts, HostReader, NetworkReading};
 use crate::host::resolv_conf::ResolverFiles;
 use crate::host::snapshot::{is_watched, missing_interfaces, snapshot};
 use crate::ledger::{self, LedgerError};
 use crate::netlink::nft::Firewall;
-use crate::netlink::sock_diag::{Bound, Listener, MAX_DUMP, SockDiag, SockDiagError, TABLES};
+use crate::netlink::sock_diag::{Listener, SockDiagError};
 use crate::netlink::socket::Socket;
 use crate::sandbox;
 use crate::types::{PortSet, Protocol};
-use render::{CheckReport, InterfaceSummary, MonitoredPorts};
+use render::{BoundPort, CheckReport, CheckedPorts, InterfaceSummary};
 use unit::Unit;
 use warnings::Findings;
 
@@ -103,8 +104,8 @@ fn read(options: &CheckOptions) -> Result<CheckReport, CheckError> {
     let ignored = config.allow.read()?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(|error| CheckError::System("start the event loop", error))?;
-    let HostReading { facts, late, .. } = runtime.block_on(HostReader::default().read(&ResolverFiles::default()))?;
-    let (listeners, late_sockets) = listeners()?;
+    let NetworkReading { facts, late, .. } = runtime.block_on(HostReader::default().read(&ResolverFiles::default()))?;
+    let Listing { listeners, late: late_sockets } = Listing::read()?;
     let names = look_up(&config.allow.names)?;
 
     let named = names.values().flatten().flatten().map(|address| (IpNet::from(*address), Protection::Named));
@@ -126,8 +127,8 @@ fn read(options: &CheckOptions) -> Result<CheckReport, CheckError> {
         findings.wrong(None::<&str>, error);
     }
     if !Unit::installed().is_some_and(|unit| unit.has_user()) {
-        let settings = file.as_deref().map(Path::new);
-        let policy = config.directories(settings, &options.state_dir, &options.socket, &ledger::OWN_FILES);
+        let config_file = file.as_deref().map(Path::new);
+        let policy = config.directories(config_file, &options.state_dir, &options.socket, &ledger::OWN_FILES);
         if let Err(error) = sandbox::check_directories(&policy) {
             findings.wrong(None::<&str>, error);
         }
@@ -163,8 +164,8 @@ fn read(options: &CheckOptions) -> Result<CheckReport, CheckError> {
         findings.add_note("if portsentry now runs in connect mode, its own decoys are listed as ports in use");
     }
     Ok(CheckReport {
-        tcp: monitored_ports(&config.tcp, &host.tcp, &listeners, Protocol::Tcp),
-        udp: monitored_ports(&config.udp, &host.udp, &listeners, Protocol::Udp),
+        tcp: checked_ports(&config.tcp, &host.tcp, &listeners, Protocol::Tcp),
+        udp: checked_ports(&config.udp, &host.udp, &listeners, Protocol::Udp),
         interfaces: interfaces(&config, &facts),
         file,
         config,
@@ -175,28 +176,18 @@ fn read(options: &CheckOptions) -> Result<CheckReport, CheckError> {
     })
 }
 
-fn monitored_ports(
-    protocol: &ProtocolConfig,
-    open: &Listeners,
-    listeners: &[Listener],
-    which: Protocol,
-) -> MonitoredPorts {
-    let wanted = protocol.monitored();
+fn checked_ports(protocol: &ProtocolConfig, open: &Listeners, listeners: &[Listener], which: Protocol) -> CheckedPorts {
     // Connect mode can open a port only if it is unused on every address.
     let in_use = if protocol.mode == Mode::Connect { open.anywhere() } else { open.everywhere() };
-    let ports = wanted.without(&in_use);
-    let mut partly: Vec<(u16, IpAddr)> = listeners
+    let ports = protocol.monitored().without(&in_use);
+    let mut partly_in_use: Vec<BoundPort> = listeners
         .iter()
         .filter(|listener| listener.protocol == which && ports.contains(listener.port))
-        .map(|listener| match listener.bound {
-            Bound::One(address) => (listener.port, address),
-            Bound::AnyV4 => (listener.port, Ipv4Addr::UNSPECIFIED.into()),
-            Bound::AnyV6 | Bound::Any => (listener.port, Ipv6Addr::UNSPECIFIED.into()),
-        })
+        .map(|listener| BoundPort { port: listener.port, address: listener.bound.address() })
         .collect();
-    partly.sort_unstable();
-    partly.dedup();
-    MonitoredPorts { left_out: wanted.without(&ports), ports, partly }
+    partly_in_use.sort_unstable();
+    partly_in_use.dedup();
+    CheckedPorts { monitored: MonitoredPorts::new(protocol, &in_use, protocol.block), partly_in_use }
 }
 
 fn interfaces(config: &Config, facts: &HostFacts) -> Vec<InterfaceSummary> {
@@ -281,23 +272,6 @@ fn decoy_error(protocol: Protocol, ports: PortSet, open: &Listeners) -> Option<D
     denied.then_some(DecoyError::Permission { protocol, ports: low })
 }
 
-/// The listeners of this host, and an error for each table that exceeded its time limit: some of its listeners may be
-/// missing.
-fn listeners() -> Result<(Vec<Listener>, Vec<SockDiagError>), SockDiagError> {
-    let mut sockets = SockDiag::open()?;
-    sockets.limit(MAX_DUMP);
-    let (mut listeners, mut late) = (Vec::new(), Vec::new());
-    for table in TABLES {
-        match sockets.list(table, &mut listeners) {
-            Err(error @ SockDiagError::Late(..)) => late.push(error),
-            listed => listed?,
-        }
-    }
-    listeners.sort_unstable();
-    listeners.dedup();
-    Ok((listeners, late))
-}
-
 /// Looks up all names at once. A name whose answer is late has no address.
 fn look_up(names: &[String]) -> Result<BTreeMap<String, Result<Vec<IpAddr>, String>>, CheckError> {
     let late = || Err(format!("no answer within {} s", LOOKUP_TIMEOUT.as_secs()));
@@ -334,21 +308,18 @@ fn own_session(host: &Host) -> Option<Warning> {
     Some(Warning::new("allow.networks", message))
 }
 
-/// Number of distinct ports with a completed handshake that other hosts accept as proof.
-const PROOF_PORTS: u8 = 5;
-
 /// Checks whether the password of the fleet is protected from other users, and whether the server accepts this host.
 /// None of the findings prevents the start.
 fn inspect_fleet(config: &Config, findings: &mut Findings) {
     if !config.fleet.is_joined() {
         return;
     }
-    if config.tcp.mode == Mode::Connect && config.detect.scan_trigger < PROOF_PORTS - 1 {
+    if config.tcp.mode == Mode::Connect && config.detect.scan_trigger < MIN_PROVEN_PORTS - 1 {
         let message = format!(
-            "this host bans after {} completed handshakes, but other hosts of the fleet accept only {PROOF_PORTS} as \
+            "this host bans after {} completed handshakes, but other hosts of the fleet accept only {MIN_PROVEN_PORTS} as \
              proven evidence; write {}",
             config.detect.scan_trigger + 1,
-            PROOF_PORTS - 1
+            MIN_PROVEN_PORTS - 1
         );
         findings.warn("detect.scan_trigger", message);
     }

@@ -5,14 +5,17 @@ use std::fmt;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
+use serde::Serialize;
 use serde_json::{Value, json};
 
-use super::backends::{BackendCheck, words};
+use super::backends::BackendCheck;
 use super::warnings::Findings;
-use crate::config::{Config, ConfigError, DEFAULT_CONFIG, Mode, ProtocolConfig, Warning};
+use crate::config::{Config, ConfigError, DEFAULT_CONFIG, Mode, Warning};
 use crate::control::line;
+use crate::control::status::MonitoredPorts;
+use crate::enforce::command::quoted;
 use crate::engine::Protection;
-use crate::types::{Expiry, PortSet, Span, counted, plain};
+use crate::types::{Expiry, Span, plain};
 
 /// Maximum number of protected prefixes in the text.
 const MAX_LISTED_PREFIXES: usize = 30;
@@ -21,8 +24,8 @@ pub(super) struct CheckReport {
     /// The file; `None` for the built-in configuration.
     pub(super) file: Option<String>,
     pub(super) config: Config,
-    pub(super) tcp: MonitoredPorts,
-    pub(super) udp: MonitoredPorts,
+    pub(super) tcp: CheckedPorts,
+    pub(super) udp: CheckedPorts,
     pub(super) interfaces: Vec<InterfaceSummary>,
     pub(super) protected: Vec<(IpNet, Protection)>,
     pub(super) names: BTreeMap<String, Result<Vec<IpAddr>, String>>,
@@ -30,13 +33,19 @@ pub(super) struct CheckReport {
     pub(super) findings: Findings,
 }
 
-pub(super) struct MonitoredPorts {
-    pub(super) ports: PortSet,
-    /// Ports in use, whose probes are not evidence.
-    pub(super) left_out: PortSet,
-    /// Ports that are in use on some addresses and monitored on the others. 0.0.0.0 and :: stand for all addresses of a
-    /// family.
-    pub(super) partly: Vec<(u16, IpAddr)>,
+#[derive(Serialize)]
+pub(super) struct CheckedPorts {
+    #[serde(flatten)]
+    pub(super) monitored: MonitoredPorts,
+    /// Ports that are in use on some addresses and monitored on the others.
+    pub(super) partly_in_use: Vec<BoundPort>,
+}
+
+/// A port in use. 0.0.0.0 and :: stand for all addresses of a family.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+pub(super) struct BoundPort {
+    pub(super) port: u16,
+    pub(super) address: IpAddr,
 }
 
 pub(super) struct InterfaceSummary {
@@ -54,8 +63,8 @@ impl fmt::Display for CheckReport {
             Some(file) => line!(f, "config", "{file}")?,
             None => line!(f, "config", "built-in values; {DEFAULT_CONFIG} does not exist")?,
         }
-        ports(f, "TCP", &config.tcp, &self.tcp)?;
-        ports(f, "UDP", &config.udp, &self.udp)?;
+        ports(f, "TCP", &self.tcp)?;
+        ports(f, "UDP", &self.udp)?;
         let window = Span(config.detect.window);
         match config.detect.scan_trigger {
             0 => line!(f, "threshold", "the first probe is a scan")?,
@@ -85,7 +94,7 @@ impl fmt::Display for CheckReport {
             line!(f, "metrics", "at {address}")?;
         }
         if config.notifies() {
-            let (interval, command) = (Span(config.notify.interval), words(&config.notify.command));
+            let (interval, command) = (Span(config.notify.interval), quoted(&config.notify.command));
             line!(f, "digests", "at most one every {interval}, sent by the command {command}")?;
         }
         for InterfaceSummary { name, up, unwatched, addresses } in &self.interfaces {
@@ -125,18 +134,21 @@ impl fmt::Display for CheckReport {
     }
 }
 
-fn ports(f: &mut fmt::Formatter<'_>, word: &str, protocol: &ProtocolConfig, watched: &MonitoredPorts) -> fmt::Result {
-    if protocol.mode == Mode::Off {
-        return line!(f, word, "off");
+fn ports(
+    f: &mut fmt::Formatter<'_>,
+    word: &str,
+    CheckedPorts { monitored, partly_in_use }: &CheckedPorts,
+) -> fmt::Result {
+    line!(f, word, "{}", monitored.summary())?;
+    if monitored.mode == Mode::Off {
+        return Ok(());
     }
-    let MonitoredPorts { ports, left_out, partly } = watched;
-    line!(f, word, "{}, {}, scans are {}", protocol.mode, counted(ports.len(), "port"), protocol.block.effect())?;
-    line!(f, "  ports", "{ports}")?;
-    if !left_out.is_empty() {
-        line!(f, "  left out", "{left_out}: in use")?;
+    line!(f, "  ports", "{}", monitored.ports)?;
+    if !monitored.left_out.is_empty() {
+        line!(f, "  left out", "{}: in use", monitored.left_out)?;
     }
-    if !partly.is_empty() {
-        let at = partly.iter().map(|(port, address)| match address {
+    if !partly_in_use.is_empty() {
+        let at = partly_in_use.iter().map(|BoundPort { port, address }| match address {
             _ if !address.is_unspecified() => format!("{port} on {address}"),
             IpAddr::V4(_) => format!("{port} on IPv4"),
             IpAddr::V6(_) => format!("{port} on IPv6"),
@@ -161,17 +173,6 @@ pub(super) fn errors<'a>(errors: impl Iterator<Item = &'a ConfigError>) -> Value
 
 pub(super) fn json(report: &CheckReport) -> Value {
     let config = &report.config;
-    let watched = |protocol: &ProtocolConfig, watched: &MonitoredPorts| {
-        let partly = watched.partly.iter().map(|(port, address)| json!({"port": port, "address": address.to_string()}));
-        json!({
-            "mode": protocol.mode,
-            "block": protocol.block,
-            "ports": watched.ports.to_string(),
-            "count": watched.ports.len(),
-            "left_out": watched.left_out.to_string(),
-            "partly_in_use": partly.collect::<Vec<_>>(),
-        })
-    };
     let interfaces = report.interfaces.iter().map(|interface| {
         json!({
             "name": interface.name,
@@ -193,15 +194,15 @@ pub(super) fn json(report: &CheckReport) -> Value {
         "errors": errors(report.findings.wrong.iter()),
         "warnings": warnings.collect::<Vec<_>>(),
         "notes": report.findings.notes,
-        "tcp": watched(&config.tcp, &report.tcp),
-        "udp": watched(&config.udp, &report.udp),
+        "tcp": report.tcp,
+        "udp": report.udp,
         "scan_trigger": config.detect.scan_trigger,
         "window_s": config.detect.window.as_secs(),
         "expire_s": config.expire.seconds(),
         "methods": config.block.method.iter().map(|method| method.name()).collect::<Vec<_>>(),
         "backends": report.backends,
         "notify": {
-            "command": config.notifies().then(|| words(&config.notify.command)),
+            "command": config.notifies().then(|| quoted(&config.notify.command)),
             "interval_s": config.notify.interval.as_secs(),
         },
         "interfaces": config.interfaces,

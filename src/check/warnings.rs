@@ -91,16 +91,9 @@ pub(super) fn from_config(config: &Config) -> Vec<Warning> {
     if config.tcp.mode == Mode::Off {
         warn("tcp.mode", "TCP is not monitored, and the sources of UDP probes can be forged");
     }
-    let backends = &config.block.method;
-    if config.uses(BlockPolicy::Yes) && !backends.contains(&Backend::Nft) {
-        let message = match (backends.contains(&Backend::Route), backends.contains(&Backend::HostsDeny)) {
-            (true, _) => "a route stops only the answers: packets of a blocked source still arrive; \"nft\" stops both",
-            (false, true) => "hosts-deny alone protects only services that use TCP wrappers; \"nft\" stops all packets",
-            (false, false) => {
-                "with a command alone, a source is blocked only if the command does it; \"nft\" stops all packets"
-            }
-        };
-        warn("block.method", message);
+    let strongest = Backend::ALL.into_iter().find(|backend| config.block.method.contains(backend));
+    if let Some(weakness) = strongest.and_then(Backend::weakness).filter(|_| config.uses(BlockPolicy::Yes)) {
+        warn("block.method", weakness);
     }
     for network in &config.allow.networks {
         match network.prefix_len() {

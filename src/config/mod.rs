@@ -23,8 +23,8 @@ pub use fleet::{Fleet, FleetAccept, FleetUrl, MAX_NAME_LEN, parse_fleet_name};
 pub use ignore_file::read_ignore_file;
 pub(crate) use parse::MAX_BANNER_LEN;
 pub use parse::{
-    is_command_word, is_deny_line, is_gateway, parse_expiry, parse_interface, parse_name, parse_network, parse_span,
-    parse_watched,
+    DEFAULT_DENY_LINE, DenyLineError, check_deny_line, is_command_word, is_gateway, parse_expiry, parse_interface,
+    parse_name, parse_network, parse_span, parse_watched,
 };
 pub use pitfalls::{Warning, classic_only_logs, pitfalls};
 pub use schema::{
@@ -117,11 +117,17 @@ impl Config {
         !self.notify.command.is_empty()
     }
 
-    /// The part of the sandbox policy for the daemon's directories and for the files in `settings` that it reads again.
-    /// The directories are the state directory with `own_files` in it, and the directories of the sockets.
-    pub fn directories(&self, settings: Option<&Path>, state_dir: &Path, socket: &Path, own_files: &[&str]) -> Policy {
+    /// The part of the sandbox policy for the daemon's directories (the state directory with `own_files` in it, and the
+    /// directories of the sockets), and for the files that a reload reads: `config_file` and `allow.files`.
+    pub fn directories(
+        &self,
+        config_file: Option<&Path>,
+        state_dir: &Path,
+        socket: &Path,
+        own_files: &[&str],
+    ) -> Policy {
         let mut policy = Policy::for_directories(state_dir, socket, own_files);
-        policy.settings = settings
+        policy.config_files = config_file
             .into_iter()
             .chain(self.allow.files.iter().map(|file| file.as_path()))
             .map(Path::to_owned)

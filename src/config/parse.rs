@@ -27,8 +27,15 @@ const MIN_INTERVAL: Duration = Duration::from_secs(10);
 const MAX_INTERVAL: Duration = Duration::from_secs(86_400);
 /// Fits into one segment on every link, so that the banner is sent immediately and as a whole.
 pub(crate) const MAX_BANNER_LEN: usize = 1_024;
-/// Far above the length of real lines. Several of them still fit into a command line or a line of hosts.deny.
-const MAX_LINE_LEN: usize = 1_024;
+/// Maximum length of a word of a command in bytes. Far above the length of real words; several of them still fit into a
+/// command line.
+const MAX_WORD_LEN: usize = 1_024;
+/// Denies all services to the source.
+pub const DEFAULT_DENY_LINE: &str = "ALL: $TARGET$";
+/// Maximum length of `block.hosts_deny.line` in bytes, before its placeholders are expanded. TCP wrappers skip a line
+/// that does not fit into their buffer of 2,048 bytes. The rest leaves room for 38 placeholders that grow by 40 bytes
+/// each.
+const MAX_DENY_LINE_LEN: usize = 512;
 
 // The expected kind of value, and an example.
 const EXPIRY: &str = "a duration; write for example \"24h\", or \"never\"";
@@ -154,15 +161,32 @@ pub fn is_gateway(address: &IpAddr) -> bool {
     !(address.is_unspecified() || address.is_loopback() || address.is_multicast())
 }
 
-/// True for a single line of TCP wrappers (hosts_access(5)) that contains the source.
-pub fn is_deny_line(line: &str) -> bool {
-    let names = line.contains("$TARGET$") && line.contains(':') && line.len() <= MAX_LINE_LEN;
-    names && !line.starts_with('#') && !line.ends_with('\\') && !line.chars().any(char::is_control)
+/// Why a line for hosts.deny is refused. The message continues a sentence whose subject is the line.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub enum DenyLineError {
+    #[error("is not a line for TCP wrappers; write for example \"{DEFAULT_DENY_LINE}\"")]
+    NoRule,
+    #[error("is too long with {0} bytes; write {MAX_DENY_LINE_LEN} or fewer")]
+    TooLong(usize),
+}
+
+/// Checks that `line` is a single rule for TCP wrappers (hosts_access(5)) with `$TARGET$`. Leading and trailing blanks
+/// are ignored.
+pub fn check_deny_line(line: &str) -> Result<(), DenyLineError> {
+    let rule = line.trim();
+    let denies_source = rule.contains("$TARGET$") && rule.contains(':');
+    if !denies_source || rule.starts_with('#') || rule.ends_with('\\') || line.chars().any(char::is_control) {
+        return Err(DenyLineError::NoRule);
+    }
+    match rule.len() {
+        0..=MAX_DENY_LINE_LEN => Ok(()),
+        length => Err(DenyLineError::TooLong(length)),
+    }
 }
 
 /// True for a valid argument of a command.
 pub fn is_command_word(word: &str) -> bool {
-    !word.contains('\0') && word.len() <= MAX_LINE_LEN
+    !word.contains('\0') && word.len() <= MAX_WORD_LEN
 }
 
 /// `text` in quotes, escaped and truncated for terminals and logs.
@@ -337,7 +361,11 @@ values! {
         let example = "\"/etc/portsentry/portsentry.ignore\"";
         list(value, &format!("for example [{example}]"), |item| like(item, &format!("{FILE} {example}"), whole_path))
     }
-    deny_file(value) -> PathBuf { like(value, &format!("{FILE} \"/etc/hosts.deny\""), whole_path) }
+    deny_file(value) -> PathBuf {
+        let path = like(value, &format!("{FILE} \"/etc/hosts.deny\""), whole_path)?;
+        let is_file = path.file_name().is_some();
+        is_file.then_some(path).ok_or_else(|| "is not the path of a file; write for example \"/etc/hosts.deny\"".to_owned())
+    }
     json_file(value) -> Option<PathBuf> {
         optional(value, &format!("{FILE} \"/var/log/portsentry/events.json\", or \"\" for none"), whole_path)
     }
@@ -398,15 +426,18 @@ values! {
         like(value, expected, |text| text.parse().ok().filter(is_gateway).map(Some))
     }
     deny_line(value) -> String {
-        let expected = "a line for TCP wrappers; write for example \"ALL: $TARGET$\"";
-        like(value, expected, |text| is_deny_line(text).then(|| text.to_owned()))
+        let expected = format!("a line for TCP wrappers; write for example \"{DEFAULT_DENY_LINE}\"");
+        text(value, &expected, |line| match check_deny_line(line) {
+            Ok(()) => Ok(line.to_owned()),
+            Err(error) => Err(error.to_string()),
+        })
     }
     command(value) -> Vec<String> {
         let expected = "a word of the command in quotes; write for example \"/usr/local/sbin/on-scan\" or \"$TARGET$\"";
         list(value, "for example [\"/usr/local/sbin/on-scan\", \"$TARGET$\"]", |item| {
             text(item, expected, |word| match is_command_word(word) {
                 true => Ok(word.to_owned()),
-                false => Err(format!("is too long or contains a NUL; write at most {MAX_LINE_LEN} bytes")),
+                false => Err(format!("is too long or contains a NUL; write at most {MAX_WORD_LEN} bytes")),
             })
         })
     }

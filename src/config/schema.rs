@@ -98,7 +98,7 @@ table! {
     /// The hosts.deny backend.
     HostsDeny {
         file: PathBuf = PathBuf::from("/etc/hosts.deny"), "parse::deny_file";
-        line: String = "ALL: $TARGET$".to_owned(), "parse::deny_line";
+        line: String = parse::DEFAULT_DENY_LINE.to_owned(), "parse::deny_line";
     }
 }
 

@@ -111,7 +111,7 @@ impl AddressInfo {
     /// Builds the answer for `address` at `now`; `history` contains the ledger's entries, oldest first.
     pub fn new(address: ScopedNetwork, known: &Explanation, history: Option<&[LedgerEntry]>, now: SystemTime) -> Self {
         let remaining =
-            |end: Expiry| VerdictEnd { expires: BanEnd::of(end, now), left_s: end.seconds(), ..VerdictEnd::default() };
+            |end: Expiry| VerdictEnd { expires: BanEnd::new(end, now), left_s: end.seconds(), ..VerdictEnd::default() };
         Self {
             address: address.to_string(),
             target: known.target.to_string(),
@@ -218,7 +218,10 @@ impl fmt::Display for AddressInfo {
             line!(f, "no evidence", "{}, ports of services that are stopped now", self.unserved.join(" "))?;
         }
         line!(f, "strikes", "{}", self.strikes)?;
-        line!(f, "ledger", "{}", counted(self.bans.unwrap_or(0), "ban"))?;
+        match self.bans {
+            Some(bans) => line!(f, "ledger", "{}", counted(bans, "ban"))?,
+            None => line!(f, "ledger", "not available")?,
+        }
         for ban in self.history.iter().flatten() {
             let end = match (&ban.ended, ban.expires) {
                 (Some(EndedBanInfo { at, how }), _) => format!("{how} {}", at.without_fraction()),
@@ -229,14 +232,10 @@ impl fmt::Display for AddressInfo {
             details.extend(ban.evidence.map(|grade| format!("{} evidence", grade.key())));
             // A ban of the surrounding network.
             details.extend(Some(ban.target.to_string()).filter(|of_ban| of_ban != target));
-            let ports = compact_ports(ban.ports.iter().map(|port| (port.proto.as_ref(), port.port)));
+            let ports = compact_ports(ban.ports.iter().map(|port| (port.proto, port.port)));
             details.extend((!ports.is_empty()).then_some(ports));
             details.extend(ban.note.as_ref().map(|note| format!("{note:?}")));
-            let class = match (ban.class, ban.author) {
-                (Some(class), _) => class.key(),
-                (None, BanAuthor::Detector) => "trap",
-                (None, BanAuthor::Operator | BanAuthor::Import) => "by hand",
-            };
+            let class = ban.class.map_or(ban.author.label(), Class::key);
             writeln!(f, "  {}  {class:<10} {}", ban.since.without_fraction(), details.join("  "))?;
         }
         Ok(())
@@ -277,7 +276,7 @@ impl fmt::Display for SuspicionInfo {
         let ports: Vec<String> = self
             .ports
             .iter()
-            .map(|port| format!("{}/{} {}", port.proto, port.port, port.class.as_deref().unwrap_or("-")))
+            .map(|port| format!("{}/{} {}", port.proto.key(), port.port, port.class.map_or("-", Class::key)))
             .collect();
         write!(
             f,
@@ -293,5 +292,32 @@ impl fmt::Display for SuspicionInfo {
             format_seconds(self.last_s_ago),
             ports.join(", ")
         )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::UNIX_EPOCH;
+
+    use super::*;
+    use crate::ledger::BanRecord;
+    use crate::types::Backend;
+
+    #[test]
+    fn unreadable_ledger_is_not_empty_ledger() {
+        let text = |bans| AddressInfo { bans, ..AddressInfo::default() }.to_string();
+        assert!(text(Some(0)).ends_with("0 bans\n"), "{}", text(Some(0)));
+        assert!(text(None).ends_with("not available\n"), "{}", text(None));
+    }
+
+    #[test]
+    fn imported_ban_is_not_by_hand() {
+        let target = "192.0.2.7".parse().unwrap();
+        for (author, label) in [(BanAuthor::Import, "  import  "), (BanAuthor::Operator, "  by hand  ")] {
+            let ban = BanRecord::wanted_by(author, target, UNIX_EPOCH, Expiry::Never, Backend::Nft);
+            let history = Some(vec![PastBan::from(&LedgerEntry { ban, strikes: 0, ended: None })]);
+            let text = AddressInfo { history, ..AddressInfo::default() }.to_string();
+            assert!(text.contains(label), "{text}");
+        }
     }
 }

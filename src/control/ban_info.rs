@@ -10,7 +10,7 @@ use crate::clock::{BanEnd, WallTime};
 use crate::engine::{Class, Grade};
 use crate::events::json::PortRecord;
 use crate::ledger::{BanAuthor, BanRecord, LedgerEntry};
-use crate::types::{Backends, BanTarget, Expiry, Protocol, nullable};
+use crate::types::{Backends, BanTarget, Expiry, nullable};
 
 /// Maximum number of bans in one answer.
 pub const MAX_BANS: usize = 64;
@@ -106,7 +106,7 @@ impl BanInfo {
             ports: ban.map(|ban| ban.ports.iter().map(PortRecord::from).collect()),
             probes: ban.map(|ban| ban.probes),
             since: ban.map(|ban| WallTime(ban.since)),
-            expires: BanEnd::of(left, now),
+            expires: BanEnd::new(left, now),
             left_s: left.seconds(),
             strikes: entry.map(|entry| entry.strikes.saturating_add(1)),
             author: ban.map(|ban| ban.author),
@@ -121,7 +121,6 @@ impl BanInfo {
 
     /// The ban of the ledger; `None` if a field is null or unknown to this version.
     pub fn into_entry(self) -> Option<LedgerEntry> {
-        let port = |port: &PortRecord| Some((Protocol::from_key(&port.proto)?, port.port));
         let ban = BanRecord {
             target: self.target,
             source: self.source?,
@@ -129,7 +128,7 @@ impl BanInfo {
             until: self.expires.0.map(|WallTime(end)| end),
             class: self.class,
             grade: self.evidence,
-            ports: self.ports.as_ref()?.iter().map(port).collect::<Option<_>>()?,
+            ports: self.ports?.iter().map(|port| (port.proto, port.port)).collect(),
             probes: self.probes?,
             interface: None,
             guest_port: None,
@@ -149,7 +148,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::types::Backend;
+    use crate::types::{Backend, Protocol};
 
     fn now() -> SystemTime {
         SystemTime::UNIX_EPOCH + Duration::from_secs(1_700_000_000)

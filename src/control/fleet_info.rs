@@ -100,6 +100,7 @@ pub struct FleetBans {
 
 impl fmt::Display for FleetBan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // `None` only for `Waiting`, whose text has no time.
         let left = format_seconds(self.left_s.unwrap_or_default());
         match self.state {
             FleetBanState::Blocked => write!(f, "blocked, {left} left")?,

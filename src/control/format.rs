@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::types::Span;
+use crate::types::{Protocol, Span};
 
 /// One line of text with a label column.
 macro_rules! line {
@@ -27,8 +27,8 @@ pub(super) fn is_unicode(variable: impl Fn(&str) -> Option<String>) -> bool {
 }
 
 /// "tcp/23,8080 udp/53", sorted.
-pub(super) fn compact_ports<'a>(ports: impl Iterator<Item = (&'a str, u16)>) -> String {
-    let mut sorted: Vec<_> = ports.collect();
+pub(super) fn compact_ports(ports: impl Iterator<Item = (Protocol, u16)>) -> String {
+    let mut sorted: Vec<_> = ports.map(|(protocol, port)| (protocol.key(), port)).collect();
     sorted.sort_unstable();
     let group = |ports: &[(&str, u16)]| {
         let numbers: Vec<String> = ports.iter().map(|(_, port)| port.to_string()).collect();

@@ -35,7 +35,7 @@ impl ScopedNetwork {
     pub fn target(self) -> Result<BanTarget, String> {
         match self.link {
             Some(link) => Ok(BanTarget::on(self.network.addr(), link)),
-            None => BanTarget::of_prefix(self.network),
+            None => BanTarget::from_prefix(self.network),
         }
     }
 

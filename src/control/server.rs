@@ -6,7 +6,7 @@ use tokio::sync::oneshot;
 use super::listening_socket::{ClientConnection, ListeningSocket};
 use super::protocol::{Answer, ErrorKind, Failure, LineMessage as _, MAX_LINE_LEN, Reply, Request, reply_to_line};
 pub use super::socket_file::{Access, BoundSocket, ControlError};
-use crate::events::json::EventRecord;
+use crate::events::json::{EventName, EventRecord};
 use crate::types::to_line;
 
 const MAX_CLIENTS: usize = 32;
@@ -75,5 +75,5 @@ async fn serve(mut client: ClientConnection<IncomingRequest>) {
 }
 
 fn lost(events: u64) -> String {
-    to_line(&EventRecord { event: "lost".into(), events: Some(events), ..EventRecord::default() })
+    to_line(&EventRecord { event: EventName::Lost, events: Some(events), ..EventRecord::default() })
 }

@@ -1,8 +1,8 @@
 //! Creates the file of a listening socket if no other daemon listens on it, and removes it afterwards.
 
-use std::fs::{File, Metadata};
+use std::fs::File;
 use std::io;
-use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
+use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -11,6 +11,8 @@ use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
 use tokio::net::UnixListener;
+
+use crate::file::{FileId, directory};
 
 /// Maximum wait for another daemon that sets up its socket in the same directory. Any user with read access to the
 /// directory can lock it, and must not prevent a daemon from creating its socket.
@@ -52,13 +54,12 @@ impl Access {
 /// created in its own directory stays, and the next start replaces it.
 pub(super) struct SocketFile {
     path: PathBuf,
-    /// Device and inode.
-    id: Option<(u64, u64)>,
+    id: Option<FileId>,
 }
 
 impl Drop for SocketFile {
     fn drop(&mut self) {
-        if std::fs::symlink_metadata(&self.path).is_ok_and(|found| Some(id(&found)) == self.id) {
+        if std::fs::symlink_metadata(&self.path).is_ok_and(|found| Some(FileId::from(&found)) == self.id) {
             let _ = std::fs::remove_file(&self.path);
         }
     }
@@ -80,7 +81,7 @@ impl BoundSocket {
     pub fn open(path: &Path, access: Access) -> Result<Self, ControlError> {
         let option = access.option();
         let system = |doing| move |error| ControlError::System { doing, path: path.to_owned(), error, option };
-        let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let directory = directory(path).unwrap_or(Path::new("."));
         std::fs::create_dir_all(directory).map_err(system("create the directory of"))?;
         // Held until the socket listens: if two daemons start at once, the second finds the first one's socket in use.
         let _lock = lock(directory);
@@ -112,7 +113,7 @@ impl BoundSocket {
             std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o660))
                 .map_err(system("set the mode of"))?;
         }
-        let id = std::fs::symlink_metadata(path).ok().map(|found| id(&found));
+        let id = std::fs::symlink_metadata(path).ok().map(|found| FileId::from(&found));
         Ok(Self { listener, file: SocketFile { path: path.to_owned(), id }, access })
     }
 
@@ -130,10 +131,6 @@ impl BoundSocket {
         })?;
         Ok((file, listener))
     }
-}
-
-fn id(found: &Metadata) -> (u64, u64) {
-    (found.dev(), found.ino())
 }
 
 /// Locks `directory` against other daemons until the file is closed. A directory that cannot be read, or that another

@@ -8,10 +8,10 @@ use serde::{Deserialize, Serialize};
 use super::fleet_info::FleetStatus;
 use super::format::{format_seconds, line};
 use crate::clock::WallTime;
-use crate::config::{BlockPolicy, Mode};
+use crate::config::{BlockPolicy, Mode, ProtocolConfig};
 use crate::events::json::EventRecord;
 use crate::sandbox::Sandbox;
-use crate::types::{Protocol, counted, nullable};
+use crate::types::{PortSet, Protocol, counted, nullable};
 
 #[serde_with::apply(Option => #[serde(deserialize_with = "nullable")])]
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -77,7 +77,7 @@ pub struct MonitoredPorts {
     pub mode: Mode,
     pub block: BlockPolicy,
     pub ports: String,
-    pub count: usize,
+    pub count: u32,
     /// Configured ports that are not monitored, because a service uses them.
     pub left_out: String,
 }
@@ -251,7 +251,7 @@ impl fmt::Display for Status {
         let target = last.target.as_ref().or(last.source.as_ref());
         let target = target.map_or(String::new(), |target| format!(" {target}"));
         let time = last.time.map_or("?".to_owned(), |time| time.without_fraction().to_string());
-        line!(f, "last event", "{time} {}{target}", last.event)
+        line!(f, "last event", "{time} {}{target}", last.event.key())
     }
 }
 
@@ -271,13 +271,34 @@ fn services(services: &[RememberedService]) -> String {
     }
 }
 
+impl MonitoredPorts {
+    /// The configured ports of `protocol` except those `in_use`. `block` is the policy in effect, which may differ from
+    /// the configured one.
+    pub fn new(protocol: &ProtocolConfig, in_use: &PortSet, block: BlockPolicy) -> Self {
+        let configured = protocol.monitored();
+        let monitored = configured.without(in_use);
+        Self {
+            mode: protocol.mode,
+            block,
+            ports: monitored.to_string(),
+            count: monitored.len(),
+            left_out: configured.without(&monitored).to_string(),
+        }
+    }
+
+    /// The mode; unless it is off, also the number of monitored ports and what happens to scans.
+    pub fn summary(&self) -> String {
+        let Self { mode, block, count, .. } = self;
+        match mode {
+            Mode::Off => mode.to_string(),
+            mode => format!("{mode}, {}, scans are {}", counted(*count, "port"), block.effect()),
+        }
+    }
+}
+
 impl fmt::Display for MonitoredPorts {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { mode, block, count, .. } = self;
-        if *mode == Mode::Off {
-            return mode.fmt(f);
-        }
-        write!(f, "{mode}, {}, scans are {}", counted(*count, "port"), block.effect())?;
+        f.write_str(&self.summary())?;
         match self.left_out.as_str() {
             "" => Ok(()),
             in_use => write!(f, "; left out, because in use: {in_use}"),

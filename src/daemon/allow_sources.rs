@@ -1,7 +1,7 @@
 //! Combines all sources of allowed addresses: networks of the configuration, ignore files, names, temporary allowances,
 //! and exceptions for forced bans.
 
-use std::mem::{replace, take};
+use std::mem::replace;
 use std::time::Instant;
 
 use ipnet::IpNet;
@@ -23,7 +23,7 @@ pub(super) struct AllowSources {
     /// Allowances and forced bans of operators.
     pub(super) overrides: Allowances,
     /// Events to report once the snapshot contains the change.
-    messages: Vec<EventKind>,
+    pub(super) messages: Vec<EventKind>,
 }
 
 /// What [`AllowSources::reconfigure`] has replaced.
@@ -100,10 +100,6 @@ impl AllowSources {
     /// Waits until a name has been looked up; true if its addresses changed. Cancel safe.
     pub(super) async fn name_answered(&mut self) -> bool {
         self.names.answered(&mut self.messages).await
-    }
-
-    pub(super) fn take_messages(&mut self) -> Vec<EventKind> {
-        take(&mut self.messages)
     }
 }
 

@@ -3,30 +3,27 @@
 //! routes. These bans continue in the configured backends.
 
 use std::path::Path;
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 use super::error::DaemonError;
 use super::sensor_thread::SensorHandle;
 use super::table_identity::FoundTable;
 use crate::config::{BlockPolicy, Config};
-use crate::enforce::command::{CommandHelperClient, ExitOutcome};
+use crate::enforce::command::CommandHelperClient;
 use crate::enforce::hosts_deny::HostsDeny;
-use crate::enforce::nft::{
-    BlockError, DecoyRules, Installed, Nft, RulesetError, RulesetSpec, Table, TrapContents, trap_sets,
-};
-use crate::enforce::route::Routes;
+use crate::enforce::nft::{BlockError, Installed, Nft, RulesetError, RulesetSpec, Table, TrapContents, trap_sets};
 use crate::enforce::slow_backends::{
     BackendEvent, CommandPhase, SlowBackends, SlowBackendsConfig, SlowQueue, SlowTask,
 };
-use crate::enforce::{BackendHandles, BanContext, EntryFile};
+use crate::enforce::{BackendHandles, BanContext, EntryFile, definition};
 use crate::engine::Host;
 use crate::events::channel::Sender;
-use crate::events::event::{Event, EventKind};
+use crate::events::event::EventKind;
 use crate::ledger::Reader;
 use crate::netlink::nft::{has_repeated_rules, is_created_by_nft, table_handle};
 use crate::netlink::socket::Socket;
 use crate::sensor::{Blocker, SensorCommand};
-use crate::types::{Backend, BanTarget, Timestamp};
+use crate::types::{Backend, BanTarget};
 
 /// The backends that this run uses.
 pub(super) struct UsedBackends {
@@ -85,13 +82,13 @@ pub(super) struct OpenBackends {
     pub(super) trap_banned: Vec<BanTarget>,
     /// Targets that an earlier run has left in an inline backend whose objects do not expire by themselves.
     pub(super) leftovers: Vec<(Backend, BanTarget)>,
-    /// The port id of the routes' socket; see [`Routes::port_id`].
-    pub(super) route_port: Option<u32>,
+    /// See [`BanBackend::route_port_id`](crate::enforce::BanBackend::route_port_id).
+    pub(super) route_port_id: Option<u32>,
     pub(super) messages: Vec<EventKind>,
 }
 
 /// A table that this start created. It is removed again if the start fails.
-pub(super) struct NewTable(Option<RulesetSpec>);
+pub(super) struct NewTable(Option<Nft>);
 
 impl NewTable {
     /// Keeps the table, because the start has succeeded.
@@ -102,34 +99,32 @@ impl NewTable {
 
 impl Drop for NewTable {
     fn drop(&mut self) {
-        if let Some(spec) = self.0.take()
-            && let Ok(mut nft) = Nft::open()
-        {
+        if let Some(mut nft) = self.0.take() {
             // The start already fails with another error.
-            drop(nft.remove(&spec));
+            drop(nft.remove());
         }
     }
 }
 
-/// Opens the backends in use. Commands are run by `helper_client`.
+/// Opens the backends in use. Commands are run by `helper_client`; `spec` is the ruleset for nftables.
 pub(super) fn open(
     config: &Config,
     host: &Host,
     helper_client: Option<CommandHelperClient>,
     used: &UsedBackends,
-    (events, sensor): (&Sender, &SensorHandle),
-    on_trial: bool,
-    decoys: Option<DecoyRules>,
+    spec: RulesetSpec,
+    events: &Sender,
+    sensor: &SensorHandle,
 ) -> Result<OpenBackends, DaemonError> {
     let mut opened = OpenBackends::default();
     let has = |backend: Backend| used.backends.contains(&backend);
     let (mut nft, mut others, mut slow_queue) = (None, BackendHandles::new(), None);
     // Fallible checks come before the first change.
-    if has(Backend::Route) {
-        let mut routes = Routes::from_config(config)?;
-        opened.leftovers.extend(routes.leftovers()?.into_iter().map(|target| (Backend::Route, target)));
-        opened.route_port = Some(routes.port_id());
-        others.push((Backend::Route, Box::new(routes)));
+    for backend in used.backends.iter().copied().filter(|backend| *backend != Backend::Nft) {
+        let Some(mut handle) = definition(backend).open(config)? else { continue };
+        opened.leftovers.extend(handle.unexpiring_targets()?.into_iter().map(|target| (backend, target)));
+        opened.route_port_id = opened.route_port_id.or(handle.route_port_id());
+        others.push((backend, handle));
     }
     if has(Backend::Nft) {
         let nft = nft.insert(Nft::open()?);
@@ -141,19 +136,28 @@ pub(super) fn open(
         });
         // The sensor empties the trap.
         opened.trap_banned = trap_sets::trap_banned(&mut nft.table).unwrap_or_default();
-        let (spec, created) = install(nft, config, host, (on_trial, decoys), &mut opened.messages)?;
-        opened.new_table = created.then(|| NewTable(Some(spec)));
+        if install(nft, spec, host, &mut opened.messages)? {
+            match nft.try_clone() {
+                Ok(handle) => opened.new_table = Some(NewTable(Some(handle))),
+                Err(error) => {
+                    drop(nft.remove());
+                    return Err(error.into());
+                }
+            }
+        }
     } else if let Ok(mut table) = Table::open() {
         // A trap that a crashed run left armed must not continue to block. Usually there is none. Each set is emptied
         // separately, because a missing set makes the kernel refuse the whole transaction.
         let none: Option<&[(u16, u16)]> = Some(&[]);
-        drop(trap_sets::arm(&mut table, TrapContents { tcp: none, ..TrapContents::default() }));
-        drop(trap_sets::arm(&mut table, TrapContents { udp: none, ..TrapContents::default() }));
-        drop(trap_sets::arm(&mut table, TrapContents { services: none, ..TrapContents::default() }));
+        for contents in [
+            TrapContents { tcp: none, ..TrapContents::default() },
+            TrapContents { udp: none, ..TrapContents::default() },
+            TrapContents { services: none, ..TrapContents::default() },
+        ] {
+            drop(trap_sets::arm(&mut table, contents));
+        }
     }
-    if let Some(Err(error)) = used.entry_file.as_ref().map(EntryFile::check) {
-        opened.messages.push(EventKind::Error(format!("cannot write hosts.deny, retrying: {error}")));
-    }
+    opened.messages.extend(used.entry_file.as_ref().and_then(EntryFile::warning).map(EventKind::Error));
     let settings = SlowBackendsConfig {
         entry_file: used.entry_file.clone(),
         run: helper_client.map(|helper_client| (config.block.run.clone(), helper_client)),
@@ -177,16 +181,9 @@ pub(super) fn open(
 ///
 /// # Errors
 /// Netlink cannot be opened.
-pub(super) fn open_inline(config: &Config) -> Result<BackendHandles, DaemonError> {
-    let mut handles = BackendHandles::new();
-    for backend in &config.block.method {
-        match backend {
-            Backend::Nft => handles.push((*backend, Box::new(Nft::open()?))),
-            Backend::Route => handles.push((*backend, Box::new(Routes::from_config(config)?))),
-            Backend::HostsDeny | Backend::Command => {}
-        }
-    }
-    Ok(handles)
+pub(super) fn open_again(config: &Config) -> Result<BackendHandles, DaemonError> {
+    let open = |backend: &Backend| Ok(definition(*backend).open(config)?.map(|handle| (*backend, handle)));
+    config.block.method.iter().filter_map(|backend| open(backend).transpose()).collect()
 }
 
 /// Sets the allow-list again, because it has grown since [`open`].
@@ -202,15 +199,10 @@ pub(super) fn protect(blocker: &mut Blocker, host: &Host) -> Result<(), BlockErr
 /// Creates or adopts the ruleset, and sets the allow-list before the first ban; true if there was no table.
 fn install(
     nft: &mut Nft,
-    config: &Config,
+    mut spec: RulesetSpec,
     host: &Host,
-    (on_trial, decoys): (bool, Option<DecoyRules>),
     messages: &mut Vec<EventKind>,
-) -> Result<(RulesetSpec, bool), DaemonError> {
-    let mut spec = RulesetSpec { decoys, ..RulesetSpec::from_config(config) };
-    if on_trial {
-        spec = spec.without_hold();
-    }
+) -> Result<bool, DaemonError> {
     let prefixes: Vec<_> = host.allow.prefixes().collect();
     let mut attempt = 1;
     let installed = loop {
@@ -219,7 +211,7 @@ fn install(
             Err(error @ RulesetError::Lacking { .. }) if spec.watches_ports() || spec.own_source => {
                 let asked = spec;
                 let installed = install_less(nft, &mut spec)?;
-                if decoys.is_some() && spec.decoys.is_none() {
+                if asked.decoys.is_some() && spec.decoys.is_none() {
                     messages.push(EventKind::Error(format!(
                         "connect mode opens one socket per port, because the kernel lacks nft_tproxy or nft_socket: \
                          {error}"
@@ -260,21 +252,23 @@ fn install(
             spec.size
         )));
     }
-    Ok((spec, installed == Installed::Created))
+    Ok(installed == Installed::Created)
 }
 
 /// Installs the table with as much of decoys, the trap, and the chain for own source addresses as the kernel supports.
 fn install_less(nft: &mut Nft, spec: &mut RulesetSpec) -> Result<Installed, RulesetError> {
     let asked = *spec;
-    // Bits of the omitted parts: first one part, then two, then all.
-    for left_out in [1, 2, 4, 3, 5, 6, 7] {
-        let has = |part| left_out & part == 0;
-        *spec = RulesetSpec {
-            decoys: asked.decoys.filter(|_| has(1)),
-            trap: asked.trap.filter(|_| has(2)),
-            own_source: asked.own_source && has(4),
-            ..asked
-        };
+    // First without one part, then without two, then without all.
+    for reduced in [
+        RulesetSpec { decoys: None, ..asked },
+        RulesetSpec { trap: None, ..asked },
+        RulesetSpec { own_source: false, ..asked },
+        RulesetSpec { decoys: None, trap: None, ..asked },
+        RulesetSpec { decoys: None, own_source: false, ..asked },
+        RulesetSpec { trap: None, own_source: false, ..asked },
+        RulesetSpec { decoys: None, trap: None, own_source: false, ..asked },
+    ] {
+        *spec = reduced;
         match nft.install(spec) {
             Err(RulesetError::Lacking { .. }) => {}
             installed => return installed,
@@ -294,112 +288,48 @@ fn reporter(
 ) -> impl FnMut(BackendEvent) + Send + 'static {
     move |event| {
         let metrics = &sensor.metrics;
-        let text = event.sentence().unwrap_or_default();
-        let kind = match event {
-            BackendEvent::Ready { context } => {
-                return sensor.send_blocking(SensorCommand::CommandEnded(context.target));
+        match &event {
+            BackendEvent::Ready { context } => sensor.send_blocking(SensorCommand::CommandEnded(context.target)),
+            BackendEvent::Done { context: BanContext { ban: Some(ban), .. }, backend } => {
+                metrics.blocked(*backend, ban.probe.observation.class, ban.grade);
             }
-            BackendEvent::Done { context, backend } => {
-                let BanContext { target, ban, since, .. } = context;
-                if let Some(ban) = &ban {
-                    metrics.blocked(backend, ban.probe.observation.class, ban.grade);
+            BackendEvent::Ran { context, phase, outcome, .. } => match (outcome.is_success(), phase, &context.ban) {
+                (true, CommandPhase::Before | CommandPhase::Block, Some(ban)) => {
+                    metrics.blocked(Backend::Command, ban.probe.observation.class, ban.grade);
                 }
-                let entry = entry_file.as_ref().map_or_else(String::new, |file| file.hosts_deny.entry(&context));
-                let time = if ban.is_some() { since } else { SystemTime::now() };
-                return events.send(Event { time, kind: EventKind::Entered { target, backend, ban, entry } });
-            }
-            BackendEvent::Released { .. } | BackendEvent::Connections { ended: 0, .. } => {
-                return;
-            }
-            BackendEvent::Ran { context, phase, command, ref outcome, ref output, took, again, .. } => {
-                let well = outcome.is_success();
-                match (well, phase, &context.ban) {
-                    (true, CommandPhase::Before | CommandPhase::Block, Some(ban)) => {
-                        metrics.blocked(Backend::Command, ban.probe.observation.class, ban.grade);
-                    }
-                    (false, ..) => metrics.failed(Backend::Command),
-                    _ => {}
-                }
-                let took =
-                    humantime::format_duration(Duration::from_millis(took.as_millis().try_into().unwrap_or(u64::MAX)));
-                let wrote = if output.is_empty() { String::new() } else { format!("; output: {output}") };
-                let when = match phase {
-                    CommandPhase::Before => " before the block",
-                    CommandPhase::Block => "",
-                    CommandPhase::Release => " at the end of the ban",
-                };
-                let ban = context.ban.filter(|_| phase != CommandPhase::Release);
-                let has_ended = again.is_none()
-                    && !matches!(outcome, ExitOutcome::Stopped | ExitOutcome::Unknown | ExitOutcome::NotStarted(_));
-                let undone = (phase == CommandPhase::Release && has_ended).then_some(context.since);
-                let outcome = format!("{outcome} after {took}{when}{wrote}").into();
-                let kind =
-                    EventKind::Ran { target: context.target, ban, command: command.into(), outcome, well, undone };
-                return events
-                    .send(Event { time: if ban.is_some() { context.since } else { SystemTime::now() }, kind });
-            }
-            BackendEvent::Failed { task, .. } | BackendEvent::Unable { task, .. } => {
-                if let SlowTask::Ban(backend) = task {
-                    metrics.failed(backend);
-                }
-                EventKind::Error(text)
-            }
-            BackendEvent::Restored { targets, backend } => {
-                metrics.relined.add(targets.len() as u64);
-                EventKind::Repaired { bans: targets.len(), backend }
-            }
-            BackendEvent::Connections { target, ended } => EventKind::Disconnected { target, connections: ended },
-            BackendEvent::Lost { .. } => EventKind::Error(text),
-            BackendEvent::Exempted { .. } => EventKind::Note(text),
-        };
-        events.emit(kind);
+                (false, ..) => metrics.failed(Backend::Command),
+                _ => {}
+            },
+            BackendEvent::Failed { task: SlowTask::Ban(backend), .. }
+            | BackendEvent::Unable { task: SlowTask::Ban(backend), .. } => metrics.failed(*backend),
+            BackendEvent::Restored { targets, .. } => metrics.relined.add(targets.len() as u64),
+            _ => {}
+        }
+        if let Some(event) = event.into_event(entry_file.as_ref()) {
+            events.send(event);
+        }
     }
 }
 
-/// Removes the objects that `config` does not use any more; returns the events to report.
+/// Removes what earlier runs left in the inline backends that `config` does not use any more; returns the events to
+/// report.
 pub(super) fn remove_leftovers(config: &Config) -> Vec<EventKind> {
-    let is_unused = |backend: Backend| !config.block.method.contains(&backend);
-    let backends = config.block.method.iter().map(|method| method.name()).collect::<Vec<_>>().join(", ");
-    let mut report = Vec::new();
-    if is_unused(Backend::Nft) {
-        let spec = RulesetSpec::from_config(config);
-        match Nft::open().map_err(RulesetError::from).and_then(|mut nft| nft.remove(&spec)) {
-            Ok(true) => report.push(EventKind::Note(format!(
-                "table inet portsentry of an earlier run has been removed, because \"nft\" is not in block.method; its \
-                 bans continue with {backends}"
-            ))),
-            Ok(false) | Err(RulesetError::Socket(_)) => {}
-            Err(error) => report.push(EventKind::Error(format!("the table of an earlier run stays: {error}"))),
-        }
-    }
-    if is_unused(Backend::Route) {
-        let removed = Routes::from_config(config).and_then(|mut routes| {
-            let found = routes.leftovers()?;
-            Ok((found.len(), routes.remove_stale(Timestamp::default()).trouble))
-        });
-        match removed {
-            Ok((0, _)) | Err(_) => {}
-            Ok((count, None)) => report.push(EventKind::Note(format!(
-                "routes of earlier bans have been removed, because \"route\" is not in block.method: {count}; the bans continue \
-                 with {backends}"
-            ))),
-            Ok((_, Some(error))) => report.push(EventKind::Error(format!(
-                "routes of earlier bans stay: {error}; remove them with `ip route flush proto 112` and \
-                 `ip -6 route flush proto 112`"
-            ))),
-        }
-    }
-    report
+    let used = config.block.method.iter().map(|backend| backend.name()).collect::<Vec<_>>().join(", ");
+    let unused = Backend::ALL.into_iter().filter(|backend| !config.block.method.contains(backend));
+    let reports = unused.filter_map(|backend| match definition(backend).open(config).ok()??.discard_leftovers(&used) {
+        Ok(note) => note.map(EventKind::Note),
+        Err(error) => Some(EventKind::Error(error)),
+    });
+    reports.collect()
 }
 
 /// True if an earlier run may have left bans in a backend or in the ledger in `state_dir`, or commands that have to be
 /// undone. Must be called before the daemon opens the ledger. A table may contain bans of a fleet, and counts even if
 /// it is empty, because the kernel takes seconds to list a full set.
 pub(super) fn have_leftovers(config: &Config, state_dir: &Path) -> bool {
-    let has_table = || Socket::open().is_ok_and(|mut socket| matches!(table_handle(&mut socket), Ok(Some(_))));
-    let has_routes = || {
-        let found = Routes::from_config(config).and_then(|mut routes| routes.leftovers());
-        found.is_ok_and(|found| !found.is_empty())
+    let has_objects = |backend| {
+        let opened = definition(backend).open(config).ok().flatten();
+        opened.is_some_and(|mut handle| handle.has_leftovers())
     };
     let has_records = || {
         let undoes_commands = !config.block.run.expire_command.is_empty();
@@ -410,10 +340,10 @@ pub(super) fn have_leftovers(config: &Config, state_dir: &Path) -> bool {
         found.unwrap_or(false)
     };
     let has_lines = || HostsDeny::from_config(config).is_ok_and(|hosts_deny| has_entries(&hosts_deny.into()));
-    has_table() || has_routes() || has_lines() || has_records()
+    Backend::ALL.into_iter().any(has_objects) || has_lines() || has_records()
 }
 
 /// True if `file` contains entries of earlier bans.
 pub(super) fn has_entries(file: &EntryFile) -> bool {
-    file.held().is_ok_and(|held| !held.is_empty())
+    file.targets().is_ok_and(|targets| !targets.is_empty())
 }

@@ -16,11 +16,12 @@ use crate::config::Config;
 use crate::engine::{ActiveBan, Host, RecentBans, StrikeHistory};
 use crate::events::channel::Sender;
 use crate::events::event::{Event, EventKind};
-use crate::events::json::{WITHOUT_VERDICT, reason};
+use crate::events::json::WITHOUT_VERDICT;
 use crate::host::boot;
 use crate::ledger::{
     Allowance, BanAuthor, BanRecord, BanSummary, EndRecord, Ending, FleetLift, Ledger, LedgerChange, LedgerError,
     LegacyFiles, LoadedState, Logged, Opened, Recorder, Rows, Stopped, Writer, WriterEvent, decisions, services,
+    unreadable_note,
 };
 use crate::types::{Backend, Backends, BanTarget, Expiry};
 
@@ -33,10 +34,10 @@ const MAX_UNDO: usize = 131_072;
 /// Time limit for writing the pending changes when the program ends.
 const FLUSH_TIMEOUT: Duration = Duration::from_millis(400);
 
-/// The entries of earlier runs in the ledger; empty if it cannot be opened.
+/// What the ledger knows of earlier runs; empty if it cannot be opened.
 #[derive(Default)]
-pub(super) struct Memory {
-    pub(super) bans: PastBans,
+pub(super) struct EarlierRuns {
+    pub(super) bans: EarlierBans,
     pub(super) strikes: Vec<StrikeHistory>,
     /// Bans that count towards the ceilings.
     pub(super) recent: RecentBans,
@@ -50,7 +51,7 @@ pub(super) struct Memory {
     pub(super) table: Option<String>,
 }
 
-impl Memory {
+impl EarlierRuns {
     /// Forgets targets on links, and records that this is the first start since the boot: another link may have the
     /// index of a remembered one.
     fn forget_links(&mut self) {
@@ -62,7 +63,7 @@ impl Memory {
 }
 
 #[derive(Default)]
-pub(super) struct PastBans {
+pub(super) struct EarlierBans {
     /// Those that are still in force.
     pub(super) remembered: Vec<RememberedBan>,
     /// Those that have ended, and whose commands have to be undone.
@@ -79,7 +80,7 @@ pub(super) struct Reading {
 }
 
 /// The opened ledger, the entries of earlier runs, and messages for the log.
-type Read = (Ledger, Memory, Vec<EventKind>);
+type Read = (Ledger, EarlierRuns, Vec<EventKind>);
 
 impl Reading {
     /// Opens the ledger in `directory`, and reads what a daemon with `config` needs.
@@ -107,8 +108,8 @@ fn read(directory: &Path, config: &Config) -> Result<Read, LedgerError> {
         true => reader.undo_due(MAX_UNDO)?,
         false => (Rows { items: Vec::new(), unreadable: 0 }, 0),
     };
-    let mut memory = Memory {
-        bans: PastBans {
+    let mut earlier_runs = EarlierRuns {
+        bans: EarlierBans {
             remembered: active.into_iter().filter_map(left).collect(),
             undo_due: items(undo_due, &mut unreadable),
             unheard: Vec::new(),
@@ -129,7 +130,7 @@ fn read(directory: &Path, config: &Config) -> Result<Read, LedgerError> {
     let boot = boot::boot_id();
     let last = boot.as_deref().map(|boot| ledger.enter_boot(boot)).transpose()?.flatten();
     if boot::has_booted(last.as_deref(), boot.as_deref(), boot_time().since_origin()) {
-        memory.forget_links();
+        earlier_runs.forget_links();
     }
     let mut errors = Vec::new();
     if let Opened::Rebuilt { aside, damage } = opened {
@@ -138,16 +139,14 @@ fn read(directory: &Path, config: &Config) -> Result<Read, LedgerError> {
             aside.display()
         ));
     }
-    if unreadable > 0 {
-        errors.push(format!("unreadable rows of the ledger, which are ignored: {unreadable}"));
-    }
+    errors.extend(unreadable_note(unreadable));
     if postponed > 0 {
         errors.push(format!(
             "more than {MAX_UNDO} bans with a command have ended while portsentry was not running; \
              block.run.expire_command runs for the others after the next start: {postponed}"
         ));
     }
-    Ok((ledger, memory, errors.into_iter().map(EventKind::Error).collect()))
+    Ok((ledger, earlier_runs, errors.into_iter().map(EventKind::Error).collect()))
 }
 
 /// The rows that could be read; adds the number of the others to `unreadable`.
@@ -189,17 +188,17 @@ impl BanRecorder {
         events: &Sender,
         leftovers: &[(Backend, BanTarget)],
         backends: &[Backend],
-    ) -> (Self, Memory, Vec<EventKind>) {
-        let (writer, memory, messages) = match start_writer(reading, events, leftovers) {
-            Ok((writer, memory, messages)) => (Some(writer), memory, messages),
+    ) -> (Self, EarlierRuns, Vec<EventKind>) {
+        let (writer, earlier_runs, messages) = match start_writer(reading, events, leftovers) {
+            Ok((writer, earlier_runs, messages)) => (Some(writer), earlier_runs, messages),
             Err(error) => {
                 let text =
                     format!("{error}; blocking continues, but bans do not survive a reboot or a flush of the ruleset");
-                let bans = PastBans { unheard: leftovers.to_vec(), ..PastBans::default() };
-                (None, Memory { bans, ..Memory::default() }, vec![EventKind::Error(text)])
+                let bans = EarlierBans { unheard: leftovers.to_vec(), ..EarlierBans::default() };
+                (None, EarlierRuns { bans, ..EarlierRuns::default() }, vec![EventKind::Error(text)])
             }
         };
-        (Self { writer, backends: backends.to_vec(), recent: VecDeque::new() }, memory, messages)
+        (Self { writer, backends: backends.to_vec(), recent: VecDeque::new() }, earlier_runs, messages)
     }
 
     /// A sender of changes for other threads.
@@ -258,9 +257,9 @@ impl BanRecorder {
             EventKind::Ran { target, undone: Some(since), .. } => {
                 LedgerChange::Undone { target: *target, since: *since, at }
             }
-            EventKind::Scan(ban) => LedgerChange::Logged(Logged::from_ban(ban, at, reason(ban))),
+            EventKind::Scan(ban) => LedgerChange::Logged(Logged::from_ban(ban, at, ban.reason())),
             EventKind::Unblocked { target, by } => lifted(*target, by, at),
-            EventKind::Lifted { target } => lifted(*target, "another program", at),
+            EventKind::BanVanished { target } => lifted(*target, "another program", at),
             _ => return None,
         })
     }
@@ -296,14 +295,14 @@ fn start_writer(
     Reading { directory, thread }: Reading,
     events: &Sender,
     leftovers: &[(Backend, BanTarget)],
-) -> Result<(Writer, Memory, Vec<EventKind>), LedgerError> {
+) -> Result<(Writer, EarlierRuns, Vec<EventKind>), LedgerError> {
     let directory = directory.as_path();
     let gone = || io::Error::other("the thread that reads the ledger panicked");
     let read = thread.join().unwrap_or_else(|_| Err(LedgerError::system("read", directory)(gone())))?;
-    let (ledger, mut memory, mut messages) = read;
+    let (ledger, mut earlier_runs, mut messages) = read;
     for (backend, target) in leftovers {
         if ledger.reader().bans_of(*target)?.items.is_empty() {
-            memory.bans.unheard.push((*backend, *target));
+            earlier_runs.bans.unheard.push((*backend, *target));
         }
     }
     let classic = LegacyFiles::open(directory).map_err(|error| messages.push(EventKind::Error(error.to_string()))).ok();
@@ -319,7 +318,7 @@ fn start_writer(
         }
     };
     let writer = Writer::start(ledger, classic, tell).map_err(LedgerError::system("start a thread for", directory))?;
-    Ok((writer, memory, messages))
+    Ok((writer, earlier_runs, messages))
 }
 
 pub(super) fn lifted(target: BanTarget, by: &str, at: SystemTime) -> LedgerChange {

@@ -105,9 +105,8 @@ impl Components {
     /// Why the configuration in force is kept.
     async fn replace_config(&mut self) -> Result<Reloaded, String> {
         let (config, reloaded) = self.config.read(&self.sandbox, self.sink.notifier.can_notify())?;
-        let settings = self.trial.settings(&config);
-        self.host_state.reconfigure(&config, settings).await.map_err(|error| error.to_string())?;
-        self.trial.reconfigure(&config);
+        self.host_state.reconfigure(&config).await.map_err(|error| error.to_string())?;
+        self.trial.reconfigure(&self.config.current, &config);
         self.sink.log.reconfigure(&config);
         self.sink.notifier.reconfigure(&config.notify);
         if let Some(fleet) = &mut self.fleet {

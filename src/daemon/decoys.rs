@@ -14,7 +14,7 @@ use crate::events::event::EventKind;
 use crate::host::firewall::HostFirewall;
 use crate::netlink::nft::Firewall;
 use crate::sensor::{SensorCommand, SensorMetrics};
-use crate::types::{Protocol, counted};
+use crate::types::{Protocol, counted, update};
 
 /// Maximum number of connect-mode ports with a log line each at the start; as many as classic PortSentry could listen
 /// on.
@@ -84,8 +84,7 @@ impl FirewallWatch {
         let (syns, answers) = (syns.saturating_sub(self.counted.0), answers.saturating_sub(self.counted.1));
         let command = (before != max_new_tracked).then_some(SensorCommand::TrackDecoys(max_new_tracked));
         let notice = notice(self.firewall.rules(), syns, answers).or_else(|| self.cookies.notice(Instant::now()));
-        let is_new = notice != self.notice;
-        self.notice = notice;
+        let is_new = update(&mut self.notice, notice);
         let event = self.notice.clone().filter(|_| is_new).map(|text| EventKind::Note(format!("warning: {text}")));
         (command, event)
     }

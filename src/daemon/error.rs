@@ -6,10 +6,10 @@ use std::net::SocketAddr;
 use crate::capture::decoy::DecoyError;
 use crate::capture::live::CaptureError;
 use crate::config::ConfigErrors;
+use crate::enforce::OpenError;
 use crate::enforce::command::RunError;
 use crate::enforce::hosts_deny::TemplateError;
 use crate::enforce::nft::{BlockError, RulesetError};
-use crate::enforce::route::RouteError;
 use crate::host::network::HostError;
 use crate::host::snapshot::NoInterface;
 use crate::netlink::sock_diag::SockDiagError;
@@ -39,7 +39,7 @@ pub enum DaemonError {
     #[error(transparent)]
     Ruleset(#[from] RulesetError),
     #[error(transparent)]
-    Route(#[from] RouteError),
+    Backend(#[from] OpenError),
     #[error("block.hosts_deny: {0}")]
     HostsDeny(#[from] TemplateError),
     #[error("block.run: {0}")]

@@ -90,7 +90,7 @@ impl EventLoop {
                 }
                 changed = self.table_monitor.changed() => self.follow_table(changed),
                 request = components.sink.next_request() => {
-                    panic_guard::failpoint("shell");
+                    panic_guard::failpoint("event-loop");
                     control_handler::handle(components, request).await;
                 }
                 place = or_never(self.scrapes.as_mut().map(Scrapes::next)) => control_handler::scrape(components, place),

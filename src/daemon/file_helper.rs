@@ -65,8 +65,6 @@ pub(super) fn ready(
     let files = Files { hosts_deny, json_file: json_file.map(|file| (file, json_log::open as Open)) };
     let policy = sandbox_policy::of_files(&files);
     let mut sandbox = if sandboxed { Sandbox::enter(&policy, || ()) } else { Sandbox::now() };
-    if let Some(Err(error)) = files.hosts_deny.as_ref().map(HostsDeny::check) {
-        sandbox.warnings.push(format!("cannot write hosts.deny, retrying: {error}"));
-    }
+    sandbox.warnings.extend(files.hosts_deny.as_ref().and_then(HostsDeny::warning));
     Ok((files, sandbox))
 }

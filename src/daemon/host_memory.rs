@@ -39,6 +39,8 @@ pub(super) struct HostRecords {
 /// The daemon's own memory of its host, which the ledger keeps across restarts.
 #[derive(Default)]
 pub(super) struct HostMemory {
+    /// `None` if there is no ledger.
+    recorder: Option<Recorder>,
     pub(super) services: ServiceTracker,
     recent_listeners: RecentListeners,
     known_peers: KnownPeers,
@@ -50,13 +52,14 @@ pub(super) struct HostMemory {
     /// `None` if the services have started.
     settling: Option<Settling>,
     /// True if a service was newly remembered, started to listen, or is served again, until this is taken.
-    served_again: bool,
+    pub(super) served_again: bool,
 }
 
 impl HostMemory {
     /// Restores the memory of earlier runs, also that of `engine`, before the first packet. Later changes go to
     /// `recorder`.
     pub(super) fn restore(&mut self, records: HostRecords, recorder: Option<Recorder>, engine: &mut Engine) {
+        self.recorder.clone_from(&recorder);
         self.services.restore(records.services, recorder, SystemTime::now());
         if records.booted {
             // The sensor's time begins with its start, a moment from now.
@@ -71,8 +74,8 @@ impl HostMemory {
 
     /// Records the currently open ports and the known peers at the end of the run.
     pub(super) fn write(&mut self, now: Timestamp, wall: SystemTime) {
-        self.recent_listeners.write(self.services.recorder.as_ref());
-        self.known_peers.write(now, wall, self.services.recorder.as_ref());
+        self.recent_listeners.write(self.recorder.as_ref());
+        self.known_peers.write(now, wall, self.recorder.as_ref());
     }
 
     /// True once when the services have started.
@@ -98,15 +101,10 @@ impl HostMemory {
             self.services.publish(ports);
         }
         let observed = self.services.observe(now, wall, listeners, ranges);
-        let appeared = self.recent_listeners.observe(now, wall, listeners, ranges, self.services.recorder.as_ref());
-        self.known_peers.keep(now, wall, self.services.recorder.as_ref());
+        let appeared = self.recent_listeners.observe(now, wall, listeners, ranges, self.recorder.as_ref());
+        self.known_peers.keep(now, wall, self.recorder.as_ref());
         self.served_again |= observed.served_again || appeared;
         observed.changed
-    }
-
-    /// True if a service was newly remembered, started to listen, or is served again since the last call.
-    pub(super) fn take_served_again(&mut self) -> bool {
-        std::mem::take(&mut self.served_again)
     }
 
     /// The known peers for the sensor, if they have changed.

@@ -3,7 +3,6 @@
 
 use std::collections::BTreeMap;
 use std::mem::take;
-use std::net::{Ipv4Addr, Ipv6Addr};
 
 use super::error::DaemonError;
 use crate::capture::decoy::DecoyPorts;
@@ -12,11 +11,12 @@ use crate::events::event::EventKind;
 use crate::host::dhcp_leases::LeaseFiles;
 use crate::host::file_watch::FileWatch;
 use crate::host::listers::{Listing, NetworkLister, SocketList, SocketLister};
-use crate::host::network::{HostError, HostFacts, HostReading, Watcher};
+use crate::host::network::{HostError, HostFacts, NetworkReading, Watcher};
 use crate::host::resolv_conf::ResolverFiles;
 use crate::host::sessions::SessionFiles;
 use crate::netlink::conntrack::Conntrack;
-use crate::netlink::sock_diag::{Bound, Connection, Listener, SockDiag};
+use crate::netlink::sock_diag::{Connection, Listener, SockDiag};
+use crate::types::update;
 
 /// Number of ticks after which everything is read again: a killed session leaves its record without a change to any
 /// file.
@@ -27,7 +27,7 @@ pub(super) struct HostReadings {
     network: NetworkLister,
     facts: HostFacts,
     /// Error of the last attempt to read addresses, routes and links; meanwhile older facts apply.
-    unread: Option<String>,
+    pub(super) unread: Option<String>,
     /// True if the next tick requests another reading.
     is_reading_owed: bool,
     resolvers: FileWatch<ResolverFiles>,
@@ -62,7 +62,7 @@ impl HostReadings {
         let peers = FileWatch::new((SessionFiles::default(), LeaseFiles::default()));
         let mut network = NetworkLister::start().map_err(DaemonError::system("start a thread"))?;
         network.request();
-        let HostReading { facts, late, is_owed } = network.next().await?;
+        let NetworkReading { facts, late, is_owed } = network.next().await?;
         // If the kernel has no connection tracking, the sensor reports it.
         let sockets = SocketLister::start(SockDiag::open()?, Conntrack::open().ok())
             .map_err(DaemonError::system("start a thread"))?;
@@ -93,7 +93,7 @@ impl HostReadings {
             let Listing { listeners, late } = listing?;
             self.listeners_changed = !listeners.is_empty();
             self.listeners = listeners;
-            self.report_list("listeners", late.map(|error| error.to_string()));
+            self.report_list("listeners", late.last().map(|error| error.to_string()));
         }
         Ok(())
     }
@@ -104,11 +104,6 @@ impl HostReadings {
 
     pub(super) fn listeners(&self) -> &[Listener] {
         &self.listeners
-    }
-
-    /// Error of the last attempt to read addresses, routes and links.
-    pub(super) fn unread(&self) -> Option<&str> {
-        self.unread.as_deref()
     }
 
     /// No longer counts sockets on `decoys` as listeners.
@@ -138,11 +133,10 @@ impl HostReadings {
     }
 
     /// Applies a reading of addresses, routes and links; true if they have changed.
-    fn take_network(&mut self, reading: Result<HostReading, HostError>) -> bool {
+    fn take_network(&mut self, reading: Result<NetworkReading, HostError>) -> bool {
         match reading {
-            Ok(HostReading { facts, late, is_owed }) => {
-                let has_changed = facts != self.facts;
-                self.facts = facts;
+            Ok(NetworkReading { facts, late, is_owed }) => {
+                let has_changed = update(&mut self.facts, facts);
                 self.unread = None;
                 self.is_reading_owed |= is_owed;
                 self.report_list("IPv6 routes", late.map(|error| error.to_string()));
@@ -161,9 +155,8 @@ impl HostReadings {
         let (name, listed) = match listed {
             SocketList::Listeners(Ok(Listing { mut listeners, late })) => {
                 listeners.retain(|one| !is_decoy(&self.decoys, one));
-                self.listeners_changed |= listeners != self.listeners;
-                self.listeners = listeners;
-                self.report_list("listeners", late.map(|error| error.to_string()));
+                self.listeners_changed |= update(&mut self.listeners, listeners);
+                self.report_list("listeners", late.last().map(|error| error.to_string()));
                 return None;
             }
             SocketList::Listeners(Err(error)) => ("listeners", Err(error.to_string())),
@@ -214,10 +207,5 @@ impl HostReadings {
 
 /// True for a socket of the decoys.
 fn is_decoy(decoys: &DecoyPorts, listener: &Listener) -> bool {
-    let address = match listener.bound {
-        Bound::One(address) => address,
-        Bound::AnyV4 => Ipv4Addr::UNSPECIFIED.into(),
-        Bound::AnyV6 | Bound::Any => Ipv6Addr::UNSPECIFIED.into(),
-    };
-    decoys.holds(listener.protocol, address, listener.port)
+    decoys.holds(listener.protocol, listener.bound.address(), listener.port)
 }

@@ -13,11 +13,12 @@ use crate::engine::{Host, Settings};
 use crate::events::channel::Sender;
 use crate::events::event::EventKind;
 use crate::panic_guard::failpoint;
-use crate::sensor::SensorCommand;
+use crate::sensor::SensorMessage;
 
 pub(super) struct HostSnapshot {
-    host: Arc<Host>,
-    wanted: Wanted,
+    pub(super) host: Arc<Host>,
+    /// What the capture has to see.
+    pub(super) wanted: Wanted,
     ring_sizer: RingSizer,
 }
 
@@ -25,15 +26,6 @@ impl HostSnapshot {
     pub(super) fn new(settings: &Settings, host: Host) -> Self {
         let wanted = Wanted::new(settings, &host);
         Self { host: Arc::new(host), wanted, ring_sizer: RingSizer::new(Instant::now()) }
-    }
-
-    pub(super) fn host(&self) -> &Arc<Host> {
-        &self.host
-    }
-
-    /// What the capture has to see.
-    pub(super) fn wanted(&self) -> &Wanted {
-        &self.wanted
     }
 
     /// Replaces the snapshot; returns another capture if `settings` and `host` need another filter.
@@ -64,7 +56,7 @@ impl HostSnapshot {
         match capture(&self.wanted, ring).await {
             Ok(live) => {
                 self.ring_sizer.ring = ring;
-                sensor.send(SensorCommand::Capture(live));
+                sensor.send(SensorMessage::Capture(live));
             }
             Err(error) => {
                 self.ring_sizer.refused(now);

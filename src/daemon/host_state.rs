@@ -2,7 +2,7 @@
 //! Changes are sent to the sensor as a new snapshot, and a new capture if the filter changes.
 
 use std::collections::HashSet;
-use std::mem::replace;
+use std::mem::{replace, take};
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
@@ -28,8 +28,8 @@ use crate::host::snapshot::{
     ephemeral_ports, first_unprivileged_port, missing_interfaces, snapshot, watched_interfaces,
 };
 use crate::ledger::{Allowance, Recorder};
-use crate::sensor::SensorCommand;
-use crate::types::Protocol;
+use crate::sensor::{SensorCommand, SensorMessage};
+use crate::types::{Protocol, update};
 
 pub(super) struct HostState {
     interfaces: Vec<String>,
@@ -88,12 +88,12 @@ impl HostState {
     }
 
     pub(super) fn host(&self) -> Arc<Host> {
-        Arc::clone(self.snapshot.host())
+        Arc::clone(&self.snapshot.host)
     }
 
     /// What the capture has to see.
     pub(super) fn wanted(&self) -> &Wanted {
-        self.snapshot.wanted()
+        &self.snapshot.wanted
     }
 
     /// The sources of allowed addresses, for display.
@@ -109,10 +109,10 @@ impl HostState {
     /// The ports of this host's services, if a service was newly remembered, started to listen, or is served again
     /// since the last call.
     pub(super) fn take_served_again(&mut self) -> Option<Served> {
-        if !self.memory.take_served_again() {
+        if !take(&mut self.memory.served_again) {
             return None;
         }
-        let host = self.snapshot.host();
+        let host = &self.snapshot.host;
         let ranges = PortRanges { ephemeral: &host.ephemeral, first_unprivileged: self.first_unprivileged };
         let listening = listening(self.readings.listeners(), ranges);
         Some(Served { remembered: host.services.clone(), listening })
@@ -166,20 +166,20 @@ impl HostState {
         Ok(forgotten)
     }
 
-    /// Applies another configuration, and sends `settings` and the new snapshot to the sensor.
+    /// Applies another configuration, and sends its engine settings and the new snapshot to the sensor.
     ///
     /// # Errors
     /// An interface is missing, a file of the allow-list cannot be read, or the new capture cannot be opened. The old
     /// configuration then stays in force.
-    pub(super) async fn reconfigure(&mut self, config: &Config, settings: Settings) -> Result<(), DaemonError> {
+    pub(super) async fn reconfigure(&mut self, config: &Config) -> Result<(), DaemonError> {
         missing_interfaces(&config.interfaces, self.readings.facts()).next().map_or(Ok(()), Err)?;
         let replaced = (
             self.allow.reconfigure(&config.allow)?,
             replace(&mut self.interfaces, config.interfaces.clone()),
             replace(&mut self.settings, Settings::from_config(config)),
         );
-        let commands = match self.refresh().await {
-            Ok(commands) => commands,
+        let messages = match self.refresh().await {
+            Ok(messages) => messages,
             Err(error) => {
                 let (allow, interfaces, settings) = replaced;
                 self.allow.restore(allow);
@@ -189,22 +189,22 @@ impl HostState {
         };
         self.readings.request_network();
         // The settings before the snapshot: a newly monitored port must not be judged by the old snapshot.
-        self.sensor.send(SensorCommand::Settings(Box::new(settings)));
-        self.sensor.send_all(commands);
+        self.sensor.send(SensorCommand::Settings(Box::new(self.settings.clone())));
+        self.sensor.send_all(messages);
         Ok(())
     }
 
     /// Creates the snapshot anew and sends it to the sensor.
     pub(super) async fn renew(&mut self) -> Result<(), DaemonError> {
-        let commands = self.refresh().await?;
-        self.sensor.send_all(commands);
+        let messages = self.refresh().await?;
+        self.sensor.send_all(messages);
         Ok(())
     }
 
     /// As [`HostState::renew`]; waits while the sensor's inbox is full.
     async fn renew_waiting(&mut self) -> Result<(), DaemonError> {
-        for command in self.refresh().await? {
-            self.sensor.send_waiting(command).await;
+        for message in self.refresh().await? {
+            self.sensor.send_waiting(message).await;
         }
         Ok(())
     }
@@ -225,7 +225,7 @@ impl HostState {
                 let Change { is_new, connections } = change?;
                 self.stale |= is_new;
                 if let Some(connections) = connections {
-                    self.memory.observe_connections(boot_time(), &connections, self.snapshot.host());
+                    self.memory.observe_connections(boot_time(), &connections, &self.snapshot.host);
                 }
             }
             changed = self.allow.name_answered() => self.stale |= changed,
@@ -237,12 +237,8 @@ impl HostState {
     /// otherwise `None`, because each tick retries.
     pub(super) fn report(&mut self, result: Result<(), DaemonError>) -> Option<EventKind> {
         // If both reads fail, the same error is reported each time, so that the two do not alternate in the log.
-        let error = self.readings.unread().map(str::to_owned).or_else(|| result.err().map(|error| error.to_string()));
-        if error == self.reported {
-            return None;
-        }
-        self.reported = error;
-        Some(match &self.reported {
+        let error = self.readings.unread.clone().or_else(|| result.err().map(|error| error.to_string()));
+        update(&mut self.reported, error).then(|| match &self.reported {
             Some(error) => EventKind::Error(format!("{error}; retrying, the last known state is used")),
             None => EventKind::Note("this host's addresses, routes and services can be read again".to_owned()),
         })
@@ -253,7 +249,7 @@ impl HostState {
         let (resolvers_changed, peers_changed) = self.readings.poll_files();
         let allow_changed = self.allow.tick(Instant::now(), resolvers_changed);
         let reads_all = self.readings.tick(resolvers_changed);
-        let (now, host) = (boot_time(), self.snapshot.host());
+        let (now, host) = (boot_time(), &self.snapshot.host);
         let ranges = PortRanges { ephemeral: &host.ephemeral, first_unprivileged: self.first_unprivileged };
         let services_changed = self.memory.observe(now, SystemTime::now(), self.readings.listeners(), ranges);
         self.first_unprivileged = first_unprivileged_port();
@@ -278,12 +274,12 @@ impl HostState {
             self.renew().await?;
         }
         self.sensor.send_all(self.memory.changed_peers(boot_time()));
-        self.allow.take_messages().into_iter().for_each(|kind| self.events.emit(kind));
+        self.allow.messages.drain(..).for_each(|kind| self.events.emit(kind));
         Ok(())
     }
 
-    /// Creates the snapshot anew; returns the commands for the sensor.
-    async fn refresh(&mut self) -> Result<Vec<SensorCommand>, DaemonError> {
+    /// Creates the snapshot anew; returns the messages for the sensor.
+    async fn refresh(&mut self) -> Result<Vec<SensorMessage>, DaemonError> {
         let networks = self.allow.networks();
         let mut host = snapshot(&self.interfaces, &networks, self.readings.facts(), self.readings.listeners());
         self.allow.overrides.forced().for_each(|network| host.allow.except(network));
@@ -291,9 +287,9 @@ impl HostState {
         host.find_related();
         let live = self.snapshot.replace(&self.settings, host).await?;
         self.stale = false;
-        let mut commands = vec![SensorCommand::Host(self.host()), SensorCommand::Addresses(self.addresses())];
-        commands.extend(live.map(SensorCommand::Capture));
-        Ok(commands)
+        let mut messages = vec![SensorCommand::Host(self.host()).into(), SensorMessage::Addresses(self.addresses())];
+        messages.extend(live.map(SensorMessage::Capture));
+        Ok(messages)
     }
 
     /// Adapts the size of the capture's ring buffer to the packet rate.

@@ -85,8 +85,8 @@ impl IgnoreFile {
                     0 => String::new(),
                     more => format!("further invalid lines: {more}; "),
                 };
-                let held = self.networks.len();
-                events.push(EventKind::Note(format!("{name}: {more}its previous entries stay allowed ({held})")));
+                let count = self.networks.len();
+                events.push(EventKind::Note(format!("{name}: {more}its previous entries stay allowed ({count})")));
                 self.wrong = true;
                 false
             }
@@ -114,7 +114,7 @@ mod tests {
         (directory, path, files)
     }
 
-    fn held(files: &IgnoreFiles) -> Vec<String> {
+    fn allowed(files: &IgnoreFiles) -> Vec<String> {
         files.networks().map(|network| network.to_string()).collect()
     }
 
@@ -135,14 +135,14 @@ mod tests {
         fs::write(directory.path().join("new"), "192.0.2.9\n").unwrap();
         fs::rename(directory.path().join("new"), &path).unwrap();
         assert!(look_twice(&mut files).0);
-        assert_eq!(held(&files), ["192.0.2.9/32"]);
+        assert_eq!(allowed(&files), ["192.0.2.9/32"]);
         fs::remove_file(&path).unwrap();
         let (changed, messages) = look_twice(&mut files);
         assert!(
             !changed && messages.len() == 2 && messages[0].contains("cannot read the file: No such file"),
             "{messages:?}"
         );
-        assert_eq!(held(&files), ["192.0.2.9/32"], "the previous networks stay allowed");
+        assert_eq!(allowed(&files), ["192.0.2.9/32"], "the previous networks stay allowed");
         assert_eq!(files.tick().1.len(), 0, "said once");
         fs::write(&path, "192.0.2.9\n").unwrap();
         let (changed, messages) = look_twice(&mut files);
@@ -155,7 +155,7 @@ mod tests {
         fs::write(&path, "192.0.2.8\nlocalhost\n").unwrap();
         let (changed, messages) = look_twice(&mut files);
         assert!(!changed && messages[0].contains("ignore:2:1: "), "{messages:?}");
-        assert_eq!(held(&files), ["192.0.2.7/32"]);
+        assert_eq!(allowed(&files), ["192.0.2.7/32"]);
         fs::write(&path, "x\n".repeat(100_000)).unwrap();
         let (_, messages) = look_twice(&mut files);
         assert_eq!(messages.len(), MAX_LOGGED_ERRORS + 1);

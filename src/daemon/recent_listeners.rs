@@ -8,7 +8,7 @@ use crate::engine::{RECENT_USE, Service};
 use crate::host::service_ports::{PortRanges, is_eligible, services};
 use crate::ledger::{LedgerChange, Recorder};
 use crate::netlink::sock_diag::Listener;
-use crate::types::Timestamp;
+use crate::types::{Timestamp, update};
 
 /// Maximum number of recorded listeners, separately for unprivileged users and for all listeners.
 pub(super) const MAX_LISTENERS: usize = 1_024;
@@ -72,8 +72,7 @@ impl RecentListeners {
                 present.entry(*service).or_insert(Some(gone));
             }
         }
-        self.unwritten |= present != self.known;
-        self.known = present;
+        self.unwritten |= update(&mut self.known, present);
         if self.unwritten && now >= self.next_write {
             self.write(recorder);
             self.next_write = now.after(WRITE_INTERVAL);

@@ -51,7 +51,7 @@ impl Reconciler {
     /// # Errors
     /// Netlink cannot be opened.
     pub(super) fn open(sensor: SensorHandle, bulk: BulkChanges, config: Config) -> Result<Self, DaemonError> {
-        let handles = Some(backends::open_inline(&config)?);
+        let handles = Some(backends::open_again(&config)?);
         Ok(Self { sensor, bulk, config, handles })
     }
 
@@ -77,7 +77,7 @@ impl Reconciler {
             if samples.iter().all(BanSample::is_empty) {
                 continue;
             }
-            let opened = self.handles.take().or_else(|| backends::open_inline(&self.config).ok());
+            let opened = self.handles.take().or_else(|| backends::open_again(&self.config).ok());
             let Some(mut handles) = opened else { continue };
             let compared = tokio::task::spawn_blocking(move || {
                 panic_guard::failpoint("comparison");

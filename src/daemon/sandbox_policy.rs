@@ -8,12 +8,12 @@ use std::path::{Path, PathBuf};
 
 use super::backends::UsedBackends;
 use super::paths::DaemonPaths;
-use crate::config::{Config, Mode, ProtocolConfig};
+use crate::capture::decoy::DecoyPorts;
+use crate::config::Config;
 use crate::enforce::file_helper::Files;
 use crate::enforce::hosts_deny::HostsDeny;
-use crate::ledger;
 use crate::sandbox::{Policy, Process, Sandbox};
-use crate::types::PortSet;
+use crate::{file, ledger};
 
 /// Read-only files about the host: name servers, leases and sessions, if they exist ([`crate::host`]); kernel settings;
 /// and randomness for SQLite. Directories are listed if files in them are replaced.
@@ -41,12 +41,9 @@ const LIBRARIES: [&str; 6] = ["/etc/ld.so.cache", "/etc/ld.so.preload", "/usr/li
 
 /// The daemon's policy with `config` and the backends in use.
 pub(super) fn of_daemon(config: &Config, paths: &DaemonPaths, used: &UsedBackends) -> Policy {
-    let directory =
-        |path: &Path| path.parent().filter(|directory| !directory.as_os_str().is_empty()).map(Path::to_owned);
-    let decoys = |protocol: &ProtocolConfig| {
-        if protocol.mode == Mode::Connect { protocol.monitored() } else { PortSet::default() }
-    };
-    let (tcp, udp, metrics) = (decoys(&config.tcp), decoys(&config.udp), config.metrics.listen.map(|it| it.port()));
+    let directory = |path: &Path| file::directory(path).map(Path::to_owned);
+    let DecoyPorts { tcp, udp, .. } = DecoyPorts::from_config(config);
+    let metrics = config.metrics.listen.map(|it| it.port());
     let names = config.report.resolve_host || !config.allow.names.is_empty();
     let mut policy = Policy {
         read: HOST_FILES.iter().chain(&NAME_FILES).map(PathBuf::from).collect(),
@@ -126,7 +123,6 @@ fn why_ours(program: &Path, sandbox: &Sandbox) -> Option<&'static str> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::enforce::hosts_deny::{DEFAULT_PATH, DEFAULT_TEMPLATE};
 
     fn needs(text: &str) -> Policy {
         let paths = DaemonPaths {
@@ -171,8 +167,7 @@ mod tests {
             (&vec![PathBuf::from("/etc")], None),
             "another process writes root's files"
         );
-        let files =
-            Files { hosts_deny: Some(HostsDeny::new(DEFAULT_PATH, DEFAULT_TEMPLATE).unwrap()), json_file: None };
+        let files = Files { hosts_deny: Some(HostsDeny::from_config(&Config::default()).unwrap()), json_file: None };
         assert_eq!(of_files(&files).write, [Path::new("/etc")]);
         let fleet = needs("[fleet]\nurl = \"unix:///run/valkey.sock\"\nhost = \"a\"\nsocket = \"/run/fleet/s.sock\"");
         assert_eq!(fleet.own, [plain.own.clone(), vec!["/run/fleet".into()]].concat());

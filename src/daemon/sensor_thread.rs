@@ -1,5 +1,5 @@
 //! The daemon's side of the sensor thread. The thread starts before the sensor exists: it sets its real-time priority
-//! while that is still permitted, gives up the capability for it, and waits. [`SensorHandle`] sends it commands and
+//! while that is still permitted, gives up the capability for it, and waits. [`SensorHandle`] sends it messages and
 //! requests, and reads its metrics.
 
 use std::sync::Arc;
@@ -15,7 +15,7 @@ use tokio::sync::oneshot;
 
 use super::error::DaemonError;
 use crate::sandbox;
-use crate::sensor::{Inbox, ReplySender, SensorCommand, SensorMetrics, SensorRequest};
+use crate::sensor::{ReplySender, SensorCommand, SensorInbox, SensorMessage, SensorMetrics, SensorRequest};
 
 type ThreadMain = Box<dyn FnOnce() + Send>;
 
@@ -76,40 +76,42 @@ const RETRY_DELAY: Duration = Duration::from_millis(5);
 
 #[derive(Clone)]
 pub(super) struct SensorHandle {
-    pub(super) inbox: Inbox,
+    pub(super) inbox: SensorInbox,
     pub(super) metrics: Arc<SensorMetrics>,
 }
 
 impl SensorHandle {
     pub(super) fn new() -> Result<Self, DaemonError> {
-        let inbox = Inbox::new().map_err(DaemonError::system("make an event descriptor"))?;
+        let inbox = SensorInbox::new().map_err(DaemonError::system("make an event descriptor"))?;
         Ok(Self { inbox, metrics: Arc::default() })
     }
 
-    /// Sends `command`, unless the inbox is full: then the sensor has been busy with packets for a thousand commands. A
+    /// Sends `message`, unless the inbox is full: then the sensor has been too busy with packets to take the last thousand messages. A
     /// lost snapshot is repeated by the next change, because every snapshot is complete, and a lost request has no
     /// answer.
-    pub(super) fn send(&self, command: SensorCommand) {
-        let _ = self.inbox.send(command);
+    pub(super) fn send(&self, message: impl Into<SensorMessage>) {
+        let _ = self.inbox.send(message.into());
     }
 
-    /// Sends several commands, as [`SensorHandle::send`].
-    pub(super) fn send_all(&self, commands: impl IntoIterator<Item = SensorCommand>) {
-        commands.into_iter().for_each(|command| self.send(command));
+    /// Sends several messages, as [`SensorHandle::send`].
+    pub(super) fn send_all(&self, messages: impl IntoIterator<Item = impl Into<SensorMessage>>) {
+        messages.into_iter().for_each(|message| self.send(message));
     }
 
     /// Sends `command`; blocks this thread while the inbox is full.
-    pub(super) fn send_blocking(&self, mut command: SensorCommand) {
-        while let Err(back) = self.inbox.send(command) {
-            command = back;
+    pub(super) fn send_blocking(&self, command: SensorCommand) {
+        let mut message = command.into();
+        while let Err(back) = self.inbox.send(message) {
+            message = back;
             std::thread::sleep(RETRY_DELAY);
         }
     }
 
-    /// Sends `command`; this task waits while the inbox is full.
-    pub(super) async fn send_waiting(&self, mut command: SensorCommand) {
-        while let Err(back) = self.inbox.send(command) {
-            command = back;
+    /// Sends `message`; this task waits while the inbox is full.
+    pub(super) async fn send_waiting(&self, message: impl Into<SensorMessage>) {
+        let mut message = message.into();
+        while let Err(back) = self.inbox.send(message) {
+            message = back;
             tokio::time::sleep(RETRY_DELAY).await;
         }
     }
@@ -120,7 +122,7 @@ impl SensorHandle {
         request: impl FnOnce(ReplySender<T>) -> SensorRequest,
     ) -> Option<oneshot::Receiver<T>> {
         let (sent, answer) = oneshot::channel();
-        self.inbox.send(SensorCommand::Request(request(sent))).is_ok().then_some(answer)
+        self.inbox.send(SensorCommand::Request(request(sent)).into()).is_ok().then_some(answer)
     }
 
     /// Sends a request that `request` builds from the answer channel. If the inbox is full, the answer is an error.

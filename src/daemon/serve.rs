@@ -10,7 +10,7 @@ use rustix::io::Errno;
 use tokio::sync::oneshot;
 
 use super::backends::{self, OpenBackends, UsedBackends};
-use super::ban_recorder::{BanRecorder, Memory, PastBans, Reading};
+use super::ban_recorder::{BanRecorder, EarlierBans, EarlierRuns, Reading};
 use super::command_helper::CommandHelper;
 use super::components::Components;
 use super::config_source::{ConfigSource, Reread, warnings};
@@ -30,7 +30,7 @@ use super::sensor_thread::{SensorHandle, SensorThread};
 use super::settling::MAX_SETTLING;
 use super::startup_reconcile::StartupReconcile;
 use super::systemd::Systemd;
-use super::table_identity::{self, TableIdentity};
+use super::table_identity::{FoundTable, TableIdentity, TableOrigin, is_loaded};
 use super::table_monitor::{BulkChanges, TableMonitor};
 use super::trial::Trial;
 use super::unfounded_bans::UnfoundedBans;
@@ -40,7 +40,7 @@ use crate::config::Config;
 use crate::control::fleet_server::FleetServer;
 use crate::control::server::{BoundSocket, ControlError, Server};
 use crate::enforce::ExemptPrefixes;
-use crate::enforce::nft::{DecoyRules, FleetSets, Table};
+use crate::enforce::nft::{DecoyRules, FleetSets, RulesetSpec, Table};
 use crate::enforce::slow_backends::SlowBackends;
 use crate::engine::{Engine, HashKey, Settings};
 use crate::events::channel::{self, Sender};
@@ -51,7 +51,7 @@ use crate::metrics::http::Scrapes;
 use crate::netlink::routes::monitor::RouteMonitor;
 use crate::netlink::socket::{Socket, SocketError};
 use crate::sandbox::{InstanceLock, Sandbox};
-use crate::sensor::{Blocker, KernelPorts, Sensor, SensorCommand};
+use crate::sensor::{Blocker, KernelPorts, Sensor, SensorMessage};
 use crate::types::{Span, Timestamp};
 
 /// Maximum number of events that wait for the log.
@@ -103,21 +103,21 @@ pub(super) async fn serve(
     let refused = |error| EventKind::Error(format!("{error}; the daemon runs without a control socket"));
     let control = privileged.control.and_then(Server::serve).map_err(|error| start.log.emit(refused(error))).ok();
     let mut engine = Engine::new(Settings::from_config(&start.config), hash_key()?);
-    let (ban_recorder, mut memory, messages) =
+    let (ban_recorder, mut earlier_runs, messages) =
         BanRecorder::open(reading, &start.events, &backends.leftovers, &start.used.backends);
     let kernel_table = backends.blocker.nft().map(|backend| &mut backend.table);
     let table_monitor = TableMonitor::open(kernel_table, ban_recorder.recorder())?;
-    let trial = Trial::new(&start.config, confirm, memory.trial, start.sensor.clone());
+    let trial = Trial::new(&start.config, confirm, earlier_runs.trial, start.sensor.clone());
     messages.into_iter().for_each(|kind| start.log.emit(kind));
-    start.recall(&mut memory, ban_recorder.recorder(), &mut engine, &mut backends.blocker).await?;
+    start.recall(&mut earlier_runs, ban_recorder.recorder(), &mut engine, &mut backends.blocker).await?;
     let mut fleet = match privileged.fleet {
         Some(bound) => start.open_fleet(bound, privileged.fleet_user, &mut backends.blocker, &trial)?,
         None => None,
     };
     if let Some(fleet) = &mut fleet {
-        fleet.restore(ban_recorder.recorder(), &memory.bans.remembered, &memory.fleet_lifts).await;
+        fleet.restore(ban_recorder.recorder(), &earlier_runs.bans.remembered, &earlier_runs.fleet_lifts).await;
     }
-    start.reconcile(memory.bans, memory.table.as_deref(), ban_recorder.recorder(), &mut backends)?;
+    start.reconcile(earlier_runs.bans, earlier_runs.table.as_deref(), ban_recorder.recorder(), &mut backends)?;
     let uses_nft = backends.blocker.nft().is_some();
     let table_identity = TableIdentity::new(uses_nft.then(Socket::open).transpose()?, boot::boot_id());
     let sensor_loop = start.make_sensor(capture, engine, backends.blocker, &trial)?;
@@ -127,7 +127,7 @@ pub(super) async fn serve(
     }
     // The receiver is gone only when the event loop has ended.
     let thread = privileged.sensor_thread.run(move || drop(ended.send(sensor_loop.run())));
-    start.follow_kernel(&table_monitor.bulk, backends.route_port)?;
+    start.follow_kernel(&table_monitor.bulk, backends.route_port_id)?;
 
     let Start { config, paths, sandbox, mut command_helper, firewall_watch, events, sensor, host_state, log, .. } =
         start;
@@ -175,7 +175,7 @@ async fn shut_down(
         fleet.write_lifts(true);
     }
     if is_running {
-        components.sensor.send(SensorCommand::Stop);
+        components.sensor.send(SensorMessage::Stop);
         if tokio::time::timeout(SENSOR_TIMEOUT, &mut end).await.is_ok() {
             let _ = thread.join();
         }
@@ -235,16 +235,20 @@ impl Start {
         Decoys::open(&ports, shared, &self.config.tcp.port_banner, self.firewall_watch.cookies())
     }
 
-    fn open_backends(&mut self, decoy_rules: Option<DecoyRules>, on_trial: bool) -> Result<OpenBackends, DaemonError> {
+    fn open_backends(&mut self, decoys: Option<DecoyRules>, on_trial: bool) -> Result<OpenBackends, DaemonError> {
+        let mut spec = RulesetSpec { decoys, ..RulesetSpec::from_config(&self.config) };
+        if on_trial {
+            spec = spec.without_hold();
+        }
         let helper = self.command_helper.as_ref().filter(|_| self.used.runs_commands);
         let mut backends = backends::open(
             &self.config,
             &self.host_state.host(),
             helper.map(|helper| helper.helper_client.clone()),
             &self.used,
-            (&self.events, &self.sensor),
-            on_trial,
-            decoy_rules,
+            spec,
+            &self.events,
+            &self.sensor,
         )?;
         take(&mut backends.messages).into_iter().for_each(|kind| self.log.emit(kind));
         Ok(backends)
@@ -253,21 +257,21 @@ impl Start {
     /// Restores the state of earlier runs, and protects the allowed networks before a ban of the ledger is restored.
     async fn recall(
         &mut self,
-        memory: &mut Memory,
+        earlier_runs: &mut EarlierRuns,
         recorder: Option<Recorder>,
         engine: &mut Engine,
         blocker: &mut Blocker,
     ) -> Result<(), DaemonError> {
-        if memory.host.booted {
+        if earlier_runs.host.booted {
             let settles = "this host has just booted: until its services have started, no source is banned";
             self.log.emit(EventKind::Note(format!("{settles}, for at most {} s", MAX_SETTLING.as_secs())));
         }
-        let allowances = take(&mut memory.allowances);
+        let allowances = take(&mut earlier_runs.allowances);
         let has_allowances = !allowances.is_empty();
-        self.host_state.restore(take(&mut memory.host), allowances, recorder, engine);
+        self.host_state.restore(take(&mut earlier_runs.host), allowances, recorder, engine);
         // Before the first packet, so that returning sources are recognised from the start.
-        memory.strikes.iter().for_each(|strikes| engine.remember(Timestamp::default(), strikes));
-        engine.recall_bans(Timestamp::default(), take(&mut memory.recent));
+        earlier_runs.strikes.iter().for_each(|strikes| engine.remember(Timestamp::default(), strikes));
+        engine.recall_bans(Timestamp::default(), take(&mut earlier_runs.recent));
         self.host_state.renew().await?;
         if has_allowances {
             backends::protect(blocker, &self.host_state.host()).map_err(DaemonError::Protect)?;
@@ -304,11 +308,11 @@ impl Start {
         }
     }
 
-    /// Starts to restore `bans`. `table` is the identity of the kernel's table when the daemon last ran.
+    /// Starts to restore `bans`. `last_table` is the identity of the kernel's table when the daemon last ran.
     fn reconcile(
         &self,
-        bans: PastBans,
-        table: Option<&str>,
+        bans: EarlierBans,
+        last_table: Option<&str>,
         recorder: Option<Recorder>,
         backends: &mut OpenBackends,
     ) -> Result<(), DaemonError> {
@@ -316,6 +320,12 @@ impl Start {
             return Ok(());
         }
         let OpenBackends { blocker, slow_backends, new_table, table_found, trap_banned, .. } = backends;
+        let table_origin = match *table_found {
+            found if is_loaded(last_table, boot::boot_id().as_deref(), found) => TableOrigin::Loaded,
+            _ if new_table.is_some() => TableOrigin::Created,
+            Some(FoundTable { merged: true, .. }) => TableOrigin::Merged,
+            _ => TableOrigin::Unchanged,
+        };
         // The commands that it sends stay in the inbox until the sensor runs.
         StartupReconcile {
             sensor: self.sensor.clone(),
@@ -325,9 +335,7 @@ impl Start {
             bans,
             backends: self.used.backends.clone(),
             exempt: ExemptPrefixes::new(self.host_state.host().allow.networks()),
-            table_created: new_table.is_some(),
-            table_loaded: table_identity::is_loaded(table, boot::boot_id().as_deref(), *table_found),
-            table_merged: table_found.is_some_and(|table| table.merged),
+            table_origin,
             trap_banned: take(trap_banned),
             marker: self.paths.state_dir.join(ledger::RESTORING),
             config: self.config.clone(),
@@ -348,7 +356,7 @@ impl Start {
     ) -> Result<Sensor, DaemonError> {
         let OpenCapture { mut decoys, decoy_rules, kernel, kernel_failure, live } = capture;
         // A listener for all ports needs rules that redirect to it.
-        if decoy_rules.is_some() && blocker.nft().is_none_or(|backend| backend.spec.decoys.is_none()) {
+        if decoy_rules.is_some() && blocker.nft().is_none_or(|backend| backend.spec().decoys.is_none()) {
             decoys = self.open_decoys(None)?;
         }
         decoys::announce(&decoys, &mut self.log);
@@ -374,12 +382,12 @@ impl Start {
     }
 
     /// Starts to restore the bans that the kernel loses. `bulk` tells when others last made many changes of the table
-    /// at once; `route_port` is the netlink port through which the route backend makes its own changes.
-    fn follow_kernel(&self, bulk: &BulkChanges, route_port: Option<u32>) -> Result<(), DaemonError> {
+    /// at once; `route_port_id` is the netlink port through which the route backend makes its own changes.
+    fn follow_kernel(&self, bulk: &BulkChanges, route_port_id: Option<u32>) -> Result<(), DaemonError> {
         if self.used.backends.iter().any(|backend| !backend.is_slow()) {
             tokio::spawn(Reconciler::open(self.sensor.clone(), bulk.clone(), self.config.clone())?.run());
         }
-        if let Some(port) = route_port {
+        if let Some(port) = route_port_id {
             let monitor = RouteMonitor::open(port).map_err(DaemonError::system("follow the kernel's routes"))?;
             tokio::spawn(reconciler::follow_routes(self.sensor.clone(), monitor));
         }

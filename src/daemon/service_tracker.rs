@@ -36,7 +36,7 @@ struct Candidate {
 }
 
 #[derive(Clone, Copy)]
-struct RememberedService {
+struct KnownService {
     /// Time at which it was last served. By the wall clock, which remains valid across a reboot.
     served: SystemTime,
     /// The last-served time in the ledger.
@@ -66,11 +66,11 @@ pub struct Observed {
 #[derive(Default)]
 pub struct ServiceTracker {
     candidates: HashMap<Service, Candidate>,
-    remembered: HashMap<Service, RememberedService>,
+    remembered: HashMap<Service, KnownService>,
     /// Ports that destination NAT publishes: services without a socket.
     published: Vec<Service>,
     /// `None` if there is no ledger.
-    pub(super) recorder: Option<Recorder>,
+    recorder: Option<Recorder>,
 }
 
 impl ServiceTracker {
@@ -84,7 +84,7 @@ impl ServiceTracker {
         self.recorder = recorder;
         for (service, served) in services.into_iter().take(MAX_SERVICES) {
             let served = served.min(wall);
-            self.remembered.insert(service, RememberedService { served, recorded: served, is_served: false });
+            self.remembered.insert(service, KnownService { served, recorded: served, is_served: false });
         }
         self.forget_old(wall);
     }
@@ -113,13 +113,13 @@ impl ServiceTracker {
                 }
             } else if self.has_lasted(service, now) && self.make_room() {
                 self.candidates.remove(&service);
-                self.remembered.insert(service, RememberedService { served: wall, recorded: wall, is_served: true });
+                self.remembered.insert(service, KnownService { served: wall, recorded: wall, is_served: true });
                 record(self.recorder.as_ref(), LedgerChange::Served(service, wall));
                 observed = Observed { changed: true, served_again: true };
             }
         }
         // Those that this observation has found were served at `wall`.
-        let gone = |known: &RememberedService| known.is_served && known.served != wall;
+        let gone = |known: &KnownService| known.is_served && known.served != wall;
         for (service, known) in self.remembered.iter_mut().filter(|(_, known)| gone(known)) {
             (known.is_served, known.recorded) = (false, known.served);
             record(self.recorder.as_ref(), LedgerChange::Served(*service, known.served));
@@ -165,7 +165,7 @@ impl ServiceTracker {
     }
 
     fn forget_old(&mut self, wall: SystemTime) -> bool {
-        let is_old = |known: &RememberedService| {
+        let is_old = |known: &KnownService| {
             !known.is_served && wall.duration_since(known.served).is_ok_and(|since| since > FORGOTTEN_AFTER)
         };
         let old: Vec<Service> =
@@ -195,7 +195,7 @@ impl ServiceTracker {
 
     /// The remembered services, sorted.
     pub fn states(&self) -> Vec<ServiceState> {
-        let state = |(service, known): (&Service, &RememberedService)| ServiceState {
+        let state = |(service, known): (&Service, &KnownService)| ServiceState {
             service: *service,
             served: known.served,
             is_served: known.is_served,

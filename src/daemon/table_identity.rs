@@ -42,6 +42,19 @@ pub(super) struct FoundTable {
     pub(super) merged: bool,
 }
 
+/// Where the kernel's table comes from.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum TableOrigin {
+    /// This start created it, so all its bans began after the start.
+    Created,
+    /// It was loaded from a file, with outdated bans in its sets.
+    Loaded,
+    /// The last daemon left it, and a saved ruleset was loaded into it, with outdated bans and an armed trap.
+    Merged,
+    /// The last daemon left it, and nothing has loaded a ruleset into it since. Also without the nftables backend.
+    Unchanged,
+}
+
 /// True if the table `found` is not the table `last` of the ledger, and was therefore loaded from a file. If the ledger
 /// has no record, the elements of a table that nft created, or into which it loaded a ruleset, are those of the file; a
 /// table that this program created keeps its bans when the ledger is lost.

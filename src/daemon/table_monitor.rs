@@ -127,17 +127,17 @@ impl BulkChanges {
 struct RepairPace {
     about: fn(&SensorCommand) -> bool,
     last: Option<Instant>,
-    held: Option<SensorCommand>,
+    delayed: Option<SensorCommand>,
 }
 
 impl RepairPace {
     fn new(about: fn(&SensorCommand) -> bool) -> Self {
-        Self { about, last: None, held: None }
+        Self { about, last: None, delayed: None }
     }
 
     /// Time at which the delayed command is due.
     fn due(&self) -> Option<Instant> {
-        self.held.as_ref().and(self.last).map(|last| last + REPAIR_INTERVAL)
+        self.delayed.as_ref().and(self.last).map(|last| last + REPAIR_INTERVAL)
     }
 
     /// Removes a command of this kind from `commands` if it has to wait. Inserts a delayed command that is due before
@@ -146,13 +146,13 @@ impl RepairPace {
         if let Some(place) = commands.iter().position(self.about) {
             let command = commands.remove(place);
             // Reinstalling the table includes repairing its rules.
-            if !matches!(self.held, Some(SensorCommand::ReinstallTable(_))) {
-                self.held = Some(command);
+            if !matches!(self.delayed, Some(SensorCommand::ReinstallTable(_))) {
+                self.delayed = Some(command);
             }
         }
-        if self.held.is_some() && self.last.is_none_or(|last| now >= last + REPAIR_INTERVAL) {
+        if self.delayed.is_some() && self.last.is_none_or(|last| now >= last + REPAIR_INTERVAL) {
             self.last = Some(now);
-            commands.splice(..0, self.held.take());
+            commands.splice(..0, self.delayed.take());
         }
     }
 }
@@ -171,31 +171,15 @@ const LEDGER_POLL_INTERVAL: Duration = Duration::from_millis(5);
 /// Maximum number of notes per minute. The sensor reports its number of repairs itself.
 const MAX_NOTES_PER_MINUTE: u32 = 10;
 
+/// The commands and events that follow from `changes` by the program `by`.
 fn respond(changes: &[TableChange], by: &str) -> (Vec<SensorCommand>, Vec<EventKind>) {
     // Once a table is gone, earlier changes of its elements are irrelevant: all are restored.
     let forces_restore = |change: &TableChange| {
         matches!(change, TableChange::TableGone | TableChange::SetGone(_) | TableChange::Overrun)
     };
     let restore_at = changes.iter().rposition(forces_restore);
-    let (mut commands, mut events) = (Vec::new(), Vec::new());
-    if let Some(place) = restore_at {
-        if changes.contains(&TableChange::Overrun) {
-            events.push(EventKind::Note(
-                "some changes of the ruleset were missed, because they arrived too fast; the table is checked as a \
-                 whole"
-                    .to_owned(),
-            ));
-        }
-        if changes.iter().take(place + 1).any(|change| *change == TableChange::TableGone) {
-            events.push(EventKind::Note(format!("{by} deleted table inet portsentry")));
-        }
-        commands.push(SensorCommand::ReinstallTable(by.to_owned()));
-    } else if changes.contains(&TableChange::RulesetChanged) {
-        commands.push(SensorCommand::RepairRules(by.to_owned()));
-    } else if changes.contains(&TableChange::Unheard) {
-        // The change usually concerned another table. The comparison finds changes of single elements.
-        commands.push(SensorCommand::RepairRules("an unknown process".to_owned()));
-    }
+    let (repair, mut events) = repair(changes, restore_at, by);
+    let mut commands = Vec::from_iter(repair);
     let (mut lifted, mut added, mut masked, mut loaded) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
     let (mut allowed, mut trap) = (false, false);
     for change in changes.iter().skip(restore_at.map_or(0, |place| place + 1)) {
@@ -261,6 +245,33 @@ fn respond(changes: &[TableChange], by: &str) -> (Vec<SensorCommand>, Vec<EventK
         commands.push(SensorCommand::ResetTrap);
     }
     (commands, events)
+}
+
+/// Returns the command that repairs the table or its rules, if one is needed, and the events to report. `restore_at` is
+/// the index of the last change after which the whole table must be restored.
+fn repair(changes: &[TableChange], restore_at: Option<usize>, by: &str) -> (Option<SensorCommand>, Vec<EventKind>) {
+    let Some(place) = restore_at else {
+        let by = if changes.contains(&TableChange::RulesetChanged) {
+            by
+        } else if changes.contains(&TableChange::Unheard) {
+            // The change usually concerned another table. The comparison finds changes of single elements.
+            "an unknown process"
+        } else {
+            return (None, Vec::new());
+        };
+        return (Some(SensorCommand::RepairRules(by.to_owned())), Vec::new());
+    };
+    let mut events = Vec::new();
+    if changes.contains(&TableChange::Overrun) {
+        events.push(EventKind::Note(
+            "some changes of the ruleset were missed, because they arrived too fast; the table is checked as a whole"
+                .to_owned(),
+        ));
+    }
+    if changes.iter().take(place + 1).any(|change| *change == TableChange::TableGone) {
+        events.push(EventKind::Note(format!("{by} deleted table inet portsentry")));
+    }
+    (Some(SensorCommand::ReinstallTable(by.to_owned())), events)
 }
 
 #[cfg(test)]

@@ -51,8 +51,6 @@ pub(super) struct Trial {
     /// False after a start with `--confirm`, until an operator confirms or resumes blocking. While false, no source is
     /// held.
     holds: bool,
-    /// The ruleset that the sensor was last given.
-    ruleset: RulesetSpec,
     sensor: SensorHandle,
 }
 
@@ -66,7 +64,7 @@ impl Trial {
         sensor: SensorHandle,
     ) -> Self {
         let (phase, holds) = (TrialPhase::new(confirm, until.filter(|_| config.blocks())), confirm.is_none());
-        Self { phase, holds, ruleset: ruleset(config, holds), sensor }
+        Self { phase, holds, sensor }
     }
 
     fn ends(&self) -> Option<Instant> {
@@ -105,33 +103,38 @@ impl Trial {
 
     /// The duration of a hold in the kernel and the window of the trap; `None` if no source is held.
     pub(super) fn hold(&self, config: &Config) -> Option<(Duration, Duration)> {
-        let trap = self.ruleset.trap.filter(|_| self.only_logs(config).is_none())?;
+        let trap = self.ruleset(config).trap.filter(|_| self.only_logs(config).is_none())?;
         Some((trap.hold?, trap.window))
     }
 
-    /// The settings of the engine. During a trial that only logs, nothing is blocked, regardless of the configuration.
-    pub(super) fn settings(&self, config: &Config) -> Settings {
-        let settings = Settings::from_config(config);
-        match self.phase {
-            TrialPhase::Expired | TrialPhase::LogOnly(_) => settings.log_only(),
-            TrialPhase::None | TrialPhase::Unconfirmed(_) => settings,
-        }
+    /// The ruleset that the kernel should have.
+    fn ruleset(&self, config: &Config) -> RulesetSpec {
+        let ruleset = RulesetSpec::from_config(config);
+        if self.holds { ruleset } else { ruleset.without_hold() }
     }
 
-    /// Sends the sensor the ruleset of another configuration. After an expired trial, disables blocking again.
-    pub(super) fn reconfigure(&mut self, config: &Config) {
-        self.update_ruleset(config);
+    /// Sends the sensor the ruleset of `config` if it differs from that of `old`. After an expired trial, disables
+    /// blocking again.
+    pub(super) fn reconfigure(&self, old: &Config, config: &Config) {
+        self.replace_ruleset(self.ruleset(old), config);
         if self.phase == TrialPhase::Expired {
             self.sensor.send(SensorCommand::LogOnly);
         }
     }
 
-    fn update_ruleset(&mut self, config: &Config) {
-        let ruleset = ruleset(config, self.holds);
-        if ruleset != self.ruleset {
-            self.ruleset = ruleset;
+    /// Sends the sensor the ruleset of `config` if it differs from `old`.
+    fn replace_ruleset(&self, old: RulesetSpec, config: &Config) {
+        let ruleset = self.ruleset(config);
+        if ruleset != old {
             self.sensor.send(SensorCommand::Ruleset(Box::new(ruleset)));
         }
+    }
+
+    /// Ends the trial: sources are blocked, and from now on also held.
+    fn resume(&mut self, config: &Config) {
+        let old = self.ruleset(config);
+        (self.phase, self.holds) = (TrialPhase::None, true);
+        self.replace_ruleset(old, config);
     }
 
     /// Confirms the trial of `--confirm`: blocking continues.
@@ -148,8 +151,7 @@ impl Trial {
             TrialPhase::None => Some("refused: portsentry was started without --confirm, or is already confirmed"),
         };
         refusal.map(Failure::refused).map_or(Ok(()), Err)?;
-        (self.phase, self.holds) = (TrialPhase::None, true);
-        self.update_ruleset(config);
+        self.resume(config);
         sink.emit(EventKind::Note(format!("{by} has confirmed the trial: blocking continues")));
         Ok(Answer::Confirmed {})
     }
@@ -204,11 +206,10 @@ impl Trial {
     }
 
     async fn end_log_only(&mut self, by: &str, config: &Config, sink: &mut EventSink) {
-        // A pending `--confirm` no longer has a meaning.
-        (self.phase, self.holds) = (TrialPhase::None, true);
-        let settings = self.settings(config);
+        let settings = Settings::from_config(config);
         self.sensor.send_waiting(SensorCommand::EndTrial(Box::new(settings))).await;
-        self.update_ruleset(config);
+        // A pending `--confirm` no longer has a meaning.
+        self.resume(config);
         sink.ban_recorder.write(LedgerChange::Trial { until: None });
         sink.emit(EventKind::Note(format!("the trial has ended ({by}): scans are blocked again")));
     }
@@ -231,14 +232,10 @@ impl Trial {
     }
 }
 
-/// The ruleset that the kernel should have.
-fn ruleset(config: &Config, holds: bool) -> RulesetSpec {
-    let ruleset = RulesetSpec::from_config(config);
-    if holds { ruleset } else { ruleset.without_hold() }
-}
-
 #[cfg(test)]
 mod tests {
+    use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
     use super::*;
     use crate::types::MINUTE;
 
@@ -259,11 +256,12 @@ mod tests {
     fn unchanged_configuration_replaces_no_ruleset() {
         let (config, until) = (Config::default(), Some(SystemTime::now() + MINUTE));
         for (confirm, until) in [(None, None), (Some(MINUTE), None), (None, until), (Some(MINUTE), until)] {
-            let mut trial = Trial::new(&config, confirm, until, SensorHandle::new().unwrap());
-            let before = trial.ruleset;
+            let trial = Trial::new(&config, confirm, until, SensorHandle::new().unwrap());
+            let before = trial.ruleset(&config);
             assert_eq!(before.trap.and_then(|trap| trap.hold).is_some(), confirm.is_none());
-            trial.reconfigure(&config);
-            assert_eq!(trial.ruleset, before, "{confirm:?} {until:?}");
+            trial.reconfigure(&config, &config);
+            let sent = poll(&mut [PollFd::new(&trial.sensor.inbox, PollFlags::IN)], Some(&Timespec::default()));
+            assert_eq!((sent, trial.ruleset(&config)), (Ok(0), before), "{confirm:?} {until:?}");
         }
     }
 }

@@ -1,5 +1,6 @@
 //! Defines the trait of all backends: begin a ban, end it, and restore the bans that the backend has lost.
 
+use std::error::Error;
 use std::fmt;
 
 use super::BanContext;
@@ -87,9 +88,12 @@ pub struct BackendGone;
 /// Open backends, each with its kind.
 pub type BackendHandles = Vec<(Backend, Box<dyn BanBackend>)>;
 
+/// The error of a backend that cannot be opened or read.
+pub type OpenError = Box<dyn Error + Send + Sync>;
+
 /// What a backend has done by itself, for the log.
 #[derive(Debug, Default)]
-pub struct Upkeep {
+pub struct MaintenanceReport {
     pub note: Option<String>,
     /// A failure, which the backend retries.
     pub error: Option<String>,
@@ -115,7 +119,7 @@ pub trait BanBackend: Send {
     ///
     /// # Errors
     /// [`BackendGone`], as for [`BanBackend::block`].
-    fn put_back(&mut self, _bans: &[ActiveBan], _now: Timestamp) -> Result<Vec<Refused>, BackendGone> {
+    fn restore(&mut self, _bans: &[ActiveBan], _now: Timestamp) -> Result<Vec<Refused>, BackendGone> {
         Ok(Vec::new())
     }
 
@@ -141,12 +145,40 @@ pub trait BanBackend: Send {
     }
 
     /// Ends a bounded number of bans that have expired, and retries failed removals.
-    fn run_due(&mut self, _now: Timestamp) -> Upkeep {
-        Upkeep::default()
+    fn run_due(&mut self, _now: Timestamp) -> MaintenanceReport {
+        MaintenanceReport::default()
+    }
+
+    /// The targets of bans that an earlier run left in this backend and that do not expire by themselves.
+    ///
+    /// # Errors
+    /// The backend cannot be read.
+    fn unexpiring_targets(&mut self) -> Result<Vec<BanTarget>, OpenError> {
+        Ok(Vec::new())
+    }
+
+    /// The netlink port id of this backend in the kernel's route notifications; `None` if its bans are not routes.
+    fn route_port_id(&self) -> Option<u32> {
+        None
+    }
+
+    /// True if bans of an earlier run may have left something in this backend.
+    fn has_leftovers(&mut self) -> bool {
+        false
+    }
+
+    /// Removes everything that earlier runs left in this backend, because the configuration no longer uses it. `used`
+    /// lists the backends in use, for the note. Returns a note if something was removed; `None` if there was nothing, or
+    /// if the kernel could not be queried.
+    ///
+    /// # Errors
+    /// A text for the log if the removal failed.
+    fn discard_leftovers(&mut self, _used: &str) -> Result<Option<String>, String> {
+        Ok(None)
     }
 
     /// Removes what bans of an earlier run have left, unless a ban has claimed it since the start.
-    fn remove_stale(&mut self, _now: Timestamp) -> Upkeep {
-        Upkeep::default()
+    fn remove_stale(&mut self, _now: Timestamp) -> MaintenanceReport {
+        MaintenanceReport::default()
     }
 }

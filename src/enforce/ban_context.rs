@@ -43,14 +43,14 @@ impl BanContext {
 
     /// The value of `$MODE$`: the mode, named like the classic flags.
     pub(super) fn mode(&self) -> &'static str {
-        match (self.protocol, self.mode) {
-            (_, None) => "hand",
-            (Protocol::Tcp | Protocol::Sctp, Some(Mode::Stealth)) => "stcp",
-            (Protocol::Tcp | Protocol::Sctp, Some(Mode::Advanced)) => "atcp",
-            (Protocol::Tcp | Protocol::Sctp, Some(Mode::Off | Mode::Connect)) => "tcp",
-            (Protocol::Udp | Protocol::Icmp, Some(Mode::Stealth)) => "sudp",
-            (Protocol::Udp | Protocol::Icmp, Some(Mode::Advanced)) => "audp",
-            (Protocol::Udp | Protocol::Icmp, Some(Mode::Off | Mode::Connect)) => "udp",
+        match (self.mode, self.protocol.uses_udp_settings()) {
+            (None, _) => "hand",
+            (Some(Mode::Stealth), false) => "stcp",
+            (Some(Mode::Stealth), true) => "sudp",
+            (Some(Mode::Advanced), false) => "atcp",
+            (Some(Mode::Advanced), true) => "audp",
+            (Some(Mode::Off | Mode::Connect), false) => "tcp",
+            (Some(Mode::Off | Mode::Connect), true) => "udp",
         }
     }
 
@@ -61,7 +61,7 @@ impl BanContext {
 
     /// The end in RFC 3339 format, UTC, with a resolution of seconds; or `never`.
     pub fn until(&self) -> String {
-        let end = BanEnd::of(self.expiry, self.since);
+        let end = BanEnd::new(self.expiry, self.since);
         end.0.map_or_else(|| end.to_string(), |time| time.without_fraction().to_string())
     }
 

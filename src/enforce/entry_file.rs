@@ -23,16 +23,16 @@ impl From<HostsDeny> for EntryFile {
 }
 
 impl EntryFile {
-    /// Checks that entries can be written, as far as possible without writing. The helper does its own check.
-    pub fn check(&self) -> io::Result<()> {
-        if self.helper.is_some() { Ok(()) } else { self.hosts_deny.check().map_err(io::Error::other) }
+    /// The warning at the start, if entries cannot be written now. The file helper reports its own.
+    pub fn warning(&self) -> Option<String> {
+        if self.helper.is_some() { None } else { self.hosts_deny.warning() }
     }
 
     /// The targets that have an entry now; empty if the file does not exist.
-    pub fn held(&self) -> io::Result<Vec<BanTarget>> {
+    pub fn targets(&self) -> io::Result<Vec<BanTarget>> {
         match &self.helper {
-            Some(helper) => Ok(helper.read(MAX_FILE_LEN)?.map_or(Vec::new(), |bytes| HostsDeny::held_in(&bytes))),
-            None => self.hosts_deny.held().map_err(io::Error::other),
+            Some(helper) => Ok(helper.read(MAX_FILE_LEN)?.map_or(Vec::new(), |bytes| HostsDeny::targets_in(&bytes))),
+            None => self.hosts_deny.targets().map_err(io::Error::other),
         }
     }
 

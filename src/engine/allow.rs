@@ -69,7 +69,7 @@ impl AllowList {
     /// Protects `prefix`. If it is protected already, the reason that comes first in [`Protection`] is kept.
     pub fn insert(&mut self, prefix: IpNet, protection: Protection) {
         let prefix = prefix.trunc();
-        let kept = self.prefixes.get(&prefix).map_or(protection, |held| protection.min(*held));
+        let kept = self.prefixes.get(&prefix).map_or(protection, |present| protection.min(*present));
         self.prefixes.insert(prefix, kept);
     }
 
@@ -81,8 +81,8 @@ impl AllowList {
         }
         match self.links.binary_search_by_key(&target, |(link, _)| *link) {
             Ok(place) => {
-                if let Some((_, held)) = self.links.get_mut(place) {
-                    *held = protection.min(*held);
+                if let Some((_, present)) = self.links.get_mut(place) {
+                    *present = protection.min(*present);
                 }
             }
             Err(place) => self.links.insert(place, (target, protection)),

@@ -32,13 +32,13 @@ pub(super) struct Bans {
     prefixes: PrefixBans,
     pub(super) ceilings: Ceilings,
     verifications: TokenBucket,
-    /// Since the start: packets from sources that already had a verdict, bans, and short bans above the ceilings.
+    /// Since the start: packets from sources that already had a verdict, bans, and capped bans.
     pub(super) repeated: u64,
     pub(super) imposed: u64,
-    pub(super) shortened: u64,
-    /// Since the last notice: sources above a ceiling that were not banned, and short bans.
-    withheld: u32,
-    capped: u32,
+    pub(super) capped_total: u64,
+    /// Since the last notice: sources above a ceiling that were not banned, and capped bans.
+    withheld_unreported: u32,
+    capped_unreported: u32,
     capped_since: Option<Timestamp>,
 }
 
@@ -54,9 +54,9 @@ impl Bans {
             verifications: TokenBucket::new(VERIFIED_PER_SECOND, Duration::from_secs(1)),
             repeated: 0,
             imposed: 0,
-            shortened: 0,
-            withheld: 0,
-            capped: 0,
+            capped_total: 0,
+            withheld_unreported: 0,
+            capped_unreported: 0,
             capped_since: None,
         }
     }
@@ -114,8 +114,8 @@ impl Bans {
     #[cold]
     fn recognise_neighbour(&self, source: IpAddr, target: BanTarget, now: Tick) -> Option<(BanTarget, usize)> {
         let every_link = target.on_every_link();
-        let held = self.table.get(self.key_of(every_link), now);
-        held.map(|slot| (every_link, slot)).or_else(|| self.around(source, now))
+        let linkless = self.table.get(self.key_of(every_link), now);
+        linkless.map(|slot| (every_link, slot)).or_else(|| self.around(source, now))
     }
 
     /// Counts one more packet of `source`, whose verdict is in `slot`.
@@ -162,8 +162,8 @@ impl Bans {
     }
 
     /// Adds a ban of the kernel, which counts as one on forgeable evidence; false if there have been too many.
-    pub(super) fn adopt_short(&mut self, target: BanTarget, now: Timestamp) -> bool {
-        let has_room = self.ceilings.charge_short(now, self.table.forgeable(now.tick()));
+    pub(super) fn adopt_capped(&mut self, target: BanTarget, now: Timestamp) -> bool {
+        let has_room = self.ceilings.charge_capped(now, self.table.forgeable(now.tick()));
         if has_room {
             let short = ActiveBan::new(target, Expiry::After(CAPPED_BAN));
             self.insert(&ActiveBan { grade: Some(Grade::Forgeable), ..short }, now.tick());
@@ -186,14 +186,15 @@ impl Bans {
 
     /// Counts a source that is not banned because of the ceilings.
     pub(super) fn withhold(&mut self, now: Timestamp) {
-        self.withheld = self.withheld.saturating_add(1);
+        self.withheld_unreported = self.withheld_unreported.saturating_add(1);
         self.capped_since.get_or_insert(now);
     }
 
     /// The notice about sources above the ceilings, once it is due.
     pub(super) fn capped_notice(&mut self, now: Timestamp) -> Option<EngineNotice> {
         self.capped_since.take_if(|since| now.since(*since) >= SUMMARY)?;
-        let (bans, withheld) = (std::mem::take(&mut self.capped), std::mem::take(&mut self.withheld));
+        let bans = std::mem::take(&mut self.capped_unreported);
+        let withheld = std::mem::take(&mut self.withheld_unreported);
         Some(EngineNotice::Capped { bans, withheld })
     }
 
@@ -223,7 +224,7 @@ impl Bans {
         let key = TargetKey::new(ban.probe.target, response).under(self.secret);
         if response != Response::Block {
             // Reported once per window or once per ban; later packets are only summarised.
-            let expiry = if response == Response::Tell { ban.expiry } else { Expiry::After(settings.window) };
+            let expiry = if response == Response::RunCommand { ban.expiry } else { Expiry::After(settings.window) };
             self.table.log_only(key, expiry, tick);
             return Verdict::LogOnly(ban);
         }
@@ -231,12 +232,12 @@ impl Bans {
         ban.strikes = self.strikes.count(key, tick);
         let proven = ban.grade == Grade::Proven;
         self.ceilings.charge(now, ban.grade, room);
-        ban.capped = room == Admission::ShortBan;
+        ban.capped = room == Admission::CappedBan;
         self.imposed += 1;
-        self.shortened += u64::from(ban.capped);
+        self.capped_total += u64::from(ban.capped);
         let may = |network| !host.allow.overlaps(network) && !host.local.overlaps(network);
         if ban.capped {
-            self.capped = self.capped.saturating_add(1);
+            self.capped_unreported = self.capped_unreported.saturating_add(1);
             self.capped_since.get_or_insert(now);
             let span = ban.expiry.span().map_or(CAPPED_BAN, |span| span.min(CAPPED_BAN));
             ban.expiry = Expiry::After(if many { self.jitter.shorter(span, key.key, tick) } else { span });

@@ -5,7 +5,7 @@
 use std::time::Duration;
 
 use super::class::Grade;
-use super::evidence::EVIDENCE;
+use super::evidence::MAX_EVIDENCE;
 use super::settings::Settings;
 use crate::types::{DAY, MINUTE, Timestamp, TokenBucket};
 
@@ -16,7 +16,7 @@ const PROVEN_BANS_PER_MINUTE: u32 = 600;
 /// Distinct ports that ban a source above a ceiling; equal to the number of ports stored. An attacker who forges many
 /// sources sends only as many packets per source as are needed below the ceiling.
 const RAISED_THRESHOLD: u32 = 16;
-const _: () = assert!(RAISED_THRESHOLD as usize == EVIDENCE);
+const _: () = assert!(RAISED_THRESHOLD as usize == MAX_EVIDENCE);
 
 /// A ban above a ceiling needs [`RAISED_THRESHOLD`] ports within this time. The kernel's trap holds a slower source at
 /// most 16 times, which harms the victim of forged packets less than a ban.
@@ -34,8 +34,8 @@ const KEPT_FOR_SHORT: u32 = 16;
 pub(super) enum Admission {
     /// A full ban.
     FullBan,
-    /// A short ban, which does not count as a strike.
-    ShortBan,
+    /// A capped ban: it is short, and does not count as a strike.
+    CappedBan,
     /// No ban for now.
     Withheld,
 }
@@ -135,7 +135,7 @@ impl Ceilings {
             && self.short.available(now) > 0
             && self.short_daily.available(now) > 0
         {
-            Admission::ShortBan
+            Admission::CappedBan
         } else {
             Admission::Withheld
         }
@@ -146,13 +146,15 @@ impl Ceilings {
         let _ = match (room, grade) {
             (Admission::FullBan, Grade::Forgeable) => self.forgeable.try_take(now),
             (Admission::FullBan, Grade::Proven) => self.proven.try_take(now),
-            (Admission::ShortBan | Admission::Withheld, _) => self.short.try_take(now) & self.short_daily.try_take(now),
+            (Admission::CappedBan | Admission::Withheld, _) => {
+                self.short.try_take(now) & self.short_daily.try_take(now)
+            }
         };
     }
 
     /// Takes a token for a forgeable ban that is already in force, if one is left. False if the ceiling of forgeable
     /// bans in force is reached, or if the short bans of this day are used up.
-    pub(super) fn charge_short(&mut self, now: Timestamp, standing: u32) -> bool {
+    pub(super) fn charge_capped(&mut self, now: Timestamp, standing: u32) -> bool {
         let _ = self.forgeable.try_take(now);
         standing < self.max_standing && self.short_daily.try_take(now)
     }
@@ -197,10 +199,10 @@ mod tests {
             (0..1_000).filter(|_| charge(&mut ceilings, now, request(Grade::Forgeable, distinct)) == room).count()
         };
         assert_eq!(count(Admission::FullBan, 3, at(1)), 60);
-        assert_eq!(count(Admission::ShortBan, 15, at(1)), 0, "below the raised threshold");
-        assert_eq!(count(Admission::ShortBan, 16, at(1)), 4);
+        assert_eq!(count(Admission::CappedBan, 15, at(1)), 0, "below the raised threshold");
+        assert_eq!(count(Admission::CappedBan, 16, at(1)), 4);
         assert_eq!(
-            (count(Admission::FullBan, 3, at(2)), count(Admission::ShortBan, 16, at(2))),
+            (count(Admission::FullBan, 3, at(2)), count(Admission::CappedBan, 16, at(2))),
             (1, 0),
             "one more per second"
         );
@@ -215,9 +217,9 @@ mod tests {
         };
         assert_eq!(count(Admission::FullBan, Grade::Forgeable, 3, at(1)), 1);
         assert_eq!(count(Admission::FullBan, Grade::Proven, 3, at(1)), 2);
-        assert_eq!(count(Admission::ShortBan, Grade::Forgeable, 16, at(1)), 1);
+        assert_eq!(count(Admission::CappedBan, Grade::Forgeable, 16, at(1)), 1);
         let short: usize =
-            (1..10).map(|minute| count(Admission::ShortBan, Grade::Forgeable, 16, at(1 + 60 * minute))).sum();
+            (1..10).map(|minute| count(Admission::CappedBan, Grade::Forgeable, 16, at(1 + 60 * minute))).sum();
         assert_eq!(short, 7, "128 are in the bucket of a day");
         ceilings.restore(at(2_000), RecentBans { short_daily: u32::MAX, ..RecentBans::default() });
         assert_eq!(ceilings.short_daily.available(at(2_000)), 0);
@@ -240,10 +242,10 @@ mod tests {
         let room = |ceilings: &Ceilings, standing| ceilings.admission(at(1), request(Grade::Forgeable, 16), standing);
         assert_eq!(
             [3_839, 3_840, 4_095].map(|n| room(&ceilings, n)),
-            [Admission::FullBan, Admission::ShortBan, Admission::ShortBan]
+            [Admission::FullBan, Admission::CappedBan, Admission::CappedBan]
         );
         assert_eq!(room(&ceilings, 4_096), Admission::Withheld);
-        assert!(ceilings.charge_short(at(1), 4_095) && !ceilings.charge_short(at(1), 4_096));
+        assert!(ceilings.charge_capped(at(1), 4_095) && !ceilings.charge_capped(at(1), 4_096));
         let proven = ceilings.admission(at(1), request(Grade::Proven, 3), 4_096);
         assert_eq!(proven, Admission::FullBan, "proven bans do not count");
         assert!(ceilings.has_room_for(at(1), 10, 3_830) && !ceilings.has_room_for(at(1), 10, 3_831));

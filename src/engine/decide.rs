@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::acceptance::{self, is_unicast};
 use super::ceiling::{Admission, BanRequest, FAST_SCAN_SPAN};
-use super::evidence::{EVIDENCE, Evidence, taken};
+use super::evidence::{Evidence, MAX_EVIDENCE, taken};
 use super::key::{Hashed, Response, TargetKey, fold};
 use super::observation::protocol_of;
 use super::related_ports::is_related_port;
@@ -19,7 +19,7 @@ use crate::wire::{Checksum, Delivery, Packet};
 /// Probes of one closed port on this many hosts count as a scan of the network. Clients of failed servers probe a few
 /// hosts; scanners probe all of them. Limited by the number of ports in a source entry.
 const HOST_SCAN_HOSTS: u8 = 16;
-const _: () = assert!(HOST_SCAN_HOSTS as usize == EVIDENCE);
+const _: () = assert!(HOST_SCAN_HOSTS as usize == MAX_EVIDENCE);
 
 /// This many pairs of own address and closed port, beyond the first probed address, count as a scan, even with few
 /// distinct ports. A crawler requests one port at a few addresses.
@@ -41,8 +41,8 @@ struct Counted<'a> {
     /// The key under which the evidence is stored.
     key: Hashed,
     /// The evidence there.
-    held: SourceSummary,
-    /// True if `held` is enough for a ban.
+    summary: SourceSummary,
+    /// True if `summary` is enough for a ban.
     is_enough: bool,
     /// True if the port is new for the target within the window.
     fresh: bool,
@@ -52,7 +52,7 @@ impl Counted<'_> {
     /// Called where the probe is returned, because a copy takes as long as one of the checks before.
     #[inline]
     fn probe(&self) -> Probe {
-        let SourceSummary { distinct, probes, .. } = self.held;
+        let SourceSummary { distinct, probes, .. } = self.summary;
         Probe { observation: *self.observation, target: self.target, distinct, probes, fresh: self.fresh }
     }
 }
@@ -157,9 +157,9 @@ impl Engine {
         for grade in [Grade::Proven, Grade::Forgeable] {
             while let Some(Candidate { key, observation, .. }) = self.candidates.fastest(grade, now.tick()) {
                 let response = self.settings.response_to(&observation);
-                let held = self.sources.summary_of(key, now.tick());
-                if held.is_some_and(|held| {
-                    self.admission(now, response, (held.slot, held.distinct)) == Admission::Withheld
+                let summary = self.sources.summary_of(key, now.tick());
+                if summary.is_some_and(|summary| {
+                    self.admission(now, response, (summary.slot, summary.distinct)) == Admission::Withheld
                 }) {
                     break;
                 }
@@ -197,12 +197,12 @@ impl Engine {
                 self.sources.withdraw_evidence(key, protocol, port);
             }
         }
-        let held = self.sources.summary_of(key, now.tick())?;
-        if !self.is_enough(now, target, &held, host) {
+        let summary = self.sources.summary_of(key, now.tick())?;
+        if !self.is_enough(now, target, &summary, host) {
             return None;
         }
-        let probe = Probe { observation, target, distinct: held.distinct, probes: held.probes, fresh: false };
-        let verdict = self.impose(now, key, &held, probe, host);
+        let probe = Probe { observation, target, distinct: summary.distinct, probes: summary.probes, fresh: false };
+        let verdict = self.impose(now, key, &summary, probe, host);
         // Above the ceilings the source is judged again at its next probes.
         (!matches!(verdict, Verdict::Probe(_))).then_some(verdict)
     }
@@ -233,9 +233,9 @@ impl Engine {
         // port of a few hosts is not a scanner.
         let apart = !host.local.is_exact() && observation.protocol != Protocol::Icmp;
         let key = if apart { target_key.key.toward(observation.destination).under(self.secret) } else { target_key };
-        let (held, fresh) = self.count(now, observation, key);
-        let is_enough = self.is_enough(now, target, &held, host);
-        let mut counted = Counted { observation, target, response, known, apart, key, held, is_enough, fresh };
+        let (summary, fresh) = self.count(now, observation, key);
+        let is_enough = self.is_enough(now, target, &summary, host);
+        let mut counted = Counted { observation, target, response, known, apart, key, summary, is_enough, fresh };
         if !self.confirm(now, &mut counted, host, lookup) {
             return Verdict::Ignored(IgnoreReason::Open);
         }
@@ -254,6 +254,7 @@ impl Engine {
 
     /// Drops the evidence that listeners, sockets and translations refute. Returns false if no evidence about the
     /// probe's own port is left.
+    #[inline]
     fn confirm(
         &mut self,
         now: Timestamp,
@@ -261,18 +262,19 @@ impl Engine {
         host: &Host,
         lookup: &mut impl PortLookup,
     ) -> bool {
-        let Counted { observation, target, response, held, is_enough, fresh, .. } = *counted;
+        let Counted { observation, target, response, key, summary, is_enough, fresh, .. } = *counted;
         // A flood above the ceilings causes no more look-ups than ordinary probes do.
-        let all = is_enough && self.admission(now, response, (held.slot, held.distinct)) != Admission::Withheld;
-        let served = all && self.withdraw_served(counted, host);
-        let refuted = (all || fresh) && self.withdraw_refuted(now, counted, all, lookup);
+        let all = is_enough && self.admission(now, response, (summary.slot, summary.distinct)) != Admission::Withheld;
+        let served = all && self.withdraw_served(observation, (key, summary.slot), host);
+        let refuted = (all || fresh) && self.withdraw_refuted(now, observation, (key, summary.slot), all, lookup);
         if served || refuted {
             let (protocol, port) = (observation.protocol, observation.counted_port());
-            if !self.sources.evidence(held.slot).any(|item| item.is_about(protocol, port)) {
+            if !self.sources.evidence(summary.slot).any(|item| item.is_about(protocol, port)) {
                 return false;
             }
-            counted.held = self.sources.summary(held.slot, now.tick()).unwrap_or(held);
-            counted.is_enough = self.is_enough(now, target, &counted.held, host);
+            let summary = self.sources.summary(summary.slot, now.tick()).unwrap_or(summary);
+            counted.is_enough = self.is_enough(now, target, &summary, host);
+            counted.summary = summary;
         }
         true
     }
@@ -281,7 +283,7 @@ impl Engine {
     /// of many addresses. While the host settles, enough evidence leads to no ban yet.
     #[inline]
     fn weigh(&mut self, now: Timestamp, counted: &Counted<'_>, host: &Host, lookup: &mut impl PortLookup) -> Verdict {
-        let Counted { observation, held, is_enough, fresh, .. } = *counted;
+        let Counted { observation, summary, is_enough, fresh, .. } = *counted;
         if is_enough && self.settling.is_current(now) {
             if fresh {
                 self.settling.wait(*observation);
@@ -289,25 +291,25 @@ impl Engine {
             return Verdict::Probe(counted.probe());
         }
         if is_enough {
-            return self.impose(now, counted.key, &held, counted.probe(), host);
+            return self.impose(now, counted.key, &summary, counted.probe(), host);
         }
         match self.count_spread(now, counted) {
             Some(first) if counted.apart => {
-                let room = self.admission(now, counted.response, (held.slot, HOST_SCAN_HOSTS));
-                if room == Admission::Withheld {
-                    return self.withhold(now, held.slot, counted.probe());
+                let admission = self.admission(now, counted.response, (summary.slot, HOST_SCAN_HOSTS));
+                if admission == Admission::Withheld {
+                    return self.withhold(now, summary.slot, counted.probe());
                 }
                 let ports = Ports::collect([(observation.protocol, observation.port, observation.class)].into_iter());
                 let ban = Ban { hosts: HOST_SCAN_HOSTS, ..self.ban(counted.probe(), ports, first) };
-                return self.bans.begin(now, counted.response, ban, room, (&self.settings, host));
+                return self.bans.begin(now, counted.response, ban, admission, (&self.settings, host));
             }
             Some(first) => {
                 let own_port = (observation.protocol, observation.port);
                 if self.recent_ports.look_up(observation, own_port, lookup, now.tick()) {
                     return Verdict::Ignored(IgnoreReason::Open);
                 }
-                let swept = SourceSummary { distinct: HOST_SCAN_PAIRS, first, ..held };
-                return self.impose(now, counted.key, &swept, counted.probe(), host);
+                let host_scan = SourceSummary { distinct: HOST_SCAN_PAIRS, first, ..summary };
+                return self.impose(now, counted.key, &host_scan, counted.probe(), host);
             }
             None => {}
         }
@@ -317,12 +319,12 @@ impl Engine {
         Verdict::Probe(counted.probe())
     }
 
-    /// Bans the source of `probe` for the evidence in `held`, which is stored under `key`, if the ceilings have room.
-    fn impose(&mut self, now: Timestamp, key: Hashed, held: &SourceSummary, probe: Probe, host: &Host) -> Verdict {
-        let SourceSummary { slot, distinct, first, .. } = *held;
+    /// Bans the source of `probe` for the evidence in `summary`, which is stored under `key`, if the ceilings have room.
+    fn impose(&mut self, now: Timestamp, key: Hashed, summary: &SourceSummary, probe: Probe, host: &Host) -> Verdict {
+        let SourceSummary { slot, distinct, first, .. } = *summary;
         let response = self.settings.response_to(&probe.observation);
-        let room = self.admission(now, response, (slot, distinct));
-        if room == Admission::Withheld {
+        let admission = self.admission(now, response, (slot, distinct));
+        if admission == Admission::Withheld {
             let (grade, pace) =
                 (self.sources.grade(slot, self.threshold.forgiven), self.sources.pace(slot, now.tick()));
             self.candidates.enter(key, grade, pace, probe.observation);
@@ -331,12 +333,12 @@ impl Engine {
         self.candidates.remove(key);
         let ports = self.sources.ports(slot);
         self.sources.forget(key);
-        self.bans.begin(now, response, self.ban(probe, ports, first), room, (&self.settings, host))
+        self.bans.begin(now, response, self.ban(probe, ports, first), admission, (&self.settings, host))
     }
 
-    /// True if the evidence in `held`, which counts against `target`, is enough for a ban.
-    fn is_enough(&self, now: Timestamp, target: BanTarget, held: &SourceSummary, host: &Host) -> bool {
-        held.conclusive || self.threshold.is_exceeded(target, held, &self.sources, (&self.bans, host), now.tick())
+    /// True if the evidence in `summary`, which counts against `target`, is enough for a ban.
+    fn is_enough(&self, now: Timestamp, target: BanTarget, summary: &SourceSummary, host: &Host) -> bool {
+        summary.conclusive || self.threshold.is_exceeded(target, summary, &self.sources, (&self.bans, host), now.tick())
     }
 
     /// Checks the evidence in `slot`, which is enough for a ban, against the ceilings.
@@ -365,11 +367,12 @@ impl Engine {
         Verdict::Probe(probe)
     }
 
-    /// Counts one more host, or pair of own address and closed port, probed by the source. Once they are a scan,
-    /// returns the time of the first probe.
-    #[inline]
+    /// Adds the probed host, or the pair of own address and closed port, to those that the source has probed. Once there
+    /// are enough for a scan, returns the time of the first probe.
+    // Not inlined without this attribute. Most calls end at a check before `add_spread`.
+    #[inline(always)]
     fn count_spread(&mut self, now: Timestamp, counted: &Counted<'_>) -> Option<Tick> {
-        let Counted { observation, apart, fresh, held, .. } = *counted;
+        let Counted { observation, target, response, apart, fresh, summary, .. } = *counted;
         let address = fold(observation.destination);
         let (what, limit) = if apart {
             // Other segments may belong to connections that began before the capture.
@@ -380,20 +383,27 @@ impl Engine {
         } else {
             if self.settling.is_current(now)
                 || !matches!(observation.class, Class::Syn | Class::Udp | Class::Connect | Class::Sctp)
-                || !self.sources.is_elsewhere(held.slot, address)
+                || !self.sources.is_elsewhere(summary.slot, address)
             {
                 return None;
             }
             (pair(observation), HOST_SCAN_PAIRS)
         };
         let item = Evidence::new(now.tick(), observation.protocol, what, observation.class);
-        let key = TargetKey::new(counted.target, counted.response).over_hosts().under(self.secret);
-        let (held, _) = self.sources.add(key, item, now.tick());
-        if held.distinct < limit {
+        self.add_spread(TargetKey::new(target, response), item, limit)
+    }
+
+    /// Adds `item` to the hosts or pairs probed by the source with this key. Once there are `limit` of them, forgets them
+    /// and returns the time of the first.
+    #[inline(never)]
+    fn add_spread(&mut self, source: TargetKey, item: Evidence, limit: u8) -> Option<Tick> {
+        let key = source.over_hosts().under(self.secret);
+        let (summary, _) = self.sources.add(key, item, item.at());
+        if summary.distinct < limit {
             return None;
         }
         self.sources.forget(key);
-        Some(held.first)
+        Some(summary.first)
     }
 
     fn ban(&self, probe: Probe, ports: Ports, first: Tick) -> Ban {
@@ -403,8 +413,8 @@ impl Engine {
     }
 
     /// Drops the evidence about ports on which a service listens by now; true if there was any.
-    fn withdraw_served(&mut self, counted: &Counted<'_>, host: &Host) -> bool {
-        let Observation { destination, interface, .. } = *counted.observation;
+    fn withdraw_served(&mut self, observation: &Observation, (key, slot): (Hashed, usize), host: &Host) -> bool {
+        let Observation { destination, interface, .. } = *observation;
         let is_served = |item: &Evidence| {
             let counts = !item.is_conclusive() && item.class() != Some(Class::Connect);
             let listens = |protocol| {
@@ -413,10 +423,10 @@ impl Engine {
             };
             counts && item.protocol().is_some_and(listens)
         };
-        let served = taken(self.sources.evidence(counted.held.slot).filter(is_served));
+        let served = taken(self.sources.evidence(slot).filter(is_served));
         for item in served.into_iter().flatten() {
             let Some(protocol) = item.protocol() else { continue };
-            self.withdraw_evidence(counted.key, protocol, item.port());
+            self.withdraw_evidence(key, protocol, item.port());
         }
         served.first().is_some_and(Option::is_some)
     }
@@ -426,14 +436,14 @@ impl Engine {
     fn withdraw_refuted(
         &mut self,
         now: Timestamp,
-        counted: &Counted<'_>,
+        observation: &Observation,
+        (key, slot): (Hashed, usize),
         all: bool,
         lookup: &mut impl PortLookup,
     ) -> bool {
         if !all && !self.lookups.try_take(now) {
             return false;
         }
-        let (key, slot) = (counted.key, counted.held.slot);
         let is_stale = |item: &Evidence| all && now.tick().since(item.at()) >= Tick::ticks(MAX_LOOKUP_AGE);
         let unchecked = taken(self.sources.evidence(slot).filter(|item| !item.is_looked_up() || is_stale(item)));
         let mut refuted = false;
@@ -442,7 +452,7 @@ impl Engine {
             let real = class == Class::Connect || item.is_conclusive() || item.port() == 0;
             if !real
                 && matches!(protocol, Protocol::Tcp | Protocol::Udp)
-                && self.recent_ports.look_up(counted.observation, (protocol, item.port()), lookup, now.tick())
+                && self.recent_ports.look_up(observation, (protocol, item.port()), lookup, now.tick())
             {
                 self.withdraw_evidence(key, protocol, item.port());
                 refuted = true;
@@ -456,7 +466,7 @@ impl Engine {
     /// Drops the evidence about a port that turned out to be in use.
     fn withdraw_evidence(&mut self, key: Hashed, protocol: Protocol, port: u16) {
         self.sources.withdraw_evidence(key, protocol, port);
-        if self.withdrawn.len() < EVIDENCE {
+        if self.withdrawn.len() < MAX_EVIDENCE {
             self.withdrawn.push((protocol, port));
         }
     }

@@ -4,7 +4,7 @@ use super::class::Class;
 use crate::types::{Protocol, Tick};
 
 /// Distinct ports stored per source; the maximum of `scan_trigger` is one less.
-pub const EVIDENCE: usize = 16;
+pub const MAX_EVIDENCE: usize = 16;
 
 /// One probed port: time, protocol, port and class, packed into 64 bits.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -82,8 +82,8 @@ impl Evidence {
 }
 
 /// A copy of `items`, so that the table that they are in can be changed.
-pub(super) fn taken(items: impl Iterator<Item = Evidence>) -> [Option<Evidence>; EVIDENCE] {
-    let mut taken = [None; EVIDENCE];
+pub(super) fn taken(items: impl Iterator<Item = Evidence>) -> [Option<Evidence>; MAX_EVIDENCE] {
+    let mut taken = [None; MAX_EVIDENCE];
     taken.iter_mut().zip(items).for_each(|(place, item)| *place = Some(item));
     taken
 }
@@ -91,13 +91,13 @@ pub(super) fn taken(items: impl Iterator<Item = Evidence>) -> [Option<Evidence>;
 /// The ports of a ban's evidence, in storage order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Ports {
-    items: [(Protocol, u16, Class); EVIDENCE],
+    items: [(Protocol, u16, Class); MAX_EVIDENCE],
     len: usize,
 }
 
 impl Ports {
     pub(super) fn collect(items: impl Iterator<Item = (Protocol, u16, Class)>) -> Self {
-        let mut ports = Self { items: [(Protocol::Tcp, 0, Class::Syn); EVIDENCE], len: 0 };
+        let mut ports = Self { items: [(Protocol::Tcp, 0, Class::Syn); MAX_EVIDENCE], len: 0 };
         for (place, item) in ports.items.iter_mut().zip(items) {
             *place = item;
             ports.len += 1;

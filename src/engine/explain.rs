@@ -53,14 +53,14 @@ pub fn explain(engine: &Engine, now: Timestamp, address: IpAddr, link: Option<u3
     let target = explained(engine, tick, address, link, host);
     let left = |response| Some(bans.table.left(bans.table.get(engine.key_of(target, response), tick)?, tick));
     let suspicion = |response| {
-        let held = sources.summary_of(engine.key_of(target, response), tick)?;
+        let summary = sources.summary_of(engine.key_of(target, response), tick)?;
         Some(Suspicion {
             blocks: response == Response::Block,
-            distinct: held.distinct,
+            distinct: summary.distinct,
             forgiven: threshold.forgiven,
-            probes: held.probes,
-            silent: tick.since(held.last).duration(),
-            ports: sources.ports(held.slot),
+            probes: summary.probes,
+            silent: tick.since(summary.last).duration(),
+            ports: sources.ports(summary.slot),
         })
     };
     let blocked = left(Response::Block);
@@ -71,10 +71,10 @@ pub fn explain(engine: &Engine, now: Timestamp, address: IpAddr, link: Option<u3
         blocked: blocked.or_else(|| around.map(|(_, slot)| bans.table.left(slot, tick))),
         grade: bans.get(around.map_or(target, |(network, _)| network), tick).and_then(|ban| ban.grade),
         network: around.map(|(network, _)| network),
-        logged: left(Response::Log).or_else(|| left(Response::Tell)),
+        logged: left(Response::Log).or_else(|| left(Response::RunCommand)),
         strikes: bans.strikes_of(target, tick),
         connected: threshold.connected_since(target).is_some(),
-        suspicions: [Response::Block, Response::Log, Response::Tell].map(suspicion),
+        suspicions: [Response::Block, Response::Log, Response::RunCommand].map(suspicion),
     }
 }
 

@@ -19,8 +19,8 @@ pub enum Response {
     /// Only logged, once per window.
     #[default]
     Log,
-    /// Only reported to the administrator's command, once per ban duration.
-    Tell,
+    /// Runs the administrator's command, once per ban duration, and bans nothing.
+    RunCommand,
     Block,
 }
 

@@ -47,7 +47,7 @@ pub use bans::CAPPED_BAN;
 pub use ceiling::RecentBans;
 pub use class::{Class, Grade};
 pub use distributed_scan::DistributedScan;
-pub use evidence::{EVIDENCE, Ports};
+pub use evidence::{MAX_EVIDENCE, Ports};
 pub use explain::{Explanation, Suspicion, explain};
 pub use host::{Host, Link, LinkId, Local, ReversePath};
 pub use host_ports::HostPorts;
@@ -115,7 +115,7 @@ impl Engine {
             settling: SettlingQueue::default(),
             candidates: Candidates::new(),
             lookups: TokenBucket::new(LOOKUPS_PER_SECOND, Duration::from_secs(1)),
-            withdrawn: Vec::with_capacity(EVIDENCE),
+            withdrawn: Vec::with_capacity(MAX_EVIDENCE),
             latest: Timestamp::default(),
             counters: Counters::default(),
             settings,
@@ -232,9 +232,9 @@ impl Engine {
     /// [`CAPPED_BAN`] and counts as a ban on forgeable evidence. False if there have been too many short bans: then the
     /// caller lifts it.
     #[must_use]
-    pub fn adopt_short(&mut self, now: Timestamp, target: BanTarget) -> bool {
+    pub fn adopt_capped(&mut self, now: Timestamp, target: BanTarget) -> bool {
         let now = self.clock(now);
-        self.bans.adopt_short(target, now)
+        self.bans.adopt_capped(target, now)
     }
 
     /// Passes at most `n` of the targets that the kernel should block now to `out`; successive calls cycle through all
@@ -272,27 +272,27 @@ impl Engine {
     /// the kernel's trap, which counts each of them.
     pub fn is_tolerated_related(&self, now: Timestamp, target: BanTarget, host: &Host) -> bool {
         let (Self { sources, threshold, .. }, now) = (self, self.latest.max(now).tick());
-        let held = sources.summary_of(self.key_of(target, Response::Block), now);
-        held.is_some_and(|held| {
-            held.distinct > threshold.forgiven
-                && threshold.counting(held.slot, sources, host, now) <= threshold.forgiven
+        let summary = sources.summary_of(self.key_of(target, Response::Block), now);
+        summary.is_some_and(|summary| {
+            summary.distinct > threshold.forgiven
+                && threshold.counting(summary.slot, sources, host, now) <= threshold.forgiven
         })
     }
 
     /// True if `target` has probed enough ports for a ban, but the ceilings had no room. Used to review bans of the
     /// kernel's trap, which learns of a reached ceiling with a delay.
     pub fn is_withheld(&self, now: Timestamp, target: BanTarget) -> bool {
-        let held = self.sources.summary_of(self.key_of(target, Response::Block), self.latest.max(now).tick());
-        held.is_some_and(|held| held.withheld && held.distinct > self.threshold.forgiven)
+        let summary = self.sources.summary_of(self.key_of(target, Response::Block), self.latest.max(now).tick());
+        summary.is_some_and(|summary| summary.withheld && summary.distinct > self.threshold.forgiven)
     }
 
     /// True if `target` is connected to a service of this host and has probed too few ports for a ban of a connected
     /// source. Used for the kernel's trap, which counts ports independently of the engine.
     pub fn is_tolerated_peer(&self, now: Timestamp, target: BanTarget, host: &Host) -> bool {
         let (Self { sources, threshold, .. }, now) = (self, self.latest.max(now).tick());
-        let held = sources.summary_of(self.key_of(target, Response::Block), now);
-        let counting = held.map_or(0, |held| threshold.counting(held.slot, sources, host, now));
-        let first = held.map_or(now, |held| held.first);
+        let summary = sources.summary_of(self.key_of(target, Response::Block), now);
+        let counting = summary.map_or(0, |summary| threshold.counting(summary.slot, sources, host, now));
+        let first = summary.map_or(now, |summary| summary.first);
         counting < threshold.bounds.peer_threshold && threshold.forgives_more(target, first, &self.bans, now)
     }
 
@@ -343,7 +343,7 @@ impl Engine {
 
     /// Counters since the start.
     pub fn counters(&self) -> Counters {
-        let Bans { repeated, imposed: bans, shortened: capped, .. } = self.bans;
+        let Bans { repeated, imposed: bans, capped_total: capped, .. } = self.bans;
         let (evicted, lookups) = (self.sources.evicted, self.recent_ports.lookups);
         Counters { repeated, bans, capped, evicted, lookups, ..self.counters }
     }

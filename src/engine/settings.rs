@@ -49,12 +49,6 @@ pub struct Settings {
 }
 
 impl Settings {
-    /// The same settings, but scans are only logged.
-    pub fn log_only(mut self) -> Self {
-        (self.tcp.response, self.udp.response) = (Response::Log, Response::Log);
-        self
-    }
-
     /// True if packets or connections to `port` are judged.
     pub(super) fn monitors_port(&self, protocol: Protocol, port: u16) -> bool {
         match protocol {
@@ -67,10 +61,7 @@ impl Settings {
     /// The ports and the response for TCP or UDP. The response also applies to SCTP (as TCP) and ICMP (as UDP), the
     /// ports do not.
     pub(super) fn of_protocol(&self, protocol: Protocol) -> &ProtocolSettings {
-        match protocol {
-            Protocol::Tcp | Protocol::Sctp => &self.tcp,
-            Protocol::Udp | Protocol::Icmp => &self.udp,
-        }
+        if protocol.uses_udp_settings() { &self.udp } else { &self.tcp }
     }
 
     /// The response for which `observation` counts. Linux answers ACK and FIN/ACK segments identically on open and
@@ -106,7 +97,7 @@ impl Settings {
             response: match protocol.block {
                 BlockPolicy::Yes => Response::Block,
                 BlockPolicy::No => Response::Log,
-                BlockPolicy::Run => Response::Tell,
+                BlockPolicy::Run => Response::RunCommand,
             },
         };
         Self {

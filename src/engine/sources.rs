@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::class::{Class, Grade};
-use super::evidence::{EVIDENCE, Evidence, Ports};
+use super::evidence::{Evidence, MAX_EVIDENCE, Ports};
 use super::key::{HashKey, Hashed, TargetKey};
 use super::table::{Claim, HashTable, OLDEST, Occupant, Row};
 use crate::types::{Protocol, Tick};
@@ -62,7 +62,7 @@ struct SourceEntry {
     home: u16,
     /// True if the ceilings withheld a ban of this source.
     withheld: bool,
-    evidence: [Evidence; EVIDENCE],
+    evidence: [Evidence; MAX_EVIDENCE],
 }
 
 impl Row for SourceEntry {
@@ -75,7 +75,7 @@ impl Row for SourceEntry {
         distinct: 0,
         home: 0,
         withheld: false,
-        evidence: [Evidence::NONE; EVIDENCE],
+        evidence: [Evidence::NONE; MAX_EVIDENCE],
     };
 
     fn key(&self) -> TargetKey {
@@ -89,11 +89,11 @@ impl Row for SourceEntry {
 }
 
 impl SourceEntry {
-    fn held(&self) -> &[Evidence] {
+    fn items(&self) -> &[Evidence] {
         self.evidence.get(..usize::from(self.distinct)).unwrap_or_default()
     }
 
-    fn held_mut(&mut self) -> &mut [Evidence] {
+    fn items_mut(&mut self) -> &mut [Evidence] {
         self.evidence.get_mut(..usize::from(self.distinct)).unwrap_or_default()
     }
 
@@ -127,7 +127,7 @@ impl SourceEntry {
 
     /// Drops the evidence for which `old` holds; the rest keeps its order.
     fn drop_where(&mut self, old: impl Fn(&Evidence) -> bool) {
-        if !self.held().iter().any(&old) {
+        if !self.items().iter().any(&old) {
             return;
         }
         let before = self.evidence;
@@ -139,7 +139,7 @@ impl SourceEntry {
     /// Adds `new` and drops evidence older than `window`; true if its port is new.
     fn add(&mut self, new: Evidence, now: Tick, window: Tick) -> bool {
         self.drop_where(|item| now.since(item.at()) > window);
-        if let Some(item) = self.held_mut().iter_mut().find(|item| item.same_port(new)) {
+        if let Some(item) = self.items_mut().iter_mut().find(|item| item.same_port(new)) {
             *item = item.renewed(new);
             return false;
         }
@@ -210,13 +210,13 @@ impl SourceTable {
         source.probes = source.probes.saturating_add(1);
         let fresh = source.add(new, now, *window);
         source.new_ports = source.new_ports.saturating_add(u16::from(fresh || new.hides_port()));
-        let (summary, rank) = (source.summary(slot, source.held().iter().copied()), source.rank());
+        let (summary, rank) = (source.summary(slot, source.items().iter().copied()), source.rank());
         sources.rank(key, slot, rank);
         (summary, fresh)
     }
 
     pub(super) fn evidence(&self, slot: usize) -> impl Iterator<Item = Evidence> + Clone + '_ {
-        self.sources.at(slot).map(SourceEntry::held).unwrap_or_default().iter().copied()
+        self.sources.at(slot).map(SourceEntry::items).unwrap_or_default().iter().copied()
     }
 
     /// Time between the first and the last probe of the evidence in `slot`.
@@ -247,8 +247,8 @@ impl SourceTable {
 
     /// Marks the evidence about this port as verified.
     pub(super) fn verify(&mut self, slot: usize, checked: Evidence) {
-        let held = self.sources.get_mut(slot).map(SourceEntry::held_mut).unwrap_or_default();
-        held.iter_mut().filter(|item| item.same_port(checked)).for_each(|item| *item = item.looked_up());
+        let items = self.sources.get_mut(slot).map(SourceEntry::items_mut).unwrap_or_default();
+        items.iter_mut().filter(|item| item.same_port(checked)).for_each(|item| *item = item.looked_up());
     }
 
     /// Removes the evidence against `key` about one port that turned out to be open.
@@ -328,8 +328,8 @@ mod tests {
     fn repeated_port_counts_once() {
         let mut suspects = table(8);
         for at in 1..100 {
-            let (held, fresh) = suspects.add(Hashed::nth(1), syn(at, 23), Tick(at));
-            assert_eq!((held.distinct, fresh, held.probes), (1, at == 1, at));
+            let (summary, fresh) = suspects.add(Hashed::nth(1), syn(at, 23), Tick(at));
+            assert_eq!((summary.distinct, fresh, summary.probes), (1, at == 1, at));
         }
     }
 
@@ -352,9 +352,9 @@ mod tests {
         for port in 1..=40 {
             let _ = suspects.add(Hashed::nth(1), syn(u32::from(port), port), Tick(u32::from(port)));
         }
-        let (held, _) = suspects.add(Hashed::nth(1), syn(41, 99), Tick(41));
-        assert_eq!(usize::from(held.distinct), EVIDENCE);
-        assert!(suspects.evidence(held.slot).all(|item| item.port() > 25));
+        let (summary, _) = suspects.add(Hashed::nth(1), syn(41, 99), Tick(41));
+        assert_eq!(usize::from(summary.distinct), MAX_EVIDENCE);
+        assert!(suspects.evidence(summary.slot).all(|item| item.port() > 25));
     }
 
     #[test]

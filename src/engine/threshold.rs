@@ -72,22 +72,22 @@ impl Threshold {
         self.peers.get(place).map(|(_, since)| *since)
     }
 
-    /// True if the ports of `held` exceed the number that is forgiven to its source, `target`.
+    /// True if the ports of `summary` exceed the number that is forgiven to its source, `target`.
     #[inline]
     pub(super) fn is_exceeded(
         &self,
         target: BanTarget,
-        held: &SourceSummary,
+        summary: &SourceSummary,
         sources: &SourceTable,
         (bans, host): (&Bans, &Host),
         now: Tick,
     ) -> bool {
-        if held.distinct <= self.forgiven {
+        if summary.distinct <= self.forgiven {
             return false;
         }
-        let counting = self.counting(held.slot, sources, host, now);
+        let counting = self.counting(summary.slot, sources, host, now);
         counting > self.forgiven
-            && (counting >= self.bounds.peer_threshold || !self.forgives_more(target, held.first, bans, now))
+            && (counting >= self.bounds.peer_threshold || !self.forgives_more(target, summary.first, bans, now))
     }
 
     /// Number of ports in `slot` that count; related ports, which one client tries together, count as one.

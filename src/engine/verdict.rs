@@ -83,6 +83,21 @@ pub struct Ban {
     pub capped: bool,
 }
 
+impl Ban {
+    /// Why the source is banned, as a clause: "3 distinct closed ports were probed".
+    pub fn reason(&self) -> String {
+        if self.hosts > 1 {
+            return format!("closed ports of {} hosts were probed", self.hosts);
+        }
+        let conclusive = self.ports.iter().find(|(_, _, class)| class.is_conclusive());
+        match (conclusive, self.ports.iter().count()) {
+            (Some((_, port, class)), _) => format!("a {class} probe of port {port}, which no TCP stack sends"),
+            (None, 1) => "a closed port was probed".to_owned(),
+            (None, ports) => format!("{ports} distinct closed ports were probed"),
+        }
+    }
+}
+
 /// A probe by a source that is never blocked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Exempt {

@@ -74,23 +74,20 @@ pub fn line_with_name(kind: &EventKind, name: Option<&str>, wording: Wording) ->
         EventKind::Scan(ban) => scan(&ban.probe, name),
         EventKind::Blocked { ban, backend, .. } => {
             let set = match ban.probe.target {
-                BanTarget::Link { .. } => "blocked_link",
-                target if target.element().is_ipv4() => "blocked",
-                _ => "blocked6",
+                _ if *backend != Backend::Nft => "",
+                BanTarget::Link { .. } => " blocked_link",
+                target if target.element().is_ipv4() => " blocked",
+                _ => " blocked6",
             };
-            let via = match backend {
-                Backend::Nft => format!("nftables set inet portsentry {set}"),
-                Backend::Route => "dropped route".to_owned(),
-                slow => slow.name().to_owned(),
-            };
-            format!("attackalert: Host {} has been blocked via {via} for {}", host(ban.probe.target), ban.expiry)
+            let (host, via) = (host(ban.probe.target), backend.classic_name());
+            format!("attackalert: Host {host} has been blocked via {via}{set} for {}", ban.expiry)
         }
         EventKind::Shortened { target, expiry, .. } => {
             format!("adminalert: Host {} has been blocked for {expiry}: {WITHOUT_VERDICT}", host(*target))
         }
         EventKind::Entered { target, backend, entry, .. } => {
-            let via = if *backend == Backend::HostsDeny { "wrappers" } else { backend.name() };
-            format!("attackalert: Host {} has been blocked via {via} with string: \"{entry}\"", host(*target))
+            let (host, via) = (host(*target), backend.classic_name());
+            format!("attackalert: Host {host} has been blocked via {via} with string: \"{entry}\"")
         }
         EventKind::Ran { target, command, .. } => {
             format!("attackalert: External command run for host: {} using command: \"{command}\"", host(*target))
@@ -119,18 +116,18 @@ pub fn line_with_name(kind: &EventKind, name: Option<&str>, wording: Wording) ->
             let source = name_and_address(name, target.element());
             format!("attackalert: Host: {source} still scans, which is only logged{}", several(*packets, "packet"))
         }
-        EventKind::DistributedScan(sweep) => format!(
+        EventKind::DistributedScan(scan) => format!(
             "attackalert: Distributed scan: about {} hosts together probed {} ports within {}; none of them alone \
              reached the threshold",
-            sweep.sources,
-            sweep.ports,
-            humantime::format_duration(std::time::Duration::from_secs(sweep.span.as_secs().max(1)))
+            scan.sources,
+            scan.ports,
+            humantime::format_duration(std::time::Duration::from_secs(scan.span.as_secs().max(1)))
         ),
         EventKind::Capped { bans, withheld } => format!(
             "adminalert: a ceiling of bans is reached (block.max_new_bans_per_minute, block.max_forgeable_bans, or 600 proven \
              bans a minute); sources not banned: {withheld}, banned for a short time: {bans}"
         ),
-        EventKind::Lifted { target } => {
+        EventKind::BanVanished { target } => {
             format!("adminalert: Host {} is no longer in the kernel's set; its next scan bans it again", host(*target))
         }
         EventKind::Dropped { packets } => {

@@ -93,7 +93,7 @@ impl Digest {
                 self.forgeable.push(event);
             }
             EventKind::ByHand { .. } => self.by_hand.push(event),
-            EventKind::Unblocked { .. } | EventKind::Lifted { .. } => self.lifted.push(event),
+            EventKind::Unblocked { .. } | EventKind::BanVanished { .. } => self.lifted.push(event),
             EventKind::Scan(_) => self.not_banned.only_logged += 1,
             EventKind::Capped { withheld, .. } => self.not_banned.withheld += u64::from(*withheld),
             EventKind::BlockFailed { .. } => self.not_banned.failed += 1,

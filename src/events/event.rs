@@ -91,8 +91,8 @@ pub enum EventKind {
         bans: u32,
         withheld: u32,
     },
-    /// A ban disappeared from the kernel before its expiry.
-    Lifted {
+    /// A ban vanished from the kernel before its expiry, without a notification.
+    BanVanished {
         target: BanTarget,
     },
     /// A ban was deleted from the kernel's set.
@@ -186,7 +186,7 @@ impl EventKind {
                 LineClass::Probe
             }
             Self::Blocked { .. } | Self::Entered { .. } | Self::Ran { .. } => LineClass::Ban,
-            Self::Disconnected { .. } | Self::DistributedScan(_) | Self::Capped { .. } | Self::Lifted { .. } => {
+            Self::Disconnected { .. } | Self::DistributedScan(_) | Self::Capped { .. } | Self::BanVanished { .. } => {
                 LineClass::Ban
             }
             Self::BlockFailed { .. } => LineClass::FailedBan,
@@ -210,7 +210,7 @@ impl EventKind {
 impl From<EngineNotice> for EventKind {
     fn from(notice: EngineNotice) -> Self {
         match notice {
-            EngineNotice::DistributedScan(sweep) => Self::DistributedScan(sweep),
+            EngineNotice::DistributedScan(scan) => Self::DistributedScan(scan),
             EngineNotice::Repeated { target, standing, protocol, packets } => {
                 Self::Repeated { target, standing, protocol, packets }
             }

@@ -2,9 +2,12 @@
 //! socket.
 
 use std::borrow::Cow;
+use std::fmt;
 use std::time::SystemTime;
 
-use serde::{Deserialize, Serialize};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Deserializer, Serialize};
+use serde_json::Value;
 
 use super::event::{Event, EventKind};
 use crate::clock::{BanEnd, WallTime};
@@ -12,25 +15,27 @@ use crate::engine::{Ban, Class, Grade, Observation, RepeatedStatus};
 use crate::types::{Backend, BanTarget, Protocol};
 
 /// The serialised form of an event. Fields that do not apply are omitted. Both sides of the control socket use this
-/// type: a reader accepts unknown kinds, classes and methods.
+/// type. A reader treats unknown values as absent, because the daemon may have another version.
 #[serde_with::skip_serializing_none]
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct EventRecord {
-    /// `start`, `probe`, `scan`, `block`, `run`, `refused`, `repeat`, `unblock`, `expire`, `heal`, `error`, `stop`,
-    /// `note`; on the control socket also `lost`.
-    pub event: Cow<'static, str>,
+    pub event: EventName,
     pub time: Option<WallTime>,
     pub source: Option<String>,
     pub destination: Option<String>,
-    pub class: Option<Cow<'static, str>>,
-    pub proto: Option<Cow<'static, str>>,
+    #[serde(default, deserialize_with = "known_or_none")]
+    pub class: Option<Class>,
+    #[serde(default, deserialize_with = "known_or_none")]
+    pub proto: Option<Protocol>,
     pub port: Option<u16>,
     pub fragmented: Option<bool>,
     #[serde(rename = "subject")]
     pub target: Option<String>,
+    #[serde(default, deserialize_with = "known_ports")]
     pub ports: Option<Vec<PortRecord>>,
-    /// Grade of the evidence of a ban: `forgeable` or `proven`.
-    pub evidence: Option<Cow<'static, str>>,
+    /// Grade of the evidence of a ban.
+    #[serde(default, deserialize_with = "known_or_none")]
+    pub evidence: Option<Grade>,
     pub probes: Option<u32>,
     /// Bans of the target that count, including this one.
     pub strikes: Option<u32>,
@@ -43,7 +48,8 @@ pub struct EventRecord {
     pub sources: Option<u32>,
     pub distinct_ports: Option<u32>,
     pub expires: Option<BanEnd>,
-    pub method: Option<Cow<'static, str>>,
+    #[serde(default, deserialize_with = "known_or_none")]
+    pub method: Option<Backend>,
     pub reaction_us: Option<u64>,
     pub hosts_deny: Option<String>,
     pub well: Option<bool>,
@@ -55,25 +61,103 @@ pub struct EventRecord {
     pub events: Option<u64>,
 }
 
+/// Reads a value; `None` if this version does not know it.
+fn known_or_none<'de, T: DeserializeOwned, D: Deserializer<'de>>(value: D) -> Result<Option<T>, D::Error> {
+    Ok(T::deserialize(Value::deserialize(value)?).ok())
+}
+
+/// The ports whose protocol this version knows.
+fn known_ports<'de, D: Deserializer<'de>>(value: D) -> Result<Option<Vec<PortRecord>>, D::Error> {
+    let ports: Option<Vec<Value>> = Deserialize::deserialize(value)?;
+    Ok(ports.map(|ports| ports.into_iter().filter_map(|port| PortRecord::deserialize(port).ok()).collect()))
+}
+
+/// The name of an event; several [`EventKind`]s may share one.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, strum::IntoStaticStr)]
+#[serde(rename_all = "lowercase")]
+#[strum(serialize_all = "lowercase")]
+pub enum EventName {
+    Start,
+    Probe,
+    Scan,
+    Block,
+    Run,
+    Refused,
+    Repeat,
+    Unblock,
+    Expire,
+    Heal,
+    Error,
+    Note,
+    Stop,
+    /// Only on the control socket: events were dropped, because the reader was too slow.
+    Lost,
+    /// A name that this version does not know.
+    #[default]
+    #[serde(other)]
+    Other,
+}
+
+impl EventName {
+    /// The name in JSON.
+    pub fn key(self) -> &'static str {
+        self.into()
+    }
+}
+
+impl From<&EventKind> for EventName {
+    fn from(kind: &EventKind) -> Self {
+        match kind {
+            EventKind::Started => Self::Start,
+            EventKind::Probe(_) => Self::Probe,
+            EventKind::Scan(_) | EventKind::DistributedScan(_) => Self::Scan,
+            EventKind::Blocked { .. }
+            | EventKind::Shortened { .. }
+            | EventKind::Entered { .. }
+            | EventKind::ByHand { .. } => Self::Block,
+            EventKind::Ran { .. } => Self::Run,
+            EventKind::Exempt { .. } => Self::Refused,
+            EventKind::Repeated { .. } => Self::Repeat,
+            EventKind::BanVanished { .. } | EventKind::Unblocked { .. } => Self::Unblock,
+            EventKind::TableReinstalled { .. } | EventKind::Restored { .. } | EventKind::Repaired { .. } => Self::Heal,
+            EventKind::Expired { .. } => Self::Expire,
+            EventKind::BlockFailed { .. } | EventKind::Error(_) | EventKind::Dropped { .. } => Self::Error,
+            EventKind::Capped { .. }
+            | EventKind::Disconnected { .. }
+            | EventKind::Adopted { .. }
+            | EventKind::Note(_) => Self::Note,
+            EventKind::Stopped => Self::Stop,
+        }
+    }
+}
+
 /// A port with the class of its probe.
 #[serde_with::skip_serializing_none]
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PortRecord {
-    pub proto: Cow<'static, str>,
+    pub proto: Protocol,
     pub port: u16,
     /// Omitted if unknown.
-    pub class: Option<Cow<'static, str>>,
+    #[serde(default, deserialize_with = "known_or_none")]
+    pub class: Option<Class>,
 }
 
 impl From<(Protocol, u16, Class)> for PortRecord {
     fn from((protocol, port, class): (Protocol, u16, Class)) -> Self {
-        Self { proto: protocol.key().into(), port, class: Some(class.key().into()) }
+        Self { proto: protocol, port, class: Some(class) }
     }
 }
 
 impl From<&(Protocol, u16)> for PortRecord {
     fn from((protocol, port): &(Protocol, u16)) -> Self {
-        Self { proto: protocol.key().into(), port: *port, class: None }
+        Self { proto: *protocol, port: *port, class: None }
+    }
+}
+
+impl fmt::Display for PortRecord {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}", self.proto.key(), self.port)?;
+        self.class.iter().try_for_each(|class| write!(f, " ({})", class.key()))
     }
 }
 
@@ -83,7 +167,7 @@ pub const WITHOUT_VERDICT: &str = "the kernel's trap counted its probes, without
 
 impl From<&Event> for EventRecord {
     fn from(event: &Event) -> Self {
-        let base = Self { event: kind(&event.kind).into(), time: Some(WallTime(event.time)), ..Self::default() };
+        let base = Self { event: (&event.kind).into(), time: Some(WallTime(event.time)), ..Self::default() };
         match &event.kind {
             EventKind::Started | EventKind::Stopped => base,
             EventKind::Probe(probe) => Self {
@@ -99,8 +183,8 @@ impl From<&Event> for EventRecord {
             },
             EventKind::Shortened { target, expiry, ports } => Self {
                 ports: (!ports.is_empty()).then(|| ports.iter().map(PortRecord::from).collect()),
-                evidence: Some(Grade::Forgeable.key().into()),
-                expires: Some(BanEnd::of(*expiry, event.time)),
+                evidence: Some(Grade::Forgeable),
+                expires: Some(BanEnd::new(*expiry, event.time)),
                 capped: Some(true),
                 ..base.target(*target).method(Backend::Nft).reason(WITHOUT_VERDICT)
             },
@@ -135,15 +219,15 @@ impl From<&Event> for EventRecord {
                 };
                 Self { packets: Some((*packets).into()), ..base.target(*target).reason(why) }
             }
-            EventKind::DistributedScan(sweep) => Self {
-                sources: Some(sweep.sources),
-                distinct_ports: Some(sweep.ports),
+            EventKind::DistributedScan(scan) => Self {
+                sources: Some(scan.sources),
+                distinct_ports: Some(scan.ports),
                 ..base.reason("distributed scan")
             },
             EventKind::Capped { bans, withheld } => {
                 Self { withheld: Some((*withheld).into()), ..base.reason("above the ceilings of new bans").bans(*bans) }
             }
-            EventKind::Lifted { target } => base.subject(*target).reason("missing in the kernel's set"),
+            EventKind::BanVanished { target } => base.subject(*target).reason("missing in the kernel's set"),
             EventKind::Dropped { packets } => Self { packets: Some(*packets), ..base.reason("capture overrun") },
             EventKind::Unblocked { target, by } => base.target(*target).reason(format!("deleted by {by}")),
             EventKind::Expired { target } => base.target(*target),
@@ -152,7 +236,7 @@ impl From<&Event> for EventRecord {
             }
             EventKind::ByHand { target, expiry, by, note, .. } => Self {
                 note: note.clone(),
-                expires: Some(BanEnd::of(*expiry, event.time)),
+                expires: Some(BanEnd::new(*expiry, event.time)),
                 ..base.target(*target).reason(format!("added by {by}"))
             },
             EventKind::TableReinstalled { bans } => base.reason("the table was missing").bans(*bans),
@@ -177,7 +261,7 @@ impl EventRecord {
     }
 
     fn method(self, backend: Backend) -> Self {
-        Self { method: Some(backend.name().into()), ..self }
+        Self { method: Some(backend), ..self }
     }
 
     fn bans(self, bans: impl TryInto<u64>) -> Self {
@@ -196,8 +280,8 @@ impl EventRecord {
         Self {
             source: Some(observation.source.to_string()),
             destination: Some(observation.destination.to_string()),
-            class: Some(observation.class.key().into()),
-            proto: Some(observation.protocol.key().into()),
+            class: Some(observation.class),
+            proto: Some(observation.protocol),
             port: Some(observation.port),
             fragmented: observation.fragmented.then_some(true),
             ..self
@@ -207,46 +291,31 @@ impl EventRecord {
     fn ban(self, ban: &Ban, at: SystemTime) -> Self {
         Self {
             ports: Some(ban.ports.iter().map(PortRecord::from).collect()),
-            evidence: Some(ban.grade.key().into()),
+            evidence: Some(ban.grade),
             probes: Some(ban.probe.probes),
-            expires: Some(BanEnd::of(ban.expiry, at)),
-            ..self.subject(ban.probe.target).observation(&ban.probe.observation).reason(reason(ban))
+            expires: Some(BanEnd::new(ban.expiry, at)),
+            ..self.subject(ban.probe.target).observation(&ban.probe.observation).reason(ban.reason())
         }
     }
 }
 
-pub(super) fn kind(kind: &EventKind) -> &'static str {
-    match kind {
-        EventKind::Started => "start",
-        EventKind::Probe(_) => "probe",
-        EventKind::Scan(_) | EventKind::DistributedScan(_) => "scan",
-        EventKind::Blocked { .. }
-        | EventKind::Shortened { .. }
-        | EventKind::Entered { .. }
-        | EventKind::ByHand { .. } => "block",
-        EventKind::Ran { .. } => "run",
-        EventKind::Exempt { .. } => "refused",
-        EventKind::Repeated { .. } => "repeat",
-        EventKind::Lifted { .. } | EventKind::Unblocked { .. } => "unblock",
-        EventKind::TableReinstalled { .. } | EventKind::Restored { .. } | EventKind::Repaired { .. } => "heal",
-        EventKind::Expired { .. } => "expire",
-        EventKind::BlockFailed { .. } | EventKind::Error(_) | EventKind::Dropped { .. } => "error",
-        EventKind::Capped { .. } | EventKind::Disconnected { .. } | EventKind::Adopted { .. } | EventKind::Note(_) => {
-            "note"
-        }
-        EventKind::Stopped => "stop",
-    }
-}
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
 
-/// The reason of a ban as a sentence.
-pub fn reason(ban: &Ban) -> String {
-    if ban.hosts > 1 {
-        return format!("closed ports of {} hosts were probed", ban.hosts);
-    }
-    let conclusive = ban.ports.iter().find(|(_, _, class)| class.is_conclusive());
-    match (conclusive, ban.ports.iter().count()) {
-        (Some((_, port, class)), _) => format!("a {class} probe of port {port}, which no TCP stack sends"),
-        (None, 1) => "a closed port was probed".to_owned(),
-        (None, ports) => format!("{ports} distinct closed ports were probed"),
+    use super::*;
+
+    #[test]
+    fn values_of_other_versions_are_ignored() {
+        let text = json!({
+            "event": "ponder", "source": "192.0.2.7", "class": "warp", "proto": "quic", "evidence": "certain", "method": "ebpf",
+            "ports": [{"proto": "quic", "port": 1}, {"proto": "tcp", "port": 23, "class": "warp"}], "new": [1]
+        });
+        let port = PortRecord { proto: Protocol::Tcp, port: 23, class: None };
+        let read =
+            EventRecord { source: Some("192.0.2.7".to_owned()), ports: Some(vec![port]), ..EventRecord::default() };
+        assert_eq!(serde_json::from_value::<EventRecord>(text).unwrap(), read);
+        assert_eq!(serde_json::from_str::<EventRecord>("{\"event\":\"stop\"}").unwrap().event, EventName::Stop);
+        assert!(serde_json::from_str::<EventRecord>("{}").is_err(), "the name is required");
     }
 }

@@ -20,7 +20,8 @@ use super::event::{Event, EventKind};
 use super::json::EventRecord;
 use super::syslog::{DEV_LOG, Syslog};
 use crate::config::{Facility, LogTarget};
-use crate::types::counted;
+use crate::engine::Class;
+use crate::types::{Backend, Protocol, counted};
 use crate::worker::{Handle, Inbox, Worker};
 
 /// Maximum number of queued lines.
@@ -119,15 +120,15 @@ fn emit(line: LogLine) {
     macro_rules! log {
         ($level:ident) => {
             tracing::$level!(
-                portsentry_event = record.event.as_ref(),
+                portsentry_event = record.event.key(),
                 portsentry_source = record.source.as_deref(),
                 portsentry_name = name.as_deref(),
                 portsentry_subject = record.target.as_deref(),
                 portsentry_destination = record.destination.as_deref(),
-                portsentry_class = record.class.as_deref(),
-                portsentry_proto = record.proto.as_deref(),
+                portsentry_class = record.class.map(Class::key),
+                portsentry_proto = record.proto.map(Protocol::key),
                 portsentry_port = record.port,
-                portsentry_method = record.method.as_deref(),
+                portsentry_method = record.method.map(Backend::name),
                 portsentry_reason = record.reason.as_deref(),
                 portsentry_expires = record.expires.map(tracing::field::display),
                 portsentry_json = %record.to_json(),
@@ -142,7 +143,7 @@ fn emit(line: LogLine) {
     }
     if let Some(line) = addition {
         tracing::info!(
-            portsentry_event = record.event.as_ref(),
+            portsentry_event = record.event.key(),
             portsentry_source = record.source.as_deref(),
             portsentry_subject = record.target.as_deref(),
             "{line}"

@@ -4,8 +4,9 @@
 
 use std::collections::BTreeMap;
 
+use super::classic_log;
 use super::event::{EventKind, LineClass};
-use super::{classic_log, json};
+use super::json::EventName;
 use crate::types::{LineLimiter, MINUTE, Timestamp};
 
 /// Lines per minute, without those that only an operator or the host causes. As many again are for the bans that
@@ -54,7 +55,7 @@ impl LogLimiter {
             LineClass::Diagnostic => self.lines.admit(now),
         };
         if !room {
-            *self.left_out.entry(json::kind(kind)).or_default() += 1;
+            *self.left_out.entry(EventName::from(kind).key()).or_default() += 1;
         } else if !matches!(class, LineClass::Host | LineClass::Operator) && classic_log::addition(kind).is_some() {
             self.lines.charge();
         }
@@ -124,7 +125,7 @@ mod tests {
             EventKind::Repeated { target, standing: RepeatedStatus::Blocked, protocol: None, packets: 1 },
             EventKind::DistributedScan(DistributedScan { ports: 50, sources: 8, span: MINUTE }),
             EventKind::Capped { bans: 1, withheld: 1 },
-            EventKind::Lifted { target },
+            EventKind::BanVanished { target },
             EventKind::Unblocked { target, by: text() },
             EventKind::Expired { target },
             EventKind::ByHand { target, expiry: Expiry::Never, by: text(), note: None, backend: None },

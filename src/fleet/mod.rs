@@ -37,6 +37,9 @@ use random::random;
 use server::ServerConnection;
 pub use server::ServerError;
 
+/// Minimum number of distinct closed ports with completed handshakes that other hosts accept as proven evidence.
+pub const MIN_PROVEN_PORTS: u8 = 5;
+
 /// Options of `fleet`.
 #[derive(Args, Clone, Debug, PartialEq, Eq)]
 #[command(subcommand_precedence_over_arg = true)]

@@ -7,13 +7,17 @@ use super::key::{FleetAuthor, HostName, ValkeyKey};
 use super::protocol::{MAX_REMAINING, OwnBanEvent};
 use super::report::BanReport;
 use crate::engine::{Class, Grade};
-use crate::types::{BanTarget, HOUR, Timestamp};
+use crate::types::{BanTarget, Timestamp};
 
 /// Maximum number of tracked bans; further ones are not reported.
 const MAX_OWN: usize = 65_536;
 
 /// Maximum number of reports in one message to the server.
 const MAX_BATCH: usize = 64;
+
+/// Period of the hourly limit. It is longer than an hour, because other hosts count in whole minutes and from the arrival
+/// of a report, and ignore a host that exceeds the limit.
+const LIMIT_PERIOD: Duration = Duration::from_secs(65 * 60);
 
 /// Time within which the daemon reports all bans in force after it is connected.
 const CONFIRM_TIME: Duration = Duration::from_secs(30);
@@ -36,9 +40,9 @@ pub(super) struct OwnReports {
     pending: VecDeque<BanTarget>,
     /// Targets whose keys are to be deleted.
     withdrawn: Vec<BanTarget>,
-    /// Times of the new reports within the last hour.
+    /// Times of the new reports within [`LIMIT_PERIOD`], oldest first.
     made: VecDeque<Timestamp>,
-    /// Maximum number of new reports per hour.
+    /// Maximum number of new reports in [`LIMIT_PERIOD`].
     limit: usize,
     sequence: u64,
     /// When the daemon began to report all bans in force.
@@ -112,7 +116,8 @@ impl OwnReports {
     /// Returns the reports that are due to be written, with new sequence numbers. Each counts against the hourly limit.
     /// Call [`OwnReports::written`] once the server has stored them, otherwise [`OwnReports::put_back`].
     pub(super) fn take_pending(&mut self, now: Timestamp) -> Vec<(ValkeyKey, BanReport, Duration)> {
-        self.made.retain(|at| now.since(*at) < HOUR);
+        let ended = self.made.partition_point(|at| now.since(*at) >= LIMIT_PERIOD);
+        self.made.drain(..ended);
         let mut batch = Vec::new();
         while batch.len() < MAX_BATCH && self.made.len() < self.limit {
             // Proven evidence first, because most hosts of a fleet act on it.
@@ -149,8 +154,9 @@ impl OwnReports {
 
     /// True if a report is pending and the hourly limit permits it.
     pub(super) fn has_pending(&self, now: Timestamp) -> bool {
-        let made = self.made.iter().filter(|at| now.since(**at) < HOUR).count();
-        !self.pending.is_empty() && made < self.limit
+        let has_room =
+            self.made.len() < self.limit || self.made.front().is_some_and(|at| now.since(*at) >= LIMIT_PERIOD);
+        !self.pending.is_empty() && has_room
     }
 
     /// The next batch of keys to delete.
@@ -272,8 +278,8 @@ mod tests {
         assert_eq!(targets(&batch), ["203.0.113.3", "203.0.113.1"]);
         own.put_back(&batch[1..]);
         own.written(&batch[..1], at(1));
-        assert!(!own.has_pending(at(3_600)) && own.has_pending(at(3_601)));
-        assert_eq!(targets(&own.take_pending(at(3_601))), ["203.0.113.1", "203.0.113.2"]);
+        assert!(!own.has_pending(at(3_900)) && own.has_pending(at(3_901)));
+        assert_eq!(targets(&own.take_pending(at(3_901))), ["203.0.113.1", "203.0.113.2"]);
     }
 
     #[test]
@@ -284,7 +290,7 @@ mod tests {
         own.written(&batch, at(1));
         own.apply(&ban("203.0.113.7", Grade::Proven, None), at(2));
         assert!(own.take_pending(at(2)).is_empty(), "the limit of the hour is reached");
-        let batch = own.take_pending(at(3_602));
+        let batch = own.take_pending(at(3_902));
         assert_eq!((batch.len(), batch[0].1.grade), (1, Grade::Proven));
     }
 

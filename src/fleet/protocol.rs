@@ -55,7 +55,8 @@ pub enum FleetRequest {
 /// process as dead.
 pub const LINK_INTERVAL_S: u64 = 10;
 
-/// A report of a ban by another host.
+/// A report of a ban by another host. Target and class are text that the daemon parses, so that an unknown value leads to
+/// the refusal of this report and not of the whole request.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct FleetReport {

@@ -5,8 +5,10 @@ use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io::{self, Read, Seek, SeekFrom};
 use std::net::{IpAddr, Ipv6Addr};
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+
+use crate::file::FileStamp;
+use crate::types::update;
 
 /// The first `limit` bytes of a file.
 pub(super) fn beginning(path: &Path, limit: u64) -> Vec<u8> {
@@ -113,13 +115,13 @@ impl<A: Files, B: Files> Files for (A, B) {
 pub struct FileWatch<F> {
     files: F,
     /// Stored with their paths, so that a file that appears or disappears within one tick of the file clock is noticed.
-    seen: Vec<(PathBuf, Option<FileState>)>,
+    seen: Vec<(PathBuf, Option<FileStamp>)>,
 }
 
 impl<F: Files> FileWatch<F> {
     /// Watches `files` from now on. To miss no change, create it before the files are read.
     pub fn new(files: F) -> Self {
-        let seen = states(&files);
+        let seen = stamps(&files);
         Self { files, seen }
     }
 
@@ -130,26 +132,14 @@ impl<F: Files> FileWatch<F> {
     /// True if anything has changed since the last call; then read the files again.
     #[must_use]
     pub fn poll(&mut self) -> bool {
-        let now = states(&self.files);
-        let changed = now != self.seen;
-        self.seen = now;
-        changed
+        update(&mut self.seen, stamps(&self.files))
     }
 }
 
-fn states(files: &impl Files) -> Vec<(PathBuf, Option<FileState>)> {
-    files.paths().into_iter().map(|path| (path.clone(), state_of(&path))).collect()
-}
-
-/// The stat(2) data that shows a change: device, inode, length, times of the last changes. Rewriting keeps the inode
-/// and changes the time, renaming another file over it changes the inode.
-type FileState = ([u64; 3], [i64; 4]);
-
-/// `None` if the path does not exist. Symlinks are followed.
-fn state_of(path: &Path) -> Option<FileState> {
-    let found = fs::metadata(path).ok()?;
-    let times = [found.mtime(), found.mtime_nsec(), found.ctime(), found.ctime_nsec()];
-    Some(([found.dev(), found.ino(), found.size()], times))
+/// The stamps of `files`, `None` for a path that does not exist. Symlinks are followed.
+fn stamps(files: &impl Files) -> Vec<(PathBuf, Option<FileStamp>)> {
+    let stamp = |path: &PathBuf| fs::metadata(path).ok().as_ref().map(FileStamp::from);
+    files.paths().into_iter().map(|path| (path.clone(), stamp(&path))).collect()
 }
 
 #[cfg(test)]

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc::{Receiver, Sender, channel};
 
-use super::network::{HostError, HostReader, HostReading};
+use super::network::{HostError, HostReader, NetworkReading};
 use super::resolv_conf::ResolverFiles;
 use crate::netlink::conntrack::Conntrack;
 use crate::netlink::sock_diag::{Connection, Listener, MAX_DUMP, SockDiag, SockDiagError, TABLES};
@@ -18,7 +18,7 @@ use crate::panic_guard;
 /// Reads addresses, routes and links.
 pub struct NetworkLister {
     requests: Sender<()>,
-    readings: Receiver<Result<HostReading, HostError>>,
+    readings: Receiver<Result<NetworkReading, HostError>>,
 }
 
 impl NetworkLister {
@@ -50,7 +50,7 @@ impl NetworkLister {
     }
 
     /// Waits for the next reading. Cancel safe.
-    pub async fn next(&mut self) -> Result<HostReading, HostError> {
+    pub async fn next(&mut self) -> Result<NetworkReading, HostError> {
         // The thread ends only when this receiver is dropped.
         match self.readings.recv().await {
             Some(reading) => reading,
@@ -89,9 +89,19 @@ pub enum SocketList {
 pub struct Listing {
     /// Sorted, without duplicates.
     pub listeners: Vec<Listener>,
-    /// The error of a table that exceeded its time limit. For it, `listeners` contains those found in time and those of
-    /// its last complete list.
-    pub late: Option<SockDiagError>,
+    /// One error for each table that exceeded its time limit. Of such a table, `listeners` contains the listeners found
+    /// in time and those of its last complete list.
+    pub late: Vec<SockDiagError>,
+}
+
+impl Listing {
+    /// Lists the listeners without a thread. A table that exceeds its time limit may lack some.
+    ///
+    /// # Errors
+    /// The socket cannot be opened, or the kernel refuses a list.
+    pub fn read() -> Result<Self, SockDiagError> {
+        Tables::new(SockDiag::open()?, None, MAX_DUMP).listeners()
+    }
 }
 
 /// Receives the lists of the thread.
@@ -175,7 +185,7 @@ impl Tables {
                 Ok(()) => last.clone_from(&found),
                 Err(error @ SockDiagError::Late(..)) => {
                     listing.listeners.extend_from_slice(last);
-                    listing.late = Some(error);
+                    listing.late.push(error);
                 }
                 Err(error) => return Err(error),
             }
@@ -206,13 +216,13 @@ mod tests {
         let [early, _later] = [(); 2].map(|()| UdpSocket::bind("127.0.0.1:0").unwrap());
         let mut tables = Tables::new(SockDiag::open().unwrap(), None, Duration::from_secs(60));
         let listing = tables.listeners().unwrap();
-        assert!(listing.late.is_none() && udp(&listing, early.local_addr().unwrap().port()));
+        assert!(listing.late.is_empty() && udp(&listing, early.local_addr().unwrap().port()));
         let port = early.local_addr().unwrap().port();
         drop(early);
         tables.sockets.limit(Duration::ZERO);
         for _ in 0..3 {
             let listing = tables.listeners().unwrap();
-            assert!(matches!(listing.late, Some(SockDiagError::Late(Protocol::Udp, _))));
+            assert!(matches!(listing.late.last(), Some(SockDiagError::Late(Protocol::Udp, _))));
             assert!(udp(&listing, port), "the last complete list stays in force while the next ones are late");
             assert!(listing.listeners.is_sorted_by(|one, next| one < next), "each once");
         }
@@ -220,7 +230,7 @@ mod tests {
         // A process that another test has just started may hold the socket for a moment.
         netns_lab::eventually("the next list is complete again", || {
             let listing = tables.listeners().unwrap();
-            assert!(listing.late.is_none());
+            assert!(listing.late.is_empty());
             !udp(&listing, port)
         });
     }

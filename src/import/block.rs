@@ -8,7 +8,7 @@ use super::diagnostics::{quoted, shown};
 use super::document::TomlValue;
 use super::options::Options;
 use super::output::{OptionLine, Output};
-use crate::config::{BlockPolicy, is_command_word, is_deny_line};
+use crate::config::{BlockPolicy, DenyLineError, check_deny_line, is_command_word};
 use crate::types::{Rate, RouteKind};
 
 /// The translation of the KILL_ options, each part with the line it comes from.
@@ -157,12 +157,16 @@ impl<'o> Plan<'o> {
         let Some(entry) = options.get("KILL_HOSTS_DENY") else { return };
         // Classic requires a backslash before a percent sign, because it passes the line to printf.
         let line = entry.value.trim().replace("\\%", "%");
-        if is_deny_line(&line) {
-            self.hosts_deny = Some((entry, line));
-        } else {
-            let why = "it is not a rule of hosts.deny that contains $TARGET$, so it would not deny the source; write \
-                       for example \"ALL: $TARGET$\"";
-            output.left_out("block.hosts_deny", entry, why);
+        match check_deny_line(&line) {
+            Ok(()) => self.hosts_deny = Some((entry, line)),
+            Err(error @ DenyLineError::TooLong(_)) => {
+                output.left_out("block.hosts_deny", entry, &format!("it {error}"))
+            }
+            Err(DenyLineError::NoRule) => {
+                let why = "it is not a rule of hosts.deny that contains $TARGET$, so it would not deny the source; \
+                           write for example \"ALL: $TARGET$\"";
+                output.left_out("block.hosts_deny", entry, why);
+            }
         }
     }
 

@@ -22,7 +22,7 @@ pub enum BanAuthor {
     /// The engine, on evidence.
     Detector,
     Operator,
-    /// An imported list.
+    /// Unknown: the ban was found in a backend, but not in the ledger.
     Import,
 }
 
@@ -30,6 +30,15 @@ impl BanAuthor {
     /// The name in the ledger and in JSON, which also parses.
     pub fn key(self) -> &'static str {
         self.into()
+    }
+
+    /// Shown in place of the class for a ban without one.
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Detector => "trap",
+            Self::Operator => "by hand",
+            Self::Import => "import",
+        }
     }
 }
 

@@ -12,15 +12,13 @@ use std::io::{self, Write as _};
 use std::net::IpAddr;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, fchown};
 use std::path::Path;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
-
-use jiff::civil::date;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::ban::{BanAuthor, BanRecord, BanSummary};
 use super::error::LedgerError;
 use super::state_dir::{StateDir, check_file};
 use crate::atomic_file::{AtomicFile, TemporaryName, append, end_last_line, is_at};
-use crate::clock::printable_time;
+use crate::clock::{printable_time, utc};
 use crate::types::{BanTarget, Protocol};
 
 /// Every ban since the last rotation.
@@ -116,8 +114,7 @@ impl LegacyFiles {
 fn append_line(text: &mut String, since: SystemTime, port: Option<(Protocol, u16)>, source: IpAddr) {
     let (protocol, port) = port.unwrap_or((Protocol::Tcp, 0));
     let seconds = printable_time(since).duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
-    let date = date(1970, 1, 1).at(0, 0, 0, 0).saturating_add(Duration::from_secs(seconds));
-    let date = date.strftime("%m/%d/%Y %H:%M:%S");
+    let date = utc(since).strftime("%m/%d/%Y %H:%M:%S");
     // Writing to a string cannot fail.
     let _ = writeln!(text, "{seconds} - {date} Host: {source}/{source} Port: {port} {} Blocked", protocol.name());
 }

@@ -24,7 +24,6 @@ mod statements;
 mod strikes;
 mod writer;
 
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
@@ -39,11 +38,12 @@ pub use ban::{
 pub use error::LedgerError;
 pub use legacy_files::{BLOCKED, HISTORY, LegacyFiles};
 pub use reader::Reader;
-pub use rows::Rows;
+pub use rows::{Rows, unreadable_note};
 pub use state_dir::DATABASE;
 pub use strikes::LoadedState;
 pub use writer::{Recorder, Writer, WriterEvent};
 
+use crate::file::FileId;
 use crate::types::BanTarget;
 use row::micros;
 use state_dir::StateDir;
@@ -76,8 +76,8 @@ const MAX_TIME: i64 = 1 << 61;
 pub struct Ledger {
     reader: Reader,
     place: StateDir,
-    /// Device and inode of the database.
-    file: (u64, u64),
+    /// The identity of the database.
+    file: FileId,
     retention: Retention,
     undoes_commands: bool,
     /// Number of bans written since the rows were last counted.
@@ -137,7 +137,7 @@ impl Ledger {
         };
         let path = &reader.path;
         let found = std::fs::symlink_metadata(path).map_err(LedgerError::system("inspect", path))?;
-        let file = (found.dev(), found.ino());
+        let file = FileId::from(&found);
         // Old rows of the last process are counted with the first bans of this one.
         let retention = Retention::default();
         Ok((Self { reader, place, file, retention, undoes_commands: false, uncounted: RECOUNT_INTERVAL }, opened))
@@ -169,7 +169,7 @@ impl Ledger {
 
     /// False if the database's file was removed or replaced: writes would be lost.
     pub fn is_in_place(&self) -> bool {
-        std::fs::symlink_metadata(&self.reader.path).is_ok_and(|found| (found.dev(), found.ino()) == self.file)
+        std::fs::symlink_metadata(&self.reader.path).is_ok_and(|found| FileId::from(&found) == self.file)
     }
 
     /// Writes bans that have come into force, in one transaction. A ban replaces an earlier one of the same target.

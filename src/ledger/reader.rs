@@ -15,7 +15,6 @@ use std::fmt::Write as _;
 use std::fs::{self, Metadata};
 use std::io;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
@@ -28,6 +27,7 @@ use super::row::{self, micros};
 use super::rows::Rows;
 use super::schema::{self, classify, pragma};
 use super::state_dir::{DATABASE, if_found};
+use crate::file::FileStamp;
 use crate::types::BanTarget;
 
 /// Time limit and delay for retries while the daemon starts, ends or empties its log.
@@ -272,8 +272,8 @@ fn visit_rows<T>(
 enum ReadMode {
     /// Together with its log.
     Log,
-    /// Alone, as long as it does not change: device, inode, length, times of the last changes.
-    Alone([u64; 3], [i64; 4]),
+    /// Alone, as long as it does not change.
+    Alone(FileStamp),
 }
 
 impl ReadMode {
@@ -301,8 +301,7 @@ impl ReadMode {
             }
             thread::sleep(LOOK_DELAY);
         }
-        let times = [found.mtime(), found.mtime_nsec(), found.ctime(), found.ctime_nsec()];
-        Ok(Self::Alone([found.dev(), found.ino(), found.len()], times))
+        Ok(Self::Alone(FileStamp::from(&found)))
     }
 }
 

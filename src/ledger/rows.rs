@@ -8,3 +8,8 @@ pub struct Rows<T> {
     /// Number of invalid rows, which were skipped: written by another program or a failing disk.
     pub unreadable: u64,
 }
+
+/// The note about unreadable rows, if there are any.
+pub fn unreadable_note(rows: u64) -> Option<String> {
+    (rows > 0).then(|| format!("unreadable rows of the ledger, which are ignored: {rows}"))
+}

@@ -35,7 +35,7 @@ pub(super) fn of_all() -> String {
 const SUBJECT: usize = 0;
 const UNTIL: usize = 3;
 const CLASS: usize = 4;
-const EVIDENCE: usize = 6;
+const GRADE: usize = 6;
 const ACTIVE: usize = 9;
 const STRIKE: usize = 10;
 const ENDED: usize = 11;
@@ -107,7 +107,7 @@ impl LoadedState {
                 let (times, proven, last) = struck.entry(target).or_insert((0, 0, i64::MIN));
                 let (until, ended): (Option<i64>, Option<i64>) = (row.get(UNTIL)?, row.get(ENDED)?);
                 *times = times.saturating_add(1);
-                let is_proven = row.get_ref(EVIDENCE)?.as_str().is_ok_and(|evidence| evidence == Grade::Proven.key());
+                let is_proven = row.get_ref(GRADE)?.as_str().is_ok_and(|grade| grade == Grade::Proven.key());
                 *proven = proven.saturating_add(u32::from(is_proven));
                 *last = ended.or(until).unwrap_or(NEVER).max(*last);
             }
@@ -125,7 +125,7 @@ impl LoadedState {
         let recent = &mut self.recent;
         recent.short_daily += u32::from(capped);
         if in_last_minute {
-            *match (capped, has(CLASS, None), has(EVIDENCE, Some(Grade::Proven.key()))) {
+            *match (capped, has(CLASS, None), has(GRADE, Some(Grade::Proven.key()))) {
                 // A ban of the trap without a verdict takes a token for a whole ban.
                 (true, false, _) => &mut recent.short,
                 (true, true, _) | (false, _, false) => &mut recent.forgeable,

@@ -194,8 +194,8 @@ impl Collector for All {
         all.gauge("bans_missing", "Bans that should be in force but are missing in the kernel", metrics.missing.get())?;
         all.counter(
             "bans_repaired",
-            "Bans that were missing in the kernel and have been restored",
-            metrics.put_back(),
+            "Bans that were missing in a backend and have been restored",
+            metrics.bans_repaired(),
         )?;
         if let Some(capacity) = snapshot.capacity {
             let sets = ["blocked", "blocked6"].map(|set| (set, capacity));

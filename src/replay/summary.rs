@@ -11,8 +11,8 @@ use serde::{Serialize, Serializer};
 
 use super::port_inference::{HostPort, Sign};
 use crate::clock::{BanEnd, WallTime};
-use crate::engine::{Ban, Class, Exempt, IgnoreReason, Probe, Protection, RepeatedStatus, Settings, Verdict};
-use crate::events::json::reason;
+use crate::engine::{Ban, Exempt, IgnoreReason, Probe, Protection, RepeatedStatus, Settings, Verdict};
+use crate::events::json::PortRecord;
 use crate::types::{BanTarget, Expiry, Protocol, Timestamp, plain};
 use crate::wire::Undecoded;
 
@@ -106,15 +106,18 @@ pub(super) struct ScannerSummary {
     pub(super) time: WallTime,
     pub(super) first: WallTime,
     pub(super) reason: String,
-    pub(super) ports: Vec<Port>,
+    pub(super) ports: Vec<PortRecord>,
     /// The hosts whose ports it probed, up to the list limit.
     pub(super) victims: BTreeSet<IpAddr>,
     /// Packets that it sent afterwards, while the ban or log entry was in force.
     #[serde(rename = "later_packets")]
     pub(super) later: u64,
     /// End of the ban; `None` if the source was only logged.
-    #[serde(rename = "expires", skip_serializing_if = "Option::is_none")]
-    pub(super) end: Option<End>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    expires: Option<BanEnd>,
+    /// Length of the ban; `None` if the source was only logged.
+    #[serde(skip)]
+    pub(super) expiry: Option<Expiry>,
 }
 
 /// A source below the threshold.
@@ -145,7 +148,7 @@ pub(super) struct ExemptSource {
     pub(super) protection: Protection,
     /// The probed ports, up to the list limit.
     #[serde(serialize_with = "values")]
-    pub(super) ports: BTreeMap<(Protocol, u16), Port>,
+    pub(super) ports: BTreeMap<(Protocol, u16), PortRecord>,
     pub(super) probes: u64,
 }
 
@@ -154,7 +157,7 @@ pub(super) struct ExemptSource {
 pub(super) struct Open {
     pub(super) address: IpAddr,
     #[serde(flatten)]
-    pub(super) port: Port,
+    pub(super) port: PortRecord,
     pub(super) reason: Sign,
     pub(super) packets: u64,
 }
@@ -176,43 +179,12 @@ impl Serialize for NoEvidence {
     }
 }
 
-/// A port, and the class of the probe if it is evidence.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-pub(super) struct Port {
-    #[serde(rename = "proto")]
-    pub(super) protocol: Protocol,
-    pub(super) port: u16,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(super) class: Option<Class>,
-}
-
-impl fmt::Display for Port {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { protocol, port, class } = self;
-        write!(f, "{} {port}", protocol.key())?;
-        class.map_or(Ok(()), |class| write!(f, " ({class})"))
-    }
-}
-
 /// Frames that contain no IP packet, are too short or are inconsistent.
 #[derive(Clone, Copy, Debug, Default, Serialize)]
 pub(super) struct UndecodedFrames {
     pub(super) not_ip: u64,
     pub(super) truncated: u64,
     pub(super) malformed: u64,
-}
-
-/// Start of a ban and its length.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct End {
-    begin: SystemTime,
-    pub(super) expiry: Expiry,
-}
-
-impl Serialize for End {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        BanEnd::of(self.expiry, self.begin).serialize(serializer)
-    }
 }
 
 fn shown<S: Serializer>(value: &impl fmt::Display, serializer: S) -> Result<S::Ok, S::Error> {
@@ -256,7 +228,7 @@ impl Summary {
     pub(super) fn add_open(&mut self, port: HostPort, sign: Sign) {
         if self.open.len() < MAX_LISTED || self.open.contains_key(&port) {
             let (protocol, address, number) = port;
-            let fresh = Open { address, port: Port { protocol, port: number, class: None }, reason: sign, packets: 0 };
+            let fresh = Open { address, port: PortRecord::from(&(protocol, number)), reason: sign, packets: 0 };
             self.open.entry(port).or_insert(fresh).packets += 1;
         }
     }
@@ -328,8 +300,8 @@ impl Summary {
         let listed = self.exempt.entry(source).or_insert(fresh);
         listed.probes += 1;
         if listed.ports.len() < MAX_LISTED_PORTS {
-            let (protocol, port) = (exempt.observation.protocol, exempt.observation.port);
-            listed.ports.insert((protocol, port), Port { protocol, port, class: None });
+            let port = (exempt.observation.protocol, exempt.observation.port);
+            listed.ports.insert(port, PortRecord::from(&port));
         }
     }
 
@@ -345,17 +317,17 @@ impl Summary {
             return;
         }
         self.latest.insert((target, blocked), list.len());
-        let ports = ban.ports.iter().map(|(protocol, port, class)| Port { protocol, port, class: Some(class) });
         list.push(ScannerSummary {
             target,
             source: target.element(),
             time: WallTime(time),
             first: WallTime(time.checked_sub(now.since(ban.first)).unwrap_or(SystemTime::UNIX_EPOCH)),
-            reason: reason(ban),
-            ports: ports.collect(),
+            reason: ban.reason(),
+            ports: ban.ports.iter().map(PortRecord::from).collect(),
             victims,
             later: 0,
-            end: blocked.then_some(End { begin: time, expiry: ban.expiry }),
+            expires: blocked.then(|| BanEnd::new(ban.expiry, time)),
+            expiry: blocked.then_some(ban.expiry),
         });
     }
 }

@@ -4,10 +4,11 @@ use std::fmt;
 use std::io::{self, Write};
 
 use super::port_inference::Sign;
-use super::summary::{NoEvidence, Open, Port, ScannerSummary, Summary};
+use super::summary::{NoEvidence, Open, ScannerSummary, Summary};
 use crate::engine::IgnoreReason;
 use crate::events::classic_log;
 use crate::events::event::EventKind;
+use crate::events::json::PortRecord;
 use crate::types::counted;
 
 /// Maximum number of open ports that are listed.
@@ -48,7 +49,7 @@ pub(super) fn write(summary: &Summary, out: &mut impl Write) -> io::Result<()> {
         writeln!(out, "{} below the threshold of {} ports:", summary.suspects.len(), summary.needed())?;
     }
     for suspect in summary.suspects.values() {
-        let port = |port: &u16| Port { protocol: suspect.protocol, port: *port, class: None };
+        let port = |port: &u16| PortRecord::from(&(suspect.protocol, *port));
         let ports = Joined(suspect.ports.iter().map(port));
         let (probes, distinct) = (counted(suspect.probes, "probe"), counted(suspect.distinct, "port"));
         let (target, victims) = (suspect.target, Joined(suspect.victims.iter()));
@@ -91,8 +92,8 @@ fn write_judged(out: &mut impl Write, what: &str, list: &[ScannerSummary]) -> io
     writeln!(out, "{} {what}{}", list.len(), if list.is_empty() { "" } else { ":" })?;
     for judged in list {
         write!(out, "  {}: at {}", judged.target, judged.time)?;
-        if let Some(end) = judged.end {
-            write!(out, " for {}", end.expiry)?;
+        if let Some(expiry) = judged.expiry {
+            write!(out, " for {expiry}")?;
         }
         let (ports, victims) = (Joined(judged.ports.iter()), Joined(judged.victims.iter()));
         write!(out, ", because {}: {ports} of {victims}", judged.reason)?;

@@ -105,9 +105,9 @@ impl Aggregate {
         self.group(entry, within);
         if within {
             let (since, target, class) = (ban.since, ban.target, ban.class);
-            let (author, note) = (ban.author.key(), ban.note.clone());
+            let (author, note) = (ban.author, ban.note.clone());
             let recent = RecentBan { since, target, class, author, note, in_force: open };
-            match ban.author {
+            match author {
                 BanAuthor::Detector => self.stats.recent.push(recent),
                 BanAuthor::Operator | BanAuthor::Import => self.stats.by_hand.push(recent),
             }
@@ -122,9 +122,9 @@ impl Aggregate {
                 *count += 1;
             }
             count(&mut self.stats.classes, ban.class);
-            count(&mut self.stats.evidence, ban.grade.map_or("none", Grade::key));
+            count(&mut self.stats.evidence, ban.grade);
             count(&mut self.stats.authors, author);
-            ban.backends.iter().for_each(|backend| count(&mut self.stats.methods, backend.name()));
+            ban.backends.iter().for_each(|backend| count(&mut self.stats.methods, backend));
             let ports: BTreeSet<_> = ban.ports.iter().take(MAX_PORTS_PER_BAN).collect();
             ports.into_iter().for_each(|port| *self.ports.entry(*port).or_default() += 1);
             let ends = &mut self.stats.ends;
@@ -205,9 +205,9 @@ impl Aggregate {
         stats.unreadable = unreadable;
         // Equal counts are sorted by name, so that the report is reproducible.
         stats.classes.sort_by_key(|(class, bans)| (Reverse(*bans), class.map_or("", Class::key)));
-        stats.evidence.sort_by_key(|(grade, bans)| (Reverse(*bans), *grade));
-        stats.authors.sort_by_key(|(author, bans)| (Reverse(*bans), *author));
-        stats.methods.sort_by_key(|(method, bans)| (Reverse(*bans), *method));
+        stats.evidence.sort_by_key(|(grade, bans)| (Reverse(*bans), grade.map_or("none", Grade::key)));
+        stats.authors.sort_by_key(|(author, bans)| (Reverse(*bans), author.key()));
+        stats.methods.sort_by_key(|(method, bans)| (Reverse(*bans), method.name()));
         let networks = self.networks.into_iter().map(|(prefix, (bans, sources))| Network { prefix, bans, sources });
         stats.networks.items.extend(networks);
         stats

@@ -3,7 +3,7 @@
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use jiff::civil::{DateTime, date};
+use crate::clock::utc;
 
 const MINUTE: u64 = 60;
 const HOUR: u64 = 60 * MINUTE;
@@ -24,10 +24,6 @@ pub(super) const WEEKDAYS: [&str; 7] = ["Monday", "Tuesday", "Wednesday", "Thurs
 /// Seconds since 1970.
 fn seconds(time: SystemTime) -> u64 {
     time.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
-}
-
-fn utc(time: SystemTime) -> DateTime {
-    date(1970, 1, 1).at(0, 0, 0, 0).saturating_add(Duration::from_secs(seconds(time)))
 }
 
 /// Weekday, with Monday as 0, and hour.
@@ -102,20 +98,6 @@ pub(super) fn unit(width: Duration) -> String {
     if count == 1 { format!("one {name}") } else { format!("{count} {name}s") }
 }
 
-/// A span as text in its two largest units: "3 d 4 h".
-pub(super) fn format_duration(span: Duration) -> String {
-    const UNITS: [(u64, &str); 5] = [(365 * DAY, "y"), (DAY, "d"), (HOUR, "h"), (MINUTE, "min"), (1, "s")];
-    let mut left = span.as_secs();
-    let parts = UNITS.map(|(size, name)| {
-        let count = left / size;
-        left %= size;
-        (count, name)
-    });
-    let largest = parts.iter().skip_while(|(count, _)| *count == 0).take(2).filter(|(count, _)| *count > 0);
-    let words: Vec<_> = largest.map(|(count, name)| format!("{count} {name}")).collect();
-    if words.is_empty() { "0 s".to_owned() } else { words.join(" ") }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -163,12 +145,5 @@ mod tests {
         let time = at("2026-11-05T06:00:00Z");
         let of = |seconds| label(time, Duration::from_secs(seconds));
         assert_eq!([of(300), of(HOUR), of(DAY), of(28 * DAY)], ["06:00", "5 Nov 06:00", "5 Nov", "Nov 2026"]);
-    }
-
-    #[test]
-    fn spans_have_two_largest_units() {
-        let of = |seconds| format_duration(Duration::from_secs(seconds));
-        assert_eq!([of(0), of(59), of(3_600), of(90_061), of(86_400 + 59)], ["0 s", "59 s", "1 h", "1 d 1 h", "1 d"]);
-        assert_eq!(of(400 * DAY), "1 y 35 d");
     }
 }

@@ -2,10 +2,10 @@
 
 use maud::{DOCTYPE, Markup, PreEscaped, html};
 
-use super::calendar::format_duration;
 use super::format::{counted, format_number, time, untrusted};
 use super::sections::{sections, would_block};
 use super::stats::ReportStats;
+use crate::types::spaced;
 
 const STYLE: &str = include_str!("style.css");
 
@@ -29,7 +29,7 @@ pub fn html(stats: &ReportStats, host: Option<&str>) -> String {
                     h1 { (title) }
                     p {
                         "From " (time(stats.from)) " to " (time(stats.to)) " UTC, "
-                        (format_duration(stats.to.duration_since(stats.from).unwrap_or_default()))
+                        (spaced(stats.to.duration_since(stats.from).unwrap_or_default()))
                     }
                 }
                 main {

@@ -3,12 +3,13 @@
 
 use maud::{Markup, display, html};
 
-use super::calendar::{WEEKDAYS, format_duration, label, unit};
+use super::calendar::{WEEKDAYS, label, unit};
 use super::format::{counted, format_number, fraction, length, share, short, time, untrusted};
 use super::services;
 use super::stats::{RecentBan, ReportStats, Top};
-use crate::engine::Class;
-use crate::types::{Backend, BanTarget, Protocol};
+use crate::engine::{Class, Grade};
+use crate::ledger::BanAuthor;
+use crate::types::{BanTarget, Protocol, spaced};
 
 /// All sections, for a period that contains bans.
 pub(super) fn sections(stats: &ReportStats) -> Markup {
@@ -20,7 +21,7 @@ pub(super) fn sections(stats: &ReportStats) -> Markup {
     let probed = stats.classes.iter().filter(|(class, _)| class.is_some());
     let classes: Vec<_> = probed.map(|(class, bans)| (class_title(*class), *bans)).collect();
     let evidence: Vec<_> =
-        stats.evidence.iter().filter_map(|(key, bans)| Some((evidence_title(key)?, *bans))).collect();
+        stats.evidence.iter().filter_map(|(grade, bans)| Some((evidence_title((*grade)?), *bans))).collect();
     let sum = |items: &[(&str, u64)]| items.iter().map(|(_, bans)| bans).sum();
     let ends = [
         ("still in force", stats.ends.in_force),
@@ -28,8 +29,8 @@ pub(super) fn sections(stats: &ReportStats) -> Markup {
         ("lifted", stats.ends.lifted),
         ("replaced by a newer ban", stats.ends.replaced),
     ];
-    let authors: Vec<_> = stats.authors.iter().map(|(key, bans)| (author_title(key), *bans)).collect();
-    let methods: Vec<_> = stats.methods.iter().map(|(key, bans)| (method_title(key), *bans)).collect();
+    let authors: Vec<_> = stats.authors.iter().map(|(author, bans)| (author_title(*author), *bans)).collect();
+    let methods: Vec<_> = stats.methods.iter().map(|(method, bans)| (method.title(), *bans)).collect();
     html! {
         (section("time", "wide", "Bans over time", &over_time(stats)))
         (section("ports", "", "Ports", &ports(stats)))
@@ -151,7 +152,7 @@ fn offenders(stats: &ReportStats) -> Markup {
     }
     let caption = "Sources banned in this period that had been banned before, with all their bans in the ledger.";
     let rows = items.iter().map(|offender| {
-        let (bans, blocked) = (format_number(offender.strikes), format_duration(offender.blocked));
+        let (bans, blocked) = (format_number(offender.strikes), spaced(offender.blocked));
         (offender.target, [html! { (bans) }, html! { (blocked) }, time(offender.first), time(offender.last)])
     });
     html! {
@@ -284,12 +285,10 @@ fn and_more(more: u64, one: &str, many: &str) -> Markup {
     }
 }
 
-/// `None` for bans without evidence.
-fn evidence_title(key: &str) -> Option<&'static str> {
-    match key {
-        "proven" => Some("proven: completed connections"),
-        "forgeable" => Some("forgeable: the source could be forged"),
-        _ => None,
+fn evidence_title(grade: Grade) -> &'static str {
+    match grade {
+        Grade::Proven => "proven: completed connections",
+        Grade::Forgeable => "forgeable: the source could be forged",
     }
 }
 
@@ -311,16 +310,10 @@ fn class_title(class: Option<Class>) -> &'static str {
     }
 }
 
-/// The title of an author; the key itself if it has none.
-fn author_title(key: &'static str) -> &'static str {
-    match key {
-        "detector" => "the detector",
-        "operator" => "an operator",
-        "import" => "an import",
-        key => key,
+fn author_title(author: BanAuthor) -> &'static str {
+    match author {
+        BanAuthor::Detector => "the detector",
+        BanAuthor::Operator => "an operator",
+        BanAuthor::Import => "an import",
     }
-}
-
-fn method_title(key: &'static str) -> &'static str {
-    Backend::ALL.into_iter().find(|backend| backend.name() == key).map_or(key, Backend::title)
 }

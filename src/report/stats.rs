@@ -9,8 +9,9 @@ use serde::{Serialize, Serializer};
 use super::calendar::WEEKDAYS;
 use super::services;
 use crate::clock::WallTime;
-use crate::engine::Class;
-use crate::types::{BanTarget, Protocol};
+use crate::engine::{Class, Grade};
+use crate::ledger::BanAuthor;
+use crate::types::{Backend, BanTarget, Protocol};
 
 /// The bans that began within a period, added up.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -34,11 +35,11 @@ pub struct ReportStats {
     pub probes: u64,
     pub over_time: OverTime,
     /// Bans by class of the deciding probe, highest count first; `None` stands for bans without a probe.
-    #[serde(serialize_with = "classes")]
+    #[serde(serialize_with = "counts_or_none")]
     pub classes: Vec<(Option<Class>, u64)>,
-    /// Bans by grade of their evidence, highest count first; `none` stands for bans without evidence.
-    #[serde(serialize_with = "counts")]
-    pub evidence: Vec<(&'static str, u64)>,
+    /// Bans by grade of their evidence, highest count first; `None` stands for bans without evidence.
+    #[serde(serialize_with = "counts_or_none")]
+    pub evidence: Vec<(Option<Grade>, u64)>,
     /// Bans by probed port.
     #[serde(serialize_with = "ports")]
     pub ports: Top<((Protocol, u16), u64)>,
@@ -60,10 +61,10 @@ pub struct ReportStats {
     pub ends: Ends,
     /// Bans by author, highest count first.
     #[serde(serialize_with = "counts")]
-    pub authors: Vec<(&'static str, u64)>,
+    pub authors: Vec<(BanAuthor, u64)>,
     /// Bans by backend, highest count first.
     #[serde(serialize_with = "counts")]
-    pub methods: Vec<(&'static str, u64)>,
+    pub methods: Vec<(Backend, u64)>,
     /// Number of bans that begin after the period because the clock was set back. They are not counted above.
     pub ahead: u64,
     /// Number of unreadable rows of the ledger. They are not counted above.
@@ -144,7 +145,7 @@ pub struct RecentBan {
     pub target: BanTarget,
     /// `None` for a ban without a probe.
     pub class: Option<Class>,
-    pub author: &'static str,
+    pub author: BanAuthor,
     pub note: Option<String>,
     pub in_force: bool,
 }
@@ -171,12 +172,15 @@ fn text<S: Serializer>(value: &impl Display, serializer: S) -> Result<S::Ok, S::
     serializer.collect_str(value)
 }
 
-fn counts<S: Serializer>(counts: &[(&str, u64)], serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.collect_map(counts.iter().copied())
+fn counts<K: Serialize, S: Serializer>(counts: &[(K, u64)], serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_map(counts.iter().map(|(key, bans)| (key, bans)))
 }
 
-fn classes<S: Serializer>(classes: &[(Option<Class>, u64)], serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.collect_map(classes.iter().map(|(class, bans)| (class.map_or("none", Class::key), bans)))
+fn counts_or_none<K: Copy + Into<&'static str>, S: Serializer>(
+    counts: &[(Option<K>, u64)],
+    serializer: S,
+) -> Result<S::Ok, S::Error> {
+    serializer.collect_map(counts.iter().map(|(key, bans)| (key.map_or("none", Into::into), bans)))
 }
 
 fn hours<S: Serializer>(hours: &[[u64; 24]; 7], serializer: S) -> Result<S::Ok, S::Error> {

@@ -15,6 +15,7 @@ use rustix::io::Errno;
 use super::dynamic_user;
 use super::policy::Policy;
 use super::user::{Account, NAME, user_id};
+use crate::file::FileId;
 
 /// Directories that belong to the system with all their contents, in addition to top-level ones and those in `/var`.
 const SYSTEM: [&str; 13] = [
@@ -190,11 +191,12 @@ fn inspect(
     }
     let directory = Directory { open, is_given: true };
     let mut foreign = None;
-    let own: Vec<(u64, u64)> = policy.own.iter().filter_map(|path| path.metadata().ok()).map(|own| id(&own)).collect();
+    let own: Vec<FileId> =
+        policy.own.iter().filter_map(|path| path.metadata().ok()).map(|own| FileId::from(&own)).collect();
     directory
         .each_entry(|name, _, found| {
             let is_own = match found.is_dir() {
-                true => name == LOST_AND_FOUND || own.contains(&id(found)),
+                true => name == LOST_AND_FOUND || own.contains(&FileId::from(found)),
                 // Another program may depend on a second hard link of a file.
                 false => policy.is_own_file(name, found) && found.nlink() == 1,
             };
@@ -268,10 +270,6 @@ fn is_to_give(owner: u32, account: &Account) -> bool {
     owner != account.uid && (owner == 0 || user_id(NAME) == Some(owner) || dynamic_user::is_unused(owner))
 }
 
-fn id(found: &Metadata) -> (u64, u64) {
-    (found.dev(), found.ino())
-}
-
 /// Also works on a descriptor opened with `O_PATH`, so that the file itself need not be opened.
 fn change_owner(open: &File, account: &Account) -> Result<(), Errno> {
     let (uid, gid) = (Uid::from_raw(account.uid), Gid::from_raw(account.gid));
@@ -281,7 +279,7 @@ fn change_owner(open: &File, account: &Account) -> Result<(), Errno> {
 /// True if `path`, opened as `found`, is a directory that never belongs to a single program, after resolving links.
 fn is_system(path: &Path, found: &Metadata) -> io::Result<bool> {
     let real = path.canonicalize()?;
-    if id(&real.metadata()?) != id(found) {
+    if FileId::from(&real.metadata()?) != FileId::from(found) {
         return Err(io::Error::other("the file was replaced in the meantime"));
     }
     let is_below = SYSTEM.iter().any(|directory| real.starts_with(directory));

@@ -44,7 +44,7 @@ impl Reach {
             |paths: &mut dyn Iterator<Item = &PathBuf>| paths.filter_map(|path| path.canonicalize().ok()).collect();
         let write = real(&mut policy.own.iter().chain(&policy.write));
         let directories: Vec<PathBuf> =
-            policy.settings.iter().filter_map(|path| path.parent()).map(Path::to_owned).collect();
+            policy.config_files.iter().filter_map(|path| path.parent()).map(Path::to_owned).collect();
         let mut read: Vec<PathBuf> = real(&mut policy.read.iter().chain(&directories));
         if !rustix::process::geteuid().is_root() {
             // A non-root user can read no secrets there, and a replaced resolv.conf stays readable.

@@ -8,12 +8,11 @@ use std::io;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
-use super::user::{NAME, user_id};
+use super::user::{NAME, STICKY, user_id};
 
 /// Writable by others, unless the sticky bit restricts changes to the owners of entries.
 const OTHERS: u32 = 0o002;
 const GROUP: u32 = 0o020;
-const STICKY: u32 = 0o1000;
 
 /// Why a file is not trusted.
 #[derive(Debug, thiserror::Error)]

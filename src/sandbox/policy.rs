@@ -2,6 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
+use crate::file::directory;
+
 /// The resources that the program needs after its start.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Policy {
@@ -15,8 +17,8 @@ pub struct Policy {
     pub shared_socket: Option<PathBuf>,
     /// Directories in which it creates, writes, renames and removes files.
     pub write: Vec<PathBuf>,
-    /// Files that it reads again when they are replaced.
-    pub settings: Vec<PathBuf>,
+    /// Configuration files, which it reads again when they are replaced.
+    pub config_files: Vec<PathBuf>,
     /// Files, and directories with their contents, that it reads if possible.
     pub read: Vec<PathBuf>,
     /// True if it listens on ports below 1024.
@@ -37,9 +39,8 @@ impl Policy {
     /// A policy with only the directories of a daemon's state and of its control socket. `files` are the names of the
     /// files that it creates in them ([`Policy::own_files`]).
     pub fn for_directories(state_dir: &Path, socket: &Path, files: &[&str]) -> Self {
-        let directory = socket.parent().filter(|directory| !directory.as_os_str().is_empty());
         Self {
-            own: std::iter::once(state_dir).chain(directory).map(Path::to_owned).collect(),
+            own: std::iter::once(state_dir).chain(directory(socket)).map(Path::to_owned).collect(),
             own_files: files.iter().map(|&name| name.to_owned()).collect(),
             own_socket: Some(socket.to_owned()),
             ..Self::default()

@@ -14,12 +14,14 @@ use rustix::thread::{CapabilitySet, capabilities, set_keep_capabilities};
 
 use super::dynamic_user::{self, is_mapped, looked_up};
 use super::policy::Policy;
+use crate::file;
 
 /// The program's own user, created by its package.
 pub(super) const NAME: &str = "portsentry";
 
-/// In such a directory, only the owner of a file can replace it.
-const STICKY: u32 = 0o1000;
+/// The sticky bit: in a directory that has it, only the owner of a file, the owner of the directory or root can replace
+/// the file.
+pub(super) const STICKY: u32 = 0o1000;
 
 pub(super) fn name(user: u32) -> Option<String> {
     if user == 0 {
@@ -48,7 +50,7 @@ pub(super) fn let_pass(directory: &Path) {
 pub(super) fn make(directory: &Path) -> io::Result<bool> {
     let mut builder = DirBuilder::new();
     builder.mode(0o750);
-    if let Some(parent) = directory.parent().filter(|parent| !parent.as_os_str().is_empty()) {
+    if let Some(parent) = file::directory(directory) {
         builder.recursive(true).create(parent)?;
     }
     match builder.recursive(false).create(directory) {
@@ -146,7 +148,7 @@ impl Account {
     /// Returns a warning if it can access the paths of `policy` only with CAP_DAC_READ_SEARCH, because a directory on
     /// the path or a configuration file is closed to it.
     pub(super) fn is_shut_out(&self, policy: &Policy) -> Option<String> {
-        for path in policy.own.iter().chain(&policy.write).chain(&policy.settings) {
+        for path in policy.own.iter().chain(&policy.write).chain(&policy.config_files) {
             if let Some(closed) = self.closed_to(path).filter(|closed| !policy.own.iter().any(|own| own == closed)) {
                 return Some(format!(
                     "{self} cannot reach {}, because it has no permission on {}",
@@ -156,7 +158,7 @@ impl Account {
             }
         }
         let unreadable = |path: &&PathBuf| fs::metadata(path).is_ok_and(|found| !self.may(&found, 0o4));
-        let path = policy.settings.iter().find(unreadable)?;
+        let path = policy.config_files.iter().find(unreadable)?;
         Some(format!("{self} cannot read {}", path.display()))
     }
 

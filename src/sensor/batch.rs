@@ -15,6 +15,11 @@ use crate::wire::{Delivery, Packet, TcpFlags, Transport};
 /// transaction.
 pub(super) const BATCH_SIZE: usize = 64;
 
+/// Maximum number of outcomes per frame. A tagged frame is judged as two packets, each with up to five: three notices
+/// that a ban vanished from the kernel (of the source on its link, of the source on every link, and of the network
+/// around it), and two from the verdict.
+const MAX_OUTCOMES: usize = 10;
+
 /// An outcome of one packet.
 pub(super) enum PacketOutcome {
     Report(Event),
@@ -30,9 +35,7 @@ pub(super) struct Batch {
 impl Batch {
     /// Returns an empty batch with enough capacity that adding outcomes never allocates.
     pub(super) fn new() -> Self {
-        // A packet has at most two outcomes: the notice that a ban vanished from the kernel, and the verdict that
-        // follows.
-        Self { outcomes: Vec::with_capacity(2 * BATCH_SIZE), bans: Vec::with_capacity(BATCH_SIZE) }
+        Self { outcomes: Vec::with_capacity(MAX_OUTCOMES * BATCH_SIZE), bans: Vec::with_capacity(2 * BATCH_SIZE) }
     }
 
     pub(super) fn is_empty(&self) -> bool {

@@ -7,7 +7,7 @@ use super::reporter::Reporter;
 use crate::config::{BlockPolicy, Config, Mode};
 use crate::enforce::nft::{Nft, RulesetSpec, Trap};
 use crate::enforce::slow_backends::SlowQueue;
-use crate::enforce::{BackendHandles, BanBackend, BanContext, Refused, Upkeep};
+use crate::enforce::{BackendHandles, BanBackend, BanContext, MaintenanceReport, Refused};
 use crate::engine::{Ban, Host};
 use crate::types::{Backend, BanTarget, Expiry, Protocol, Timestamp};
 
@@ -21,8 +21,6 @@ pub struct Blocker {
     others: BackendHandles,
     /// The slow backends. The command may be present without being a backend, if it only reports scans.
     slow: Option<SlowQueue>,
-    /// True while enforcement is suspended: scans are only logged.
-    suspended: bool,
     tcp: ProtocolPolicy,
     udp: ProtocolPolicy,
 }
@@ -50,7 +48,7 @@ impl Blocker {
         inline.iter_mut().zip(chosen).for_each(|(slot, backend)| *slot = Some(backend));
         let [tcp, udp] = [&config.tcp, &config.udp]
             .map(|config| ProtocolPolicy { mode: Some(config.mode), only_runs: config.block == BlockPolicy::Run });
-        Self { inline, nft, others, slow, suspended: false, tcp, udp }
+        Self { inline, nft, others, slow, tcp, udp }
     }
 
     /// The backends that the sensor thread calls directly, in their order.
@@ -66,14 +64,6 @@ impl Blocker {
     /// True if a backend enforces bans.
     pub(super) fn enforces(&self) -> bool {
         self.has_slow_backends() || self.inline().next().is_some()
-    }
-
-    pub(super) fn is_suspended(&self) -> bool {
-        self.suspended
-    }
-
-    pub(super) fn set_suspended(&mut self, suspended: bool) {
-        self.suspended = suspended;
     }
 
     pub(super) fn backend(&mut self, backend: Backend) -> Option<&mut dyn BanBackend> {
@@ -97,7 +87,7 @@ impl Blocker {
 
     /// The nftables sets if their ruleset is as `is_wanted` requires.
     pub(super) fn nft_with(&mut self, is_wanted: impl Fn(&RulesetSpec) -> bool) -> Option<&mut Nft> {
-        self.nft.as_mut().filter(|nft| is_wanted(&nft.spec))
+        self.nft.as_mut().filter(|nft| is_wanted(nft.spec()))
     }
 
     /// Queues `ban` for the slow backends; returns a refusal for each backend that did not accept it.
@@ -128,7 +118,7 @@ impl Blocker {
     /// The nftables sets and the rules of the kernel's trap, if the table has one.
     pub(super) fn trap(&mut self) -> Option<(&mut Nft, Trap)> {
         let nft = self.nft.as_mut()?;
-        let trap = nft.spec.trap?;
+        let trap = nft.spec().trap?;
         Some((nft, trap))
     }
 
@@ -171,7 +161,7 @@ impl Blocker {
     /// Queues the command alone if scans of the protocol only run it; returns a refusal if it does not run.
     pub(super) fn queue_command(&self, ban: &Ban, seen: SystemTime) -> Option<Refused> {
         let only_runs = self.policy(ban.probe.observation.protocol).only_runs;
-        let slow = self.slow.as_ref().filter(|_| only_runs && !self.suspended)?;
+        let slow = self.slow.as_ref().filter(|_| only_runs)?;
         slow.run_command(self.context(ban, ban.expiry, seen))
     }
 
@@ -192,14 +182,11 @@ impl Blocker {
     }
 
     fn policy(&self, protocol: Protocol) -> ProtocolPolicy {
-        match protocol {
-            Protocol::Tcp | Protocol::Sctp => self.tcp,
-            Protocol::Udp | Protocol::Icmp => self.udp,
-        }
+        if protocol.uses_udp_settings() { self.udp } else { self.tcp }
     }
 }
 
-fn report(Upkeep { note, error }: Upkeep, reporter: &Reporter) {
+fn report(MaintenanceReport { note, error }: MaintenanceReport, reporter: &Reporter) {
     note.into_iter().for_each(|text| reporter.emit_note(text));
     error.into_iter().for_each(|text| reporter.error(text));
 }

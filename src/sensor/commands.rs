@@ -24,13 +24,27 @@ use crate::engine::{ActiveBan, Explanation, Host, Service, Settings, explain};
 use crate::events::event::{Event, EventKind};
 use crate::types::{Backend, BanTarget, Expiry, Timestamp};
 
-pub enum SensorCommand {
-    /// Replaces the snapshot of the host: allow-list, listeners, addresses, interfaces.
-    Host(Arc<Host>),
+/// A message to the sensor thread.
+pub enum SensorMessage {
     /// Replaces the capture, after the frames of the old one have been processed.
     Capture(Live),
     /// Limits the decoys to connections to these own addresses; `None` removes the limit.
     Addresses(Option<HashSet<IpAddr>>),
+    Command(SensorCommand),
+    /// Ends the thread.
+    Stop,
+}
+
+impl From<SensorCommand> for SensorMessage {
+    fn from(command: SensorCommand) -> Self {
+        Self::Command(command)
+    }
+}
+
+/// A command that concerns the engine or the backends.
+pub enum SensorCommand {
+    /// Replaces the snapshot of the host: allow-list, listeners, addresses, interfaces.
+    Host(Arc<Host>),
     /// Adds bans to the engine that the kernel already holds.
     Adopt(Vec<ActiveBan>),
     /// Tracks bans of guests, which the sensor has made or adopted.
@@ -81,8 +95,6 @@ pub enum SensorCommand {
     EndSettling,
     /// Increments [`super::SensorMetrics::beats`], which the watchdog reads.
     Heartbeat,
-    /// Ends the thread.
-    Stop,
 }
 
 /// Sends an answer of the sensor. The receiver may have gone away.
@@ -112,21 +124,21 @@ pub enum SensorRequest {
     Published { answer: ReplySender<Vec<Service>> },
 }
 
-/// The command queue of the sensor, with an event descriptor that wakes the sensor while it waits for packets.
+/// The message queue of the sensor, with an event descriptor that wakes the sensor while it waits for packets.
 #[derive(Clone)]
-pub struct Inbox(Arc<(ArrayQueue<SensorCommand>, OwnedFd)>);
+pub struct SensorInbox(Arc<(ArrayQueue<SensorMessage>, OwnedFd)>);
 
-impl Inbox {
+impl SensorInbox {
     /// Creates an empty queue.
     pub fn new() -> Result<Self, Errno> {
         Ok(Self(Arc::new((ArrayQueue::new(1024), eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?))))
     }
 
-    /// Queues `command` and wakes the sensor; returns the command if the queue is full.
-    pub fn send(&self, command: SensorCommand) -> Result<(), SensorCommand> {
+    /// Queues `message` and wakes the sensor; returns the message if the queue is full.
+    pub fn send(&self, message: SensorMessage) -> Result<(), SensorMessage> {
         let (queue, wake) = &*self.0;
-        let queued = queue.push(command);
-        // The counter overflows only after 2^64 commands.
+        let queued = queue.push(message);
+        // The counter overflows only after 2^64 messages.
         let _ = rustix::io::write(wake, &1_u64.to_ne_bytes());
         queued
     }
@@ -136,19 +148,17 @@ impl Inbox {
         rustix::io::read(&self.0.1, &mut [0; 8]).is_ok()
     }
 
-    pub(super) fn pop(&self) -> Option<SensorCommand> {
+    pub(super) fn pop(&self) -> Option<SensorMessage> {
         self.0.0.pop()
     }
 }
 
-impl AsFd for Inbox {
+impl AsFd for SensorInbox {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.0.1.as_fd()
     }
 }
 
-/// Executes a command that concerns the engine or the backends. The caller handles commands for the capture, the decoys
-/// and the thread.
 pub(super) fn execute(command: SensorCommand, now: Timestamp, packets: &mut PacketPath) {
     let controller = &mut packets.controller;
     // On a silent host, bans may have expired since the last packet.
@@ -181,7 +191,6 @@ pub(super) fn execute(command: SensorCommand, now: Timestamp, packets: &mut Pack
         SensorCommand::EndSettling => enforcement.end_settling(scope),
         SensorCommand::LogOnly => enforcement.log_only(scope),
         SensorCommand::Heartbeat => controller.reporter.metrics.beats.add(1),
-        SensorCommand::Capture(_) | SensorCommand::Addresses(_) | SensorCommand::Stop => {}
     }
 }
 

@@ -80,7 +80,7 @@ impl BanController {
         }
         let (enforcement, mut scope) = self.enforcement(now);
         enforcement.run_maintenance(&mut scope);
-        self.observer.lookup.checksums.refresh(now);
+        self.observer.refresh_checksums(now);
     }
 
     /// Removes bans of targets that have become exempt. The kernel accepts their packets in any case, but a leftover
@@ -181,7 +181,7 @@ impl BanController {
         let (enforcement, mut scope) = self.enforcement(now);
         enforcement.change_sets(&mut scope, "cannot compare the elements of a loaded ruleset with the bans", |nft| {
             nft.lift(&stale)?;
-            nft.restore(&bans)
+            nft.restore_all(&bans)
         });
         self.reporter.emit_note(format!(
             "{by} loaded a ruleset with elements of table inet portsentry; bans, which keep their remaining time: \

@@ -11,7 +11,7 @@ use super::pending_bans::{PendingBans, Retry};
 use super::reporter::Reporter;
 use super::table_repair::{Damage, TableRepair};
 use super::trap::TrapControl;
-use crate::enforce::nft::{AllowSet, BlockError, DecoyRules, Nft, RulesetSpec, Table, trap_sets};
+use crate::enforce::nft::{AllowSet, BlockError, Nft, RulesetSpec, Table, trap_sets};
 use crate::enforce::{BackendGone, BanBackend, BanContext, Refused};
 use crate::engine::{ActiveBan, Ban, Repeated, RepeatedStatus, Settings, Verdict};
 use crate::events::event::EventKind;
@@ -20,8 +20,20 @@ use crate::types::{Backend, BanTarget, Timestamp};
 /// Retries of refused bans per maintenance round.
 const RETRIES_PER_ROUND: usize = 16;
 
+/// Whether new bans are enforced. Bans in force remain in every state.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Blocking {
+    #[default]
+    On,
+    /// A log-only trial is running: the trap keeps its rules but monitors no ports.
+    Suspended,
+    /// `--confirm` was not confirmed in time: nothing is blocked until a restart, and the rules of the trap are removed.
+    Off,
+}
+
 #[derive(Default)]
 pub(super) struct Enforcement {
+    blocking: Blocking,
     pub(super) blocker: Blocker,
     pub(super) pending: PendingBans,
     table_repair: TableRepair,
@@ -39,14 +51,15 @@ impl Enforcement {
 
 /// Handles packets and the bans that they cause.
 impl Enforcement {
-    /// Looks up the ban of a source that keeps sending in the kernel's set, if `verdict` asks for it. If the ban was
-    /// removed without a notification, lifts it and returns its target.
+    /// If `verdict` asks for it, checks whether the kernel's set still contains the ban of a source that keeps sending.
+    /// If the ban was removed without a notification, lifts it and returns its target. A ban that waits for its command
+    /// or a retry is not in the set yet.
     pub(super) fn lift_vanished(&mut self, scope: &mut Scope<'_>, verdict: &Verdict) -> Option<BanTarget> {
         let Verdict::Repeated(Repeated { target, verify, standing: RepeatedStatus::Blocked, .. }) = *verdict else {
             return None;
         };
         self.table_repair.recent.insert(target);
-        if !verify {
+        if !verify || self.pending.is_missing_in(Backend::Nft, target) {
             return None;
         }
         let nft = self.blocker.nft();
@@ -72,6 +85,11 @@ impl Enforcement {
             self.pending.await_command(*ban, seen);
         }
         runs
+    }
+
+    /// Queues the command alone if scans of the protocol only run it; returns a refusal if it does not run.
+    pub(super) fn queue_command(&self, ban: &Ban, seen: SystemTime) -> Option<Refused> {
+        if self.blocking == Blocking::On { self.blocker.queue_command(ban, seen) } else { None }
     }
 
     /// Blocks `bans` with every inline backend. Returns the refused ones with their reasons.
@@ -132,12 +150,11 @@ impl Enforcement {
             }
         }
         if in_force {
-            self.replace_inner_bans(scope, target);
+            self.replace_inner_bans(scope, target, refused);
         }
-        let has_slow_backends = self.blocker.has_slow_backends();
         let refused = self.blocker.queue(self.blocker.context(ban, ban.expiry, seen), now);
-        let queued = refused.is_empty() && has_slow_backends;
-        for refused in refused.iter().filter(|_| has_slow_backends) {
+        let queued = refused.is_empty() && self.blocker.has_slow_backends();
+        for refused in &refused {
             reporter.emit_refused(seen, refused);
         }
         if !(in_force || queued) {
@@ -155,10 +172,8 @@ impl Enforcement {
         // One backend that enforces the ban is sufficient.
         let mut in_force = refused.len() < self.blocker.inline().count();
         let slow = self.blocker.queue(ban, scope.now);
-        if self.blocker.has_slow_backends() {
-            in_force |= slow.is_empty();
-            refused.extend(slow);
-        }
+        in_force |= slow.is_empty() && self.blocker.has_slow_backends();
+        refused.extend(slow);
         if let Some(first) = refused.first()
             && !in_force
         {
@@ -167,20 +182,24 @@ impl Enforcement {
         for refused in &refused {
             scope.reporter.emit_refused(SystemTime::now(), refused);
         }
-        self.replace_inner_bans(scope, ban.target);
+        self.replace_inner_bans(scope, ban.target, &refused);
         Ok(())
     }
 
-    /// Ends the bans of prefixes inside `target`. The set cannot hold overlapping intervals, so the wider ban has
-    /// replaced them.
-    fn replace_inner_bans(&self, scope: &mut Scope<'_>, target: BanTarget) {
-        let uses_nft = self.blocker.inline().any(|backend| backend == Backend::Nft);
-        let (BanTarget::Prefix(outer), true) = (target, uses_nft) else { return };
+    /// Ends the bans of prefixes inside `target` in every backend. The set cannot hold overlapping intervals, so the
+    /// wider ban has replaced them, unless it is among the `refused` ones.
+    fn replace_inner_bans(&mut self, scope: &mut Scope<'_>, target: BanTarget, refused: &[Refused]) {
+        let is_refused = refused.iter().any(|one| (one.backend, one.target) == (Backend::Nft, target));
+        let replaces = !is_refused && self.blocker.inline().any(|backend| backend == Backend::Nft);
+        let (BanTarget::Prefix(outer), true) = (target, replaces) else { return };
         let is_inside = |inner: &BanTarget| match inner {
             BanTarget::Prefix(inner) => *inner != outer && outer.network().contains(&inner.network()),
             BanTarget::V4(_) | BanTarget::V6(_) | BanTarget::Link { .. } => false,
         };
         let inner: Vec<_> = scope.observer.engine.bans().map(|ban| ban.target).filter(is_inside).collect();
+        if !inner.is_empty() {
+            self.lift(&inner, scope.reporter);
+        }
         for inner in inner {
             scope.observer.engine.lift(inner);
             scope.reporter.emit_unblocked(inner, format!("the ban of {target} around it"));
@@ -210,7 +229,7 @@ impl Enforcement {
     /// refused bans.
     pub(super) fn run_maintenance(&mut self, scope: &mut Scope<'_>) {
         let now = scope.now;
-        self.trap.check(scope, &mut self.blocker, &self.pending);
+        self.trap.check(scope, &mut self.blocker, &self.pending, self.blocking == Blocking::Suspended);
         self.blocker.run_due(now, scope.reporter);
         if let Some(table) = self.blocker.nft() {
             self.table_repair.complete(scope, table, &mut self.pending);
@@ -279,42 +298,46 @@ impl Enforcement {
 
     /// Suspends blocking: the trap monitors no ports, no backend receives a ban, and the bans in force remain.
     pub(super) fn start_trial(&mut self, scope: &mut Scope<'_>) {
-        self.suspend_bans(scope);
-        self.guard_own_sources(scope);
-        self.trap.pause(&mut self.blocker, scope.reporter);
+        self.suspend_bans(scope, Blocking::Suspended);
+        self.trap.suspend(&mut self.blocker, scope.reporter);
     }
 
     /// Resumes blocking, with these settings. Probes seen during the trial are not evidence for a ban.
     pub(super) fn end_trial(&mut self, scope: &mut Scope<'_>, settings: Settings) {
-        scope.observer.engine.reconfigure(settings);
-        self.blocker.set_suspended(false);
-        self.trap.arming.forget_coverage(scope.reporter);
-        self.trap.arming.paused = false;
+        self.blocking = Blocking::On;
+        self.change_settings(scope, settings);
         self.restart_trap(scope);
     }
 
-    fn suspend_bans(&mut self, scope: &mut Scope<'_>) {
+    fn suspend_bans(&mut self, scope: &mut Scope<'_>, blocking: Blocking) {
+        self.blocking = blocking;
         scope.observer.engine.log_only();
-        self.blocker.set_suspended(true);
         let waiting = self.pending.clear();
         for target in &waiting {
             scope.observer.engine.lift(*target);
         }
         self.lift(&waiting, scope.reporter);
+        self.guard_own_sources(scope);
     }
 
     /// Disables blocking for the rest of the run.
     pub(super) fn log_only(&mut self, scope: &mut Scope<'_>) {
-        self.suspend_bans(scope);
-        self.guard_own_sources(scope);
+        self.suspend_bans(scope, Blocking::Off);
         self.trap.disarm(&mut self.blocker, scope.reporter);
         self.arm_trap(scope);
     }
 
     pub(super) fn reconfigure(&mut self, scope: &mut Scope<'_>, settings: Settings) {
-        scope.observer.engine.reconfigure(settings);
-        self.trap.arming.forget_coverage(scope.reporter);
+        self.change_settings(scope, settings);
         self.arm_trap(scope);
+    }
+
+    fn change_settings(&mut self, scope: &mut Scope<'_>, settings: Settings) {
+        scope.observer.engine.reconfigure(settings);
+        if self.blocking != Blocking::On {
+            scope.observer.engine.log_only();
+        }
+        self.trap.arming.forget_coverage(scope.reporter);
     }
 
     /// Called when the services of this host have started after a boot.
@@ -338,10 +361,8 @@ impl Enforcement {
 
     /// Enables or disables connection tracking for connections to decoys.
     pub(super) fn track_decoys(&mut self, scope: &mut Scope<'_>, max_new_tracked: Option<u32>) {
-        let Some(backend) = self.blocker.nft() else { return };
-        let Some(decoys) = backend.spec.decoys else { return };
-        let decoys = Some(DecoyRules { max_new_tracked, ..decoys });
-        if let Err(error) = backend.repair(&RulesetSpec { decoys, ..backend.spec }) {
+        let Some(backend) = self.blocker.nft_with(|spec| spec.decoys.is_some()) else { return };
+        if let Err(error) = backend.track_decoys(max_new_tracked) {
             scope.reporter.error(format!("cannot change the rules for decoys: {error}"));
         }
         self.reset_trap(scope);
@@ -370,15 +391,15 @@ impl Enforcement {
         self.guard_own_sources(scope);
     }
 
-    /// Makes the kernel guard the interfaces that the host lists; none while enforcement is suspended.
+    /// Makes the kernel guard the interfaces that the host lists; none while scans are only logged.
     fn guard_own_sources(&mut self, scope: &Scope<'_>) {
         let named = scope.observer.host.guarded.iter().map(|(index, _)| *index);
-        let wanted = if self.blocker.is_suspended() { Vec::new() } else { named.collect() };
+        let wanted = if self.blocking == Blocking::On { named.collect() } else { Vec::new() };
         self.own_sources.update(wanted, &mut self.blocker, scope.reporter);
     }
 
     pub(super) fn arm_trap(&mut self, scope: &mut Scope<'_>) {
-        self.trap.arm(scope, &mut self.blocker);
+        self.trap.arm(scope, &mut self.blocker, self.blocking == Blocking::Suspended);
     }
 }
 
@@ -387,8 +408,7 @@ impl Enforcement {
     /// Called when the engine has adopted `bans`.
     pub(super) fn bans_adopted(&mut self, now: Timestamp, bans: &[ActiveBan]) {
         if let Some(backend) = self.blocker.nft() {
-            // Every later creation of the table includes sets for prefixes.
-            backend.spec.prefix_sets |= bans.iter().any(|ban| matches!(ban.target, BanTarget::Prefix(_)));
+            backend.require_prefix_sets(bans.iter().map(|ban| ban.target));
         }
         // These bans count towards the ceilings, which the trap must not exceed.
         self.trap.check_soon(now);
@@ -401,7 +421,7 @@ impl Enforcement {
 
     /// Adds bans from the ledger to `backend`, for their remaining times.
     pub(super) fn restore(&mut self, scope: &mut Scope<'_>, backend: Backend, bans: &[ActiveBan]) {
-        match summary(&self.put_back(scope, backend, bans)) {
+        match summary(&self.restore_in_backend(scope, backend, bans)) {
             None => scope.reporter.emit(EventKind::Restored { bans: bans.len(), backend }),
             Some(error) => {
                 let name = backend.name();
@@ -420,7 +440,7 @@ impl Enforcement {
         if bans.is_empty() {
             return;
         }
-        let refused = self.put_back(scope, backend, &bans);
+        let refused = self.restore_in_backend(scope, backend, &bans);
         let repaired = bans.len().saturating_sub(refused.len());
         if repaired > 0 {
             scope.reporter.metrics.repaired.add(repaired as u64);
@@ -435,9 +455,9 @@ impl Enforcement {
         }
     }
 
-    fn put_back(&mut self, scope: &mut Scope<'_>, backend: Backend, bans: &[ActiveBan]) -> Vec<Refused> {
+    fn restore_in_backend(&mut self, scope: &mut Scope<'_>, backend: Backend, bans: &[ActiveBan]) -> Vec<Refused> {
         let (now, targets) = (scope.now, bans.iter().map(|ban| ban.target));
-        self.with_table(scope, backend, targets, |backend| backend.put_back(bans, now))
+        self.with_table(scope, backend, targets, |backend| backend.restore(bans, now))
     }
 
     pub(super) fn repair_table(&mut self, scope: &mut Scope<'_>, damage: Damage<'_>) {

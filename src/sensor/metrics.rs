@@ -114,7 +114,7 @@ impl SensorMetrics {
     }
 
     /// Bans that were missing in any backend and were restored.
-    pub fn put_back(&self) -> u64 {
+    pub fn bans_repaired(&self) -> u64 {
         self.repaired.get() + self.relined.get()
     }
 

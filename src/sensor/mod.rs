@@ -1,5 +1,5 @@
 //! Runs the sensor thread: decode -> observe -> decide -> apply -> commit, with no blocking work between a packet and
-//! its ban. It waits for packets, takes commands from its inbox and puts events into a bounded queue.
+//! its ban. It waits for packets, takes messages from its inbox and puts events into a bounded queue.
 
 mod batch;
 mod batching;
@@ -39,7 +39,7 @@ use crate::wire;
 use batch::BATCH_SIZE;
 use batching::{Batching, COALESCE_DELAY};
 pub use blocker::Blocker;
-pub use commands::{Inbox, ReplySender, SensorCommand, SensorRequest};
+pub use commands::{ReplySender, SensorCommand, SensorInbox, SensorMessage, SensorRequest};
 use controller::BanController;
 pub use controller::BanSample;
 pub use guest_bans::GuestBan;
@@ -62,7 +62,7 @@ const MIN_WAIT: Duration = Duration::from_millis(50);
 /// Minimum interval between two readings of the capture's counter of dropped packets.
 const DROP_REPORT_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Why the sensor ended without [`SensorCommand::Stop`].
+/// Why the sensor ended without [`SensorMessage::Stop`].
 #[derive(Debug, thiserror::Error)]
 pub enum SensorError {
     /// The capture failed.
@@ -74,7 +74,7 @@ pub enum SensorError {
 
 /// Ready file descriptors. Frames are read in any case.
 struct Ready {
-    commands: bool,
+    messages: bool,
     decoys: bool,
 }
 
@@ -84,7 +84,7 @@ pub struct Sensor {
     /// End of the pause of the decoys.
     accept_retry_at: Option<Timestamp>,
     packets: PacketPath,
-    inbox: Inbox,
+    inbox: SensorInbox,
     /// Origin of the engine's time.
     start: Timestamp,
     drop_counter: DropCounter,
@@ -104,7 +104,7 @@ impl Sensor {
         kernel: KernelPorts,
         blocker: Blocker,
         events: Sender,
-        inbox: Inbox,
+        inbox: SensorInbox,
         metrics: Arc<SensorMetrics>,
     ) -> Self {
         let observer = Observer::new(engine, host, kernel, decoys.ports().clone());
@@ -128,7 +128,7 @@ impl Sensor {
         enforcement.start_trial(&mut scope);
     }
 
-    /// Runs until [`SensorCommand::Stop`].
+    /// Runs until [`SensorMessage::Stop`].
     pub fn run(mut self) -> Result<(), SensorError> {
         self.packets.controller.start(self.now());
         let end = self.process();
@@ -141,7 +141,7 @@ impl Sensor {
         loop {
             // Reads only ready descriptors, because each system call delays the next ban.
             let ready = self.wait(more_frames)?;
-            if ready.commands && self.handle_commands()? {
+            if ready.messages && self.handle_messages()? {
                 return Ok(());
             }
             // One batch of each, so that neither packets nor connections delay the other.
@@ -184,7 +184,7 @@ impl Sensor {
         // packet is waiting, or once the events have waited for [`WAKE_DELAY`].
         let has_events = self.packets.controller.reporter.has_pending();
         let hurry = more_frames || has_events;
-        // Polls even with more frames, to notice commands and decoy connections.
+        // Polls even with more frames, to notice messages and decoy connections.
         let busy = hurry && (is_ready(&mut fds, Some(Duration::ZERO))? || more_frames);
         if !has_events {
             self.last_flush = now;
@@ -196,27 +196,27 @@ impl Sensor {
             self.packets.controller.observer.engine.prepare();
             is_ready(&mut fds, timeout)?;
         }
-        let [_, commands, decoys] = fds.map(|fd| !fd.revents().is_empty());
-        Ok(Ready { commands, decoys })
+        let [_, messages, decoys] = fds.map(|fd| !fd.revents().is_empty());
+        Ok(Ready { messages, decoys })
     }
 
-    /// Executes the commands in the inbox; true if one of them is to stop.
-    fn handle_commands(&mut self) -> Result<bool, SensorError> {
+    /// Handles the messages in the inbox; true if one of them is to stop.
+    fn handle_messages(&mut self) -> Result<bool, SensorError> {
         if !self.inbox.acknowledge() {
             return Ok(false);
         }
-        while let Some(command) = self.inbox.pop() {
+        while let Some(message) = self.inbox.pop() {
             crate::panic_guard::failpoint("sensor");
-            match command {
-                SensorCommand::Capture(live) => self.replace_capture(live)?,
-                SensorCommand::Addresses(addresses) => self.decoys.watch_only(addresses),
-                SensorCommand::Stop => {
+            match message {
+                SensorMessage::Capture(live) => self.replace_capture(live)?,
+                SensorMessage::Addresses(addresses) => self.decoys.watch_only(addresses),
+                SensorMessage::Stop => {
                     let now = self.now();
                     let (enforcement, scope) = self.packets.controller.enforcement(now);
                     enforcement.stop(scope.reporter);
                     return Ok(true);
                 }
-                command => commands::execute(command, self.now(), &mut self.packets),
+                SensorMessage::Command(command) => commands::execute(command, self.now(), &mut self.packets),
             }
         }
         Ok(false)

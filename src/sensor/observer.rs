@@ -7,7 +7,7 @@ use ipnet::IpNet;
 
 use crate::capture::checksum_offload::ChecksumOffload;
 use crate::capture::decoy::DecoyPorts;
-use crate::engine::{Engine, Host, PortLookup, PortUse};
+use crate::engine::{Engine, Host, Observation, PortLookup, PortUse, Verdict};
 use crate::types::{BanTarget, Protocol, Timestamp};
 use crate::wire::{Packet, Transport};
 
@@ -24,7 +24,7 @@ pub(super) struct Scope<'a> {
 pub(super) struct Observer {
     pub(super) engine: Engine,
     pub(super) host: Arc<Host>,
-    pub(super) lookup: KernelLookup,
+    lookup: KernelLookup,
 }
 
 impl Observer {
@@ -40,6 +40,27 @@ impl Observer {
         if !self.host.virtual_links.is_empty() {
             self.lookup.checksums.open();
         }
+    }
+
+    /// Observes a packet; see [`Engine::observe`].
+    #[inline]
+    pub(super) fn observe(&mut self, now: Timestamp, packet: &Packet) -> Verdict {
+        self.engine.observe(now, packet, &self.host, &mut self.lookup)
+    }
+
+    /// Observes a connection or datagram at a decoy; see [`Engine::observe_decoy`].
+    pub(super) fn observe_decoy(&mut self, now: Timestamp, observation: Observation) -> Verdict {
+        self.engine.observe_decoy(now, observation, &self.host, &mut self.lookup)
+    }
+
+    /// Decides on a source that waited; see [`Engine::judge_waiting`].
+    pub(super) fn judge_waiting(&mut self, now: Timestamp) -> Option<Verdict> {
+        self.engine.judge_waiting(now, &self.host, &mut self.lookup)
+    }
+
+    /// Reads the checksum marks again if that is due.
+    pub(super) fn refresh_checksums(&mut self, now: Timestamp) {
+        self.lookup.checksums.refresh(now);
     }
 
     /// Time at which a notice is due, a source can be judged, or the checksum marks have to be read again.

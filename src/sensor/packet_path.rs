@@ -26,9 +26,7 @@ impl PacketPath {
         Self { batch: Batch::new(), controller }
     }
 
-    /// Observes a packet that was captured at `time`, and decides on its source. If the ban of the source has vanished
-    /// from the kernel, the packet is judged again without it, so that the log matches the state of the kernel. A wider
-    /// ban that has vanished too is lifted in the same way.
+    /// Observes a packet that was captured at `time`, and decides on its source.
     pub(super) fn process_packet(&mut self, now: Timestamp, packet: &Packet, time: SystemTime) {
         let controller = &mut self.controller;
         if let Some(target) = self.batch.refuted(packet)
@@ -38,13 +36,7 @@ impl PacketPath {
             controller.observer.engine.lift(target);
             controller.enforcement.trap.refute(now, target);
         }
-        let Observer { engine, host, lookup } = &mut controller.observer;
-        let verdict = engine.observe(now, packet, host, lookup);
-        let (enforcement, mut scope) = self.controller.enforcement(now);
-        if let Some(target) = enforcement.lift_vanished(&mut scope, &verdict) {
-            self.batch.report(time, EventKind::Lifted { target });
-            return self.process_packet(now, packet, time);
-        }
+        let verdict = self.judge(now, time, |observer| observer.observe(now, packet));
         self.collect(verdict, time);
         let BanController { observer, enforcement, reporter, .. } = &mut self.controller;
         enforcement.trap.excuse(now, packet, verdict, observer.engine.withdrawn_ports());
@@ -53,15 +45,26 @@ impl PacketPath {
 
     /// As [`PacketPath::process_packet`], for a connection or datagram that a decoy accepted at `time`.
     pub(super) fn process_connection(&mut self, now: Timestamp, observation: Observation, time: SystemTime) {
-        let Observer { engine, host, lookup } = &mut self.controller.observer;
-        let verdict = engine.observe_decoy(now, observation, host, lookup);
-        let (enforcement, mut scope) = self.controller.enforcement(now);
-        if let Some(target) = enforcement.lift_vanished(&mut scope, &verdict) {
-            self.batch.report(time, EventKind::Lifted { target });
-            return self.process_connection(now, observation, time);
-        }
+        let verdict = self.judge(now, time, |observer| observer.observe_decoy(now, observation));
         self.collect(verdict, time);
         self.controller.reporter.metrics.connections.add(1);
+    }
+
+    /// Returns the verdict of `observe`. If the source's ban has vanished from the kernel, lifts it and observes again, so
+    /// that the log matches the kernel. The same applies to the ban of a network around the source.
+    #[inline]
+    fn judge(
+        &mut self,
+        now: Timestamp,
+        time: SystemTime,
+        mut observe: impl FnMut(&mut Observer) -> Verdict,
+    ) -> Verdict {
+        loop {
+            let verdict = observe(&mut self.controller.observer);
+            let (enforcement, mut scope) = self.controller.enforcement(now);
+            let Some(target) = enforcement.lift_vanished(&mut scope, &verdict) else { return verdict };
+            self.batch.report(time, EventKind::BanVanished { target });
+        }
     }
 
     /// Adds the outcomes of `verdict` to the batch.
@@ -83,7 +86,7 @@ impl PacketPath {
                 return;
             }
             Verdict::LogOnly(ban) => {
-                if let Some(refused) = enforcement.blocker.queue_command(&ban, time) {
+                if let Some(refused) = enforcement.queue_command(&ban, time) {
                     self.batch.report(time, EventKind::from(&refused));
                 }
             }
@@ -115,8 +118,7 @@ impl PacketPath {
     pub(super) fn run_maintenance(&mut self, now: Timestamp) {
         self.controller.run_maintenance(now);
         for _ in 0..JUDGED_PER_ROUND {
-            let Observer { engine, host, lookup } = &mut self.controller.observer;
-            let Some(verdict) = engine.judge_waiting(now, host, lookup) else { break };
+            let Some(verdict) = self.controller.observer.judge_waiting(now) else { break };
             self.collect(verdict, SystemTime::now());
         }
         self.finish_batch(now);

@@ -58,6 +58,12 @@ impl PendingBans {
         self.awaiting_command.contains_key(&target)
     }
 
+    /// True if `backend` does not enforce the ban of `target` yet.
+    pub(super) fn is_missing_in(&self, backend: Backend, target: BanTarget) -> bool {
+        let is_retry = |retry: &Retry| (retry.backend, retry.ban.probe.target) == (backend, target);
+        self.awaits_command(target) || self.retries.iter().any(is_retry)
+    }
+
     /// Removes and returns the ban of `target`, whose command has ended.
     pub(super) fn command_ended(&mut self, target: BanTarget) -> Option<(Ban, SystemTime)> {
         self.awaiting_command.remove(&target)

@@ -12,11 +12,12 @@ use rustix::time::{ClockId, clock_gettime};
 use super::observer::{Observer, Scope};
 use super::pending_bans::PendingBans;
 use super::reporter::Reporter;
+use crate::clock::boot_time;
 use crate::enforce::nft::{BlockError, Nft, Repaired, RulesetError};
 use crate::engine::ActiveBan;
 use crate::events::event::EventKind;
 use crate::netlink::nft::RestoredBan;
-use crate::types::{Backend, BanTarget, MINUTE, Timestamp};
+use crate::types::{Backend, BanTarget, LineLimiter, MINUTE, Timestamp, update};
 
 /// Time for which a packet that finds the table missing leaves the repair to the table monitor.
 const RETRY_DELAY: Duration = Duration::from_millis(10);
@@ -50,7 +51,7 @@ impl<'a> Damage<'a> {
 }
 
 /// Time of the last fill, and the state of rate-limited logging.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct TableRepair {
     filled_at: Option<Instant>,
     /// True if the last fill left out some bans, which are still missing in the kernel.
@@ -63,10 +64,21 @@ pub(super) struct TableRepair {
     foreign: Vec<String>,
     /// The last logged error, so that it is not repeated.
     last_error: Option<String>,
-    minute: Option<Instant>,
-    /// Lines logged in this minute, and repairs without a line.
-    logged: u32,
-    suppressed: u32,
+    lines: LineLimiter,
+}
+
+impl Default for TableRepair {
+    fn default() -> Self {
+        Self {
+            filled_at: None,
+            incomplete: false,
+            free_at: Timestamp::ZERO,
+            recent: RecentSources::default(),
+            foreign: Vec::new(),
+            last_error: None,
+            lines: LineLimiter::new(MAX_LINES_PER_MINUTE, MINUTE),
+        }
+    }
 }
 
 impl TableRepair {
@@ -91,8 +103,7 @@ impl TableRepair {
         pending: &mut PendingBans,
     ) -> bool {
         let (before, reporter) = (thread_time(), scope.reporter);
-        let spec = backend.spec;
-        let repaired = backend.repair(&spec);
+        let repaired = backend.repair_to_spec();
         let filled = match (repaired, damage) {
             (Ok(Repaired::Unchanged), Damage::Rules(_)) => {
                 self.last_error = None;
@@ -164,7 +175,7 @@ impl TableRepair {
         let (bans, left_out) = self.choose(*now, observer, pending);
         // The allow-list first, so that an exempt source is never without it.
         let allowed: Vec<_> = observer.host.allow.prefixes().collect();
-        let filled = nft.allowed.replace(&mut nft.table, &allowed).and_then(|()| nft.put_back(&bans));
+        let filled = nft.allowed.replace(&mut nft.table, &allowed).and_then(|()| nft.restore_lost(&bans));
         // The engine must not treat a source as blocked if it is not.
         match &filled {
             Ok(()) => pending.expedite(Backend::Nft),
@@ -222,42 +233,28 @@ impl TableRepair {
     }
 
     fn report(&mut self, event: EventKind, author: Option<&str>, reporter: &Reporter) {
-        self.limit(event, author, Instant::now()).into_iter().for_each(|event| reporter.emit(event));
+        self.limit(event, author, boot_time()).into_iter().for_each(|event| reporter.emit(event));
     }
 
     /// Returns the events to emit for `event` at `now`, within the limit per minute.
-    fn limit(&mut self, event: EventKind, author: Option<&str>, now: Instant) -> Vec<EventKind> {
+    fn limit(&mut self, event: EventKind, author: Option<&str>, now: Timestamp) -> Vec<EventKind> {
         let mut emit = Vec::new();
-        if self.minute.is_none_or(|minute| now.duration_since(minute) >= MINUTE) {
-            (self.minute, self.logged) = (Some(now), 0);
-            let suppressed = std::mem::take(&mut self.suppressed);
-            if suppressed > 0 {
+        let author = author.unwrap_or(UNKNOWN_AUTHOR);
+        if let Some(suppressed @ 1..) = self.lines.take_suppressed(now) {
+            emit.push(EventKind::Note(format!(
+                "table inet portsentry was repaired {suppressed} more times without a log line; the last change was made by \
+                 {author}"
+            )));
+        }
+        let error = if let EventKind::Error(text) = &event { Some(text.clone()) } else { None };
+        let is_error = error.is_some();
+        if (update(&mut self.last_error, error) || !is_error) && self.lines.admit(now) {
+            emit.push(event);
+            if self.lines.is_exhausted() {
                 emit.push(EventKind::Note(format!(
-                    "table inet portsentry was repaired {suppressed} more times without a log line; the last change was made by \
-                     {}",
-                    author.unwrap_or(UNKNOWN_AUTHOR)
+                    "{author} keeps changing table inet portsentry; stop that process. Further repairs are only counted"
                 )));
             }
-        }
-        if let EventKind::Error(text) = &event {
-            if self.last_error.as_ref() == Some(text) {
-                return emit;
-            }
-            self.last_error = Some(text.clone());
-        } else {
-            self.last_error = None;
-        }
-        self.logged += 1;
-        match self.logged {
-            1..MAX_LINES_PER_MINUTE => emit.push(event),
-            MAX_LINES_PER_MINUTE => emit.extend([
-                event,
-                EventKind::Note(format!(
-                    "{} keeps changing table inet portsentry; stop that process. Further repairs are only counted",
-                    author.unwrap_or(UNKNOWN_AUTHOR)
-                )),
-            ]),
-            _ => self.suppressed += 1,
         }
         emit
     }
@@ -302,8 +299,9 @@ const UNKNOWN_AUTHOR: &str = "an unknown process";
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::types::at;
 
-    fn limited(table_repair: &mut TableRepair, event: EventKind, now: Instant) -> Vec<String> {
+    fn limited(table_repair: &mut TableRepair, event: EventKind, now: Timestamp) -> Vec<String> {
         table_repair
             .limit(event, Some("nft (process 7)"), now)
             .iter()
@@ -313,20 +311,20 @@ mod tests {
 
     #[test]
     fn repeated_repairs_are_summarised() {
-        let (mut table_repair, start) = (TableRepair::default(), Instant::now());
+        let (mut table_repair, start) = (TableRepair::default(), at(1_000));
         let lines: Vec<usize> = (0..240)
             .map(|quarter| {
                 limited(
                     &mut table_repair,
                     EventKind::TableReinstalled { bans: 1 },
-                    start + Duration::from_millis(250) * quarter,
+                    start.after(Duration::from_millis(250) * quarter),
                 )
                 .len()
             })
             .collect();
         assert_eq!(lines[..6], [1, 1, 1, 1, 2, 0]);
         assert_eq!(lines[6..].iter().sum::<usize>(), 0);
-        let next = limited(&mut table_repair, EventKind::TableReinstalled { bans: 1 }, start + MINUTE);
+        let next = limited(&mut table_repair, EventKind::TableReinstalled { bans: 1 }, start.after(MINUTE));
         assert_eq!(next.len(), 2);
         assert_eq!(
             next[0],
@@ -336,7 +334,7 @@ mod tests {
 
     #[test]
     fn repeated_error_is_reported_once() {
-        let (mut table_repair, now) = (TableRepair::default(), Instant::now());
+        let (mut table_repair, now) = (TableRepair::default(), at(1_000));
         let mut lines = |event: EventKind| limited(&mut table_repair, event, now).len();
         assert_eq!(lines(EventKind::Error("a".into())), 1);
         assert_eq!(lines(EventKind::Error("a".into())), 0);

@@ -22,7 +22,7 @@ use crate::enforce::nft::{
 };
 use crate::engine::{CAPPED_BAN, Verdict};
 use crate::events::event::EventKind;
-use crate::types::{BanTarget, Expiry, Protocol, Timestamp, first_and_more};
+use crate::types::{BanTarget, Expiry, Protocol, Timestamp, first_and_more, update};
 use crate::wire::Packet;
 
 /// Interval at which the ports are compared and the trapped sources reviewed. New listeners do not need a shorter one:
@@ -70,13 +70,14 @@ impl TrapControl {
         }
     }
 
-    /// Makes the kernel monitor the ports that are closed now. The kernel's allow-list must be up to date before.
-    pub(super) fn arm(&mut self, scope: &mut Scope<'_>, blocker: &mut Blocker) {
+    /// Makes the kernel monitor the ports that are closed now; the trap monitors none while it is `suspended`. The
+    /// kernel's allow-list must be up to date before.
+    pub(super) fn arm(&mut self, scope: &mut Scope<'_>, blocker: &mut Blocker, suspended: bool) {
         let Some(backend) = blocker.nft_with(RulesetSpec::watches_ports) else {
             return self.reset(scope.reporter);
         };
         self.check_at = Some(scope.now.after(POLL_INTERVAL));
-        match self.arming.arm(scope, backend) {
+        match self.arming.arm(scope, backend, suspended) {
             Ok(true) => self.last_error = None,
             Ok(false) => {}
             // The trap is armed again once the table has been created.
@@ -111,25 +112,18 @@ impl TrapControl {
     pub(super) fn disarm(&mut self, blocker: &mut Blocker, reporter: &Reporter) {
         self.suspend(blocker, reporter);
         let Some(backend) = blocker.nft_with(|spec| spec.trap.is_some()) else { return };
-        if let Err(error) = backend.repair(&RulesetSpec { trap: None, ..backend.spec }) {
+        if let Err(error) = backend.remove_trap() {
             let text = "cannot remove the rules of the kernel's trap";
             self.report(format!("{text}: {error}; the trap no longer monitors any port"), reporter);
         }
         self.reset(reporter);
     }
 
-    /// Makes the trap monitor no ports while [`TrapArming::paused`] is set, even if it is armed in between. Trapped
-    /// sources are reviewed before.
-    pub(super) fn pause(&mut self, blocker: &mut Blocker, reporter: &Reporter) {
-        self.suspend(blocker, reporter);
-        self.arming.paused = true;
-        self.arming.update_metrics(reporter);
-    }
-
     /// Makes the trap monitor no ports until it is armed again. Decoys keep their ports.
     pub(super) fn suspend(&mut self, blocker: &mut Blocker, reporter: &Reporter) {
         let Some((nft, rules)) = blocker.trap() else { return };
         let suspended = self.arming.suspend(&mut nft.table, rules);
+        self.arming.update_metrics(reporter);
         self.report_failure(suspended, "cannot remove ports from the kernel's trap", reporter);
     }
 
@@ -143,12 +137,18 @@ impl TrapControl {
     }
 
     /// If due, arms the trap with the currently closed ports and reviews the trapped sources.
-    pub(super) fn check(&mut self, scope: &mut Scope<'_>, blocker: &mut Blocker, pending: &PendingBans) {
+    pub(super) fn check(
+        &mut self,
+        scope: &mut Scope<'_>,
+        blocker: &mut Blocker,
+        pending: &PendingBans,
+        suspended: bool,
+    ) {
         let (now, reporter) = (scope.now, scope.reporter);
         if self.check_at.is_none_or(|at| at > now) {
             return;
         }
-        self.arm(scope, blocker);
+        self.arm(scope, blocker, suspended);
         if let Some(backend) = blocker.nft_with(|spec| spec.decoys.is_some())
             && let Ok(counts) = trap_sets::decoy_counts(&mut backend.table)
         {
@@ -159,8 +159,8 @@ impl TrapControl {
         let Some((nft, rules)) = blocker.trap() else { return };
         let updated = self.update_peers(now, &mut nft.table, scope.observer);
         self.report_failure(updated, "cannot add connected sources to the kernel's trap", reporter);
-        let reviewed = trap_sets::trap_banned(&mut nft.table).map(|caught| {
-            let review = self.review(now, &caught, rules, scope.observer, pending);
+        let reviewed = trap_sets::trap_banned(&mut nft.table).map(|trap_banned| {
+            let review = self.review(now, &trap_banned, (rules, suspended), scope.observer, pending);
             self.apply(scope, review, nft);
         });
         self.report_failure(reviewed, "cannot read the sources blocked by the kernel's trap", reporter);
@@ -202,16 +202,16 @@ impl TrapControl {
     fn review(
         &mut self,
         now: Timestamp,
-        caught: &[BanTarget],
-        rules: Trap,
+        trap_banned: &[BanTarget],
+        (rules, suspended): (Trap, bool),
         observer: &Observer,
         pending: &PendingBans,
     ) -> Review {
         // The sensor also decided to block these, although a backend has refused so far.
         let refused: HashSet<BanTarget> = pending.refused().collect();
         let counting = Counting { forgiven: rules.forgiven, window: rules.window };
-        let caught = caught.iter().copied().filter(|target| !refused.contains(target));
-        self.review.review(now, caught, (counting, self.arming.paused), &observer.engine, &observer.host)
+        let trap_banned = trap_banned.iter().copied().filter(|target| !refused.contains(target));
+        self.review.review(now, trap_banned, (counting, suspended), &observer.engine, &observer.host)
     }
 
     /// Removes or shortens the trap's bans that the review does not confirm, and resets the trap's counts of all
@@ -225,7 +225,7 @@ impl TrapControl {
         let [withheld, excused, unexplained] = [withheld, excused, unexplained]
             .map(|targets| targets.into_iter().filter(is_blocked).collect::<Vec<BanTarget>>());
         let (unexplained, surplus): (Vec<_>, Vec<_>) =
-            unexplained.into_iter().partition(|target| observer.engine.adopt_short(*now, *target));
+            unexplained.into_iter().partition(|target| observer.engine.adopt_capped(*now, *target));
         let exempt_targets: Vec<BanTarget> = exempt.iter().map(|(target, _)| *target).collect();
         let mut applied = Ok(());
         for targets in [&withheld, &excused, &surplus, &in_prefix, &exempt_targets] {
@@ -293,9 +293,8 @@ impl TrapControl {
 
     /// Logs an error, unless it equals the last logged one.
     fn report(&mut self, error: String, reporter: &Reporter) {
-        if self.last_error.as_ref() != Some(&error) {
-            reporter.error(error.clone());
-            self.last_error = Some(error);
+        if update(&mut self.last_error, Some(error.clone())) {
+            reporter.error(error);
         }
     }
 }
@@ -337,7 +336,7 @@ mod tests {
         );
         let peer: BanTarget = "192.0.2.12".parse().unwrap();
         observer.engine.know_peers(at(1), &[(peer, Duration::from_secs(1))]);
-        let caught = [blocked, exempt, unknown, excused, half, peer];
+        let trap_banned = [blocked, exempt, unknown, excused, half, peer];
         let rules = Trap {
             tcp: true,
             udp: false,
@@ -349,7 +348,7 @@ mod tests {
             nat64: [None; 8],
             hold: None,
         };
-        let mut review = |now| trap.review(now, &caught, rules, &observer, &PendingBans::default());
+        let mut review = |now| trap.review(now, &trap_banned, (rules, false), &observer, &PendingBans::default());
         let first = review(at(1));
         assert_eq!((&first.confirmed[..], &first.exempt[..]), (&[blocked][..], &[(exempt, Protection::Listed)][..]));
         assert_eq!(first.excused, [excused], "all its ports are accounted for");
@@ -358,9 +357,8 @@ mod tests {
         let last = review(at(3));
         assert_eq!(last.unexplained, [unknown, half], "an open port that the trap does not watch excuses nothing");
         assert_eq!(last.excused, [excused, peer], "a connected peer is forgiven more ports than the trap counts");
-        trap.arming.paused = true;
-        let _ = trap.review(at(4), &caught, rules, &observer, &PendingBans::default());
-        let paused = trap.review(at(6), &caught, rules, &observer, &PendingBans::default());
-        assert_eq!(paused.unexplained, [], "no source is banned while blocking is suspended");
+        let _ = trap.review(at(4), &trap_banned, (rules, true), &observer, &PendingBans::default());
+        let suspended = trap.review(at(6), &trap_banned, (rules, true), &observer, &PendingBans::default());
+        assert_eq!(suspended.unexplained, [], "no source is banned while blocking is suspended");
     }
 }

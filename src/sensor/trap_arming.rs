@@ -14,8 +14,6 @@ const LOSS_WINDOW: Duration = Duration::from_secs(600);
 pub(super) struct TrapArming {
     /// Ports and interfaces that the kernel monitors; `None` if unknown.
     armed: Option<Armed>,
-    /// True while the trap must monitor no ports. [`TrapArming::arm`] then leaves it without ports.
-    pub(super) paused: bool,
     coverage: TrapCoverage,
 }
 
@@ -64,15 +62,20 @@ impl TrapArming {
         ports.is_some_and(|ports| ports.contains(port))
     }
 
-    /// Makes the kernel monitor the ports that are closed now. The kernel's allow-list must already be current. Returns
-    /// true if the kernel's state has changed.
-    pub(super) fn arm(&mut self, scope: &mut Scope<'_>, backend: &mut Nft) -> Result<bool, BlockError> {
-        let RulesetSpec { trap, decoys, .. } = backend.spec;
+    /// Makes the kernel monitor the ports that are closed now; the trap monitors none while it is `suspended`. The
+    /// kernel's allow-list must already be current. Returns true if the kernel's state has changed.
+    pub(super) fn arm(
+        &mut self,
+        scope: &mut Scope<'_>,
+        backend: &mut Nft,
+        suspended: bool,
+    ) -> Result<bool, BlockError> {
+        let RulesetSpec { trap, decoys, .. } = *backend.spec();
         let ceiling_reached = !Self::has_room(scope);
         let Scope { now, ref observer, reporter } = *scope;
         let (host, ports) = (&observer.host, observer.engine.ports(now, &observer.host));
         let trapped = |has: fn(Trap) -> bool, wanted: &dyn Fn() -> PortSet| {
-            trap.is_some_and(has).then(|| if self.paused { PortSet::new() } else { wanted() })
+            trap.is_some_and(has).then(|| if suspended { PortSet::new() } else { wanted() })
         };
         let wanted = Armed {
             tcp: trapped(|trap| trap.tcp, &|| ports.closed(Protocol::Tcp)),
@@ -83,7 +86,7 @@ impl TrapArming {
             interfaces: trap.map(|_| host.interfaces.clone()),
             ceiling_reached: trap.map(|_| ceiling_reached),
         };
-        if !self.paused {
+        if !suspended {
             self.report_coverage(now, &wanted, reporter);
         }
         if self.armed.as_ref() == Some(&wanted) {

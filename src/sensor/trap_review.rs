@@ -119,19 +119,19 @@ impl TrapReview {
         self.excuses.refute(now, target);
     }
 
-    /// Reviews the sources that the trap `caught`. While the trap is `paused`, a source without a verdict is excused
+    /// Reviews the sources banned by the trap. While the trap is `paused`, a source without a verdict is excused
     /// after [`UNCONFIRMED_FOR`].
     pub fn review(
         &mut self,
         now: Timestamp,
-        caught: impl Iterator<Item = BanTarget>,
+        trap_banned: impl Iterator<Item = BanTarget>,
         (counting, paused): (Counting, bool),
         engine: &Engine,
         host: &Host,
     ) -> Review {
         let mut review = Review::default();
         let unconfirmed = std::mem::take(&mut self.unconfirmed);
-        for target in caught {
+        for target in trap_banned {
             let since = unconfirmed.get(&target).copied().unwrap_or(now);
             if engine.is_blocked(now, target) {
                 review.confirmed.push(target);
@@ -275,20 +275,20 @@ mod tests {
             review.excuse(now, &packet, verdict, &[], |_| true);
         }
         let counting = (Counting { forgiven: 2, window: Duration::from_secs(1_800) }, false);
-        let caught = [BanTarget::V4(SCANNER.into())];
-        review.review(now, caught.into_iter(), counting, &engine, host);
-        review.review(later, caught.into_iter(), counting, &engine, host)
+        let trap_banned = [BanTarget::V4(SCANNER.into())];
+        review.review(now, trap_banned.into_iter(), counting, &engine, host);
+        review.review(later, trap_banned.into_iter(), counting, &engine, host)
     }
 
     #[test]
     fn damaged_segments_excuse_trap_ban() {
-        let caught = vec![BanTarget::V4(SCANNER.into())];
+        let trap_banned = vec![BanTarget::V4(SCANNER.into())];
         let mut host = host();
-        assert_eq!(reviewed(&host, Checksum::Good).confirmed, caught);
-        assert_eq!(reviewed(&host, Checksum::Bad).excused, caught, "the kernel drops it if it came over a wire");
+        assert_eq!(reviewed(&host, Checksum::Good).confirmed, trap_banned);
+        assert_eq!(reviewed(&host, Checksum::Bad).excused, trap_banned, "the kernel drops it if it came over a wire");
         host.virtual_links = vec![2];
-        assert_eq!(reviewed(&host, Checksum::Bad).confirmed, caught, "the kernel accepts it from a guest");
-        assert_eq!(reviewed(&host, Checksum::BadHeader).excused, caught);
+        assert_eq!(reviewed(&host, Checksum::Bad).confirmed, trap_banned, "the kernel accepts it from a guest");
+        assert_eq!(reviewed(&host, Checksum::BadHeader).excused, trap_banned);
     }
 
     #[test]

@@ -6,11 +6,11 @@ use std::net::IpAddr;
 use std::str::FromStr;
 
 use ipnet::IpNet;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use serde_with::{DeserializeFromStr, SerializeDisplay};
 
 /// A backend: where a ban is enforced.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Backend {
     /// An element of a set in `table inet portsentry`.
@@ -25,23 +25,70 @@ pub enum Backend {
 }
 
 impl Backend {
-    /// Every backend, in the order in which [`Backends`] prints them.
+    /// Every backend, from the one that stops most packets to the one that stops fewest; [`Backends`] prints them in
+    /// this order.
     pub const ALL: [Self; 4] = [Self::Nft, Self::Route, Self::HostsDeny, Self::Command];
 
     /// What the rest of the program needs to know about it, except its work.
     const fn facts(self) -> Facts {
-        let (name, title, place, is_slow) = match self {
-            Self::Nft => ("nft", "nftables set", "the kernel's sets", false),
-            Self::Route => ("route", "route", "the kernel's routes", false),
-            Self::HostsDeny => ("hosts-deny", "hosts.deny", "hosts.deny", true),
-            Self::Command => ("run", "command", "command", true),
-        };
-        Facts { name, title, place, is_slow }
+        match self {
+            Self::Nft => Facts {
+                name: "nft",
+                classic_name: "nftables set inet portsentry",
+                title: "nftables set",
+                place: "the kernel's sets",
+                after_stop: "bans in nftables stay until they expire or are lifted",
+                weakness: None,
+                key: "block.method",
+                is_slow: false,
+            },
+            Self::Route => Facts {
+                name: "route",
+                classic_name: "dropped route",
+                title: "route",
+                place: "the kernel's routes",
+                after_stop: "routes of bans stay until the next start removes the expired ones",
+                weakness: Some(
+                    "a route stops only the answers: packets of a blocked source still arrive; \"nft\" stops both",
+                ),
+                key: "block.method",
+                is_slow: false,
+            },
+            Self::HostsDeny => Facts {
+                name: "hosts-deny",
+                classic_name: "wrappers",
+                title: "hosts.deny",
+                place: "hosts.deny",
+                after_stop: "lines in hosts.deny stay until the next start removes the expired ones",
+                weakness: Some(
+                    "hosts-deny alone protects only services that use TCP wrappers; \"nft\" stops all packets",
+                ),
+                key: "block.hosts_deny",
+                is_slow: true,
+            },
+            Self::Command => Facts {
+                name: "run",
+                classic_name: "run",
+                title: "command",
+                place: "command",
+                after_stop: "expire_command is not run before the next start",
+                weakness: Some(
+                    "with a command alone, a source is blocked only if the command does it; \"nft\" stops all packets",
+                ),
+                key: "block.run.command",
+                is_slow: true,
+            },
+        }
     }
 
     /// The name in the configuration, the ledger, JSON and metrics.
     pub const fn name(self) -> &'static str {
         self.facts().name
+    }
+
+    /// The name in the classic log: "Host … has been blocked via NAME".
+    pub const fn classic_name(self) -> &'static str {
+        self.facts().classic_name
     }
 
     /// The name for readers: what a source is blocked by.
@@ -52,6 +99,22 @@ impl Backend {
     /// Where its bans are, for log lines.
     pub const fn place(self) -> &'static str {
         self.facts().place
+    }
+
+    /// What happens to its bans while the program does not run, as a clause for the log.
+    pub const fn after_stop(self) -> &'static str {
+        self.facts().after_stop
+    }
+
+    /// A warning for a configuration without a stronger backend: what stays unprotected, and the remedy. `None` if the
+    /// backend stops all packets.
+    pub const fn weakness(self) -> Option<&'static str> {
+        self.facts().weakness
+    }
+
+    /// The configuration key to which errors of this backend refer.
+    pub const fn key(self) -> &'static str {
+        self.facts().key
     }
 
     /// True if the slow-backends thread runs it, because it writes files, starts processes or waits.
@@ -68,8 +131,12 @@ impl Backend {
 
 struct Facts {
     name: &'static str,
+    classic_name: &'static str,
     title: &'static str,
     place: &'static str,
+    after_stop: &'static str,
+    weakness: Option<&'static str>,
+    key: &'static str,
     is_slow: bool,
 }
 

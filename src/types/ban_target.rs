@@ -108,7 +108,7 @@ impl BanTarget {
     ///
     /// # Errors
     /// A sentence, if `prefix` is wider than a target can be or must not be blocked.
-    pub fn of_prefix(prefix: IpNet) -> Result<Self, String> {
+    pub fn from_prefix(prefix: IpNet) -> Result<Self, String> {
         let narrow = match prefix {
             IpNet::V4(_) => prefix.prefix_len() == 32,
             IpNet::V6(_) => prefix.prefix_len() >= 64,
@@ -290,7 +290,7 @@ mod tests {
         assert!(target.covers(address("203.0.113.255")) && !target.covers(address("203.0.114.0")));
         assert!(!target.covers(address("::cb00:7101")));
         for text in ["::/64", "::2/128", "::/48", "fe80::/64", "fe80::/128", "64:ff9b::/96", "64:ff9b::/128"] {
-            assert!(BanTarget::of_prefix(text.parse().unwrap()).is_err(), "{text} is never one source");
+            assert!(BanTarget::from_prefix(text.parse().unwrap()).is_err(), "{text} is never one source");
         }
         let one = BanTarget::containing(address("2001:db8::1"));
         assert!(one.covers(address("2001:db8::ffff")) && !one.covers(address("2001:db8:0:1::")));

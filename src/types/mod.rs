@@ -12,6 +12,7 @@ mod rate;
 mod rate_limit;
 pub mod shared64;
 mod timestamp;
+mod update;
 mod wording;
 
 pub use backend::{Action, Backend, Backends, ParseBackendsError, RouteKind};
@@ -27,4 +28,5 @@ pub(crate) use timestamp::Tick;
 #[cfg(test)]
 pub(crate) use timestamp::at;
 pub use timestamp::{DAY, Expiry, HOUR, MINUTE, Timestamp};
-pub use wording::{Span, brief, counted, first_and_more, plain};
+pub use update::update;
+pub use wording::{Span, brief, counted, first_and_more, plain, spaced};

@@ -4,10 +4,12 @@
 //! terminals (CVE-2003-0063 and its successors). Bidirectional formatting makes a line look different from its contents
 //! (CVE-2021-42574).
 
-/// True for an invisible character: control characters, line and paragraph separators, zero-width characters, and
-/// marks, overrides and isolates of the writing direction.
+/// True for an invisible character: control characters, line and paragraph separators, soft hyphens, zero-width
+/// characters, tag characters, interlinear annotations, and the marks, overrides and isolates of bidirectional text.
 pub fn is_hidden(c: char) -> bool {
-    let formats = matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}' | '\u{fffe}' | '\u{ffff}');
+    let formats = matches!(c,
+        '\u{ad}' | '\u{61c}' | '\u{180e}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}'
+        | '\u{feff}' | '\u{fff9}'..='\u{fffb}' | '\u{fffe}' | '\u{ffff}' | '\u{e0000}'..='\u{e007f}');
     c.is_control() || formats
 }
 
@@ -49,8 +51,8 @@ mod tests {
 
     #[test]
     fn hidden_characters_are_masked_others_stay() {
-        let text = "a\u{1b}[2J\u{7}\n\u{9b}1m \u{202e}x\u{2028}\u{200b}\u{2066}\u{feff} Zürich ✓";
-        assert_eq!(masked(text, '?').collect::<String>(), "a?[2J???1m ?x???? Zürich ✓");
+        let text = "a\u{1b}[2J\u{7}\n\u{9b}1m \u{202e}x\u{2028}\u{200b}\u{2066}\u{feff}\u{61c}\u{ad}\u{e0041} Zürich ✓";
+        assert_eq!(masked(text, '?').collect::<String>(), "a?[2J???1m ?x??????? Zürich ✓");
     }
 
     #[test]

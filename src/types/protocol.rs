@@ -46,6 +46,11 @@ impl Protocol {
         self.into()
     }
 
+    /// True if the table `[udp]` of the configuration applies: to UDP and ICMP. `[tcp]` applies to TCP and SCTP.
+    pub fn uses_udp_settings(self) -> bool {
+        matches!(self, Self::Udp | Self::Icmp)
+    }
+
     pub(crate) fn from_code(code: u8) -> Option<Self> {
         Self::ALL.into_iter().find(|protocol| *protocol as u8 == code)
     }

@@ -35,22 +35,27 @@ pub struct Span(pub Duration);
 
 impl fmt::Display for Span {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&units(self.0, " "))
+        f.write_str(&units(self.0, " ", ["y", "d", "h", "m", "s"]))
     }
 }
 
 /// A duration in its two largest units, in at most seven columns: "45s", "12m5s", "6d23h", "2y14d".
 pub fn brief(span: Duration) -> String {
-    units(span, "")
+    units(span, "", ["y", "d", "h", "m", "s"])
 }
 
-fn units(span: Duration, between: &str) -> String {
-    let seconds = span.as_secs();
-    let units = [("y", 31_536_000), ("d", 86_400), ("h", 3_600), ("m", 60), ("s", 1)];
-    let Some(at) = units.iter().position(|(_, length)| seconds >= *length) else { return "0s".to_owned() };
+/// A duration in its two largest units, for the HTML report: "45 s", "12 min 5 s", "7 d".
+pub fn spaced(span: Duration) -> String {
+    units(span, " ", [" y", " d", " h", " min", " s"])
+}
+
+/// `names` are those of years, days, hours, minutes and seconds.
+fn units(span: Duration, between: &str, names: [&str; 5]) -> String {
+    let mut rest = span.as_secs();
+    let units = || names.into_iter().zip([31_536_000, 86_400, 3_600, 60, 1]);
+    let Some(at) = units().position(|(_, length)| rest >= length) else { return format!("0{}", names[4]) };
     let mut text = String::new();
-    let mut rest = seconds;
-    for (unit, length) in units.iter().skip(at).take(2) {
+    for (unit, length) in units().skip(at).take(2) {
         if rest / length > 0 {
             let between = if text.is_empty() { "" } else { between };
             text.push_str(&format!("{between}{}{unit}", rest / length));
@@ -87,5 +92,12 @@ mod tests {
             assert_eq!(brief(Duration::from_secs(seconds)), text);
         }
         assert_eq!(Span(Duration::from_secs(90_061)).to_string(), "1d 1h");
+    }
+
+    #[test]
+    fn spans_have_two_largest_units() {
+        let of = |seconds| spaced(Duration::from_secs(seconds));
+        assert_eq!([of(0), of(59), of(3_600), of(90_061), of(86_400 + 59)], ["0 s", "59 s", "1 h", "1 d 1 h", "1 d"]);
+        assert_eq!(of(400 * 86_400), "1 y 35 d");
     }
 }

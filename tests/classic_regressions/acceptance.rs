@@ -10,10 +10,6 @@ use netns_lab::{Lab, TIMEOUT, within};
 /// No flags: a single such packet leads to a ban.
 const NULL: u16 = 0;
 
-fn sysctl(lab: &Lab, assignment: &str) {
-    lab.run("victim", "sysctl", &["-qw", assignment]);
-}
-
 /// Sends the packets and then a packet that surely leads to a ban: its source must be the only one that is banned.
 fn assert_blocks_nothing(lab: &Lab, host: &str, packets: impl IntoIterator<Item = Vec<u8>>) {
     let mut wire = lab.wire(host);
@@ -85,7 +81,7 @@ fn martian_packets_block_nothing() {
 #[test]
 fn strict_reverse_path_protects_inner_sources() {
     let lab = Lab::new(&["outer", "inner"]);
-    sysctl(&lab, "net.ipv4.conf.all.rp_filter=1");
+    lab.sysctl("net.ipv4.conf.all.rp_filter=1");
     let _daemon = Daemon::start(&lab, &["--expire", "24h"]);
     let inner = IpAddr::from(lab.v4("inner"));
     let forged = raw::tcp(inner, lab.victim_v4("outer").into(), 23, NULL);
@@ -94,8 +90,8 @@ fn strict_reverse_path_protects_inner_sources() {
     lab.expect_ban(inner);
 
     // The sysctl is followed: without the filter the kernel accepts the packet, and its source is judged.
-    sysctl(&lab, "net.ipv4.conf.all.rp_filter=0");
-    sysctl(&lab, "net.ipv4.conf.outer.rp_filter=0");
+    lab.sysctl("net.ipv4.conf.all.rp_filter=0");
+    lab.sysctl("net.ipv4.conf.outer.rp_filter=0");
     let other = IpAddr::from(Ipv4Addr::new(10, 77, 2, 99));
     let mut wire = lab.wire("outer");
     let judged = within(TIMEOUT, || {

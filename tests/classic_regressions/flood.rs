@@ -9,7 +9,7 @@ use portsentry::control::client::Client;
 use netns_lab::daemon::Daemon;
 use netns_lab::raw::{self, SYN, forged};
 use netns_lab::services::Services;
-use netns_lab::{Lab, TIMEOUT, slowness, within};
+use netns_lab::{Lab, TIMEOUT, memory, slowness, soon, within};
 
 /// Number of sources that probe one port each, more than the source table holds (65,536), and of sources that are
 /// banned immediately, fewer than the set holds (131,072).
@@ -23,9 +23,7 @@ const MAX_RESIDENT_KIB: u64 = 64 << 10;
 
 /// Resident memory in KiB, without the pages of the program's file.
 fn resident(daemon: &Daemon) -> u64 {
-    let status = fs::read_to_string(format!("/proc/{}/status", daemon.id())).unwrap();
-    let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:")).unwrap();
-    line.trim().trim_end_matches(" kB").parse().unwrap()
+    memory(daemon.id(), "RssAnon")
 }
 
 #[test]
@@ -50,8 +48,7 @@ fn flood_of_250000_sources_is_bounded() {
     assert!(bans.iter().any(|ban| ban.address == scanner));
     assert!(lab.is_served("client", lab.victim_v4("client").into(), 80, TIMEOUT));
     drop(services);
-    let quiet = within(TIMEOUT, || (resident(&daemon) < MAX_RESIDENT_KIB).then_some(()));
-    assert!(quiet.is_some(), "{} KiB at rest", resident(&daemon));
+    assert!(soon(|| resident(&daemon) < MAX_RESIDENT_KIB), "{} KiB at rest", resident(&daemon));
     daemon.stop();
 }
 
@@ -108,8 +105,7 @@ fn flood_gets_larger_ring_without_loss() {
     }
     (0..20_000).for_each(|_| wire.send(&packet));
     sent += 20_000;
-    let all = within(TIMEOUT, || (accounted(&lab) >= sent).then_some(()));
-    assert!(all.is_some(), "{} of {sent}", accounted(&lab));
+    assert!(soon(|| accounted(&lab) >= sent), "{} of {sent}", accounted(&lab));
     assert_eq!(daemon.lines_with("cannot enlarge the capture's ring buffer"), Vec::<String>::new());
     lab.provoke_ban("scanner");
     daemon.stop();

@@ -8,7 +8,7 @@ use rustix::process::Signal;
 
 use netns_lab::daemon::Daemon;
 use netns_lab::raw::{self, SYN, forged};
-use netns_lab::{Lab, TIMEOUT, session, slowness, within};
+use netns_lab::{Lab, session, slowness, soon};
 
 const PER_SECOND: u32 = 1_000;
 /// The default of `block.max_new_bans_per_minute`.
@@ -71,8 +71,12 @@ fn burst_of_2000_sources_is_banned_completely() {
     let begin = Instant::now();
     // No flags: a single packet leads to a ban.
     lab.wire("forger").pace(100_000, forged(2_000).map(|source| raw::tcp(source, target, 23, 0)));
-    let all = within(TIMEOUT, || (lab.set("blocked").len() == 2_000).then_some(()));
-    assert!(all.is_some(), "{} of 2,000; {:?}", lab.set("blocked").len(), daemon.lines_with("could not keep up"));
+    assert!(
+        soon(|| lab.set("blocked").len() == 2_000),
+        "{} of 2,000; {:?}",
+        lab.set("blocked").len(),
+        daemon.lines_with("could not keep up")
+    );
     // The end may take time, because many log lines are pending.
     let (ended, _) = daemon.end_by(Signal::TERM);
     assert!(ended.status.success(), "{ended:?}");
@@ -157,7 +161,7 @@ fn scanner_in_forged_flood_is_banned_soon() {
         .map(|_| {
             let lab = Lab::new(&["forger", "scanner"]);
             let daemon = Daemon::start(&lab, &["--expire", "24h"]);
-            let (source, target) = (IpAddr::from(lab.v4("scanner")), lab.victim_v4("scanner").into());
+            let (source, target) = lab.ends_v4("scanner");
             let probes = forged(50_000).flat_map(|source| [23, 79, 111, 512].map(|port| (source, port)));
             let victim = lab.victim_v4("forger").into();
             std::thread::scope(|scope| {
@@ -227,7 +231,7 @@ fn exempt_sources_are_never_passed_to_backends() {
         let held = || [routes(), text(&deny), text(&calls)];
         let words = |text: &str| text.split([' ', '\n', '[', ']']).map(str::to_owned).collect::<Vec<_>>();
         let all = || held().iter().all(|text| others.iter().all(|other| words(text).contains(&other.to_string())));
-        assert!(within(TIMEOUT, || all().then_some(())).is_some(), "{:?}", held());
+        assert!(soon(all), "{:?}", held());
         for text in held() {
             let named: Vec<_> = exempt.iter().filter(|source_name| words(&text).contains(*source_name)).collect();
             assert!(
@@ -295,8 +299,7 @@ fn assert_exempt_sources_not_banned(lab: &Lab, more: &str, check: impl FnOnce(&[
         let lines = || daemon.lines_with(&format!(" from {source_name} to "));
         let reason = format!("does not count: the source is {kind}, which is never");
         // The kernel may have banned the other sources before the program judges the exempt ones.
-        let reported = within(TIMEOUT, || lines().iter().any(|line| line.contains(&reason)).then_some(()));
-        assert!(reported.is_some(), "{source_name}: {:?}", lines());
+        assert!(soon(|| lines().iter().any(|line| line.contains(&reason))), "{source_name}: {:?}", lines());
     }
     check(&exempt.map(|(source_name, _)| source_name.to_owned()), &others);
     daemon.stop();

@@ -60,12 +60,7 @@ fn clients_of_dnat_ports_are_not_banned() {
     let lab = Lab::new(&["client", "container", "culprit"]);
     let ports = [8000, 8080, 8081, 8088];
     let container = lab.v4("container");
-    lab.run("victim", "sh", &["-c", "echo 1 >/proc/sys/net/ipv4/ip_forward"]);
-    let rules = format!(
-        "table ip publish {{ chain before {{ type nat hook prerouting priority dstnat; \
-         tcp dport {{ 8000, 8080, 8081, 8088 }} dnat to {container}:80; }}; }}"
-    );
-    lab.run("victim", "nft", &[&rules]);
+    lab.publish("tcp dport { 8000, 8080, 8081, 8088 }", format_args!("{container}:80"));
     let _service = serve_at(&lab, "container", 80);
     let _daemon = Daemon::start(&lab, &["--expire", "24h"]);
     for round in 0..2 {
@@ -83,7 +78,7 @@ fn web_and_ident_client_is_not_banned() {
     let lab = Lab::new(&["client", "culprit"]);
     let _services = Services::open(&lab, &[80]);
     let _daemon = Daemon::start(&lab, &["--expire", "24h"]);
-    let (client, victim) = (lab.v4("client").into(), lab.victim_v4("client").into());
+    let (client, victim) = lab.ends_v4("client");
     for _ in 0..5 {
         assert!(lab.is_served("client", victim, 80, TIMEOUT));
         lab.probe("client", client, victim, &[443, 8443, 113]);
@@ -95,7 +90,7 @@ fn web_and_ident_client_is_not_banned() {
 fn late_answer_to_closed_socket_is_ignored() {
     let lab = Lab::new(&["server", "culprit"]);
     let _daemon = Daemon::start_configured(&lab, UDP_BLOCKS, &STRICT);
-    let (server, victim) = (lab.v4("server").into(), lab.victim_v4("server").into());
+    let (server, victim) = lab.ends_v4("server");
     lab.inside("victim", || {
         for port in 720..730 {
             let socket = UdpSocket::bind((lab.victim_v4("server"), port)).unwrap();
@@ -130,7 +125,7 @@ fn answers_in_wide_port_range_are_ignored() {
     });
     assert!(used.iter().all(|port| (600..=1000).contains(port)), "{used:?}");
     // Segments after the connection is forgotten: a repeated FIN/ACK, a late ACK, a reset.
-    let (from, to) = (lab.v4("server").into(), lab.victim_v4("server").into());
+    let (from, to) = lab.ends_v4("server");
     let mut wire = lab.wire("server");
     for port in used {
         for flags in [ACK, ACK | raw::FIN, ACK | RST, RST] {
@@ -199,7 +194,7 @@ fn clients_during_service_restart_are_not_banned() {
     let ports = [800, 801, 802];
     let services = Services::open(&lab, &ports);
     let _daemon = Daemon::start(&lab, &STRICT);
-    let (client, victim) = (lab.v4("client").into(), lab.victim_v4("client").into());
+    let (client, victim) = lab.ends_v4("client");
     assert_eq!(lab.served("client", victim, &ports, 1), 3);
     drop(services);
     for _ in 0..20 {

@@ -1,6 +1,5 @@
 //! Tests that the log agrees with the state of the kernel.
 
-use std::net::IpAddr;
 use std::time::Duration;
 
 use netns_lab::daemon::Daemon;
@@ -22,7 +21,7 @@ fn ban_can_return_after_expiry_or_deletion() {
     lab.probe_until_banned("attacker", victim);
     assert!(!lab.is_served("attacker", victim, 80, SHORTLY), "the ban is in the kernel, not only in the log");
 
-    lab.run("victim", "nft", &["flush set inet portsentry blocked"]);
+    lab.nft("flush set inet portsentry blocked");
     assert!(lab.is_served("attacker", victim, 80, TIMEOUT));
     lab.probe_until_banned("attacker", victim);
     assert!(!lab.is_served("attacker", victim, 80, SHORTLY));
@@ -60,7 +59,7 @@ fn table_deleted_midway_returns_with_next_ban() {
     let _services = Services::open(&lab, &[80]);
     lab.victim_ip(&format!("route add default via {}", lab.v4("gateway")));
     let daemon = Daemon::start(&lab, &["--expire", "24h"]);
-    lab.run("victim", "nft", &["delete table inet portsentry"]);
+    lab.nft("delete table inet portsentry");
     let attacker = lab.provoke_ban("attacker");
     assert_eq!(lab.banned(), [attacker]);
     daemon.expect_line("table inet portsentry was missing and has been created again");
@@ -75,14 +74,14 @@ fn refused_ban_is_reported_and_retried() {
     // Another program replaces the table by one whose set takes no IPv4 addresses.
     let foreign = "delete table inet portsentry; add table inet portsentry; \
                    add set inet portsentry blocked { type ether_addr; flags timeout; }";
-    lab.run("victim", "nft", &[foreign]);
-    let (attacker, victim) = (IpAddr::from(lab.v4("attacker")), lab.victim_v4("attacker").into());
+    lab.nft(foreign);
+    let (attacker, victim) = lab.ends_v4("attacker");
     lab.probe("attacker", attacker, victim, &[901, 902, 903]);
     daemon.expect_line(&format!("ERROR: Host {attacker} could not be blocked via nft: "));
     assert!(daemon.lines_with("has been blocked").is_empty());
     assert!(daemon.is_running());
 
-    lab.run("victim", "nft", &["delete table inet portsentry"]);
+    lab.nft("delete table inet portsentry");
     lab.probe_until_banned("attacker", victim);
     daemon.expect_line(&format!("Host {attacker} has been blocked"));
 }

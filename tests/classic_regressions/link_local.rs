@@ -7,7 +7,7 @@ use netns_lab::daemon::Daemon;
 use netns_lab::raw::{self, SYN};
 use netns_lab::scan::fetch;
 use netns_lab::services::Services;
-use netns_lab::{Lab, TIMEOUT, eventually, slowness, within};
+use netns_lab::{Lab, TIMEOUT, eventually, slowness, soon};
 
 const SHORTLY: Duration = Duration::from_millis(500);
 
@@ -61,7 +61,7 @@ fn link_local_ban_applies_to_one_link() {
     assert_eq!(lab.banned(), [scanner], "one element");
 
     // The ban is restored for that link only, and found by its address.
-    lab.run("victim", "nft", &["flush ruleset"]);
+    lab.nft("flush ruleset");
     lab.expect_ban(scanner);
     assert!(!is_served(&lab, "scanner", SHORTLY) && is_served(&lab, "twin", TIMEOUT));
     let known = lab.ask(&["explain", "fe80::77"]);
@@ -73,7 +73,7 @@ fn link_local_ban_applies_to_one_link() {
 
     // The twin is judged by its own packets.
     probe(&lab, "twin", "fe80::77");
-    assert!(within(TIMEOUT, || (lab.banned().len() == 2).then_some(())).is_some(), "{:?}", lab.banned());
+    assert!(soon(|| lab.banned().len() == 2), "{:?}", lab.banned());
     let twin = format!("fe80::77%{}", index(&lab, "victim", "twin"));
     for (name, number) in [("scanner", &target), ("twin", &twin)] {
         for asked in [number.clone(), format!("fe80::77%{name}")] {
@@ -95,7 +95,7 @@ fn link_local_ban_applies_to_one_link() {
 
     // With its link, only the ban on that link is lifted. These sources have never connected.
     ["scanner", "twin"].iter().for_each(|host| probe(&lab, host, "fe80::66"));
-    assert!(within(TIMEOUT, || (lab.banned().len() == 2).then_some(())).is_some(), "{:?}", lab.banned());
+    assert!(soon(|| lab.banned().len() == 2), "{:?}", lab.banned());
     let [lifted, other] = ["scanner", "twin"].map(|host| format!("fe80::66%{}", index(&lab, "victim", host)));
     assert_eq!(lab.succeed(&["unblock", "fe80::66%scanner"]), "bans lifted: 1\n", "{lifted}");
     assert_eq!(lab.ask(&["list"])["bans"][0]["subject"], other);

@@ -18,7 +18,7 @@ fn returning_interface_is_monitored_again_unaided() {
 fn returning_interface_is_monitored_again() {
     let lab = Lab::new(&["attacker", "other"]);
     let mut daemon = Daemon::start(&lab, &["--expire", "24h", "--interface", "attacker"]);
-    let touch = || lab.probe("other", lab.v4("other").into(), lab.victim_v4("other").into(), &[901, 902, 903, 904]);
+    let touch = || lab.probe_v4("other", &[901, 902, 903, 904]);
     touch();
     lab.cut("attacker");
     touch();

@@ -9,6 +9,7 @@ use netns_lab::raw::{self, DESTINATION, FRAGMENT, HOP_BY_HOP, ROUTING, TCP, UDP}
 use netns_lab::{Lab, TIMEOUT, within};
 use pcap::{Active, Capture};
 use portsentry::wire::{Checksum, LinkType, Packet, Transport, decode, icmp_quote};
+use simulation::chance::Chance;
 
 const PACKETS: u16 = 6_000;
 
@@ -18,24 +19,20 @@ const CAPTURED: usize = 396;
 /// Headers that Linux accepts in many unusual forms: options, fields that contradict each other, data beyond the
 /// captured bytes. Each has the source port `number`, by which an answer names it.
 struct Mutator {
-    /// State of a xorshift generator (Marsaglia, 2003): the same packets in every run.
-    state: u64,
+    /// The same packets in every run.
+    chance: Chance,
     source: [IpAddr; 2],
     target: [IpAddr; 2],
 }
 
 impl Mutator {
     fn pick<T: Copy>(&mut self, choices: &[T]) -> T {
-        self.state ^= self.state << 13;
-        self.state ^= self.state >> 7;
-        self.state ^= self.state << 17;
-        choices[usize::try_from(self.state % u64::try_from(choices.len()).unwrap()).unwrap()]
+        self.chance.pick(choices)
     }
 
     /// True once in `times`.
-    fn rarely(&mut self, times: u64) -> bool {
-        let choices: Vec<_> = (0..times).collect();
-        self.pick(&choices) == 0
+    fn rarely(&mut self, times: u32) -> bool {
+        self.chance.below(times) == 0
     }
 
     fn packet(&mut self, number: u16) -> Vec<u8> {
@@ -170,10 +167,10 @@ fn answers(link: &mut Capture<Active>) -> BTreeSet<u16> {
 fn every_answered_packet_is_decoded() {
     let lab = Lab::new(&["peer"]);
     for sysctl in ["ipv4.icmp_ratelimit=0", "ipv4.icmp_msgs_per_sec=1000000", "ipv6.icmp.ratelimit=0"] {
-        lab.run("victim", "sysctl", &["-qw", &format!("net.{sysctl}")]);
+        lab.sysctl(&format!("net.{sysctl}"));
     }
     let mut mutator = Mutator {
-        state: 0x9e37_79b9_7f4a_7c15,
+        chance: Chance::new(1, "packets", 0),
         source: [lab.v4("peer").into(), lab.v6("peer").into()],
         target: [lab.victim_v4("peer").into(), lab.victim_v6("peer").into()],
     };

@@ -22,13 +22,11 @@ fn service_starts_at_heavily_probed_port() {
     let lab = Lab::new(&["attacker", "third"]);
     let _daemon = Daemon::start(&lab, &["--expire", "24h"]);
     // The kernel counts the SYN/ACKs that anything sends from a closed port.
-    lab.run(
-        "victim",
-        "nft",
-        &["table inet count { chain leaving { type filter hook output priority 0; \
-           tcp sport 809 tcp flags & (syn | ack) == syn | ack counter; }; }"],
+    lab.nft(
+        "table inet count { chain leaving { type filter hook output priority 0; \
+           tcp sport 809 tcp flags & (syn | ack) == syn | ack counter; }; }",
     );
-    let (source, target) = (IpAddr::from(lab.v4("attacker")), IpAddr::from(lab.victim_v4("attacker")));
+    let (source, target) = lab.ends_v4("attacker");
     let mut wire = lab.wire("attacker");
     let victim = lab.namespace("victim");
     let (done, starts) = (AtomicBool::new(false), AtomicU32::new(0));
@@ -55,7 +53,7 @@ fn service_starts_at_heavily_probed_port() {
         done.store(true, Ordering::Relaxed);
     });
     assert!(starts.load(Ordering::Relaxed) > 100, "{starts:?} starts");
-    let counted = lab.run("victim", "nft", &["list", "table", "inet", "count"]);
+    let counted = lab.nft("list table inet count");
     assert!(counted.contains("counter packets 0 "), "{counted}");
     assert_eq!(lab.provoke_ban("third"), IpAddr::from(lab.v4("third")));
     assert_eq!(lab.banned().len(), 1);
@@ -65,7 +63,7 @@ fn service_starts_at_heavily_probed_port() {
 fn first_clients_under_probing_are_not_banned() {
     let lab = Lab::new(&["attacker", "client", "culprit"]);
     let daemon = Daemon::start(&lab, &["--expire", "24h"]);
-    let (source, target) = (IpAddr::from(lab.v4("attacker")), IpAddr::from(lab.victim_v4("attacker")));
+    let (source, target) = lab.ends_v4("attacker");
     let mut wire = lab.wire("attacker");
     std::thread::scope(|scope| {
         scope.spawn(|| {
@@ -116,7 +114,7 @@ fn bound_listener_opens_port_on_its_interface() {
     let lab = Lab::new(&["inner", "outer"]);
     let _listeners = bound_listeners(&lab, "inner", &PORTS);
     let daemon = Daemon::start(&lab, &["--expire", "24h"]);
-    let probe = |host: &str| lab.probe(host, lab.v4(host).into(), lab.victim_v4(host).into(), &PORTS);
+    let probe = |host: &str| lab.probe_v4(host, &PORTS);
     for _ in 0..3 {
         probe("inner");
     }
@@ -138,7 +136,7 @@ fn listener_bound_to_bridge_serves_its_ports() {
     let _listeners = bound_listeners(&lab, "br0", &PORTS);
     let daemon = Daemon::start(&lab, &["--expire", "24h"]);
     for _ in 0..3 {
-        lab.probe("guest", lab.v4("guest").into(), lab.victim_v4("guest").into(), &PORTS);
+        lab.probe_v4("guest", &PORTS);
     }
     let provoked = lab.provoke_ban("other");
     assert_eq!(lab.banned(), [provoked]);

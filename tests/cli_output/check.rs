@@ -12,6 +12,7 @@ use rusqlite::Connection;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
+use crate::{stderr, stdout};
 use netns_lab::Namespace;
 
 /// A host with one interface, a gateway, and a directory for its files.
@@ -55,8 +56,8 @@ impl Host {
         fs::write(file, text).unwrap();
     }
 
-    /// `program` in the namespace, with the units of the test host and an empty /var/lib: `ip netns exec` has its own
-    /// mounts.
+    /// Runs `program` in the namespace, with only the test host's units and an empty /var/lib. The mounts are private,
+    /// because `ip netns exec` creates a mount namespace.
     fn command(&self, program: &str) -> Command {
         const MOUNT: &str = "mount --bind \"$0/lib\" /usr/lib/systemd/system && mount --bind \"$0/etc\" /etc/systemd/system && \
             mount -t tmpfs -o mode=755 tmpfs /var/lib && exec \"$@\"";
@@ -72,19 +73,8 @@ impl Host {
     }
 
     fn json(&self, settings: &str, code: i32) -> Value {
-        let output = self.check(settings, &["--json"]);
-        assert_eq!(output.status.code(), Some(code), "{}", stderr(&output));
-        assert_eq!(output.stdout.iter().filter(|byte| **byte == b'\n').count(), 1, "one line");
-        serde_json::from_slice(&output.stdout).unwrap()
+        crate::json(&self.check(settings, &["--json"]), code)
     }
-}
-
-fn stderr(output: &Output) -> String {
-    String::from_utf8_lossy(&output.stderr).into_owned()
-}
-
-fn stdout(output: &Output) -> String {
-    String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
 #[test]
@@ -224,6 +214,14 @@ fn exclusion_of_every_interface_is_refused() {
     // A host that has only loopback yet may get another interface later.
     host.namespace.run("ip", "link delete out");
     assert_eq!(host.check("interfaces = [\"!out\"]\n", &[]).status.code(), Some(0));
+}
+
+#[test]
+fn unknown_placeholder_fails_check() {
+    let settings = "[block]\nmethod = [\"hosts-deny\"]\n[block.hosts_deny]\nline = \"ALL: $TARGET$ : $HOST$\"\n";
+    let errors = Host::new().json(settings, 78)["errors"].clone();
+    assert_eq!((errors.as_array().unwrap().len(), &errors[0]["key"]), (1, &json!("block.hosts_deny")), "{errors}");
+    assert!(errors[0]["message"].as_str().unwrap().starts_with("$HOST$ is not a placeholder"), "{errors}");
 }
 
 #[test]

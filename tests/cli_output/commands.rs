@@ -8,6 +8,8 @@ use std::process::{Command, Output, Stdio};
 
 use serde_json::Value;
 
+use crate::{stderr, stdout};
+
 use super::watch::Daemon;
 
 const DONE: i32 = 0;
@@ -238,14 +240,10 @@ fn run(daemon: &Daemon, line: &str) -> Output {
     command.args(filled(daemon, line)).output().unwrap()
 }
 
-fn text(bytes: &[u8]) -> String {
-    String::from_utf8_lossy(bytes).into_owned()
-}
-
 /// Runs `line`, asserts its exit code, and returns its output.
 fn run_expecting(daemon: &Daemon, line: &str, code: i32) -> (String, String) {
     let output = run(daemon, line);
-    let (out, err) = (text(&output.stdout), text(&output.stderr));
+    let (out, err) = (stdout(&output), stderr(&output));
     assert_eq!(output.status.code(), Some(code), "{line}: {out}{err}");
     (out, err)
 }
@@ -307,8 +305,8 @@ fn output_that_cannot_be_written_is_failure() {
             }
         }
         let output = child.wait_with_output().unwrap();
-        assert_eq!(output.status.code(), Some(FAILED), "{line}: {}", text(&output.stderr));
-        assert!(text(&output.stderr).contains("No space left on device"), "{line}: {}", text(&output.stderr));
+        assert_eq!(output.status.code(), Some(FAILED), "{line}: {}", stderr(&output));
+        assert!(stderr(&output).contains("No space left on device"), "{line}: {}", stderr(&output));
     }
 }
 
@@ -337,7 +335,7 @@ fn help_and_version_are_not_errors() {
     for line in lines.chain(["--help".into(), "--version".into(), "help".into()]) {
         let words: Vec<&str> = line.split(' ').collect();
         let output = Command::new(env!("CARGO_BIN_EXE_portsentry")).args(words).output().unwrap();
-        assert_eq!((output.status.code(), text(&output.stderr)), (Some(DONE), String::new()), "{line}");
+        assert_eq!((output.status.code(), stderr(&output)), (Some(DONE), String::new()), "{line}");
         assert!(!output.stdout.is_empty(), "{line}");
     }
 }

@@ -12,6 +12,7 @@ use rusqlite::Connection;
 use serde_json::Value;
 use tempfile::TempDir;
 
+use crate::stderr;
 use netns_lab::Namespace;
 
 const HOUR: u64 = 3_600;
@@ -108,15 +109,8 @@ impl Host {
     }
 
     fn json(&self, arguments: &[&str]) -> Value {
-        let output = self.list(&[arguments, &["--json"]].concat());
-        assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
-        assert_eq!(output.stdout.iter().filter(|byte| **byte == b'\n').count(), 1, "one line");
-        serde_json::from_slice(&output.stdout).unwrap()
+        crate::json(&self.list(&[arguments, &["--json"]].concat()), 0)
     }
-}
-
-fn stderr(output: &Output) -> String {
-    String::from_utf8_lossy(&output.stderr).into_owned()
 }
 
 /// The targets in their order.

@@ -6,12 +6,11 @@ use std::path::PathBuf;
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
-use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
-use netns_lab::{Namespace, TIMEOUT, slowness};
+use netns_lab::{Namespace, soon};
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_portsentry");
 
@@ -37,7 +36,7 @@ impl Daemon {
             .arg(directory.path().join("socket"));
         let child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
         let daemon = Self { directory, namespace, child };
-        assert!(within(|| daemon.ask(&["status"]).status.success()), "the daemon does not answer");
+        assert!(soon(|| daemon.ask(&["status"]).status.success()), "the daemon does not answer");
         daemon
     }
 
@@ -92,7 +91,7 @@ impl Terminal {
     }
 
     fn expect(&self, part: &str) {
-        let shows = within(|| screen(&self.written()).iter().any(|row| row.contains(part)));
+        let shows = soon(|| screen(&self.written()).iter().any(|row| row.contains(part)));
         assert!(shows, "{part:?} never came:\n{}", screen(&self.written()).join("\n"));
     }
 
@@ -107,7 +106,7 @@ impl Terminal {
 
     /// Waits for the end; returns the exit code and all output.
     fn end(mut self) -> (Option<i32>, String) {
-        assert!(within(|| self.child.try_wait().unwrap().is_some()), "it has not ended: {:?}", self.written());
+        assert!(soon(|| self.child.try_wait().unwrap().is_some()), "it has not ended: {:?}", self.written());
         let code = self.child.wait().unwrap().code();
         self.reading.take().unwrap().join().unwrap();
         (code, self.written())
@@ -119,17 +118,6 @@ impl Drop for Terminal {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
-}
-
-fn within(mut holds: impl FnMut() -> bool) -> bool {
-    let begin = Instant::now();
-    while begin.elapsed() < TIMEOUT * slowness() {
-        if holds() {
-            return true;
-        }
-        thread::sleep(Duration::from_millis(20));
-    }
-    false
 }
 
 /// The screen after this output, which moves the cursor and contains only changes.

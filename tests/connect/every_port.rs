@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use netns_lab::daemon::Daemon;
 use netns_lab::services::Services;
-use netns_lab::{Lab, TIMEOUT, enter, eventually, raw, slowness, within};
+use netns_lab::{Lab, TIMEOUT, enter, eventually, memory, raw, slowness, soon, within};
 
 /// Connect mode on all ports. Its connections end without a banner.
 pub(crate) const ALL: &str = "[tcp]\nmode = \"connect\"\nports = \"1-65535\"\n[udp]\nmode = \"off\"\n";
@@ -23,13 +23,6 @@ pub(crate) fn exclusive_backlog() -> RwLockWriteGuard<'static, ()> {
 
 fn shared_backlog() -> RwLockReadGuard<'static, ()> {
     BACKLOG.read().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// Starts the program and waits until decoys serve.
-pub(crate) fn start(lab: &Lab, configuration: &str) -> Daemon {
-    let daemon = Daemon::start_configured(lab, configuration, &["--expire", "24h"]);
-    eventually("decoys have ports", || lab.ports("trapped").contains(&901));
-    daemon
 }
 
 /// Connections that decoys have accepted.
@@ -56,7 +49,7 @@ fn half_open_scan_sees_every_port_open() {
     let _quiet = shared_backlog();
     let lab = Lab::new(&["sly"]);
     let _services = Services::open(&lab, &[22, 80]);
-    let daemon = start(&lab, ALL);
+    let daemon = Daemon::start_armed(&lab, ALL);
     let sockets = lab.run("victim", "ss", &["-Hltn"]).lines().filter(|line| !line.contains("0.0.0.0:22 ")).count();
     assert!(sockets < 12, "four listeners per family, and the sockets of the services: {sockets}");
     for target in [IpAddr::from(lab.victim_v4("sly")), lab.victim_v6("sly").into()] {
@@ -75,7 +68,7 @@ fn half_open_scan_sees_every_port_open() {
 #[test]
 fn decoys_answer_sources_of_any_type() {
     let lab = Lab::new(&["sly"]);
-    let daemon = start(&lab, ALL);
+    let daemon = Daemon::start_armed(&lab, ALL);
     lab.run("sly", "ip", &["addr", "del", &format!("{}/64", lab.v6("sly")), "dev", "uplink"]);
     lab.run("sly", "ip", &["addr", "add", &format!("{}/64", lab.v6_network("sly")), "dev", "uplink", "nodad"]);
     let target = SocketAddr::new(lab.victim_v6("sly").into(), 901);
@@ -89,8 +82,8 @@ fn half_open_scan_is_banned_when_asked() {
     let _quiet = shared_backlog();
     let lab = Lab::new(&["sly", "slow", "client"]);
     let _services = Services::open(&lab, &[22]);
-    let daemon = start(&lab, &ALL.replace("[udp]", "half_open = \"ban\"\n[udp]"));
-    lab.probe("slow", lab.v4("slow").into(), lab.victim_v4("slow").into(), &[901, 902]);
+    let daemon = Daemon::start_armed(&lab, &ALL.replace("[udp]", "half_open = \"ban\"\n[udp]"));
+    lab.probe_v4("slow", &[901, 902]);
     daemon
         .expect_line(&format!("attackalert: TCP SYN/Normal scan from host: {0}/{0} to TCP port: 902", lab.v4("slow")));
     lab.probe_until_banned("sly", lab.victim_v4("sly").into());
@@ -110,7 +103,7 @@ fn completed_connections_are_banned_at_third_port() {
     let _quiet = shared_backlog();
     let lab = Lab::new(&["connect", "version", "six", "curl"]);
     let _services = Services::open(&lab, &[22]);
-    let daemon = start(&lab, ALL);
+    let daemon = Daemon::start_armed(&lab, ALL);
     // On a busy machine nmap may abandon a scan before it connects.
     let scan = |host: &str, target: IpAddr, kind: &str, banned: IpAddr| {
         let options = ["-p901-910", "--disable-arp-ping", "--max-retries", "0", "--host-timeout", "20s"];
@@ -149,12 +142,8 @@ fn forged_syns_ban_no_source() {
     let lab = Lab::new(&["forger", "client", "scanner"]);
     lab.default_route("forger");
     let _services = Services::open(&lab, &[80]);
-    let daemon = start(&lab, ALL);
-    let memory = || {
-        let text = std::fs::read_to_string(format!("/proc/{}/status", daemon.id())).expect("it runs");
-        let line = text.lines().find(|line| line.starts_with("VmRSS:")).expect("/proc contains it");
-        line.split_whitespace().nth(1).expect("a number").parse::<u64>().expect("in kB")
-    };
+    let daemon = Daemon::start_armed(&lab, ALL);
+    let memory = || memory(daemon.id(), "VmRSS");
     let before = memory();
     let target = lab.victim_v4("forger").into();
     let packets = (0..300_000_u32).map(|number| {
@@ -191,7 +180,7 @@ fn half_open_syn_flood_needs_no_cookies() {
     let _alone = exclusive_backlog();
     let lab = Lab::new(&["sly"]);
     lab.default_route("sly");
-    let daemon = start(&lab, ALL);
+    let daemon = Daemon::start_armed(&lab, ALL);
     // An address without a host, so that no reset ends the connections.
     let (source, target) = (Ipv4Addr::new(10, 99, 0, 7).into(), lab.victim_v4("sly").into());
     let mut wire = lab.wire("sly");
@@ -211,7 +200,7 @@ fn half_open_syn_flood_needs_no_cookies() {
 fn handshake_from_cookie_is_forgeable_evidence() {
     let _quiet = shared_backlog();
     let lab = Lab::new(&["before", "cookies", "between", "after"]);
-    let daemon = start(&lab, ALL);
+    let daemon = Daemon::start_armed(&lab, ALL);
     let grade = |host: &str, target: IpAddr| {
         let (source, banned) = match target {
             IpAddr::V4(_) => (lab.v4(host).into(), lab.v4(host).into()),
@@ -223,7 +212,7 @@ fn handshake_from_cookie_is_forgeable_evidence() {
         explained["blocked"]["evidence"].as_str().unwrap_or_else(|| panic!("{explained}")).to_owned()
     };
     let cookies = |value: &str| {
-        lab.run("victim", "sysctl", &["-qw", &format!("net.ipv4.tcp_syncookies={value}")]);
+        lab.sysctl(&format!("net.ipv4.tcp_syncookies={value}"));
     };
     assert_eq!(grade("before", lab.victim_v4("before").into()), "proven");
     assert_eq!(grade("before", lab.victim_v6("before").into()), "proven");
@@ -247,7 +236,7 @@ fn thousand_connections_per_second_are_all_accepted() {
     const THREADS: u32 = 4;
     const EACH: u32 = 1_250;
     let lab = Lab::new(&["friend"]);
-    let daemon = start(&lab, &format!("allow.networks = [\"{}\"]\n{ALL}", lab.v4("friend")));
+    let daemon = Daemon::start_armed(&lab, &format!("allow.networks = [\"{}\"]\n{ALL}", lab.v4("friend")));
     let (target, done, began) = (lab.victim_v4("friend"), AtomicU32::new(0), Instant::now());
     std::thread::scope(|scope| {
         for thread in 0..THREADS {
@@ -269,14 +258,14 @@ fn thousand_connections_per_second_are_all_accepted() {
     println!("{} connections in {:?}", done.load(Ordering::Relaxed), began.elapsed());
     assert!(began.elapsed() < Duration::from_secs(60) * slowness());
     let all = u64::from(THREADS * EACH);
-    assert!(within(TIMEOUT, || (accepted(&lab) == all).then_some(())).is_some(), "{} of {all}", accepted(&lab));
+    assert!(soon(|| accepted(&lab) == all), "{} of {all}", accepted(&lab));
     daemon.stop();
 }
 
 #[test]
 fn new_service_takes_over_decoy_port() {
     let lab = Lab::new(&["client"]);
-    let daemon = start(&lab, ALL);
+    let daemon = Daemon::start_armed(&lab, ALL);
     let target = lab.victim_v4("client").into();
     assert_eq!(
         visit_from(&lab, "client", SocketAddr::new(target, 8_001)).as_deref(),
@@ -303,11 +292,11 @@ fn visit_from(lab: &Lab, host: &str, target: SocketAddr) -> Option<String> {
 #[test]
 fn listener_port_is_unreachable_from_outside() {
     let lab = Lab::new(&["other"]);
-    let daemon = start(&lab, ALL);
+    let daemon = Daemon::start_armed(&lab, ALL);
     let listening = lab.run("victim", "ss", &["-Hltn4"]);
     let port = listening.split_whitespace().find_map(|word| word.strip_prefix("127.0.0.1:")).expect("it listens");
     let port: u16 = port.parse().expect("a port");
-    lab.run("victim", "sysctl", &["-qw", "net.ipv4.conf.all.route_localnet=1"]);
+    lab.sysctl("net.ipv4.conf.all.route_localnet=1");
     // From this host, at the loopback address: the connection is accepted and closed, and does not count as a decoy's.
     lab.inside("victim", || visit(Ipv4Addr::LOCALHOST, SocketAddr::new(Ipv4Addr::LOCALHOST.into(), port))).ok();
     assert_eq!(accepted(&lab), 0);
@@ -323,16 +312,16 @@ fn listener_port_is_unreachable_from_outside() {
 #[test]
 fn decoys_survive_flush_and_end_with_program() {
     let lab = Lab::new(&["other"]);
-    let daemon = start(&lab, ALL);
+    let daemon = Daemon::start_armed(&lab, ALL);
     let target = SocketAddr::new(lab.victim_v4("other").into(), 901);
-    lab.run("victim", "nft", &["flush ruleset"]);
+    lab.nft("flush ruleset");
     eventually("decoys are back", || {
         lab.ports("trapped").contains(&901) && visit_from(&lab, "other", target).is_some()
     });
     daemon.stop();
     assert_eq!(visit_from(&lab, "other", target), None, "nothing listens after the program has stopped");
     // The rules that a killed program leaves behind lead nowhere.
-    let daemon = start(&lab, ALL);
+    let daemon = Daemon::start_armed(&lab, ALL);
     assert!(visit_from(&lab, "other", target).is_some());
     daemon.kill();
     assert_eq!(visit_from(&lab, "other", target), None);

@@ -45,12 +45,12 @@ fn each_port_has_socket_without_tproxy() {
     assert_eq!(listening(&lab), [901, 902, 903, 7_001, 7_002, 7_003, 7_004], "the listener of all ports is closed");
     daemon.expect_line("no decoy is opened on ports that are in use: TCP 7002");
 
-    let table = || lab.run("victim", "nft", &["list table inet portsentry"]);
+    let table = || lab.nft("list table inet portsentry");
     assert!(!table().contains("decoy"), "{}", table());
     // The first would change the decoys' rules, the second makes the daemon create its table again.
     let nat = "add table ip nat; add chain ip nat prerouting { type nat hook prerouting priority dstnat; }";
     for rules in [nat, "flush ruleset"] {
-        lab.run("victim", "nft", &[rules]);
+        lab.nft(rules);
         for (host, target) in
             [("scanner", IpAddr::from(lab.victim_v4("scanner"))), ("six", lab.victim_v6("six").into())]
         {
@@ -58,7 +58,7 @@ fn each_port_has_socket_without_tproxy() {
             assert!(connected.is_ok(), "{host} after {rules}: {connected:?}");
         }
     }
-    eventually("the table is back", || lab.run("victim", "nft", &["list", "ruleset"]).contains("blocked6"));
+    eventually("the table is back", || lab.nft("list ruleset").contains("blocked6"));
     lab.connect("scanner", lab.v4("scanner").into(), lab.victim_v4("scanner").into(), &[7_001, 902]);
     lab.connect("six", lab.v6("six").into(), lab.victim_v6("six").into(), &[7_001, 902]);
     lab.expect_ban(lab.v4("scanner").into());

@@ -59,7 +59,7 @@ mod tests {
         assert_eq!(scan.open, (7001..=7010).collect(), "every decoy looks open");
         lab.nmap("sly", lab.victim_v4("sly").into(), &["-sF", "-p7001-7010", "--max-retries", "0"]);
 
-        let (attacker, victim) = (IpAddr::from(lab.v4("attacker")), lab.victim_v4("attacker").into());
+        let (attacker, victim) = lab.ends_v4("attacker");
         let repeated = connect(&lab, "attacker", victim, &[7001, 7001, 7002, 7001, 7002]);
         assert_eq!(repeated, [BANNER; 5], "repeated probes of one port count once");
         daemon.expect_line(&format!("attackalert: Connect {}", alert(attacker, "TCP", 7002)));
@@ -114,7 +114,7 @@ mod tests {
     #[test]
     fn connect_scan_is_banned_over_both_families() {
         let lab = Lab::new(&["attacker", "six"]);
-        lab.run("victim", "sysctl", &["-qw", "net.ipv6.bindv6only=1"]);
+        lab.sysctl("net.ipv6.bindv6only=1");
         let daemon = Daemon::start_configured(&lab, TCP, &["-tcp", "--expire", "1h"]);
         lab.nmap("attacker", lab.victim_v4("attacker").into(), &["-sT", "-p7001-7010", "--max-retries", "0"]);
         lab.nmap("six", lab.victim_v6("six").into(), &["-sT", "-p7001-7010", "--max-retries", "0"]);
@@ -130,7 +130,7 @@ mod tests {
     #[test]
     fn decoys_work_without_ipv6() {
         let lab = Lab::new(&["attacker"]);
-        lab.run("victim", "sysctl", &["-qw", "net.ipv6.conf.all.disable_ipv6=1"]);
+        lab.sysctl("net.ipv6.conf.all.disable_ipv6=1");
         let daemon = Daemon::start_configured(&lab, TCP, &["-tcp", "--scan-trigger", "0"]);
         let attacker = connect_to_be_banned(&lab, "attacker", 7005);
         daemon.expect_line("has been blocked");

@@ -5,10 +5,11 @@ use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 use std::process::Stdio;
 use std::time::Duration;
 
+use netns_lab::daemon::Daemon;
 use netns_lab::services::Services;
 use netns_lab::{Lab, TIMEOUT, eventually, raw, slowness};
 
-use crate::every_port::{ALL, exclusive_backlog, start};
+use crate::every_port::{ALL, exclusive_backlog};
 
 fn attempt(lab: &Lab, host: &str, target: IpAddr, port: u16) -> Result<(), ErrorKind> {
     attempt_within(lab, host, target, port, TIMEOUT)
@@ -20,25 +21,17 @@ fn attempt_within(lab: &Lab, host: &str, target: IpAddr, port: u16, limit: Durat
         .map_err(|error| error.kind())
 }
 
-fn nft(lab: &Lab, rules: &str) {
-    lab.run("victim", "nft", &[rules]);
-}
-
 const REFUSED: Result<(), ErrorKind> = Err(ErrorKind::ConnectionRefused);
 
 #[test]
 fn published_port_and_forwarded_traffic_are_untouched() {
     let lab = Lab::new(&["client", "container"]);
-    lab.run("victim", "sysctl", &["-qw", "net.ipv4.ip_forward=1", "net.ipv6.conf.all.forwarding=1"]);
+    lab.sysctl("net.ipv6.conf.all.forwarding=1");
     let (container, target) = (IpAddr::from(lab.v4("container")), IpAddr::from(lab.victim_v4("client")));
-    let rules = format!(
-        "add table ip nat; add chain ip nat prerouting {{ type nat hook prerouting priority dstnat; }}; \
-         add rule ip nat prerouting ip daddr {target} tcp dport 8080 dnat to {container}:80"
-    );
-    nft(&lab, &rules);
+    lab.publish(&format!("ip daddr {target} tcp dport 8080"), format_args!("{container}:80"));
     let _listener = lab.inside("container", || TcpListener::bind((container, 80)).unwrap());
     let _six = lab.inside("container", || TcpListener::bind((IpAddr::from(lab.v6("container")), 80)).unwrap());
-    let daemon = start(&lab, ALL);
+    let daemon = Daemon::start_armed(&lab, ALL);
     for _ in 0..20 {
         assert_eq!(attempt(&lab, "client", target, 8_080), Ok(()), "the container's port");
         assert_eq!(attempt(&lab, "client", container, 80), Ok(()), "forwarded");
@@ -57,7 +50,7 @@ fn own_connections_work_from_any_port() {
     let lab = Lab::new(&["server"]);
     let server = IpAddr::from(lab.v4("server"));
     let _listener = lab.inside("server", || TcpListener::bind((server, 80)).unwrap());
-    let daemon = start(&lab, ALL);
+    let daemon = Daemon::start_armed(&lab, ALL);
     for _ in 0..100 {
         assert_eq!(attempt(&lab, "victim", server, 80), Ok(()));
     }
@@ -81,12 +74,11 @@ fn decoys_stay_out_of_connection_tracking() {
     let _alone = exclusive_backlog();
     let lab = Lab::new(&["client", "forger"]);
     lab.default_route("forger");
-    nft(
-        &lab,
+    lab.nft(
         "add table inet f; add chain inet f i { type filter hook input priority 0; }; add rule inet f i ct state invalid drop",
     );
     let _services = Services::open(&lab, &[80]);
-    let daemon = start(&lab, ALL);
+    let daemon = Daemon::start_armed(&lab, ALL);
     let before = tracked(&lab);
     let target = lab.victim_v4("forger").into();
     let sources = raw::forged(20_000);
@@ -105,30 +97,29 @@ fn tracked_decoys_leave_room_in_table() {
     let _alone = exclusive_backlog();
     let lab = Lab::new(&["client", "forger"]);
     lab.default_route("forger");
-    nft(
-        &lab,
+    lab.nft(
         "add table ip nat; add chain ip nat prerouting { type nat hook prerouting priority dstnat; }; add rule ip nat prerouting tcp dport 1 accept",
     );
     let _services = Services::open(&lab, &[80]);
-    let daemon = start(&lab, ALL);
+    let daemon = Daemon::start_armed(&lab, ALL);
     let limits = lab.run("victim", "cat", &["/proc/sys/net/netfilter/nf_conntrack_max"]);
     let burst = limits.trim().parse::<u32>().unwrap() / 4;
-    let list = lab.run("victim", "nft", &["list table inet portsentry"]);
+    let list = lab.nft("list table inet portsentry");
     assert!(list.contains(&format!("burst {burst} packets return")), "{list}");
     // The same rule with a small limit, which the test's flood exceeds by far.
     let rate = (burst / 120).max(1);
-    lab.run("victim", "sysctl", &["-qw", "net.ipv4.tcp_syncookies=1"]);
+    lab.sysctl("net.ipv4.tcp_syncookies=1");
     daemon.frozen(|| {
         let find = lab.run("victim", "nft", &["-a", "list chain inet portsentry decoy_take"]);
         let line = find.lines().find(|line| line.contains("limit rate over")).unwrap();
         let handle = line.rsplit_once("# handle ").unwrap().1;
         let small = line.replace(&format!("{rate}/second burst {burst}"), "1/second burst 500");
         let small = small.split(" # handle").next().unwrap().trim();
-        nft(&lab, &format!("replace rule inet portsentry decoy_take handle {handle} {small}"));
+        lab.nft(&format!("replace rule inet portsentry decoy_take handle {handle} {small}"));
         let target = lab.victim_v4("forger").into();
         let sources = raw::forged(5_000);
         lab.wire("forger").pace(1_000_000, sources.map(|source| raw::tcp(source, target, 901, raw::SYN)));
-        let states = lab.run("victim", "nft", &["list chain inet portsentry decoy_take"]);
+        let states = lab.nft("list chain inet portsentry decoy_take");
         let counted =
             states.split("counter packets ").nth(1).unwrap().split(' ').next().unwrap().parse::<u32>().unwrap();
         assert!((500..600).contains(&counted), "{counted} SYNs were accepted");
@@ -141,23 +132,18 @@ fn tracked_decoys_leave_room_in_table() {
 #[test]
 fn nat_rules_added_later_work() {
     let lab = Lab::new(&["client", "container"]);
-    lab.run("victim", "sysctl", &["-qw", "net.ipv4.ip_forward=1"]);
     let (container, target) = (IpAddr::from(lab.v4("container")), IpAddr::from(lab.victim_v4("client")));
     let _listener = lab.inside("container", || TcpListener::bind((container, 80)).unwrap());
-    let daemon = start(&lab, ALL);
-    let list = || lab.run("victim", "nft", &["list table inet portsentry"]);
+    let daemon = Daemon::start_armed(&lab, ALL);
+    let list = || lab.nft("list table inet portsentry");
     assert!(list().contains("notrack"), "without NAT decoys are not tracked");
-    let rules = format!(
-        "add table ip nat; add chain ip nat prerouting {{ type nat hook prerouting priority dstnat; }}; \
-         add rule ip nat prerouting ip daddr {target} tcp dport 8080 dnat to {container}:80"
-    );
-    nft(&lab, &rules);
+    lab.publish(&format!("ip daddr {target} tcp dport 8080"), format_args!("{container}:80"));
     eventually("decoys are tracked", || !list().contains("notrack"));
     assert!(list().contains("limit rate over"), "their number is limited");
     assert_eq!(attempt(&lab, "client", target, 8_080), Ok(()));
     assert_eq!(daemon.lines_with("to TCP port: 8080"), [""; 0], "no decoy has accepted the connection");
     assert_eq!(attempt(&lab, "client", target, 8_081), Ok(()), "decoys still work");
-    nft(&lab, "delete table ip nat");
+    lab.nft("delete table ip nat");
     eventually("decoys are no longer tracked", || list().contains("notrack"));
     daemon.stop();
 }
@@ -183,22 +169,17 @@ fn filter_that_silences_decoys_is_named() {
             "add table {table}; add chain {table} track; add chain {chain} {{ type filter hook input priority 0; {policy}; }}"
         );
         rules.split("; ").for_each(|rule| text += &format!("; add rule {table} {name} {rule}"));
-        nft(&lab, &text);
+        lab.nft(&text);
         let target = lab.victim_v4("client").into();
         let path = lab.write("checked.toml", ALL);
-        let output = lab
-            .command("victim", netns_lab::daemon::binary().to_str().unwrap())
-            .arg("check")
-            .arg(&path)
-            .output()
-            .unwrap();
+        let output = lab.portsentry().arg("check").arg(&path).output().unwrap();
         let output = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
         let line = match chain {
             "ip filter INPUT" => "iptables-nft -I INPUT -m socket --transparent --nowildcard -j ACCEPT".to_owned(),
             _ => format!("nft insert rule {chain} socket transparent 1 accept"),
         };
         assert!(output.contains(&line), "{output}");
-        let daemon = start(&lab, ALL);
+        let daemon = Daemon::start_armed(&lab, ALL);
         let soon = Duration::from_millis(300) * slowness();
         assert!(attempt_within(&lab, "client", target, 901, soon).is_err(), "the filter decides");
         daemon.expect_line(&format!(
@@ -210,7 +191,7 @@ fn filter_that_silences_decoys_is_named() {
         lab.run("victim", words[0], &words[1..]);
         assert_eq!(attempt(&lab, "client", target, 901), Ok(()), "{chain}");
         eventually("the warning is gone", || !warnings().contains("decoys cannot answer"));
-        nft(&lab, &format!("flush chain {chain}; {text}"));
+        lab.nft(&format!("flush chain {chain}; {text}"));
         eventually("it is back after a reload of the filter", || warnings().contains(&line));
         daemon.stop();
     }
@@ -227,20 +208,18 @@ fn owned_filter_names_its_setting() {
     let mut owner = lab.command("victim", "nft").arg("-i").stdin(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
     let table = "table inet firewalld { flags owner; chain filter_INPUT { type filter hook input priority 10; policy drop; }; }\n";
     owner.stdin.as_mut().unwrap().write_all(table.as_bytes()).unwrap();
-    let exists = || lab.run("victim", "nft", &["list", "tables"]).contains("firewalld");
+    let exists = || lab.nft("list tables").contains("firewalld");
     eventually("the table exists", exists);
     let path = lab.write("checked.toml", ALL);
     let check = || {
-        let mut command = lab.command("victim", netns_lab::daemon::binary().to_str().unwrap());
-        let output = command.arg("check").arg(&path).output().unwrap();
+        let output = lab.portsentry().arg("check").arg(&path).output().unwrap();
         String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr)
     };
     let hint = "Only its owner may change table inet firewalld: first set NftablesTableOwner=no";
     assert!(check().contains(hint), "{}", check());
     drop(owner.stdin.take());
     owner.wait().unwrap();
-    nft(
-        &lab,
+    lab.nft(
         "add table inet firewalld; add chain inet firewalld filter_INPUT { type filter hook input priority 10; policy drop; }",
     );
     let output = check();
@@ -254,8 +233,8 @@ fn filter_that_cannot_be_read_is_noticed() {
     lab.default_route("forger");
     let rules = "add table inet f; add chain inet f i { type filter hook input priority 0; }; \
                  add rule inet f i tcp dport 900-1000 tcp dport != 80 drop";
-    nft(&lab, rules);
-    let daemon = start(&lab, ALL);
+    lab.nft(rules);
+    let daemon = Daemon::start_armed(&lab, ALL);
     let target = lab.victim_v4("forger").into();
     let source = lab.v4("forger").into();
     lab.wire("forger").pace(1_000, (901..951).map(|port| raw::tcp(source, target, port, raw::SYN)));

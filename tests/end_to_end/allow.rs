@@ -1,16 +1,15 @@
 //! Tests names and files of the allow-list: which addresses they protect, and when the protection begins and ends.
 
-use std::net::{IpAddr, UdpSocket};
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::net::IpAddr;
 use std::sync::{Arc, Mutex};
-use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use portsentry::ledger::{Ending, Ledger};
+use portsentry::ledger::Ending;
 use portsentry::types::BanTarget;
 
+use crate::name_server::{NameServer, Query};
 use netns_lab::daemon::Daemon;
-use netns_lab::{Lab, TIMEOUT, within};
+use netns_lab::{Lab, TIMEOUT, eventually, soon, within};
 
 const CLOSED: [u16; 6] = [23, 79, 111, 512, 513, 514];
 const NAME: &str = "monitor.lab.example";
@@ -25,34 +24,26 @@ enum Reply {
     Nothing,
 }
 
-/// A name server on a host, until dropped. References: RFC 1035, section 4.
-struct NameServer {
+/// A name server whose reply the test changes.
+struct ChangingServer {
     reply: Arc<Mutex<Reply>>,
-    query_count: Arc<AtomicUsize>,
-    stop: Arc<AtomicBool>,
-    thread: Option<JoinHandle<()>>,
+    server: NameServer,
 }
 
-impl NameServer {
+impl ChangingServer {
     /// Serves on `host`, which becomes the victim's resolver.
     fn start(lab: &Lab, host: &str, reply: Reply) -> Self {
-        let address = lab.v4(host);
-        let socket = lab.inside(host, || UdpSocket::bind((address, 53)).expect("port 53 is free"));
-        socket.set_read_timeout(Some(Duration::from_millis(20))).expect("more than zero");
-        lab.set_resolver(address.into());
-        let (reply, query_count, stop) = (Arc::new(Mutex::new(reply)), Arc::default(), Arc::default());
-        let thread = std::thread::spawn({
-            let (reply, query_count, stop) = (Arc::clone(&reply), Arc::clone(&query_count), Arc::clone(&stop));
-            move || serve(&socket, &reply, &query_count, &stop)
-        });
-        Self { reply, query_count, stop, thread: Some(thread) }
+        let reply = Arc::new(Mutex::new(reply));
+        let current = Arc::clone(&reply);
+        let answer = move |query: &Query<'_>| Some((Duration::ZERO, answer(query, &current.lock().unwrap())?));
+        Self { reply, server: NameServer::start(lab, host, answer) }
     }
 
     /// Changes the reply and makes the victim resolve its names again by a change of its resolv.conf. Returns the number
     /// of queries before.
     fn set_reply(&self, lab: &Lab, host: &str, reply: Reply) -> usize {
         *self.reply.lock().unwrap() = reply;
-        let before = self.query_count.load(Ordering::Relaxed);
+        let before = self.server.query_count();
         let text = format!("# {:?}\nnameserver {}\n", Instant::now(), lab.v4(host));
         lab.write("resolv.conf", &text);
         before
@@ -60,38 +51,11 @@ impl NameServer {
 
     /// Waits for a query after the first `before` ones.
     fn expect_query(&self, before: usize) {
-        let queries = within(TIMEOUT, || (self.query_count.load(Ordering::Relaxed) > before).then_some(()));
-        assert!(queries.is_some(), "the name server received no query");
+        assert!(soon(|| self.server.query_count() > before), "the name server received no query");
     }
 }
 
-impl Drop for NameServer {
-    fn drop(&mut self) {
-        self.stop.store(true, Ordering::Relaxed);
-        if let Some(thread) = self.thread.take() {
-            let _ = thread.join();
-        }
-    }
-}
-
-fn serve(socket: &UdpSocket, reply: &Mutex<Reply>, query_count: &AtomicUsize, stop: &AtomicBool) {
-    let mut query = [0; 512];
-    while !stop.load(Ordering::Relaxed) {
-        let Ok((length, client)) = socket.recv_from(&mut query) else { continue };
-        query_count.fetch_add(1, Ordering::Relaxed);
-        let reply = reply.lock().unwrap().clone();
-        if let Some(answer) = answer(&query[..length], &reply) {
-            let _ = socket.send_to(&answer, client);
-        }
-    }
-}
-
-fn answer(query: &[u8], reply: &Reply) -> Option<Vec<u8>> {
-    let (header, rest) = query.split_at(12);
-    // The name ends with its empty label; type and class follow.
-    let name = rest.iter().position(|byte| *byte == 0)? + 1;
-    let question = &rest[..name + 4];
-    let kind = u16::from_be_bytes([question[name], question[name + 1]]);
+fn answer(&Query { id, question, kind, .. }: &Query<'_>, reply: &Reply) -> Option<Vec<u8>> {
     let (code, addresses) = match reply {
         Reply::Addresses(addresses) => (0, addresses.as_slice()),
         Reply::Fails => (2, &[][..]),
@@ -110,17 +74,16 @@ fn answer(query: &[u8], reply: &Reply) -> Option<Vec<u8>> {
         .collect();
     let count = u16::try_from(records.len()).expect("a few").to_be_bytes();
     let flags = [0x81, 0x80 | code];
-    Some([&header[..2], &flags, &[0, 1], &count, &[0; 4], question, &records.concat()].concat())
+    Some([id, &flags, &[0, 1], &count, &[0; 4], question, &records.concat()].concat())
 }
 
 /// Asserts that `host` is not banned although it probes many closed ports. `culprit` is banned after it.
 fn assert_not_banned(lab: &Lab, host: &str, culprit: &str) {
     // A log line may be written slightly before the kernel's set changes.
     for (set, address) in [("allowed", lab.v4(host).to_string()), ("allowed6", lab.v6(host).to_string())] {
-        let known = within(TIMEOUT, || lab.set_text(set).contains(&address).then_some(()));
-        assert!(known.is_some(), "{}", lab.set_text(set));
+        assert!(soon(|| lab.set_text(set).contains(&address)), "{}", lab.set_text(set));
     }
-    lab.probe(host, lab.v4(host).into(), lab.victim_v4(host).into(), &CLOSED);
+    lab.probe_v4(host, &CLOSED);
     lab.probe(host, lab.v6(host).into(), lab.victim_v6(host).into(), &CLOSED);
     lab.provoke_ban(culprit);
     let banned = lab.banned();
@@ -129,9 +92,7 @@ fn assert_not_banned(lab: &Lab, host: &str, culprit: &str) {
 
 /// How the last ban of `address` ended, from the ledger. The program must have ended.
 fn ending(lab: &Lab, address: IpAddr) -> Option<Ending> {
-    let copy = netns_lab::copy_of_state(&lab.path("state"));
-    let (ledger, _) = Ledger::open(copy.path()).expect("the ledger opens");
-    let entries = ledger.reader().bans_of(BanTarget::containing(address)).expect("it can be read");
+    let entries = lab.read_ledger(|ledger| ledger.bans_of(BanTarget::containing(address))).expect("it can be read");
     entries.items.into_iter().next_back().and_then(|entry| entry.ended).map(|ended| ended.how)
 }
 
@@ -139,14 +100,14 @@ fn ending(lab: &Lab, address: IpAddr) -> Option<Ending> {
 fn allowed_name_is_exempt_with_reason() {
     let lab = Lab::new(&["dns", "friend", "attacker", "other"]);
     let (v4, v6) = (lab.v4("friend"), lab.v6("friend"));
-    let _server = NameServer::start(&lab, "dns", Reply::Addresses(vec![v4.into(), v6.into()]));
+    let _server = ChangingServer::start(&lab, "dns", Reply::Addresses(vec![v4.into(), v6.into()]));
     let daemon = Daemon::start_configured(&lab, NAMES, &["--expire", "24h"]);
     daemon.expect_line(&format!("adminalert: {NAME}. on the allow-list resolves to {v4}, {v6}"));
     assert_not_banned(&lab, "friend", "attacker");
     let reason = "the source is the address of a name on the allow-list, which is never blocked";
     for address in [v4.to_string(), v6.to_string()] {
-        let logged = || daemon.lines_with(&address).iter().any(|line| line.ends_with(reason)).then_some(());
-        assert!(within(TIMEOUT, logged).is_some(), "{:?}", daemon.lines_with(&address));
+        let logged = || daemon.lines_with(&address).iter().any(|line| line.ends_with(reason));
+        assert!(soon(logged), "{:?}", daemon.lines_with(&address));
     }
     assert!(lab.set_text("allowed").contains(&v4.to_string()) && lab.set_text("allowed6").contains(&v6.to_string()));
     daemon.stop();
@@ -155,12 +116,11 @@ fn allowed_name_is_exempt_with_reason() {
 #[test]
 fn silent_name_server_delays_no_start() {
     let lab = Lab::new(&["dns", "attacker"]);
-    let server = NameServer::start(&lab, "dns", Reply::Nothing);
+    let server = ChangingServer::start(&lab, "dns", Reply::Nothing);
     let daemon = Daemon::start_configured(&lab, NAMES, &["--expire", "24h"]);
     // A single query takes glibc five seconds to time out.
     assert_eq!(daemon.lines_with("cannot be resolved"), [""; 0], "the start did not wait for the look-up");
-    let queried = || (server.query_count.load(Ordering::Relaxed) > 0).then_some(());
-    assert!(within(TIMEOUT, queried).is_some(), "the lookup is running");
+    eventually("the lookup is running", || server.server.query_count() > 0);
     lab.provoke_ban("attacker");
     // Asserts that it ends within a second.
     daemon.stop();
@@ -170,7 +130,7 @@ fn silent_name_server_delays_no_start() {
 fn unresolvable_name_keeps_its_addresses() {
     let lab = Lab::new(&["dns", "friend", "attacker", "other"]);
     let friend = IpAddr::from(lab.v4("friend"));
-    let server = NameServer::start(&lab, "dns", Reply::Fails);
+    let server = ChangingServer::start(&lab, "dns", Reply::Fails);
     let daemon = Daemon::start_configured(&lab, NAMES, &["--expire", "24h"]);
     let failed = format!("adminalert: ERROR: {NAME}. on the allow-list cannot be resolved: ");
     assert!(daemon.expect_line(&failed).ends_with("until it can be resolved, it exempts no address"));
@@ -195,7 +155,7 @@ fn unresolvable_name_keeps_its_addresses() {
 #[test]
 fn moved_name_protects_both_addresses_briefly() {
     let lab = Lab::new(&["dns", "old", "new", "attacker", "other"]);
-    let server = NameServer::start(&lab, "dns", Reply::Addresses(vec![lab.v4("old").into(), lab.v6("old").into()]));
+    let server = ChangingServer::start(&lab, "dns", Reply::Addresses(vec![lab.v4("old").into(), lab.v6("old").into()]));
     let daemon = Daemon::start_configured(&lab, NAMES, &["--expire", "24h"]);
     daemon.expect_line(&format!("on the allow-list resolves to {}", lab.v4("old")));
     // The address is banned until the name moves to it.
@@ -217,7 +177,7 @@ fn name_with_impossible_address_protects_nothing() {
     // The victim's own address is protected in any case, so the name is not the reason.
     let own = IpAddr::from(lab.victim_v4("attacker"));
     let answer = hostile.iter().map(|text| text.parse().unwrap()).chain([own]).collect();
-    let _server = NameServer::start(&lab, "dns", Reply::Addresses(answer));
+    let _server = ChangingServer::start(&lab, "dns", Reply::Addresses(answer));
     let daemon = Daemon::start_configured(&lab, NAMES, &["--expire", "24h"]);
     daemon.expect_line(&format!("{NAME}. on the allow-list resolves to {own}"));
     lab.provoke_ban("attacker");
@@ -282,7 +242,7 @@ fn allowed_at_start_is_unblocked() {
     for swept in [false, true] {
         if swept {
             // As after a reboot: bans restored from the ledger are checked against the allow-list too.
-            lab.run("victim", "nft", &["delete table inet portsentry"]);
+            lab.nft("delete table inet portsentry");
         }
         let daemon = Daemon::start_configured(&lab, &configuration, &["--expire", "24h"]);
         if !swept {
@@ -305,8 +265,8 @@ fn allowed_address_in_blocked_64_passes() {
     lab.probe("friend", friend.into(), lab.victim_v6("friend").into(), &CLOSED);
     lab.expect_ban(network);
     lab.write("ignore", &format!("{friend}\n"));
-    let passes = || lab.set_text("allowed6").contains(&friend.to_string()).then_some(());
-    assert!(within(TIMEOUT, passes).is_some());
+    let passes = || lab.set_text("allowed6").contains(&friend.to_string());
+    assert!(soon(passes));
     let attacker = lab.provoke_ban("attacker");
     assert_eq!(lab.banned(), [attacker, network]);
     lab.write("ignore", &format!("{network}/64\n"));
@@ -324,14 +284,12 @@ fn ignore_entry_lifts_thousand_bans() {
     let elements: Vec<String> = addresses.iter().map(|address| format!("{address} timeout 1h")).collect();
     let commands = format!("add element inet portsentry blocked {{ {} }}\n", elements.join(", "));
     let commands = lab.write("bans.nft", &commands);
-    lab.run("victim", "nft", &["-f", commands.to_str().unwrap()]);
+    lab.load_rules(&commands);
     let attacker = lab.provoke_ban("attacker");
     assert_eq!(lab.banned().len(), 1_001);
-    let adopted = within(TIMEOUT, || (lab.ask(&["status"])["bans"]["intended"] == 1_001).then_some(()));
-    assert!(adopted.is_some(), "{}", lab.ask(&["status"])["bans"]);
+    assert!(soon(|| lab.ask(&["status"])["bans"]["intended"] == 1_001), "{}", lab.ask(&["status"])["bans"]);
     lab.write("ignore", "10.99.0.0/16\n");
-    let lifted = within(TIMEOUT, || (lab.banned() == [attacker]).then_some(()));
-    assert!(lifted.is_some(), "{} are left", lab.banned().len());
+    assert!(soon(|| lab.banned() == [attacker]), "{} are left", lab.banned().len());
     daemon.stop();
     for address in addresses {
         let lifted = Some(Ending::Lifted { by: "the allow-list".to_owned() });

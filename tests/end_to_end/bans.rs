@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use netns_lab::daemon::Daemon;
 use netns_lab::services::{EIGHT, Services};
-use netns_lab::{Lab, TIMEOUT, slowness, within};
+use netns_lab::{Lab, slowness, soon};
 
 const DAY: Duration = Duration::from_secs(86_400);
 const SHORTLY: Duration = Duration::from_millis(500);
@@ -92,14 +92,14 @@ fn five_second_ban_ends_after_five_seconds() {
 
     assert_eq!(lab.provoke_ban("attacker"), attacker, "a new scan is banned again");
     let lines = || daemon.lines_with(&format!("Host {attacker} has been blocked"));
-    assert!(within(TIMEOUT, || (lines().len() == 2).then_some(())).is_some(), "{:?}", lines());
+    assert!(soon(|| lines().len() == 2), "{:?}", lines());
 }
 
 #[test]
 fn two_repeated_ports_are_forgiven() {
     let lab = Lab::new(&["attacker", "other"]);
     let daemon = Daemon::start(&lab, &["--expire", "24h"]);
-    let (attacker, victim) = (lab.v4("attacker").into(), lab.victim_v4("attacker").into());
+    let (attacker, victim) = lab.ends_v4("attacker");
     for _ in 0..50 {
         lab.probe("attacker", attacker, victim, &[23, 79]);
     }
@@ -153,7 +153,7 @@ fn daemon_reports_and_survives_full_set() {
     assert!(daemon.is_running());
     assert_eq!(lab.served("third", lab.victim_v4("third").into(), &EIGHT, 1), 8);
 
-    lab.run("victim", "nft", &["flush set inet portsentry blocked"]);
+    lab.nft("flush set inet portsentry blocked");
     assert_eq!(lab.provoke_ban("third"), IpAddr::from(lab.v4("third")), "with free space it bans again");
     daemon.stop();
 }
@@ -173,7 +173,7 @@ fn later_interface_and_address_are_monitored() {
 fn interface_left_out_is_not_monitored() {
     let lab = Lab::new(&["attacker", "other"]);
     let daemon = Daemon::start_configured(&lab, "interfaces = [\"!other\", \"!docker0\"]\n", &[]);
-    lab.probe("other", lab.v4("other").into(), lab.victim_v4("other").into(), &[901, 902, 903, 904]);
+    lab.probe_v4("other", &[901, 902, 903, 904]);
     let attacker = lab.provoke_ban("attacker");
     assert_eq!(lab.banned(), [attacker], "all earlier packets have been judged");
     assert_eq!(daemon.lines_with(&lab.v4("other").to_string()), [""; 0]);

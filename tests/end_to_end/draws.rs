@@ -3,6 +3,8 @@
 
 use std::collections::BTreeMap;
 
+use simulation::chance::Chance;
+
 /// Key, values that are valid on any host, values that depend on the host, and values that the parser refuses. `DIR` is
 /// the lab's directory, whose files [`crate::check_and_start`] creates. Another program has the ports 2323 and 9800. The
 /// interface `nosuch0` does not exist.
@@ -269,27 +271,16 @@ const TABLES: &[&str] = &[
 ];
 const FILES: &[(u32, u32)] = &[(0o644, 0), (0o600, 0), (0o666, 0), (0o664, 0), (0o640, 4_242), (0o000, 0)];
 
-/// A xorshift generator (Marsaglia, 2003): the same draws in every run.
-pub(crate) struct Draws(u64);
+/// Draws the same values in every run with the same seed.
+pub(crate) struct Draws(Chance);
 
 impl Draws {
     pub(crate) fn new(seed: u64) -> Self {
-        Self(0x9e37_79b9_7f4a_7c15 ^ seed)
+        Self(Chance::new(seed, "draws", 0))
     }
 
-    fn below(&mut self, limit: usize) -> usize {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        usize::try_from(self.0 >> 33).unwrap() % limit
-    }
-
-    fn one_in(&mut self, times: usize) -> bool {
-        self.below(times) == 0
-    }
-
-    fn any<T: Copy>(&mut self, values: &[T]) -> T {
-        values[self.below(values.len())]
+    fn one_in(&mut self, times: u32) -> bool {
+        self.0.below(times) == 0
     }
 
     /// A configuration with one key per line: valid values, in two of three configurations a value that depends on the
@@ -298,32 +289,32 @@ impl Draws {
         let mut drawn = BTreeMap::new();
         for (key, fits, ..) in KEYS {
             if self.one_in(8) || ALWAYS.contains(key) {
-                drawn.insert(*key, self.any(fits));
+                drawn.insert(*key, self.0.pick(fits));
             }
         }
         if !self.one_in(3) {
             let of_host: Vec<_> = KEYS.iter().filter(|(_, _, of_host, _)| !of_host.is_empty()).collect();
-            let (key, _, of_host, _) = self.any(&of_host);
+            let (key, _, of_host, _) = self.0.pick(&of_host);
             for (_, needs) in NEEDS.iter().filter(|(prefix, _)| key.starts_with(prefix)) {
                 drawn.extend(needs.iter().copied());
             }
-            drawn.insert(key, self.any(of_host));
+            drawn.insert(key, self.0.pick(of_host));
         }
         if self.one_in(8) {
-            let (key, _, _, wrong) = self.any(KEYS);
-            drawn.insert(key, self.any(wrong));
+            let (key, _, _, wrong) = self.0.pick(KEYS);
+            drawn.insert(key, self.0.pick(wrong));
         }
         drawn.iter().map(|(key, value)| format!("{key} = {value}\n")).collect()
     }
 
     /// Surroundings in which at most one value is unusual.
     pub(crate) fn surroundings(&mut self) -> Surroundings {
-        let unusual = self.below(12);
+        let unusual = self.0.below(12);
         Surroundings {
-            state: if unusual == 0 { self.any(STATES) } else { STATES[0] },
-            socket: if unusual == 1 { self.any(SOCKETS) } else { SOCKETS[0] },
-            table: if unusual == 2 { self.any(TABLES) } else { TABLES[self.below(2)] },
-            file: if unusual == 3 { self.any(FILES) } else { FILES[0] },
+            state: if unusual == 0 { self.0.pick(STATES) } else { STATES[0] },
+            socket: if unusual == 1 { self.0.pick(SOCKETS) } else { SOCKETS[0] },
+            table: if unusual == 2 { self.0.pick(TABLES) } else { self.0.pick(&TABLES[..2]) },
+            file: if unusual == 3 { self.0.pick(FILES) } else { FILES[0] },
             has_user: self.one_in(2),
         }
     }

@@ -90,7 +90,7 @@ fn group_member_lists_bans_without_root() {
     lab.succeed(&["block", "2001:db8:7::7", "--expire", "never", "--reason", "a \"word\""]);
     // More than two pages, all with the same end.
     let many: Vec<String> = (1..=150).map(|last| format!("203.0.113.{last} timeout 2h")).collect();
-    lab.run("victim", "nft", &[&format!("add element inet portsentry blocked {{ {} }}", many.join(", "))]);
+    lab.nft(&format!("add element inet portsentry blocked {{ {} }}", many.join(", ")));
     eventually("the daemon lists every ban", || host.member(&["list"])["bans"].as_array().unwrap().len() == 152);
 
     let (root, member) = (lab.ask(&["list"]), host.member(&["list"]));

@@ -8,13 +8,9 @@ use portsentry::types::BanTarget;
 
 use netns_lab::daemon::Daemon;
 use netns_lab::services::{EIGHT, Services};
-use netns_lab::{Lab, TIMEOUT, slowness, within};
+use netns_lab::{Lab, TIMEOUT, slowness, soon, within};
 
 const RESTORED: &str = "adminalert: table inet portsentry was missing and has been created again";
-
-fn nft(lab: &Lab, command: &str) {
-    lab.run("victim", "nft", &[command]);
-}
 
 /// Waits until the table is restored with a ban of `address`; panics at the time limit.
 fn wait_for_ban(lab: &Lab, address: IpAddr) {
@@ -30,7 +26,7 @@ fn flush_restores_bans_with_remaining_times() {
     let attacker = lab.provoke_ban("attacker");
     let before = lab.expect_ban(attacker);
     for (round, flush) in ["flush ruleset", "delete table inet portsentry"].into_iter().enumerate() {
-        nft(&lab, flush);
+        lab.nft(flush);
         let swept = Instant::now();
         wait_for_ban(&lab, attacker);
         // Far more than needed; a benchmark measures the time.
@@ -38,7 +34,7 @@ fn flush_restores_bans_with_remaining_times() {
         let after = lab.expect_ban(attacker);
         let (before, after) = (before.expires.unwrap(), after.expires.unwrap());
         assert!(after.abs_diff(before) < Duration::from_secs(30) * slowness(), "{before:?} became {after:?}");
-        assert!(within(TIMEOUT, || (daemon.lines_with(RESTORED).len() == round + 1).then_some(())).is_some());
+        assert!(soon(|| daemon.lines_with(RESTORED).len() == round + 1));
     }
     lab.probe_until_banned("other", lab.victim_v4("other").into());
     daemon.stop();
@@ -51,7 +47,7 @@ fn reloaded_ruleset_gets_its_bans_back() {
     let attacker = lab.provoke_ban("attacker");
     let own = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/nft/portsentry-trap.nft")).unwrap();
     let file = lab.write("ruleset.nft", &format!("flush ruleset\n{own}"));
-    lab.run("victim", "nft", &["-f", file.to_str().unwrap()]);
+    lab.load_rules(&file);
     wait_for_ban(&lab, attacker);
     daemon.expect_line(RESTORED);
     daemon.stop();
@@ -62,11 +58,11 @@ fn manual_changes_of_bans_are_reported() {
     let lab = Lab::new(&["attacker"]);
     let daemon = Daemon::start(&lab, &["--expire", "24h"]);
     let attacker = lab.provoke_ban("attacker");
-    nft(&lab, &format!("delete element inet portsentry blocked {{ {attacker} }}"));
+    lab.nft(&format!("delete element inet portsentry blocked {{ {attacker} }}"));
     daemon.expect_line(&format!("adminalert: Host {attacker} has been unblocked by nft (process "));
     assert!(lab.banned().is_empty(), "and stays so");
 
-    nft(&lab, &format!("add element inet portsentry blocked {{ {attacker} timeout 1h }}"));
+    lab.nft(&format!("add element inet portsentry blocked {{ {attacker} timeout 1h }}"));
     daemon.expect_line(&format!("adminalert: Host {attacker} has been blocked by nft (process "));
     lab.probe("attacker", attacker, lab.victim_v4("attacker").into(), &[901, 902, 903, 904]);
     daemon.expect_line(&format!("Host: {attacker}/{attacker} is already blocked Ignoring"));
@@ -87,7 +83,7 @@ fn element_with_host_bits_becomes_its_network() {
     let target = lab.victim_v6("attacker").into();
     assert!(lab.is_served("attacker", target, EIGHT[0], TIMEOUT));
     let add = format!("add element inet portsentry blocked6 {{ {source} timeout 1h }}");
-    nft(&lab, &add);
+    lab.nft(&add);
     lab.expect_banned(&[network.into()]);
     daemon.expect_line(&format!("added {source} to set inet portsentry blocked6, where only a /64 matches packets"));
     assert_eq!(lab.expect_ban(network.into()).timeout, Some(Duration::from_secs(3600)));
@@ -96,7 +92,7 @@ fn element_with_host_bits_becomes_its_network() {
     lab.expect_banned(&[]);
     daemon.stop();
 
-    nft(&lab, &add);
+    lab.nft(&add);
     let daemon = Daemon::start(&lab, &["--expire", "24h"]);
     lab.expect_banned(&[network.into()]);
     assert!(
@@ -114,9 +110,9 @@ fn kernel_allow_list_is_restored() {
     let daemon = Daemon::start(&lab, &["--expire", "24h"]);
     let own = lab.victim_v4("attacker").to_string();
     assert!(lab.set_text("allowed").contains(&own));
-    nft(&lab, "flush set inet portsentry allowed");
+    lab.nft("flush set inet portsentry allowed");
     daemon.expect_line("changed the kernel's allow-list, which was restored");
-    assert!(within(TIMEOUT, || lab.set_text("allowed").contains(&own).then_some(())).is_some());
+    assert!(soon(|| lab.set_text("allowed").contains(&own)));
     daemon.stop();
 }
 
@@ -158,7 +154,7 @@ fn rule_changes_are_undone_with_bans() {
         ("add table inet portsentry { flags dormant; }", "the flags 0x1"),
     ];
     for (index, (command, difference)) in altered.into_iter().enumerate() {
-        nft(&lab, command);
+        lab.nft(command);
         let line = within(TIMEOUT, || daemon.lines_with(REPAIRED).into_iter().nth(index));
         let line = line.unwrap_or_else(|| panic!("no report about {command:?}"));
         assert!(line.contains(difference) && line.ends_with(") and has been restored"), "{line}");
@@ -179,7 +175,7 @@ fn deleted_set_returns_with_bans() {
     let expected = rules(&lab).unwrap();
     let sets = "delete set inet portsentry blocked; delete set inet portsentry allowed";
     // The sets are used by rules, which must be removed first.
-    nft(&lab, &format!("flush table inet portsentry; {sets}"));
+    lab.nft(&format!("flush table inet portsentry; {sets}"));
     wait_for_ban(&lab, attacker);
     expect_rules(&lab, &expected, sets);
     assert!(lab.set_text("allowed").contains(&own));
@@ -191,17 +187,17 @@ fn deleted_set_returns_with_bans() {
 fn foreign_chain_beside_ours_is_kept() {
     let lab = Lab::new(&["attacker"]);
     let daemon = Daemon::start(&lab, &["--expire", "24h"]);
-    nft(&lab, "add chain inet portsentry mine { type filter hook input priority 0; }");
-    nft(&lab, "add rule inet portsentry mine ip saddr @blocked counter");
-    nft(&lab, "add set inet portsentry mine { type inet_service; }");
+    lab.nft("add chain inet portsentry mine { type filter hook input priority 0; }");
+    lab.nft("add rule inet portsentry mine ip saddr @blocked counter");
+    lab.nft("add set inet portsentry mine { type inet_service; }");
     daemon.expect_line(
         "table inet portsentry contains another set \"mine\", another chain \"mine\" (hook input, policy accept)",
     );
     let theirs = rules(&lab).unwrap();
     // Later changes are processed later.
-    nft(&lab, "add element inet portsentry blocked { 192.0.2.99 timeout 1h }");
+    lab.nft("add element inet portsentry blocked { 192.0.2.99 timeout 1h }");
     daemon.expect_line("Host 192.0.2.99 has been blocked by nft");
-    nft(&lab, "insert rule inet portsentry prerouting accept");
+    lab.nft("insert rule inet portsentry prerouting accept");
     daemon.expect_line(REPAIRED);
     expect_rules(&lab, &theirs, "insert rule");
     assert_eq!(daemon.lines_with("portsentry had been").len(), 1, "only our own rules were repaired");
@@ -210,7 +206,7 @@ fn foreign_chain_beside_ours_is_kept() {
     let again = Daemon::start(&lab, &["--expire", "24h"]);
     again.expect_line("table inet portsentry contains another set \"mine\"");
     expect_rules(&lab, &theirs, "a restart");
-    nft(&lab, "delete chain inet portsentry mine; delete set inet portsentry mine");
+    lab.nft("delete chain inet portsentry mine; delete set inet portsentry mine");
     again.expect_line("table inet portsentry no longer contains objects of other programs");
     again.stop();
 }
@@ -235,7 +231,7 @@ fn table_returns_after_looping_foreign_changes() {
     expect_rules(&lab, &expected, &script);
     assert!(daemon.is_running());
     let own = lab.victim_v4("attacker").to_string();
-    assert!(within(TIMEOUT, || lab.set_text("allowed").contains(&own).then_some(())).is_some());
+    assert!(soon(|| lab.set_text("allowed").contains(&own)));
     let lines = daemon.lines_with("table inet portsentry").len() + daemon.lines_with("allow-list").len();
     let took = start.elapsed();
     let minutes = usize::try_from(took.as_secs() / 60).unwrap() + 1;
@@ -251,13 +247,12 @@ fn silently_vanished_ban_is_restored() {
     // When a rule on the packet path deletes an element, the kernel sends no notification.
     let chain = "add chain inet portsentry thief { type filter hook prerouting priority -400; }";
     let steal = "add rule inet portsentry thief tcp dport 4242 counter delete @blocked { ip saddr }";
-    nft(&lab, &format!("{chain}; {steal}"));
+    lab.nft(&format!("{chain}; {steal}"));
     lab.probe("attacker", attacker, lab.victim_v4("attacker").into(), &[4242]);
     // The ban may be restored before the test sees it missing.
-    let thief = || lab.run("victim", "nft", &["list", "chain", "inet", "portsentry", "thief"]);
-    let stolen = within(TIMEOUT, || thief().contains("counter packets 1 ").then_some(()));
-    assert!(stolen.is_some(), "the rule does not work: {}", thief());
-    nft(&lab, "flush chain inet portsentry thief");
+    let thief = || lab.nft("list chain inet portsentry thief");
+    assert!(soon(|| thief().contains("counter packets 1 ")), "the rule does not work: {}", thief());
+    lab.nft("flush chain inet portsentry thief");
     daemon.expect_line("adminalert: bans that were missing in the kernel's sets and have been restored: 1");
     let ban = lab.expect_ban(attacker);
     assert_eq!(ban.timeout, Some(Duration::from_secs(86_400)), "as it was");
@@ -274,7 +269,7 @@ fn table_flushed_in_loop_is_repaired_promptly() {
     let mut times = Vec::new();
     for _ in 0..40 {
         let begin = Instant::now();
-        nft(&lab, "flush ruleset");
+        lab.nft("flush ruleset");
         let banned = || table.time_left(BanTarget::containing(attacker)).ok().flatten();
         assert!(within(TIMEOUT, banned).is_some(), "{attacker} is not blocked again");
         times.push(begin.elapsed());
@@ -294,11 +289,11 @@ fn many_bans_are_restored_after_repeated_flushes() {
     let elements: Vec<String> = (0..3_000).map(|n| format!("9.0.{}.{} timeout 1h", n / 250, n % 250 + 1)).collect();
     let add = format!("add element inet portsentry blocked {{ {} }}\n", elements.join(", "));
     let file = lab.write("bans.nft", &add);
-    lab.run("victim", "nft", &["-f", file.to_str().unwrap()]);
+    lab.load_rules(&file);
     daemon.expect_line("has been blocked by nft (process ");
     let attacker = lab.provoke_ban("attacker");
     for _ in 0..20 {
-        nft(&lab, "flush ruleset");
+        lab.nft("flush ruleset");
         // The most recently seen sources are restored first.
         wait_for_ban(&lab, attacker);
     }

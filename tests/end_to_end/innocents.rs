@@ -140,7 +140,7 @@ fn retries_during_service_restart_are_innocent() {
     let lab = Lab::new(&["third", "attacker"]);
     let services = Services::open(&lab, &[808, 809, 810]);
     let _daemon = Daemon::start(&lab, &["--expire", "24h", "--scan-trigger", "0"]);
-    let (third, victim) = (lab.v4("third").into(), lab.victim_v4("third").into());
+    let (third, victim) = lab.ends_v4("third");
     assert_eq!(lab.served("third", victim, &[808, 809, 810], 1), 3);
     drop(services);
     lab.probe("third", third, victim, &[808, 809, 810]);
@@ -152,7 +152,7 @@ fn retries_during_service_restart_are_innocent() {
 fn only_requested_interface_is_monitored() {
     let lab = Lab::new(&["attacker", "third"]);
     let _daemon = Daemon::start(&lab, &["--expire", "24h", "--interface", "attacker"]);
-    lab.probe("third", lab.v4("third").into(), lab.victim_v4("third").into(), &CLOSED);
+    lab.probe_v4("third", &CLOSED);
     let attacker = lab.provoke_ban("attacker");
     assert_eq!(lab.banned(), [attacker]);
 }

@@ -44,7 +44,7 @@ fn manual_set_prints_as_in_nft() {
     }
     add element inet portsentry blocked { 10.77.1.2 timeout 24h, 10.77.9.9 }
     add element inet portsentry blocked6 { fd77:0:0:1:: timeout 90m }";
-    lab.run("victim", "nft", &[rules]);
+    lab.nft(rules);
     let v4 = lab.set("blocked");
     assert_eq!(
         v4.iter().find(|ban| ban.address == lab.v4("attacker")).and_then(|ban| ban.timeout),
@@ -54,7 +54,7 @@ fn manual_set_prints_as_in_nft() {
     let v6 = lab.expect_ban(lab.v6_network("attacker").into());
     assert!(v6.expires < v6.timeout && v6.expires > Some(Duration::from_secs(5000)), "{v6:?}");
     assert!(!lab.is_served("attacker", victim, 80, Duration::from_millis(300)));
-    lab.run("victim", "nft", &["flush set inet portsentry blocked"]);
+    lab.nft("flush set inet portsentry blocked");
     assert!(lab.is_served("attacker", victim, 80, TIMEOUT));
 }
 
@@ -70,9 +70,9 @@ fn probe_is_one_packet_from_chosen_address() {
             }}
         }}"
     );
-    lab.run("victim", "nft", &[&rules]);
+    lab.nft(&rules);
     lab.probe("attacker", source.into(), lab.victim_v4("attacker").into(), &[1, 2, 3]);
-    let counted = || lab.run("victim", "nft", &["list", "table", "inet", "count"]);
+    let counted = || lab.nft("list table inet count");
     // On a busy machine packets may be delayed.
     eventually("the packets arrive", || counted().contains("counter packets 3 "));
     lab.run("attacker", "ping", &["-c1", "-W5", &lab.victim_v4("attacker").to_string()]);

@@ -44,7 +44,7 @@ fn end_during_flood() -> Duration {
     let lab = Lab::new(&["attacker"]);
     let daemon = Daemon::start(&lab, &["--expire", "24h"]);
     lab.provoke_ban("attacker");
-    let (source, target) = (lab.v4("attacker").into(), lab.victim_v4("attacker").into());
+    let (source, target) = lab.ends_v4("attacker");
     let ports: Vec<u16> = (1..=1000).collect();
     let done = std::sync::atomic::AtomicBool::new(false);
     std::thread::scope(|scope| {
@@ -78,7 +78,7 @@ fn killed_during_scan_leaves_working_rules() {
 
         let after = lab.banned();
         assert!(before.iter().all(|address| after.contains(address)), "{before:?} became {after:?}");
-        assert!(!lab.run("victim", "nft", &["list", "chain", "inet", "portsentry", "prerouting"]).is_empty());
+        assert!(!lab.nft("list chain inet portsentry prerouting").is_empty());
         assert_eq!(lab.served("third", bystander, &EIGHT, 1), 8);
         if after.contains(&source) {
             assert!(!lab.is_served(host, target.parse().unwrap(), EIGHT[0], Duration::from_millis(300)));
@@ -121,7 +121,7 @@ fn new_scan_after_unblock_bans_again() {
     let lab = Lab::new(&["attacker"]);
     let daemon = Daemon::start(&lab, &["--expire", "24h"]);
     let attacker = lab.provoke_ban("attacker");
-    lab.run("victim", "nft", &["delete", "element", "inet", "portsentry", "blocked", &format!("{{ {attacker} }}")]);
+    lab.nft(&format!("delete element inet portsentry blocked {{ {attacker} }}"));
     lab.probe_until_banned("attacker", lab.victim_v4("attacker").into());
     assert_eq!(lab.banned(), [attacker]);
     daemon.stop();

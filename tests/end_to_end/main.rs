@@ -13,6 +13,7 @@ mod innocents;
 mod lab_itself;
 mod lifecycle;
 mod memory;
+mod name_server;
 mod notify;
 mod refusals;
 mod report;

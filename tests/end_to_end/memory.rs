@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use netns_lab::daemon::Daemon;
-use netns_lab::{Lab, TIMEOUT, slowness, within};
+use netns_lab::{Lab, TIMEOUT, slowness, soon, within};
 
 fn text(lab: &Lab, name: &str) -> String {
     std::fs::read_to_string(lab.path("state").join(name)).unwrap_or_default()
@@ -19,7 +19,7 @@ fn bans_return_after_reboot_with_remaining_time() {
         attacker
     };
     // The kernel's table is gone, as after a reboot.
-    lab.run("victim", "nft", &["delete table inet portsentry"]);
+    lab.nft("delete table inet portsentry");
     let daemon = Daemon::start(&lab, &["--expire", "24h"]);
     daemon.expect_line("adminalert: bans restored from the ledger with their remaining time: 1");
     let left = lab.expect_ban(attacker).expires.unwrap();
@@ -37,7 +37,7 @@ fn expired_ban_stays_away_and_is_reported() {
     let attacker = lab.provoke_ban("attacker");
     daemon.expect_line(&format!("adminalert: Host {attacker} is no longer blocked: its ban has expired"));
     daemon.stop();
-    lab.run("victim", "nft", &["delete table inet portsentry"]);
+    lab.nft("delete table inet portsentry");
     let daemon = Daemon::start(&lab, &["--expire", "24h"]);
     lab.provoke_ban("attacker");
     let log = daemon.stop();
@@ -49,10 +49,10 @@ fn ban_lifted_by_hand_stays_lifted() {
     let lab = Lab::new(&["attacker", "other"]);
     let daemon = Daemon::start(&lab, &["--expire", "1h"]);
     let (attacker, other) = (lab.provoke_ban("attacker"), lab.provoke_ban("other"));
-    lab.run("victim", "nft", &[&format!("delete element inet portsentry blocked {{ {attacker} }}")]);
+    lab.nft(&format!("delete element inet portsentry blocked {{ {attacker} }}"));
     daemon.expect_line(&format!("adminalert: Host {attacker} has been unblocked by nft"));
     daemon.stop();
-    lab.run("victim", "nft", &["delete table inet portsentry"]);
+    lab.nft("delete table inet portsentry");
     let daemon = Daemon::start(&lab, &["--expire", "1h"]);
     daemon.expect_line("bans restored from the ledger with their remaining time: 1");
     assert_eq!(lab.banned(), [other]);
@@ -93,11 +93,11 @@ fn repeated_kills_lose_no_ban() {
     for host in hosts {
         let daemon = Daemon::start(&lab, &["--expire", "1h"]);
         banned.push(lab.provoke_ban(host));
-        let written = || (text(&lab, "portsentry.history").lines().count() >= banned.len()).then_some(());
-        assert!(within(TIMEOUT, written).is_some());
+        let written = || text(&lab, "portsentry.history").lines().count() >= banned.len();
+        assert!(soon(written));
         daemon.kill();
     }
-    lab.run("victim", "nft", &["delete table inet portsentry"]);
+    lab.nft("delete table inet portsentry");
     let daemon = Daemon::start(&lab, &[]);
     daemon.expect_line("bans restored from the ledger with their remaining time: 3");
     for address in banned {

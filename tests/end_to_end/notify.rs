@@ -1,18 +1,10 @@
 //! Tests the digests of bans that a command receives: contents, frequency, and handling of failures.
 
-use std::path::Path;
 use std::time::Duration;
 
 use netns_lab::daemon::Daemon;
-use netns_lab::{Lab, eventually};
-use serde_json::{Value, json};
-
-fn digests(path: &Path) -> Vec<Value> {
-    let text = std::fs::read_to_string(path).unwrap_or_default();
-    // The last line may still be growing.
-    let whole = text.rfind('\n').map_or("", |end| &text[..end]);
-    whole.lines().map(|line| serde_json::from_str(line).unwrap_or_else(|error| panic!("{line}: {error}"))).collect()
-}
+use netns_lab::{Lab, eventually, json_lines};
+use serde_json::json;
 
 /// A script that appends each digest to a file, and the configuration that runs it.
 fn script(lab: &Lab, name: &str, guard: &str) -> (std::path::PathBuf, String) {
@@ -30,8 +22,8 @@ fn bans_of_an_interval_are_one_message() {
     let second = lab.provoke_ban("other").to_string();
     lab.succeed(&["unblock", &second]);
     lab.succeed(&["block", "198.51.100.7", "--reason", "by hand"]);
-    eventually("a digest comes", || !digests(&output).is_empty());
-    let all = digests(&output);
+    eventually("a digest comes", || !json_lines(&output).is_empty());
+    let all = json_lines(&output);
     assert_eq!(all.len(), 1, "all bans are in one message: {all:?}");
     let digest = &all[0];
     let of = |key: &str| digest[key].clone();
@@ -47,7 +39,7 @@ fn bans_of_an_interval_are_one_message() {
     // A later ban is in the next digest, which is sent when the program ends.
     lab.succeed(&["unblock", &first]);
     daemon.stop();
-    let all = digests(&output);
+    let all = json_lines(&output);
     assert_eq!(all.len(), 2, "{all:?}");
     assert_eq!((&all[1]["count"], &all[1]["lifted"]["count"]), (&json!(0), &json!(1)), "{}", all[1]);
     assert!(all[1]["from"].as_str() > all[0]["from"].as_str(), "{all:?}");
@@ -66,10 +58,10 @@ fn failing_command_is_reported_once() {
     lab.provoke_ban("other");
     std::thread::sleep(Duration::from_secs(12));
     assert_eq!(daemon.lines_with("notify.command: ").len(), 1, "a second failure is not reported again");
-    assert!(digests(&output).is_empty());
+    assert!(json_lines(&output).is_empty());
     std::fs::write(&works, "").unwrap();
     daemon.expect_line("notify.command succeeds again");
-    let all = digests(&output);
+    let all = json_lines(&output);
     assert_eq!((all.len(), &all[0]["count"]), (1, &json!(2)), "the digest has both bans: {all:?}");
     daemon.stop();
 }
@@ -82,7 +74,7 @@ fn reload_applies_another_command() {
     let daemon = Daemon::start_configured(&lab, &config, &[]);
     lab.reload(&after);
     lab.provoke_ban("attacker");
-    eventually("the new command gets the digest", || !digests(&output).is_empty());
+    eventually("the new command gets the digest", || !json_lines(&output).is_empty());
     lab.reload("[notify]\ncommand = [\"/no/such/program\"]\n");
     daemon.expect_line("notify.command cannot be changed");
     daemon.stop();
@@ -106,9 +98,9 @@ fn forged_flood_is_one_short_message() {
     for source in lab.add_addresses("attacker", 10..210) {
         lab.probe("attacker", source.into(), lab.victim_v4("attacker").into(), &[901, 902, 903]);
     }
-    eventually("a digest comes", || !digests(&output).is_empty());
+    eventually("a digest comes", || !json_lines(&output).is_empty());
     daemon.stop();
-    let all = digests(&output);
+    let all = json_lines(&output);
     assert!(all.len() <= 3, "{} messages", all.len());
     let sum = |key: &str| all.iter().map(|digest| digest[key].as_u64().unwrap()).sum::<u64>();
     assert!(sum("count") >= 50, "at least the bans below the ceiling: {}", sum("count"));

@@ -1,17 +1,17 @@
 //! Tests conditions in which the program refuses to run: it names the problem and the remedy, and exits.
 
 use netns_lab::daemon::{Daemon, Ended};
-use netns_lab::{Lab, TIMEOUT, within};
+use netns_lab::{Lab, eventually};
 
 #[test]
 fn foreign_table_is_left_alone_with_remedy() {
     let lab = Lab::new(&["attacker"]);
-    lab.run("victim", "nft", &["table inet portsentry {\n chain mine {\n counter accept\n }\n }"]);
-    let before = lab.run("victim", "nft", &["list", "ruleset"]);
+    lab.nft("table inet portsentry {\n chain mine {\n counter accept\n }\n }");
+    let before = lab.nft("list ruleset");
     let ended = Daemon::run_to_end(&lab, &[], &["--expire", "24h"]);
     assert_refused(&ended);
     assert!(ended.log.contains("nft delete table inet portsentry"), "{ended:?}");
-    assert_eq!(lab.run("victim", "nft", &["list", "ruleset"]), before);
+    assert_eq!(lab.nft("list ruleset"), before);
 }
 
 #[test]
@@ -59,7 +59,7 @@ fn failed_start_leaves_the_host_unchanged() {
     let banned = lab.provoke_ban("attacker");
     daemon.stop();
     let is_held = || lab.set_text("held").contains(&banned.to_string());
-    assert!(within(TIMEOUT, || (!is_held()).then_some(())).is_some(), "a source is held for less than a second");
+    eventually("a source is held for less than a second", || !is_held());
     let before = rules(&lab);
     fail(&lab);
     assert_eq!(rules(&lab), before);

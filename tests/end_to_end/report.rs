@@ -9,7 +9,7 @@ use rustix::process::Signal;
 use serde_json::Value;
 
 use netns_lab::daemon::Daemon;
-use netns_lab::{Lab, TIMEOUT, eventually, within};
+use netns_lab::{Lab, TIMEOUT, eventually, json_lines, within};
 
 /// Gives the program its own /dev, in which `log` links to the path given next.
 const OWN_DEV_LOG: &str = r#"
@@ -45,16 +45,10 @@ fn text(path: &Path) -> &str {
     path.to_str().expect("temporary paths are text")
 }
 
-fn events(path: &Path) -> Vec<Value> {
-    let text = std::fs::read_to_string(path).unwrap_or_default();
-    let whole = text.rfind('\n').map_or("", |end| &text[..end]);
-    whole.lines().map(|line| serde_json::from_str(line).unwrap_or_else(|error| panic!("{line}: {error}"))).collect()
-}
-
 /// Waits for an event of this kind about `source`.
 fn expect(path: &Path, kind: &str, source: Option<&str>) -> Value {
     let matches_event = |event: &Value| event["event"] == kind && source.is_none_or(|source| event["source"] == source);
-    let found = within(TIMEOUT, || events(path).into_iter().find(matches_event));
+    let found = within(TIMEOUT, || json_lines(path).into_iter().find(matches_event));
     found.unwrap_or_else(|| panic!("no {kind} of {source:?} in {:?}", std::fs::read_to_string(path)))
 }
 
@@ -100,7 +94,7 @@ fn full_disk_is_reported_once() {
     let other = lab.provoke_ban("other");
     // The mounts exist only in the program's namespace.
     let inside = PathBuf::from(format!("/proc/{}/root{}", daemon.id(), disk.display()));
-    let written = events(&inside.join("events.json"));
+    let written = json_lines(&inside.join("events.json"));
     assert!(!written.is_empty() && written.len() < sources.len(), "{} events fit", written.len());
     std::thread::sleep(Duration::from_millis(1_500));
     assert_eq!(daemon.lines_with("cannot write events to").len(), 1);
@@ -247,7 +241,7 @@ fn start_with_stalled_journal(lab: &Lab, path: &Path) -> (Daemon, Vec<String>) {
     let limit: usize = limit.trim().parse().expect("it is a number");
     let addresses: Vec<String> = (1..=limit + 20).map(|n| format!("198.51.{}.{}", n / 200, 1 + n % 200)).collect();
     let elements = addresses.iter().map(|address| format!("{address} timeout 1h")).collect::<Vec<_>>().join(", ");
-    lab.run("victim", "nft", &["add", "element", "inet", "portsentry", "blocked", &format!("{{ {elements} }}")]);
+    lab.nft(&format!("add element inet portsentry blocked {{ {elements} }}"));
     (daemon, addresses)
 }
 

@@ -1,16 +1,14 @@
 //! Tests host names in the log: they come from name servers that remote hosts control.
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, Ipv4Addr, UdpSocket};
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
-use std::thread::JoinHandle;
+use std::net::{IpAddr, Ipv4Addr};
 use std::time::{Duration, Instant};
 
 use regex::Regex;
 
+use crate::name_server::{NameServer, Query};
 use netns_lab::daemon::Daemon;
-use netns_lab::{Lab, TIMEOUT, slowness, within};
+use netns_lab::{Lab, eventually, slowness};
 
 const NAMED: &str = "[report]\nresolve_host = true\n";
 const PTR: u16 = 12;
@@ -48,63 +46,15 @@ fn encoded(labels: &[Vec<u8>]) -> Vec<u8> {
     bytes
 }
 
-/// A malicious name server. Every name resolves to all of `addresses`, except `victim.lab.example`, which belongs to
-/// another host. References: RFC 1035, section 4.
-struct HostileServer {
-    query_count: Arc<AtomicUsize>,
-    stop: Arc<AtomicBool>,
-    thread: Option<JoinHandle<()>>,
+/// Starts a malicious name server on `host`. Every name resolves to all of the addresses with replies, except
+/// `victim.lab.example`, which belongs to another host.
+fn hostile_server(lab: &Lab, host: &str, replies: BTreeMap<Ipv4Addr, Reply>) -> NameServer {
+    NameServer::start(lab, host, move |query| answer(query, &replies))
 }
 
-impl HostileServer {
-    /// Serves on `host`, which becomes the victim's resolver.
-    fn start(lab: &Lab, host: &str, replies: BTreeMap<Ipv4Addr, Reply>) -> Self {
-        let address = lab.v4(host);
-        let socket = lab.inside(host, || UdpSocket::bind((address, 53)).expect("port 53 is free"));
-        socket.set_read_timeout(Some(Duration::from_millis(20))).expect("more than zero");
-        lab.set_resolver(address.into());
-        let (query_count, stop) = (Arc::<AtomicUsize>::default(), Arc::<AtomicBool>::default());
-        let thread = std::thread::spawn({
-            let (query_count, stop) = (Arc::clone(&query_count), Arc::clone(&stop));
-            move || serve(&socket, &replies, &query_count, &stop)
-        });
-        Self { query_count, stop, thread: Some(thread) }
-    }
-}
-
-impl Drop for HostileServer {
-    fn drop(&mut self) {
-        self.stop.store(true, Ordering::Relaxed);
-        if let Some(thread) = self.thread.take() {
-            let _ = thread.join();
-        }
-    }
-}
-
-fn serve(socket: &UdpSocket, replies: &BTreeMap<Ipv4Addr, Reply>, query_count: &AtomicUsize, stop: &AtomicBool) {
-    let late = Mutex::new(Vec::new());
-    let mut query = [0; 512];
-    while !stop.load(Ordering::Relaxed) {
-        late.lock().unwrap().retain(|(when, answer, client): &(Instant, Vec<u8>, _)| {
-            let wait = Instant::now() < *when;
-            if !wait {
-                let _ = socket.send_to(answer, client);
-            }
-            wait
-        });
-        let Ok((length, client)) = socket.recv_from(&mut query) else { continue };
-        query_count.fetch_add(1, Ordering::Relaxed);
-        let Some((after, answer)) = answer(&query[..length], replies) else { continue };
-        late.lock().unwrap().push((Instant::now() + after, answer, client));
-    }
-}
-
-fn answer(query: &[u8], replies: &BTreeMap<Ipv4Addr, Reply>) -> Option<(Duration, Vec<u8>)> {
-    let (header, rest) = query.split_at(12);
-    let end = rest.iter().position(|byte| *byte == 0)? + 1;
-    let question = &rest[..end + 4];
-    let kind = u16::from_be_bytes([question[end], question[end + 1]]);
-    let queried_name = text(&question[..end]);
+fn answer(query: &Query<'_>, replies: &BTreeMap<Ipv4Addr, Reply>) -> Option<(Duration, Vec<u8>)> {
+    let &Query { id, question, name, kind } = query;
+    let queried_name = text(name);
     let message = |records: &[(Vec<u8>, u16, Vec<u8>)]| {
         let records: Vec<u8> = records
             .iter()
@@ -117,7 +67,7 @@ fn answer(query: &[u8], replies: &BTreeMap<Ipv4Addr, Reply>) -> Option<(Duration
     };
     let whole = |records: &[(Vec<u8>, u16, Vec<u8>)]| {
         let count = u16::try_from(records.len()).unwrap().to_be_bytes();
-        [&header[..2], &[0x81, 0x80, 0, 1], &count, &[0; 4], question, &message(records)].concat()
+        [id, &[0x81, 0x80, 0, 1], &count, &[0; 4], question, &message(records)].concat()
     };
     let itself = vec![0xc0, 12];
     let now = Duration::ZERO;
@@ -140,7 +90,7 @@ fn answer(query: &[u8], replies: &BTreeMap<Ipv4Addr, Reply>) -> Option<(Duration
             (now, whole(&[(itself, CNAME, looped.clone()), (looped.clone(), CNAME, looped)]))
         }
         Reply::Raw(data) => (now, whole(&[(itself, PTR, data.clone())])),
-        Reply::Cut => (now, [&header[..2], &[0x81, 0x80, 0, 1, 0, 9, 0, 0, 0, 0]].concat()),
+        Reply::Cut => (now, [id, &[0x81, 0x80, 0, 1, 0, 9, 0, 0, 0, 0]].concat()),
         Reply::Nothing => return None,
     })
 }
@@ -207,19 +157,19 @@ fn hostile_names_are_not_logged() {
     let end = u8::try_from(10 + cases.len()).unwrap();
     let sources = lab.add_addresses("attacker", 10..end);
     let replies = sources.iter().copied().zip(cases.iter().map(|(reply, _)| reply.clone())).collect();
-    let names = HostileServer::start(&lab, "names", replies);
+    let names = hostile_server(&lab, "names", replies);
     let daemon = Daemon::start_configured(&lab, NAMED, &[]);
 
     let target: IpAddr = lab.victim_v4("attacker").into();
     // The name server itself is protected, because it is the resolver.
-    lab.probe("names", lab.v4("names").into(), lab.victim_v4("names").into(), &[23, 79, 111, 512]);
+    lab.probe_v4("names", &[23, 79, 111, 512]);
     for source in &sources {
         let before = daemon.lines_with("attackalert:").len();
         lab.probe("attacker", (*source).into(), target, &[23]);
         daemon.expect_line(&format!("/{source} to TCP port: 23"));
         assert_eq!(daemon.lines_with("attackalert:").len(), before + 1, "{:?}", daemon.lines_with(""));
     }
-    assert!(names.query_count.load(Ordering::Relaxed) >= cases.len());
+    assert!(names.query_count() >= cases.len());
     for (source, (_, expected)) in sources.iter().zip(&cases) {
         let shown = expected.map_or_else(|| source.to_string(), ToString::to_string);
         let line = format!("attackalert: TCP SYN/Normal scan from host: {shown}/{source} to TCP port: 23");
@@ -248,7 +198,7 @@ fn hostile_names_are_not_logged() {
 #[test]
 fn silent_name_server_delays_line_only() {
     let lab = Lab::new(&["attacker", "names"]);
-    let names = HostileServer::start(&lab, "names", BTreeMap::new());
+    let names = hostile_server(&lab, "names", BTreeMap::new());
     let daemon = Daemon::start_configured(&lab, NAMED, &[]);
     let begin = Instant::now();
     let attacker = lab.provoke_ban("attacker");
@@ -258,7 +208,7 @@ fn silent_name_server_delays_line_only() {
     let age = ban.timeout.unwrap() - ban.expires.unwrap();
     assert!(age >= Duration::from_secs(1), "the ban did not wait for the look-up: {ban:?}");
     assert!(begin.elapsed() < Duration::from_secs(15) * slowness(), "{:?}", begin.elapsed());
-    assert!(names.query_count.load(Ordering::Relaxed) > 0);
+    assert!(names.query_count() > 0);
     let lines = daemon.lines_with(&attacker.to_string());
     let scan = format!("attackalert: TCP SYN/Normal scan from host: {attacker}/{attacker} to TCP port: 901");
     let place = |line: &str| lines.iter().position(|other| other == line).unwrap_or_else(|| panic!("{lines:?}"));
@@ -272,19 +222,18 @@ fn names_are_resolved_after_reload_only() {
     let lab = Lab::new(&["attacker", "names"]);
     let sources = lab.add_addresses("attacker", 10..12);
     let replies = sources.iter().map(|source| (*source, name("scanner.lab.example"))).collect();
-    let names = HostileServer::start(&lab, "names", replies);
+    let names = hostile_server(&lab, "names", replies);
     let daemon = Daemon::start_configured(&lab, "", &[]);
     let target: IpAddr = lab.victim_v4("attacker").into();
     let [first, second] = sources[..] else { unreachable!() };
     lab.probe("attacker", first.into(), target, &[23]);
     daemon.expect_line(&format!("attackalert: TCP SYN/Normal scan from host: {first}/{first} to TCP port: 23"));
-    assert_eq!(names.query_count.load(Ordering::Relaxed), 0);
+    assert_eq!(names.query_count(), 0);
     lab.write("portsentry.toml", NAMED);
     daemon.signal(rustix::process::Signal::HUP);
     daemon.expect_line("the new configuration is in force; changed: report");
     lab.probe("attacker", second.into(), target, &[23]);
-    let queried = within(TIMEOUT, || (names.query_count.load(Ordering::Relaxed) > 0).then_some(()));
-    assert!(queried.is_some());
+    eventually("the name server is asked", || names.query_count() > 0);
     daemon.expect_line(&format!("from host: scanner.lab.example/{second} to TCP port: 23"));
     daemon.stop();
 }

@@ -87,8 +87,8 @@ fn every_output_matches_its_schema() {
     let daemon = Daemon::start_configured(&lab, &text, &["--no-sandbox"]);
     let attacker = lab.provoke_ban("attacker");
     lab.probe("attacker", attacker, lab.victim_v4("attacker").into(), &[905]);
-    lab.probe("other", lab.v4("other").into(), lab.victim_v4("other").into(), &[901, 902, 903, 904]);
-    lab.probe("suspect", lab.v4("suspect").into(), lab.victim_v4("suspect").into(), &[901]);
+    lab.probe_v4("other", &[901, 902, 903, 904]);
+    lab.probe_v4("suspect", &[901]);
     daemon.expect_line(&format!("from host: {0}/{0}", lab.v4("suspect")));
     lab.succeed(&["block", "192.0.2.7", "--expire", "never", "--reason", "a word"]);
     lab.succeed(&["unblock", &attacker.to_string()]);
@@ -110,8 +110,7 @@ fn every_output_matches_its_schema() {
     explain.check(&suspect);
 
     let run = |words: &[&str]| {
-        let mut command = lab.command("victim", netns_lab::daemon::binary().to_str().unwrap());
-        let output = command.args(words).arg("--json").output().unwrap();
+        let output = lab.portsentry().args(words).arg("--json").output().unwrap();
         serde_json::from_slice::<Value>(&output.stdout).unwrap_or_else(|_| panic!("{output:?}"))
     };
     let state = lab.path("state");
@@ -130,7 +129,8 @@ fn every_output_matches_its_schema() {
     assert_eq!(detected["ports"], explained["history"][0]["ports"]);
 
     let check = Schema::of("check");
-    check.check(&run(&["check"]));
+    let right = lab.write("right.toml", "");
+    check.check(&run(&["check", right.to_str().unwrap()]));
     let wrong = lab.write("wrong.toml", "expire = \"soon\"\n");
     check.check(&run(&["check", wrong.to_str().unwrap()]));
 

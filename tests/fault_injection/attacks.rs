@@ -4,8 +4,8 @@ use std::io::{ErrorKind, Read as _, Write as _};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::time::{Duration, Instant};
 
-use crate::support::{CLOSED, SHORTLY, recorded, scan, start};
-use netns_lab::daemon::{Daemon, binary};
+use crate::support::{CLOSED, SHORTLY, recorded, scan};
+use netns_lab::daemon::Daemon;
 use netns_lab::{Lab, TIMEOUT, eventually, slowness};
 
 /// An open connection does not excuse other probes of its peer, and does not survive the ban.
@@ -13,7 +13,7 @@ use netns_lab::{Lab, TIMEOUT, eventually, slowness};
 fn open_connection_excuses_no_other_probe() {
     let lab = Lab::new(&["attacker", "other"]);
     let listener = lab.inside("victim", || TcpListener::bind((Ipv4Addr::UNSPECIFIED, 80)).unwrap());
-    let daemon = start(&lab, "");
+    let daemon = Daemon::start_armed(&lab, "");
     let open = |host: &str| {
         let service = SocketAddr::new(lab.victim_v4(host).into(), 80);
         let client = lab.inside(host, || TcpStream::connect(service).unwrap());
@@ -62,7 +62,7 @@ fn interface_names_are_escaped_for_terminal() {
     let ended = Daemon::run_to_end(&lab, &[], &["--interface", "missing"]);
     assert!(!ended.status.success() && ended.log.contains("there is no interface missing"), "{ended:?}");
     let mut outputs = vec![ended.log];
-    let daemon = start(&lab, "");
+    let daemon = Daemon::start_armed(&lab, "");
     let (attacker, target) = ("192.0.2.2".parse().unwrap(), "192.0.2.1".parse().unwrap());
     lab.probe("attacker", attacker, target, &CLOSED);
     lab.expect_ban(attacker);
@@ -77,7 +77,7 @@ fn interface_names_are_escaped_for_terminal() {
         &["list", "--state-dir", state],
         &["check", check],
     ] {
-        let output = lab.command("victim", binary().to_str().unwrap()).args(words).output().unwrap();
+        let output = lab.portsentry().args(words).output().unwrap();
         assert!(output.status.code().is_some_and(|code| code < 2), "{words:?}: {output:?}");
         outputs.extend([output.stdout, output.stderr].map(|bytes| String::from_utf8_lossy(&bytes).into_owned()));
     }
@@ -103,7 +103,7 @@ fn interface_names_are_escaped_for_terminal() {
 #[test]
 fn metrics_clients_are_limited_and_timed() {
     let lab = Lab::new(&["attacker"]);
-    let daemon = start(&lab, "[metrics]\nlisten = \"127.0.0.1:9777\"\n");
+    let daemon = Daemon::start_armed(&lab, "[metrics]\nlisten = \"127.0.0.1:9777\"\n");
     let metrics = SocketAddr::new(Ipv4Addr::LOCALHOST.into(), 9777);
     let connect = || {
         let stream = lab.inside("victim", || TcpStream::connect(metrics).unwrap());
@@ -142,7 +142,7 @@ fn metrics_clients_are_limited_and_timed() {
 #[test]
 fn scanner_over_both_families_is_banned_twice() {
     let lab = Lab::new(&["attacker"]);
-    let daemon = start(&lab, "");
+    let daemon = Daemon::start_armed(&lab, "");
     let (v4, v6) = (lab.v4("attacker").into(), lab.v6("attacker").into());
     for port in CLOSED {
         lab.probe("attacker", v4, lab.victim_v4("attacker").into(), &[port]);

@@ -6,7 +6,7 @@ use std::net::{IpAddr, Ipv4Addr, TcpStream, UdpSocket};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use crate::support::{CLOSED, SHORTLY, forge, recorded, scan, start};
+use crate::support::{CLOSED, SHORTLY, forge, recorded, scan};
 use netns_lab::daemon::Daemon;
 use netns_lab::raw::{self, SYN, forged};
 use netns_lab::scan::send_surely;
@@ -27,7 +27,7 @@ fn full_trap_memory_hides_no_scanner() {
     lab.default_route("forger");
     let _services = Services::open(&lab, &EIGHT);
     // Long enough to send all packets on a busy machine.
-    let daemon = start(&lab, &format!("[detect]\nwindow = \"{}s\"\n", 40 * slowness()));
+    let daemon = Daemon::start_armed(&lab, &format!("[detect]\nwindow = \"{}s\"\n", 40 * slowness()));
     let target = lab.victim_v4("forger").into();
     let packets = [901, 902].into_iter().flat_map(|port| forged(SUSPECTS + 400).map(move |source| (source, port)));
     let scanner = daemon.frozen(|| {
@@ -109,7 +109,7 @@ fn forged_datagrams_fill_bounded_kernel_memory() {
     // The window is longer than this test; the test above shows that there is room after it.
     let settings = "[detect]\nwindow = \"10m\"\n[udp]\nblock = true\n[trap]\nudp = true\n\
                     [metrics]\nlisten = \"127.0.0.1:9777\"\n";
-    let daemon = start(&lab, settings);
+    let daemon = Daemon::start_armed(&lab, settings);
     eventually("datagrams are counted", || lab.set_text("trapped_udp").contains("elements"));
     let target = lab.victim_v4("forger").into();
     let held = |set| u32::try_from(lab.set_text(set).matches("expires").count()).unwrap();
@@ -150,7 +150,7 @@ fn forged_datagrams_fill_bounded_kernel_memory() {
 fn refused_elements_are_not_reported_lifted() {
     let lab = Lab::new(&["forger"]);
     lab.default_route("forger");
-    let daemon = start(&lab, "[block]\nmax_new_bans_per_minute = 1000000\n[block.nft]\nsize = 64\n");
+    let daemon = Daemon::start_armed(&lab, "[block]\nmax_new_bans_per_minute = 1000000\n[block.nft]\nsize = 64\n");
     let target = lab.victim_v4("forger").into();
     let probes = forged(100).flat_map(|source| [901, 902, 903].map(|port| raw::tcp(source, target, port, SYN)));
     lab.wire("forger").pace(10_000, probes);
@@ -180,7 +180,7 @@ fn kernel_alone_bans_no_exempt_source() {
     let utmp = lab.path("utmp");
     let wrapper = ["sh", "-c", LOGGED_IN, "sh", utmp.to_str().unwrap()];
     let daemon = Daemon::start_under(&lab, &wrapper, &["--expire", "24h", "--config", settings.to_str().unwrap()]);
-    eventually("the trap is armed", || lab.ports("trapped").contains(&901));
+    lab.trapped_ports();
     let own = own.to_string();
     let needed = ["10.77.1.250", "198.51.100.53", "203.0.113.9", "192.0.2.77", "127.9.9.9", &own];
     let other = "10.99.0.1";
@@ -204,7 +204,7 @@ fn kernel_alone_bans_no_exempt_source() {
 fn provoked_bans_count_against_ceiling() {
     let lab = Lab::new(&["forger"]);
     lab.default_route("forger");
-    let daemon = start(&lab, "[block]\nmax_new_bans_per_minute = 3\n");
+    let daemon = Daemon::start_armed(&lab, "[block]\nmax_new_bans_per_minute = 3\n");
     let target = lab.victim_v4("forger").into();
     let mut wire = lab.wire("forger");
     let victims: Vec<_> = forged(30).collect();
@@ -234,8 +234,8 @@ fn provoked_bans_count_against_ceiling() {
 #[test]
 fn clients_of_flapping_services_are_not_banned() {
     let lab = Lab::new(&["client", "scanner"]);
-    let daemon = start(&lab, "");
-    let (client, target) = (IpAddr::from(lab.v4("client")), IpAddr::from(lab.victim_v4("client")));
+    let daemon = Daemon::start_armed(&lab, "");
+    let (client, target) = lab.ends_v4("client");
     let ports = [901, 902, 903, 904, 905];
     for _ in 0..5 {
         let services = Services::open(&lab, &ports);
@@ -256,7 +256,7 @@ fn clients_of_flapping_services_are_not_banned() {
     assert_eq!(lab.served("client", target, &ports, 1), ports.len());
     let lines = daemon.lines_with(&format!("attackalert: Host {client} has been blocked"));
     assert!(lines.is_empty(), "{lines:?}");
-    lab.probe("scanner", lab.v4("scanner").into(), lab.victim_v4("scanner").into(), &[911, 912, 913]);
+    lab.probe_v4("scanner", &[911, 912, 913]);
     let scanner = lab.v4("scanner").into();
     lab.expect_ban(scanner);
     assert!(!lab.is_served("scanner", lab.victim_v4("scanner").into(), 901, SHORTLY));

@@ -3,7 +3,7 @@
 use std::net::{IpAddr, Ipv6Addr};
 use std::process::Command;
 
-use crate::support::{forge, scan, start};
+use crate::support::{forge, scan};
 use netns_lab::daemon::Daemon;
 use netns_lab::services::Services;
 use netns_lab::{Lab, TIMEOUT, eventually, slowness};
@@ -12,7 +12,7 @@ use netns_lab::{Lab, TIMEOUT, eventually, slowness};
 #[test]
 fn returning_interface_is_trapped_again() {
     let lab = Lab::new(&["named", "other"]);
-    let daemon = start(&lab, "interfaces = [\"named\"]\n");
+    let daemon = Daemon::start_armed(&lab, "interfaces = [\"named\"]\n");
     let is_trapped = || lab.set_text("trap_interfaces").contains("\"named\"");
     eventually("the trap contains the interface", is_trapped);
     lab.cut("named");
@@ -44,7 +44,7 @@ fn returning_interface_is_trapped_again() {
 #[test]
 fn changed_addresses_are_monitored_and_exempt() {
     let lab = Lab::new(&["attacker", "other"]);
-    let daemon = start(&lab, "");
+    let daemon = Daemon::start_armed(&lab, "");
     let banned = lab.provoke_ban("other");
     for host in ["attacker", "other"] {
         lab.victim_ip(&format!("addr flush dev {host}"));
@@ -82,7 +82,8 @@ fn without_ipv6(lab: &Lab, settings: &str) -> Daemon {
     // The compiler is present, because SQLite is built with it.
     let built = Command::new("cc").args(["-O2", "-Wall", "-o"]).arg(&wrapper).arg(source).status();
     assert!(built.expect("a C compiler is installed").success());
-    lab.run("victim", "sysctl", &["-qw", "net.ipv6.conf.all.disable_ipv6=1", "net.ipv6.conf.default.disable_ipv6=1"]);
+    lab.sysctl("net.ipv6.conf.all.disable_ipv6=1");
+    lab.sysctl("net.ipv6.conf.default.disable_ipv6=1");
     let settings = lab.write("portsentry.toml", settings);
     let arguments = ["--expire", "24h", "--config", settings.to_str().unwrap()];
     Daemon::start_under(lab, &[wrapper.to_str().unwrap()], &arguments)
@@ -92,7 +93,7 @@ fn without_ipv6(lab: &Lab, settings: &str) -> Daemon {
 fn blocking_works_without_ipv6() {
     let lab = Lab::new(&["attacker", "client"]);
     let daemon = without_ipv6(&lab, "");
-    eventually("the trap is armed", || lab.ports("trapped").contains(&901));
+    lab.trapped_ports();
     let attacker = daemon.frozen(|| {
         let attacker = scan(&lab, "attacker");
         lab.expect_ban(attacker);
@@ -118,7 +119,7 @@ fn decoys_and_routes_work_without_ipv6() {
 fn flapping_interface_keeps_bans_and_service() {
     let lab = Lab::new(&["attacker", "flapping", "client"]);
     let _services = Services::open(&lab, &[80]);
-    let daemon = start(&lab, "");
+    let daemon = Daemon::start_armed(&lab, "");
     let attacker = lab.provoke_ban("attacker");
     for _ in 0..20 {
         lab.cut("flapping");
@@ -136,7 +137,7 @@ fn flapping_interface_keeps_bans_and_service() {
 #[test]
 fn invented_routers_hide_no_gateway() {
     let lab = Lab::new(&["attacker"]);
-    lab.run("victim", "sysctl", &["-qw", "net.ipv6.conf.attacker.accept_ra=2"]);
+    lab.sysctl("net.ipv6.conf.attacker.accept_ra=2");
     let routes = || lab.run("victim", "ip", &["-6", "-o", "route", "show", "default"]).lines().count();
     let mut wire = lab.wire("attacker");
     let router = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 0xff);
@@ -144,7 +145,7 @@ fn invented_routers_hide_no_gateway() {
         wire.advertise(router);
         routes() == 1
     });
-    let before = start(&lab, "").stop();
+    let before = Daemon::start_armed(&lab, "").stop();
     assert!(!before.contains("ERROR"), "{before}");
     for number in 0..2_000_u16 {
         wire.advertise(Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0xbad, number));
@@ -154,7 +155,7 @@ fn invented_routers_hide_no_gateway() {
     }
     eventually("most routes are accepted", || routes() > 1_000);
     // Starts despite them, and follows changes.
-    let daemon = start(&lab, "");
+    let daemon = Daemon::start_armed(&lab, "");
     let protected = || lab.ask(&["status"])["protected_networks"].as_u64().unwrap();
     assert!(protected() < 100, "{} networks are protected", protected());
     let is_gateway =

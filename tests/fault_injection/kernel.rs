@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use rustix::net::sockopt;
 use rustix::process::{PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open};
 
-use crate::support::{forge, process, recorded, scan, start};
+use crate::support::{forge, recorded, scan};
 use netns_lab::daemon::Daemon;
 use netns_lab::raw;
 use netns_lab::{Lab, TIMEOUT, eventually, slowness, within};
@@ -38,7 +38,7 @@ fn inodes(daemon: &Daemon) -> Vec<(i32, u64)> {
 /// Copies of the program's netlink sockets with notifications.
 fn copied_sockets(lab: &Lab, daemon: &Daemon) -> Vec<OwnedFd> {
     let subscribed = notification_sockets(lab, daemon);
-    let program = pidfd_open(process(daemon), PidfdFlags::empty()).unwrap();
+    let program = pidfd_open(daemon.pid(), PidfdFlags::empty()).unwrap();
     let own = inodes(daemon).into_iter().filter(|(_, inode)| subscribed.iter().any(|(one, _)| one == inode));
     own.map(|(number, _)| pidfd_getfd(&program, number, PidfdGetfdFlags::empty()).unwrap()).collect()
 }
@@ -47,7 +47,7 @@ fn copied_sockets(lab: &Lab, daemon: &Daemon) -> Vec<OwnedFd> {
 #[test]
 fn lost_notifications_weaken_no_protection() {
     let mut lab = Lab::new(&["attacker", "other"]);
-    let daemon = start(&lab, "");
+    let daemon = Daemon::start_armed(&lab, "");
     let before = lab.ports("trapped");
     let attacker = lab.provoke_ban("attacker");
     let sockets = copied_sockets(&lab, &daemon);
@@ -57,12 +57,12 @@ fn lost_notifications_weaken_no_protection() {
         sockopt::set_socket_recv_buffer_size(socket, 1).unwrap();
     }
     daemon.frozen(|| {
-        lab.run("victim", "nft", &["add table inet noise; add chain inet noise one; add chain inet noise two"]);
+        lab.nft("add table inet noise; add chain inet noise one; add chain inet noise two");
         for third in 0..40 {
             lab.victim_ip(&format!("route add 172.16.{third}.0/24 via 10.77.2.2"));
             lab.victim_ip(&format!("xfrm policy add src 172.16.{third}.0/24 dst 172.17.0.0/16 dir out"));
         }
-        lab.run("victim", "nft", &["flush ruleset"]);
+        lab.nft("flush ruleset");
         lab.victim_ip("route add default via 10.77.2.66");
         let lost = notification_sockets(&lab, &daemon);
         assert!(lost.iter().all(|(_, drops)| *drops > 0), "every socket has lost notifications: {lost:?}");
@@ -93,7 +93,7 @@ fn lost_notifications_weaken_no_protection() {
 #[test]
 fn ten_seconds_of_sigstop_lose_nothing() {
     let mut lab = Lab::new(&["lifted", "trapped", "judged", "after"]);
-    let daemon = start(&lab, "");
+    let daemon = Daemon::start_armed(&lab, "");
     let lifted = lab.provoke_ban("lifted");
     daemon.expect_line(&format!("attackalert: Host {lifted} has been blocked"));
     let begin = Instant::now();
@@ -103,7 +103,7 @@ fn ten_seconds_of_sigstop_lose_nothing() {
         // No flags: the trap ignores it, and the program bans its source.
         let judged = IpAddr::from(lab.v4("judged"));
         lab.wire("judged").send(&raw::tcp(judged, lab.victim_v4("judged").into(), 79, 0));
-        lab.run("victim", "nft", &[&format!("delete element inet portsentry blocked {{ {lifted} }}")]);
+        lab.nft(&format!("delete element inet portsentry blocked {{ {lifted} }}"));
         lab.victim_ip("route add default via 10.77.4.66");
         lab.join("late");
         std::thread::sleep(Duration::from_secs(10).saturating_sub(begin.elapsed()));
@@ -135,7 +135,7 @@ fn table_deleted_anytime_loses_no_ban() {
     let lab = Lab::new(&["attacker", "before"]);
     lab.default_route("attacker");
     let sources = lab.add_addresses("attacker", 100..130);
-    let daemon = start(&lab, "");
+    let daemon = Daemon::start_armed(&lab, "");
     let before = lab.provoke_ban("before");
     eventually("the ledger has the ban", || recorded(&lab) == [before]);
     daemon.stop();
@@ -169,7 +169,7 @@ fn table_deleted_anytime_loses_no_ban() {
     let whole = within(TIMEOUT, || (lab.banned() == all).then_some(()));
     let log = || daemon.lines_with("adminalert").join("\n");
     assert!(whole.is_some(), "{:?} of {all:?}\n{}", lab.banned(), log());
-    eventually("the trap is armed again", || lab.ports("trapped").contains(&901));
+    lab.trapped_ports();
     eventually("the ledger has all bans", || recorded(&lab) == all);
     let late = Ipv4Addr::new(10, 99, 0, 1).into();
     daemon.frozen(|| {
@@ -184,14 +184,14 @@ fn table_deleted_anytime_loses_no_ban() {
 #[test]
 fn first_scanner_after_reboot_lifts_nothing() {
     let lab = Lab::new(&["eager", "other"]);
-    let daemon = start(&lab, "");
+    let daemon = Daemon::start_armed(&lab, "");
     let mut both = vec![lab.provoke_ban("eager"), lab.provoke_ban("other")];
     both.sort();
     eventually("the ledger has both bans", || recorded(&lab) == both);
     daemon.stop();
-    let (eager, target) = (lab.v4("eager").into(), lab.victim_v4("eager").into());
+    let (eager, target) = lab.ends_v4("eager");
     for _ in 0..3 {
-        lab.run("victim", "nft", &["delete table inet portsentry"]);
+        lab.nft("delete table inet portsentry");
         let stop = AtomicBool::new(false);
         let daemon = std::thread::scope(|scope| {
             scope.spawn(|| {

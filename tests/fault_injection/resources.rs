@@ -9,10 +9,10 @@ use portsentry::ledger::DATABASE;
 use rusqlite::Connection;
 use rustix::process::{Resource, Signal, getrlimit};
 
-use crate::support::{recorded, scan, start};
+use crate::support::{recorded, scan};
 use netns_lab::daemon::{Daemon, binary};
 use netns_lab::services::Services;
-use netns_lab::{Lab, TIMEOUT, eventually, within};
+use netns_lab::{Lab, eventually, soon};
 
 /// Limits the program to this many descriptors, even if more are already open.
 fn limit(daemon: &Daemon, descriptors: Option<u64>) {
@@ -35,7 +35,7 @@ fn set_limit(daemon: &Daemon, option: &str) {
 #[test]
 fn thread_shortage_delays_neither_operator_nor_capture() {
     let lab = Lab::new(&["scanner"]);
-    let daemon = start(&lab, "");
+    let daemon = Daemon::start_armed(&lab, "");
     // Longer than tokio keeps an idle thread by default.
     std::thread::sleep(Duration::from_secs(11));
     set_limit(&daemon, "--nproc=1:");
@@ -51,7 +51,7 @@ fn thread_shortage_delays_neither_operator_nor_capture() {
 #[test]
 fn daemon_survives_descriptor_shortage() {
     let mut lab = Lab::new(&["before", "during"]);
-    let daemon = start(&lab, "[metrics]\nlisten = \"127.0.0.1:9777\"\n");
+    let daemon = Daemon::start_armed(&lab, "[metrics]\nlisten = \"127.0.0.1:9777\"\n");
     let before = lab.provoke_ban("before");
     eventually("the ledger has the ban", || recorded(&lab) == [before]);
     limit(&daemon, Some(3));
@@ -61,7 +61,7 @@ fn daemon_survives_descriptor_shortage() {
     lab.victim_ip("route add default via 10.77.2.66");
     daemon.expect_line("Too many open files");
     let during = {
-        lab.probe("during", lab.v4("during").into(), lab.victim_v4("during").into(), &[904, 905, 906]);
+        lab.probe_v4("during", &[904, 905, 906]);
         lab.expect_ban(lab.v4("during").into()).address
     };
     daemon.expect_line(&format!("attackalert: Host {during} has been blocked"));
@@ -80,8 +80,7 @@ fn daemon_survives_descriptor_shortage() {
     let mut all = vec![before, during, lab.provoke_ban("late")];
     all.sort();
     assert_eq!(lab.banned(), all);
-    let whole = within(TIMEOUT, || (recorded(&lab) == all).then_some(()));
-    assert!(whole.is_some(), "{:?} of {all:?}\n{}", recorded(&lab), daemon.lines_with("").join("\n"));
+    assert!(soon(|| recorded(&lab) == all), "{:?} of {all:?}\n{}", recorded(&lab), daemon.log());
     drop(services);
     daemon.stop();
 }
@@ -90,7 +89,7 @@ fn daemon_survives_descriptor_shortage() {
 #[test]
 fn locked_ledger_delays_no_ban() {
     let lab = Lab::new(&["first", "second"]);
-    let daemon = start(&lab, "");
+    let daemon = Daemon::start_armed(&lab, "");
     let first = lab.provoke_ban("first");
     eventually("the ledger has the ban", || recorded(&lab) == [first]);
     let other = Connection::open(lab.path("state").join(DATABASE)).unwrap();
@@ -193,7 +192,7 @@ fn is_listed_slowly(lab: &Lab) -> bool {
 #[test]
 fn socket_storm_delays_neither_operator_nor_start() {
     let lab = Lab::new(&["before", "after"]);
-    let daemon = start(&lab, "");
+    let daemon = Daemon::start_armed(&lab, "");
     const LATE: &str = "listing UDP sockets takes longer than 2 s";
     // The daemon is stopped while the number of sockets grows: a list that is almost late would delay the next one by
     // up to 100 s.
@@ -222,7 +221,7 @@ fn socket_storm_delays_neither_operator_nor_start() {
     assert_eq!(daemon.lines_with("takes longer").len(), 1, "it is reported once");
     daemon.stop();
 
-    let daemon = start(&lab, "");
+    let daemon = Daemon::start_armed(&lab, "");
     daemon.expect_line(LATE);
     assert!(!lab.ports("trapped").contains(&921), "the list of TCP sockets is complete");
     lab.succeed(&["status"]);

@@ -1,32 +1,18 @@
-//! Provides helpers for the fault tests: stopping the program, the ports of its trap, and the operator's commands.
+//! Provides helpers for the fault tests: scans, and the bans in the ledger.
 
 use std::net::IpAddr;
 use std::time::{Duration, SystemTime};
 
 use portsentry::ledger::Reader;
-use rustix::process::Pid;
 
-use netns_lab::daemon::Daemon;
+use netns_lab::Lab;
 use netns_lab::raw::{SYN, Wire, tcp};
-use netns_lab::{Lab, eventually};
 
 /// Timeout of a client without an answer.
 pub(crate) const SHORTLY: Duration = Duration::from_millis(400);
 
 /// Closed ports; more than are forgiven.
 pub(crate) const CLOSED: [u16; 4] = [901, 902, 903, 904];
-
-/// Starts the program with bans of a day, and waits until the kernel's trap is armed.
-pub(crate) fn start(lab: &Lab, settings: &str) -> Daemon {
-    let daemon = Daemon::start_configured(lab, settings, &["--expire", "24h"]);
-    eventually("the trap is armed", || lab.ports("trapped").contains(&901));
-    daemon
-}
-
-/// The process id, for signals and limits.
-pub(crate) fn process(daemon: &Daemon) -> Pid {
-    i32::try_from(daemon.id()).ok().and_then(Pid::from_raw).unwrap()
-}
 
 /// A host probes more closed ports than are forgiven, each once.
 pub(crate) fn scan(lab: &Lab, host: &str) -> IpAddr {

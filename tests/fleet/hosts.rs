@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use netns_lab::daemon::{Daemon, binary};
 use netns_lab::fleet::{Engine, Users, key};
-use netns_lab::{Lab, Namespace, TIMEOUT, eventually, slowness, within};
+use netns_lab::{Lab, Namespace, TIMEOUT, eventually, slowness, soon, within};
 
 use crate::tls;
 
@@ -122,8 +122,12 @@ fn proven_scanner_is_blocked_by_all() {
     a.lab.expect_ban(scanner);
     let begun = Instant::now();
     for host in [b, c] {
-        let blocked = within(TIMEOUT, || host.blocks(scanner).then_some(()));
-        assert!(blocked.is_some(), "{}\n{:?}", engine.admin(&["KEYS", "*"]), host.daemon.lines_with("fleet"));
+        assert!(
+            soon(|| host.blocks(scanner)),
+            "{}\n{:?}",
+            engine.admin(&["KEYS", "*"]),
+            host.daemon.lines_with("fleet")
+        );
     }
     assert!(begun.elapsed() < Duration::from_secs(5) * slowness(), "{:?}", begun.elapsed());
     let _ = nmap.kill();
@@ -139,8 +143,7 @@ fn proven_scanner_is_blocked_by_all() {
         let begun = Instant::now();
         report(&engine, &target, "3600000");
         for host in [b, c] {
-            let blocked = within(TIMEOUT, || host.blocks(target.parse().unwrap()).then_some(()));
-            assert!(blocked.is_some(), "{target}: {:?}", host.daemon.lines_with("fleet"));
+            assert!(soon(|| host.blocks(target.parse().unwrap())), "{target}: {:?}", host.daemon.lines_with("fleet"));
             spans.push(begun.elapsed());
         }
     }
@@ -166,7 +169,7 @@ fn protected_and_wide_targets_are_never_blocked() {
     report("198.51.100.0/24");
     report("198.51.100.7");
     eventually("the valid report is enforced", || b.blocks("198.51.100.7".parse().unwrap()));
-    let list = b.lab.run("victim", "nft", &["list", "set", "inet", "portsentry", "fleet"]);
+    let list = b.lab.nft("list set inet portsentry fleet");
     assert_eq!(list.matches("expires").count(), 1, "{list}");
     // None of these reports became a local ban or a report of host b.
     assert!(b.lab.banned().is_empty() && !engine.admin(&["KEYS", "*"]).contains("ban:b:"));
@@ -242,10 +245,9 @@ fn stolen_credentials_stay_within_limits() {
     report(&engine, "198.51.100.5", "3600000");
     b.daemon.expect_line("fleet: a report by a is refused: its target is");
     let status = || b.lab.succeed(&["status"]);
-    let named = within(TIMEOUT, || status().contains("key is invalid (").then_some(()));
-    assert!(named.is_some(), "the author of malformed keys is named: {}", status());
+    assert!(soon(|| status().contains("key is invalid (")), "the author of malformed keys is named: {}", status());
     assert!(status().contains("a: reported more than 30 targets in an hour"), "{}", status());
-    let list = b.lab.run("victim", "nft", &["list", "set", "inet", "portsentry", "fleet"]);
+    let list = b.lab.nft("list set inet portsentry fleet");
     let bans = list.matches("expires").count();
     assert!((30..=120).contains(&bans), "an hour's worth, four at the start: {bans}");
     assert!(!list.contains("198.51.100.") && !list.contains(&gateway), "{list}");

@@ -250,6 +250,17 @@ fn kill_route_without_target_is_left_out() {
 }
 
 #[test]
+fn too_long_hosts_deny_line_is_left_out() {
+    let long = "x".repeat(600);
+    let toml = toml(&format!(
+        "TCP_PORTS=\"1\"\nBLOCK_TCP=\"1\"\nKILL_ROUTE=\"/sbin/iptables -I INPUT -s $TARGET$ -j DROP\"\n\
+         KILL_HOSTS_DENY=\"ALL: $TARGET$ # {long}\"\n"
+    ));
+    assert!(toml.contains("Left out: it is too long with 616 bytes; write 512 or fewer"), "{toml}");
+    assert!(!toml.contains("hosts-deny"), "{toml}");
+}
+
+#[test]
 fn blocking_command_is_not_imported_as_run() {
     let toml = toml(
         "TCP_PORTS=\"1\"\nBLOCK_TCP=\"2\"\nKILL_RUN_CMD=\"iptables -I INPUT -s $TARGET$ -j DROP && mail -s x root </dev/null\"\n",

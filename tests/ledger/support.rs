@@ -174,15 +174,6 @@ pub(crate) fn time_limit() -> Duration {
     TIMEOUT * slowness()
 }
 
-/// Waits until `holds`; fails with `condition` at the time limit.
-pub(crate) fn eventually(condition: &str, mut holds: impl FnMut() -> bool) {
-    let start = Instant::now();
-    while !holds() {
-        assert!(start.elapsed() < time_limit(), "timed out: {condition}");
-        std::thread::sleep(Duration::from_millis(5));
-    }
-}
-
 /// Returns the next event that `fits`; fails with `condition` at the time limit.
 pub(crate) fn await_event(
     events: &Receiver<WriterEvent>,

@@ -9,46 +9,14 @@ use std::time::{Duration, Instant, SystemTime};
 
 use portsentry::ledger::{BLOCKED, DATABASE, HISTORY, Ledger, Opened, Stopped, WriterEvent};
 
-use super::support::{State, await_event, banned, eventually, intruder, source, time_limit, writer};
-use netns_lab::slowness;
-
-/// A small file system for the test.
-struct Disk(tempfile::TempDir);
-
-impl Disk {
-    fn new(size: &str) -> Self {
-        let directory = tempfile::tempdir().unwrap();
-        let options = format!("size={size},mode=700");
-        let mount = ["-t", "tmpfs", "-o", &options, "tmpfs"];
-        assert!(Command::new("mount").args(mount).arg(directory.path()).status().unwrap().success());
-        Self(directory)
-    }
-
-    fn path(&self) -> PathBuf {
-        self.0.path().join("state")
-    }
-
-    fn filler(&self) -> PathBuf {
-        self.0.path().join("filler")
-    }
-
-    /// Fills the file system completely.
-    fn fill(&self) {
-        let mut file = fs::File::create(self.filler()).unwrap();
-        while file.write_all(&[b'x'; 512]).is_ok() {}
-    }
-}
-
-impl Drop for Disk {
-    fn drop(&mut self) {
-        let _ = Command::new("umount").arg("--lazy").arg(self.0.path()).status();
-    }
-}
+use super::support::{State, await_event, banned, intruder, source, time_limit, writer};
+use netns_lab::{SmallDisk, eventually, slowness};
 
 #[test]
 fn full_disk_is_reported_once_without_loss() {
-    let disk = Disk::new("2m");
-    let (writer, recorder, events) = writer(&disk.path(), true);
+    let state = State::new();
+    let disk = SmallDisk::mount(state.parent(), "2m");
+    let (writer, recorder, events) = writer(&state.path(), true);
     let now = SystemTime::now();
     recorder.send(banned(0, now, 3600));
     eventually("the first ban", || recorder.written() == 1);
@@ -66,14 +34,14 @@ fn full_disk_is_reported_once_without_loss() {
     let failing = events.try_iter().filter(|event| matches!(event, WriterEvent::Failing { .. })).count();
     assert!(failing <= 2, "{failing} reports: one for the database, one for the text files");
     assert!(recorder.written() < 3_000);
-    fs::remove_file(disk.filler()).unwrap();
+    disk.empty();
     await_event(&events, "the recovery", |event| matches!(event, WriterEvent::Recovered { .. }));
     assert_eq!(writer.stop(time_limit()), Stopped::Whole);
     assert_eq!((recorder.written(), recorder.dropped()), (3_000, 0));
-    let (ledger, opened) = Ledger::open(&disk.path()).unwrap();
+    let (ledger, opened) = state.open();
     assert_eq!(opened, Opened::Existing);
     assert_eq!(ledger.reader().active(now).unwrap().items.len(), 3_000);
-    let history = fs::read_to_string(disk.path().join(HISTORY)).unwrap();
+    let history = state.read(HISTORY);
     assert_eq!(history.lines().count(), 3_000, "no line is missing, torn or duplicated");
     assert!(history.lines().all(|line| line.ends_with(" Blocked")));
     // No call here may block; the limit has a margin for a busy machine.
@@ -103,8 +71,9 @@ fn unwritable_list_is_reported_once() {
 
 #[test]
 fn full_disk_drops_newest_changes_without_waiting() {
-    let disk = Disk::new("2m");
-    let (writer, recorder, events) = writer(&disk.path(), false);
+    let state = State::new();
+    let disk = SmallDisk::mount(state.parent(), "2m");
+    let (writer, recorder, events) = writer(&state.path(), false);
     disk.fill();
     let now = SystemTime::now();
     let mut taken = 0;
@@ -122,9 +91,10 @@ fn full_disk_drops_newest_changes_without_waiting() {
 
 #[test]
 fn full_disk_refuses_new_ledger() {
-    let disk = Disk::new("1m");
+    let state = State::new();
+    let disk = SmallDisk::mount(state.parent(), "1m");
     disk.fill();
-    let error = Ledger::open(&disk.path()).err().expect("the disk is full").to_string();
+    let error = Ledger::open(&state.path()).err().expect("the disk is full").to_string();
     assert!(error.contains("ledger") || error.contains("state"), "{error}");
 }
 

@@ -34,8 +34,8 @@ fn with_pausable_monitor(test: impl AsyncFnOnce(&mut Monitor, &mut Nft, &mut Nft
 #[test]
 fn paused_restore_reports_nothing() {
     with_pausable_monitor(async |monitor, one, other| {
-        assert!(one.put_back_unheard(&bans(0..5_000)).unwrap(), "nothing else changed the table meanwhile");
-        other.put_back(&bans(5_000..9_000)).unwrap();
+        assert!(one.restore_lost_unheard(&bans(0..5_000)).unwrap(), "nothing else changed the table meanwhile");
+        other.restore_lost(&bans(5_000..9_000)).unwrap();
         let all: Vec<BanTarget> = bans(0..9_000).into_iter().map(|(target, ..)| target).collect();
         assert_eq!(one.table.missing(&all).unwrap(), []);
         assert_quiet(monitor).await;
@@ -45,7 +45,7 @@ fn paused_restore_reports_nothing() {
 #[test]
 fn few_sources_are_reported_singly() {
     with_pausable_monitor(async |monitor, one, _| {
-        one.put_back(&bans(0..1)).unwrap();
+        one.restore_lost(&bans(0..1)).unwrap();
         assert!(matches!(next(monitor).await[..], [ElementAdded(..)]));
     });
 }
@@ -73,7 +73,7 @@ fn changes_during_restore_are_detected() {
                     nft("add table ip another; delete table ip another");
                 }
             });
-            let disturbed = (0..200).any(|_| !one.put_back_unheard(&bans(0..5_000)).unwrap());
+            let disturbed = (0..200).any(|_| !one.restore_lost_unheard(&bans(0..5_000)).unwrap());
             drop(stop);
             busy.join().unwrap();
             assert!(disturbed);
@@ -109,7 +109,7 @@ fn table_deleted_during_pause_is_reported() {
     with_pausable_monitor(async |monitor, one, _| {
         nft("delete table inet portsentry");
         assert!(next(monitor).await.contains(&TableGone));
-        assert!(one.put_back_unheard(&bans(0..5_000)).is_err());
+        assert!(one.restore_lost_unheard(&bans(0..5_000)).is_err());
         assert_eq!(next(monitor).await, [Unheard]);
     });
 }

@@ -233,6 +233,24 @@ fn tests_named_in_threat_model_exist() {
     }
 }
 
+/// A path is relative to the repository, to `src`, or to the directory of the path named before it.
+#[test]
+fn paths_named_in_architecture_exist() {
+    let span = Regex::new(r"`([A-Za-z0-9_./-]+(?:/|\.(?:rs|md|toml|json|nft|sh|py)))`").unwrap();
+    let (mut named, mut directory) = (0, path(""));
+    for found in span.captures_iter(&blocks(&text("ARCHITECTURE.md")).1) {
+        let name = &found[1];
+        let siblings = directory.join(name);
+        let place = [path(name), path("src").join(name), siblings].into_iter().find(|place| place.exists());
+        let place = place.unwrap_or_else(|| panic!("ARCHITECTURE.md names {name}, which does not exist"));
+        if name.contains('/') {
+            directory = place.parent().unwrap().to_owned();
+        }
+        named += 1;
+    }
+    assert!(named > 90, "only {named} paths were found; does the pattern still match?");
+}
+
 #[test]
 fn threat_has_unique_number_and_test() {
     let page = text("docs/threat-model.md");

@@ -65,7 +65,7 @@ fn ten_thousand_route_bans_end_in_rounds() {
     let mut over = HashSet::new();
     while routes.next_due().is_some_and(|due| due <= at(60)) {
         let lifted = routes.due(at(60));
-        assert!(lifted.trouble.is_none() && (1..=1_000).contains(&lifted.targets.len()));
+        assert!(lifted.error.is_none() && (1..=1_000).contains(&lifted.targets.len()));
         over.extend(lifted.targets);
     }
     assert_eq!(over, all[4_000..].iter().copied().collect());
@@ -91,7 +91,7 @@ fn leftovers_of_crash_are_reconciled() {
     routes.block(&restored, at(0)).unwrap();
     let mut removed = routes.remove_stale(at(0));
     removed.targets.sort();
-    assert!(removed.trouble.is_none());
+    assert!(removed.error.is_none());
     assert_eq!(removed.targets, ["192.0.2.2", "203.0.113.9", "2001:db8:1::"].map(target));
     let prohibit = "prohibit 2001:db8:2::/64 dev lo metric 1 pref medium";
     assert_eq!(own(&lab), ["prohibit 192.0.2.1", "prohibit 192.0.2.3", prohibit]);
@@ -153,9 +153,9 @@ fn failed_removal_is_retried() {
         let refused = routes.block(&for_ever(&["192.0.2.4"]), at(1));
         assert!(matches!(refused, Err(BlockError::System(RouteError::NotPermitted))), "{refused:?}");
         assert!(routes.lift(&[second]).is_err());
-        assert!(routes.remove_stale(at(10)).trouble.is_some());
+        assert!(routes.remove_stale(at(10)).error.is_some());
         let over = routes.due(at(10));
-        assert!(over.targets.is_empty() && over.trouble.is_some(), "{over:?}");
+        assert!(over.targets.is_empty() && over.error.is_some(), "{over:?}");
         assert_eq!(routes.next_due(), Some(at(15)), "the removal is not retried at once");
     });
     assert_eq!(own(&lab).len(), 3);
@@ -164,7 +164,7 @@ fn failed_removal_is_retried() {
     let mut lifted = Vec::new();
     while routes.next_due().is_some_and(|due| due <= at(15)) {
         let over = routes.due(at(15));
-        assert!(over.trouble.is_none(), "{over:?}");
+        assert!(over.error.is_none(), "{over:?}");
         lifted.extend(over.targets);
     }
     lifted.sort();

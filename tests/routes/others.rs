@@ -87,7 +87,7 @@ fn protected_prefix_gets_no_route() {
     let mut routes = open(&lab, RouteKind::Blackhole);
     let nets = ["10.77.1.1/32", "203.0.113.0/24", "2001:db8:53::53/128", "2001:db8:aaaa::/48"];
     let nets = nets.map(|text| text.parse().unwrap());
-    assert!(routes.protect(&nets).trouble.is_none());
+    assert!(routes.protect(&nets).error.is_none());
     let refused = |routes: &mut Routes, text: &str| only_failure(routes.block(&for_ever(&[text]), at(0)));
     for (text, net) in [
         ("10.77.1.1", nets[0]),
@@ -116,7 +116,7 @@ fn protected_target_is_lifted_after_crash() {
     let mut routes = open(&lab, RouteKind::Blackhole);
     routes.block(&for_ever(&["192.0.2.1", "192.0.2.2", "2001:db8:1:1::1", "2001:db8:1:2::1"]), at(0)).unwrap();
     let lifted = routes.protect(&["192.0.2.2/32", "2001:db8:1:1::53/128"].map(|text| text.parse().unwrap()));
-    assert!(lifted.trouble.is_none());
+    assert!(lifted.error.is_none());
     assert_eq!(lifted.targets, [target("192.0.2.2"), target("2001:db8:1:1::")]);
     assert_eq!(own(&lab), ["blackhole 192.0.2.1", "blackhole 2001:db8:1:2::/64 dev lo metric 1 pref medium"]);
 

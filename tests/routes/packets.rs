@@ -119,7 +119,8 @@ fn dead_gateway_serves_own_family_only() {
 fn datagram_of_blocked_source_arrives_without_nft() {
     let lab = Lab::new(&["attacker"]);
     // With reverse-path filtering the kernel would drop packets from a blackholed source.
-    lab.run("victim", "sysctl", &["-w", "net.ipv4.conf.all.rp_filter=0", "net.ipv4.conf.attacker.rp_filter=0"]);
+    lab.sysctl("net.ipv4.conf.all.rp_filter=0");
+    lab.sysctl("net.ipv4.conf.attacker.rp_filter=0");
     let mut routes: Routes = open(&lab, RouteKind::Blackhole);
     let attacker = lab.v4("attacker").into();
     routes.block(&[(BanTarget::containing(attacker), Expiry::Never)], at(0)).unwrap();

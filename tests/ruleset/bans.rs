@@ -152,7 +152,7 @@ fn restored_ban_shows_full_and_remaining_time() {
             if let Some(before) = before {
                 sets.block(&bans.map(|(source, ..)| (source, before))).unwrap();
             }
-            sets.restore(&bans).unwrap();
+            sets.restore_all(&bans).unwrap();
             let blocked = nft("list set inet portsentry blocked");
             assert!(blocked.contains("192.0.2.7 timeout 1d expires "), "{blocked}");
             assert!(blocked.contains("192.0.2.8 timeout 1h expires "), "{blocked}");
@@ -171,7 +171,8 @@ fn restored_ban_shows_full_and_remaining_time() {
 fn restored_ban_expires_on_time() {
     installed(|sets| {
         let source = target("192.0.2.7");
-        sets.restore(&[(source, Some(Duration::from_secs(86_400)), Expiry::After(Duration::from_secs(1)))]).unwrap();
+        let left = Expiry::After(Duration::from_secs(1));
+        sets.restore_all(&[(source, Some(Duration::from_secs(86_400)), left)]).unwrap();
         assert!(sets.table.time_left(source).unwrap().is_some());
         eventually("the ban expires", || sets.table.time_left(source).unwrap().is_none());
     });

@@ -63,7 +63,7 @@ fn target_spelled_differently_is_same_ban() {
             sets.block(&[(target, seconds(expiry))]).unwrap();
             assert!(nearly(sets.table.time_left(target).unwrap(), expected), "{expiry}");
         }
-        sets.restore(&[(target, Some(Duration::from_secs(86_400)), seconds(3_600))]).unwrap();
+        sets.restore_all(&[(target, Some(Duration::from_secs(86_400)), seconds(3_600))]).unwrap();
         assert!(
             nft("list ruleset").contains("timeout 1d expires ") && nearly(sets.table.time_left(target).unwrap(), 3_600)
         );

@@ -4,6 +4,7 @@ use std::net::UdpSocket;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use portsentry::enforce::nft::Nft;
+use simulation::chance::Chance;
 
 use super::{installed, listing, nft, seconds, target};
 
@@ -128,11 +129,9 @@ fn only_changes_are_sent() {
         .map(|text| text.parse().unwrap())
         .to_vec();
         let both = || ["allowed", "allowed6"].map(|set| nft(&format!("list set inet portsentry {set}")));
-        let mut bits: u32 = 0x1357_9bdf;
+        let mut chance = Chance::new(1, "prefixes", 0);
         for _ in 0..60 {
-            bits = bits.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-            let chosen = pool.iter().enumerate().filter(|(place, _)| bits >> (8 + place) & 1 == 1);
-            let chosen: Vec<_> = chosen.map(|(_, prefix)| *prefix).collect();
+            let chosen: Vec<_> = pool.iter().copied().filter(|_| chance.is(0.5)).collect();
             sets.allowed.follow(&mut sets.table, &chosen).unwrap();
             let followed = both();
             sets.allowed.replace(&mut sets.table, &chosen).unwrap();

@@ -10,7 +10,7 @@ use portsentry::enforce::nft::{Nft, RulesetSpec};
 use portsentry::types::{Action, BanTarget};
 
 use crate::{installed_with, nft, seconds, target};
-use netns_lab::{Lab, TIMEOUT, raw, within};
+use netns_lab::{Lab, TIMEOUT, eventually, raw, soon, within};
 
 /// A victim that rejects the packets of `remote`, over IPv4 and IPv6.
 fn rejecting() -> (Lab, Nft) {
@@ -44,7 +44,7 @@ fn counted(text: &str, part: &str) -> u64 {
 
 /// Packets of `remote` that the rules have refused.
 fn refused(lab: &Lab) -> u64 {
-    counted(&lab.run("victim", "nft", &["list", "chain", "inet", "portsentry", "prerouting"]), "ip saddr @blocked")
+    counted(&lab.nft("list chain inet portsentry prerouting"), "ip saddr @blocked")
 }
 
 /// From now on counts the resets that arrive at `remote`, from any source.
@@ -61,10 +61,7 @@ fn resets(lab: &Lab) -> u64 {
 #[test]
 fn rejected_source_is_refused_immediately() {
     let (lab, mut sets) = rejecting();
-    let victims: [(IpAddr, IpAddr); 2] = [
-        (lab.v4("remote").into(), lab.victim_v4("remote").into()),
-        (lab.v6("remote").into(), lab.victim_v6("remote").into()),
-    ];
+    let victims = lab.ends("remote");
     for (source, victim) in victims {
         let (listener, receiver) = lab.inside("victim", || {
             let any = SocketAddr::new(victim, 0);
@@ -95,11 +92,11 @@ fn flood_of_rejected_source_gets_limited_answers() {
     const FLOOD: u64 = 2_000;
     let (lab, _sets) = rejecting();
     count_resets(&lab);
-    let (source, victim) = (lab.v4("remote").into(), lab.victim_v4("remote").into());
+    let (source, victim) = lab.ends_v4("remote");
     let mut wire = lab.wire("remote");
     let start = Instant::now();
     (0..FLOOD).for_each(|_| wire.send(&raw::tcp(source, victim, 9, raw::SYN)));
-    assert!(within(TIMEOUT, || (refused(&lab) >= FLOOD).then_some(())).is_some(), "the packets did not arrive");
+    eventually("the packets arrive", || refused(&lab) >= FLOOD);
     let most = 100 + 100 * (start.elapsed().as_secs() + 1);
     let answers = resets(&lab);
     assert!(most < FLOOD / 2, "this machine is too slow for this test: {:?}", start.elapsed());
@@ -121,7 +118,7 @@ fn non_unicast_is_never_answered() {
     }
     wire.send(&raw::tcp(source, lab.victim_v4("remote").into(), 9, raw::SYN));
     let sent = 2 * others.len() as u64 + 1;
-    assert!(within(TIMEOUT, || (refused(&lab) == sent).then_some(())).is_some(), "{} of {sent}", refused(&lab));
+    assert!(soon(|| refused(&lab) == sent), "{} of {sent}", refused(&lab));
     assert_eq!(resets(&lab), 1, "only the last packet is addressed to this host");
 }
 

@@ -29,7 +29,7 @@ fn start(lab: &Lab, script: &str, more: &str, arguments: &[&str]) -> Daemon {
 }
 
 fn scan(lab: &Lab) {
-    lab.probe("attacker", lab.v4("attacker").into(), lab.victim_v4("attacker").into(), &[23]);
+    lab.probe_v4("attacker", &[23]);
 }
 
 fn expect_banned(lab: &Lab) {
@@ -233,7 +233,7 @@ fn running_commands_end_with_daemon() {
         };
         expect_gone(command);
         expect_gone(process);
-        lab.run("victim", "nft", &["flush", "set", "inet", "portsentry", "blocked"]);
+        lab.nft("flush set inet portsentry blocked");
         fs::remove_dir_all(lab.path("state")).unwrap();
         log
     };

@@ -13,7 +13,7 @@ use crate::rights::{TWO, field, status, threads};
 /// The range that systemd reserves for dynamic users.
 const RANGE: std::ops::RangeInclusive<u32> = 61_184..=65_519;
 
-fn owner(path: &Path) -> u32 {
+pub(super) fn owner(path: &Path) -> u32 {
     fs::symlink_metadata(path).unwrap().uid()
 }
 
@@ -53,7 +53,7 @@ fn root_becomes_unused_uid_and_keeps_it() {
         first
     };
     assert!(!lab.path("socket").exists(), "the daemon removes its socket");
-    lab.run("victim", "nft", &["delete", "table", "inet", "portsentry"]);
+    lab.nft("delete table inet portsentry");
     let daemon = Daemon::start(&lab, &["--expire", "1h"]);
     assert_eq!(uid(&daemon), first, "the user id that owns the state");
     lab.expect_ban(lab.v4("attacker").into());

@@ -23,7 +23,7 @@ fn reload_recreates_rotated_file() {
     daemon.expect_line("the new configuration is in force; changed: expire");
     let text = within(TIMEOUT, || fs::read_to_string(&events).ok().filter(|text| text.contains("new configuration")));
     assert!(text.is_some(), "{:?}", fs::read_to_string(&moved));
-    lab.probe("attacker", lab.v4("attacker").into(), lab.victim_v4("attacker").into(), &[23]);
+    lab.probe_v4("attacker", &[23]);
     daemon.expect_line("has been blocked via nftables set inet portsentry blocked for 2h");
     daemon.stop();
 }

@@ -1,11 +1,12 @@
 //! Tests which files root gives to the service's user, and which it must not give.
 
 use std::fs::{self, Permissions};
-use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, symlink};
-use std::path::Path;
+use std::os::unix::fs::{PermissionsExt, chown, symlink};
 
 use netns_lab::Lab;
 use netns_lab::daemon::Daemon;
+
+use crate::dynamic::owner;
 
 const USER: u32 = 4_242;
 
@@ -22,18 +23,14 @@ fn lab() -> Option<Lab> {
     Some(lab)
 }
 
-fn owner(path: &Path) -> u32 {
-    fs::symlink_metadata(path).unwrap().uid()
-}
-
 /// Expects a start to fail with `reason` and to change nothing.
 fn expect_refusal(lab: &Lab, wrapper: &[&str], arguments: &[&str], reason: &str) {
-    let before = lab.run("victim", "nft", &["list", "ruleset"]);
+    let before = lab.nft("list ruleset");
     let ended = Daemon::run_to_end(lab, wrapper, arguments);
     assert_eq!(ended.status.code(), Some(78), "{arguments:?}: {}", ended.log);
     assert!(ended.log.contains(reason), "{arguments:?}: {}", ended.log);
     assert!(ended.log.contains("--state-dir, --socket or fleet.socket"), "the error names the remedy: {}", ended.log);
-    assert_eq!(lab.run("victim", "nft", &["list", "ruleset"]), before);
+    assert_eq!(lab.nft("list ruleset"), before);
     assert!(!lab.path("state").exists(), "no directory is created before the refusal");
 }
 

@@ -42,7 +42,7 @@ fn every_thread_has_two_capabilities_only() {
     let events = lab.path("state/events");
     let configuration = format!("[report]\njson_file = {events:?}\n");
     let daemon = Daemon::start_configured(&lab, &configuration, &["--scan-trigger", "0"]);
-    lab.probe("attacker", lab.v4("attacker").into(), lab.victim_v4("attacker").into(), &[23]);
+    lab.probe_v4("attacker", &[23]);
     lab.expect_ban(lab.v4("attacker").into());
     let threads = threads(&daemon);
     let names: BTreeSet<&str> = threads.iter().map(|(name, _)| name.trim()).collect();
@@ -146,7 +146,7 @@ fn root_becomes_own_user() {
         assert_eq!(fs::metadata(directory).unwrap().uid(), 4_242, "{}", directory.display());
     }
     assert_eq!(daemon.lines_with("ledger"), [""; 0], "the ledger belongs to the user");
-    lab.probe("attacker", lab.v4("attacker").into(), lab.victim_v4("attacker").into(), &[23]);
+    lab.probe_v4("attacker", &[23]);
     lab.expect_ban(lab.v4("attacker").into());
     lab.write("portsentry.toml", "expire = \"2h\"\n");
     daemon.signal(rustix::process::Signal::HUP);

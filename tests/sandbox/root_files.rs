@@ -61,7 +61,7 @@ fn helper_writes_lines_for_unprivileged_daemon() {
         assert_eq!(field(&status, set), NONE, "{set}");
     }
     assert_eq!((field(&status, "NoNewPrivs"), field(&status, "Seccomp")), ("1", "2"));
-    lab.probe("attacker", lab.v4("attacker").into(), lab.victim_v4("attacker").into(), &[23]);
+    lab.probe_v4("attacker", &[23]);
     lab.expect_ban(lab.v4("attacker").into());
     let text = expect_text(&deny, |text| text.contains("ALL: "));
     assert!(text.starts_with("sshd: x\n# portsentry: "), "{text}");
@@ -84,7 +84,7 @@ fn lines_of_previous_backend_are_removed() {
     let Some((lab, directory)) = lab() else { return };
     let deny = directory.join("hosts.deny");
     let daemon = Daemon::start_configured(&lab, &settings(&directory), &["--scan-trigger", "0"]);
-    lab.probe("attacker", lab.v4("attacker").into(), lab.victim_v4("attacker").into(), &[23]);
+    lab.probe_v4("attacker", &[23]);
     expect_text(&deny, |text| text.contains("ALL: "));
     daemon.stop();
     let without = settings(&directory).replace(", \"hosts-deny\"", "");
@@ -104,7 +104,7 @@ fn daemon_survives_loss_of_helper() {
     std::thread::sleep(std::time::Duration::from_millis(50));
     assert_eq!(helper(&daemon).0, process, "the helper runs until the daemon ends");
     kill_process(Pid::from_raw(process).unwrap(), Signal::KILL).unwrap();
-    lab.probe("attacker", lab.v4("attacker").into(), lab.victim_v4("attacker").into(), &[23]);
+    lab.probe_v4("attacker", &[23]);
     lab.expect_ban(lab.v4("attacker").into());
     daemon.expect_line(&format!("process {process}, which writes the file, has ended; restart portsentry"));
     assert!(!directory.join("hosts.deny").exists());

@@ -12,14 +12,14 @@ use rustix::process::{Pid, Signal};
 fn second_daemon_refuses_and_changes_nothing() {
     let lab = Lab::new(&[]);
     let first = Daemon::start(&lab, &[]);
-    let before = lab.run("victim", "nft", &["list", "ruleset"]);
+    let before = lab.nft("list ruleset");
     for arguments in [&["--log-only"][..], &["--no-sandbox"]] {
         let ended = Daemon::run_to_end(&lab, &[], arguments);
         assert_eq!(ended.status.code(), Some(1), "{}", ended.log);
         let expected = format!("portsentry is already running in this network namespace, as process {};", first.id());
         assert!(ended.log.contains(&expected) && ended.log.lines().count() == 1, "{}", ended.log);
     }
-    assert_eq!(lab.run("victim", "nft", &["list", "ruleset"]), before);
+    assert_eq!(lab.nft("list ruleset"), before);
     assert!(lab.path("socket").exists(), "the first one's");
     // A crash leaves no obstacle behind.
     first.kill();

@@ -10,7 +10,7 @@ use crate::support::{
 };
 use netns_lab::daemon::Daemon;
 use netns_lab::services::{EIGHT, Services};
-use netns_lab::{Lab, TIMEOUT, eventually, slowness, within};
+use netns_lab::{Lab, TIMEOUT, eventually, slowness, soon, within};
 
 /// Starts the program with these backends.
 fn start(lab: &Lab, backends: &[&str]) -> Daemon {
@@ -198,7 +198,7 @@ fn waiting_ban_can_be_lifted() {
     let begin = Instant::now();
     scan(&lab, false);
     daemon.expect_line(&format!("from host: {0}/{0}", lab.v4("attacker")));
-    lab.run("victim", "nft", &["flush ruleset"]);
+    lab.nft("flush ruleset");
     daemon.expect_line("table inet portsentry was missing and has been created again");
     while begin.elapsed() < Duration::from_millis(7_500) {
         let banned = lab.banned();
@@ -215,16 +215,34 @@ fn waiting_ban_can_be_lifted() {
     let source = ends(&lab, true).0;
     daemon.expect_line(&format!("from host: {source}/{source}"));
     // A ban that is lifted before its command begins runs none.
-    let begun = within(TIMEOUT, || (text(&lab, "notes").lines().count() == 2).then_some(()));
-    assert!(begun.is_some(), "{:?}", daemon.lines_with(""));
+    assert!(soon(|| text(&lab, "notes").lines().count() == 2), "{:?}", daemon.lines_with(""));
     let output = lab.operate(&["unblock", &source.to_string()]);
     assert_eq!(output.code, Some(0), "{} {}", output.out, output.err);
-    let ran = within(TIMEOUT, || (daemon.lines_with(" before the block").len() == 2).then_some(()));
-    assert!(ran.is_some(), "{:?}", daemon.lines_with(""));
+    assert!(soon(|| daemon.lines_with(" before the block").len() == 2), "{:?}", daemon.lines_with(""));
     // An effect would follow immediately.
     std::thread::sleep(Duration::from_secs(1) * slowness());
     assert!(!held(&lab, "nft").contains(&FAR_NETWORK.to_string()), "{}", held(&lab, "nft"));
     assert_eq!(lab.banned(), [IpAddr::from(lab.v4("attacker"))]);
+    daemon.stop();
+}
+
+/// The packets of a source whose ban waits for its command neither lift nor repeat that ban.
+#[test]
+fn waiting_ban_outlasts_further_packets() {
+    let lab = scene();
+    let command = format!("[\"/bin/sh\", \"-c\", \"echo begun >>'{}'; exec sleep 4\"]", lab.path("notes").display());
+    let more = format!("[block.run]\ncommand = {command}\nfirst = true\ntimeout = \"60s\"\n");
+    let daemon = Daemon::start_configured(&lab, &settings(&lab, &["run", "nft"], &more), &["--expire", "1h"]);
+    let begin = Instant::now();
+    while begin.elapsed() < Duration::from_secs(3) {
+        scan(&lab, false);
+        std::thread::sleep(Duration::from_millis(500));
+    }
+    let attacker = IpAddr::from(lab.v4("attacker"));
+    lab.expect_ban(attacker);
+    assert_eq!(text(&lab, "notes").lines().count(), 1, "{:?}", daemon.lines_with(""));
+    let vanished = daemon.lines_with("no longer in the kernel");
+    assert!(vanished.is_empty(), "{vanished:?}");
     daemon.stop();
 }
 
@@ -405,7 +423,7 @@ fn changed_method_leaves_no_routes_or_lines() {
     [false, true].iter().for_each(|v6| expect_held(&lab, "nft", *v6, &daemon));
     let clean = || routes(&lab).is_empty() && text(&lab, "hosts.deny") == DENY;
     let left = || format!("{} {}", routes(&lab), text(&lab, "hosts.deny"));
-    assert!(within(TIMEOUT, || clean().then_some(())).is_some(), "left of the earlier bans: {}", left());
+    assert!(soon(clean), "left of the earlier bans: {}", left());
     lab.succeed(&["unblock", "--all"]);
     expect_nothing_left(&lab);
     daemon.stop();
@@ -483,7 +501,7 @@ fn ban_by_hand(lab: &Lab, bans: &[(&str, &str)]) {
         let begun = calls_for(lab, "begin", target);
         lab.succeed(&["block", target, "--expire", time]);
         eventually("the command runs", || calls_for(lab, "begin", target) == begun + 1);
-        let is_recorded = || ledger(&lab.path("state")).iter().any(|entry| entry.ban.target.to_string() == *target);
+        let is_recorded = || ledger(lab).iter().any(|entry| entry.ban.target.to_string() == *target);
         eventually("the ban is recorded", is_recorded);
     }
 }
@@ -501,12 +519,12 @@ fn test_undo_after_restart(end: impl Fn(Daemon)) {
     end(daemon);
     let ends = || [short, again, deleted, long].map(|target| calls_for(&lab, "end", target));
     assert_eq!(ends(), [0; 4], "all bans are in force");
-    lab.run("victim", "nft", &["delete", "element", "inet", "portsentry", "blocked", &format!("{{ {deleted} }}")]);
+    lab.nft(&format!("delete element inet portsentry blocked {{ {deleted} }}"));
     std::thread::sleep(span + Duration::from_secs(1));
     assert_eq!(ends(), [0; 4], "no process was running that could have undone it");
     let daemon = start();
-    let is_undone = || (ends() == [1, 0, 1, 0]).then_some(());
-    assert!(within(TIMEOUT, is_undone).is_some(), "{}\n{}", text(&lab, "calls"), daemon.lines_with("").join("\n"));
+    let is_undone = || ends() == [1, 0, 1, 0];
+    assert!(soon(is_undone), "{}\n{}", text(&lab, "calls"), daemon.log());
     eventually("both ends are logged", || daemon.lines_with(" at the end of the ban").len() == 2);
     end(daemon);
     let daemon = start();
@@ -582,15 +600,15 @@ fn removed_nft_backend_moves_its_bans() {
     );
     ["route", "hosts-deny"].iter().for_each(|backend| expect_held(&lab, backend, false, &daemon));
     expect_methods(&lab, "route hosts-deny", 1);
-    assert!(within(TIMEOUT, || lab.run("victim", "nft", &["list", "ruleset"]).is_empty().then_some(())).is_some());
+    assert!(soon(|| lab.nft("list ruleset").is_empty()));
     assert!(!is_served(&lab, false));
     assert_eq!(lab.operate(&["unblock", &ends(&lab, false).0.to_string()]).code, Some(0));
     expect_nothing_left(&lab);
     assert!(is_served_at_last(&lab, false));
     // The table of another program is left alone.
     daemon.stop();
-    lab.run("victim", "nft", &["table inet portsentry { chain theirs { }; }"]);
+    lab.nft("table inet portsentry { chain theirs { }; }");
     let daemon = start(&lab, &["route"]);
-    assert!(lab.run("victim", "nft", &["list", "ruleset"]).contains("chain theirs"));
+    assert!(lab.nft("list ruleset").contains("chain theirs"));
     daemon.stop();
 }

@@ -14,7 +14,7 @@ use rustix::time::{ClockId, clock_gettime};
 
 use crate::support::{expect_held, expect_nothing_left, ledger, scan, scene, settings};
 use netns_lab::daemon::Daemon;
-use netns_lab::{Lab, TIMEOUT, slowness, within};
+use netns_lab::{Lab, TIMEOUT, slowness, soon, within};
 
 const HOUR: i64 = 3_600;
 const DAY: i64 = 24 * HOUR;
@@ -55,9 +55,8 @@ impl Clock {
 /// All entries of the ledger about an address, the newest last; waits for the first.
 fn history(lab: &Lab, address: IpAddr) -> Vec<LedgerEntry> {
     let of = || {
-        let copy = netns_lab::copy_of_state(&lab.path("state"));
-        let (ledger, _) = portsentry::ledger::Ledger::open(copy.path()).unwrap();
-        let found = ledger.reader().bans_of(portsentry::types::BanTarget::containing(address)).unwrap().items;
+        let target = portsentry::types::BanTarget::containing(address);
+        let found = lab.read_ledger(|ledger| ledger.bans_of(target)).unwrap().items;
         (!found.is_empty()).then_some(found)
     };
     within(TIMEOUT, of).unwrap_or_else(|| panic!("the ledger has nothing about {address}"))
@@ -111,8 +110,8 @@ fn clock_changes_affect_no_kernel_ban() {
     clock.set(0);
     let daemon = clock.start(&lab, "", "1h");
     daemon.expect_line("adminalert: bans that were in the kernel's sets at the start and stay: 3");
-    let agree = || (ledger(&lab.path("state")).len() == 3).then_some(());
-    assert!(within(TIMEOUT, agree).is_some(), "{:?}", ledger(&lab.path("state")));
+    let agree = || ledger(&lab).len() == 3;
+    assert!(soon(agree), "{:?}", ledger(&lab));
     assert_eq!(lab.banned(), banned);
     for address in banned {
         assert!(left(&lab, address) <= Duration::from_secs(3_600));
@@ -129,7 +128,7 @@ fn ban_after_reboot_follows_clock_within_bounds() {
         let attacker = lab.provoke_ban("attacker");
         history(&lab, attacker);
         daemon.stop();
-        lab.run("victim", "nft", &["delete table inet portsentry"]);
+        lab.nft("delete table inet portsentry");
         clock.set(offset);
         let daemon = clock.start(&lab, "", "24h");
         daemon.expect_line("bans restored from the ledger with their remaining time: 1");
@@ -197,7 +196,7 @@ fn clock_set_forward_ends_no_ledger_ban() {
     assert!(daemon.lines_with("its ban has expired").is_empty(), "{:?}", daemon.lines_with("adminalert"));
     daemon.stop();
     // A reboot at the time that the clock has now.
-    lab.run("victim", "nft", &["delete table inet portsentry"]);
+    lab.nft("delete table inet portsentry");
     let daemon = clock.start(&lab, "", "1h");
     daemon.expect_line("bans restored from the ledger with their remaining time: 2");
     let left = left(&lab, attacker).as_secs();

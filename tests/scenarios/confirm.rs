@@ -7,7 +7,7 @@ use crate::support::{
 };
 use netns_lab::daemon::Daemon;
 use netns_lab::services::{EIGHT, Services};
-use netns_lab::{TIMEOUT, slowness, within};
+use netns_lab::{slowness, soon};
 
 const EVERY_BACKEND: [&str; 4] = ["nft", "route", "hosts-deny", "run"];
 
@@ -30,8 +30,7 @@ fn unconfirmed_trial_lifts_every_ban() {
     }
     daemon.expect_line(OVER);
     expect_nothing_left(&lab);
-    let ended = within(TIMEOUT, || (text(&lab, "calls").matches("end|").count() == 2).then_some(()));
-    assert!(ended.is_some(), "{}", text(&lab, "calls"));
+    assert!(soon(|| text(&lab, "calls").matches("end|").count() == 2), "{}", text(&lab, "calls"));
     assert!(is_served_at_last(&lab, false) && is_served_at_last(&lab, true));
 
     scan(&lab, false);
@@ -85,7 +84,7 @@ fn ban_waiting_for_command_ends_with_trial() {
     daemon.expect_line(" before the block");
     // Time for the effects of the command's end.
     std::thread::sleep(Duration::from_millis(500));
-    assert!(held(&lab, "nft").is_empty(), "{}", daemon.lines_with("").join("\n"));
+    assert!(held(&lab, "nft").is_empty(), "{}", daemon.log());
     expect_nothing_left(&lab);
     daemon.stop();
 }

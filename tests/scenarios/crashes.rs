@@ -5,33 +5,20 @@ use std::net::IpAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
-use portsentry::ledger::Ledger;
 use portsentry::types::BanTarget;
+use simulation::chance::Chance;
 
 use crate::support::{CLOSED, DENY, expect_nothing_left, ledger, routes, scan, scene, settings, text};
 use netns_lab::daemon::Daemon;
-use netns_lab::{Lab, TIMEOUT, slowness, within};
+use netns_lab::{Lab, TIMEOUT, slowness, soon, within};
 
-/// A pseudorandom generator with a seed (Vigna's splitmix64).
-struct Chance(u64);
-
-impl Chance {
-    /// Takes the seed from `SEED` or from the clock, and prints it.
-    fn new() -> Self {
-        let given = std::env::var("SEED").ok().and_then(|seed| seed.parse().ok());
-        let new = || SystemTime::UNIX_EPOCH.elapsed().map_or(0, |since| u64::from(since.subsec_nanos()));
-        let seed = given.unwrap_or_else(new);
-        println!("SEED={seed}");
-        Self(seed)
-    }
-
-    fn below(&mut self, bound: Duration) -> Duration {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mixed = (self.0 ^ self.0 >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let mixed = (mixed ^ mixed >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
-        let micros = u64::try_from(bound.as_micros()).unwrap();
-        Duration::from_micros((mixed ^ mixed >> 31) % micros)
-    }
+/// Takes the seed from `SEED` or from the clock, and prints it.
+fn chance() -> Chance {
+    let given = std::env::var("SEED").ok().and_then(|seed| seed.parse().ok());
+    let new = || SystemTime::UNIX_EPOCH.elapsed().map_or(0, |since| u64::from(since.subsec_nanos()));
+    let seed = given.unwrap_or_else(new);
+    println!("SEED={seed}");
+    Chance::new(seed, "kills", 0)
 }
 
 /// Runs `count` rounds of a start, a scan from a new address, and a kill at a random moment. If they cause too few
@@ -47,7 +34,7 @@ fn rounds(lab: &Lab, text: &str, count: u8, mut check: impl FnMut(usize) -> usiz
     Daemon::start(lab, &arguments).kill();
     // From the start to shortly after the first ban.
     let longest = begin.elapsed() * 3 / 2 + Duration::from_millis(50);
-    let mut chance = Chance::new();
+    let mut chance = chance();
     let target = lab.victim_v4("attacker").into();
     let mut banned = 0;
     for (round, source) in sources.into_iter().enumerate() {
@@ -64,7 +51,7 @@ fn rounds(lab: &Lab, text: &str, count: u8, mut check: impl FnMut(usize) -> usiz
                     std::thread::sleep(Duration::from_millis(5));
                 }
             });
-            std::thread::sleep(chance.below(longest));
+            std::thread::sleep(chance.between(Duration::ZERO, longest));
             daemon.kill();
             done.store(true, Ordering::Relaxed);
         });
@@ -74,7 +61,7 @@ fn rounds(lab: &Lab, text: &str, count: u8, mut check: impl FnMut(usize) -> usiz
 }
 
 fn recorded(lab: &Lab) -> BTreeSet<IpAddr> {
-    ledger(&lab.path("state")).iter().map(|entry| entry.ban.target.element()).collect()
+    ledger(lab).iter().map(|entry| entry.ban.target.element()).collect()
 }
 
 #[test]
@@ -99,10 +86,10 @@ fn hundred_kills_leave_correct_elements() {
         let sound = ban.timeout.is_some_and(|timeout| timeout <= hour) && ban.expires <= ban.timeout;
         assert!(sound, "{ban:?}");
     }
-    assert!(ledger(&lab.path("state")).iter().all(|entry| entry.ban.until.is_some()));
+    assert!(ledger(&lab).iter().all(|entry| entry.ban.until.is_some()));
 
     // Simulates a reboot.
-    lab.run("victim", "nft", &["delete table inet portsentry"]);
+    lab.nft("delete table inet portsentry");
     let daemon = Daemon::start(&lab, &["--expire", "1h"]);
     daemon.expect_line(&format!("bans restored from the ledger with their remaining time: {}", known.len()));
     assert_eq!(lab.banned().into_iter().collect::<BTreeSet<_>>(), known);
@@ -137,9 +124,8 @@ fn kills_leave_only_ledger_bans() {
         let recorded = recorded(&lab);
         (held_by_routes_and_lines(&lab) == [recorded.clone(), recorded.clone()]).then_some(recorded)
     });
-    let log = || daemon.lines_with("").join("\n");
-    let agreed = agree.unwrap_or_else(|| panic!("{known:?}\n{:?}\n{}", held_by_routes_and_lines(&lab), log()));
-    assert_eq!(agreed, expected, "{known:?}\n{}", log());
+    let agreed = agree.unwrap_or_else(|| panic!("{known:?}\n{:?}\n{}", held_by_routes_and_lines(&lab), daemon.log()));
+    assert_eq!(agreed, expected, "{known:?}\n{}", daemon.log());
     assert!(text(&lab, "hosts.deny").starts_with(DENY));
     daemon.stop();
     assert_eq!(recorded(&lab), agreed);
@@ -153,8 +139,8 @@ fn route_ban_of_killed_daemon_expires() {
     scan(&lab, false);
     crate::support::expect_held(&lab, "route", false, &daemon);
     crate::support::expect_held(&lab, "hosts-deny", false, &daemon);
-    let written = || recorded(&lab).contains(&lab.v4("attacker").into()).then_some(());
-    assert!(within(TIMEOUT, written).is_some());
+    let written = || recorded(&lab).contains(&lab.v4("attacker").into());
+    assert!(soon(written));
     daemon.kill();
     std::thread::sleep(Duration::from_secs(7) * slowness());
     assert!(!routes(&lab).is_empty(), "no process was running that could have removed it");
@@ -172,10 +158,9 @@ fn ban_during_start_has_one_row() {
         lab.provoke_ban(host);
         daemon.stop();
     }
-    let copy = netns_lab::copy_of_state(&lab.path("state"));
-    let (ledger, _) = Ledger::open(copy.path()).unwrap();
     for host in hosts {
-        let rows = ledger.reader().bans_of(BanTarget::containing(lab.v4(host).into())).unwrap().items;
+        let target = BanTarget::containing(lab.v4(host).into());
+        let rows = lab.read_ledger(|ledger| ledger.bans_of(target)).unwrap().items;
         let [row] = &rows[..] else { panic!("{rows:#?}") };
         assert!(row.ended.is_none() && row.ban.class.is_some(), "{row:?}");
     }

@@ -1,58 +1,30 @@
 //! Tests a full disk and a damaged ledger at run time: the program reports it, keeps blocking, and records the kernel's
 //! bans as soon as the ledger works again.
 
-use std::io::Write as _;
 use std::net::IpAddr;
 use std::os::unix::fs::FileExt as _;
-use std::path::PathBuf;
-use std::process::Command;
 
 use portsentry::ledger::DATABASE;
 
 use crate::support::ledger;
 use netns_lab::daemon::Daemon;
-use netns_lab::{Lab, TIMEOUT, within};
+use netns_lab::{Lab, SmallDisk, soon};
 
-/// A small file system mounted over the state directory. It must be mounted before the program starts.
-struct Disk(PathBuf);
-
-impl Disk {
-    fn under(lab: &Lab) -> Self {
-        let path = lab.path("state");
-        std::fs::create_dir(&path).unwrap();
-        let mounted =
-            Command::new("mount").args(["-t", "tmpfs", "-o", "size=1m,mode=700", "tmpfs"]).arg(&path).status();
-        assert!(mounted.unwrap().success(), "the test may mount");
-        Self(path)
-    }
-
-    /// Fills the file system completely.
-    fn fill(&self) {
-        let mut file = std::fs::File::create(self.0.join("portsentry.history.filler")).unwrap();
-        while file.write_all(&[b'x'; 512]).is_ok() {}
-    }
-
-    fn empty(&self) {
-        std::fs::remove_file(self.0.join("portsentry.history.filler")).unwrap();
-    }
-}
-
-impl Drop for Disk {
-    fn drop(&mut self) {
-        let _ = Command::new("umount").arg("--lazy").arg(&self.0).status();
-    }
+/// A small file system over the state directory.
+fn small_disk(lab: &Lab) -> SmallDisk {
+    std::fs::create_dir(lab.path("state")).unwrap();
+    SmallDisk::mount(&lab.path("state"), "1m")
 }
 
 /// The targets of the bans in force, from the ledger.
 fn recorded(lab: &Lab) -> Vec<IpAddr> {
-    let mut addresses: Vec<_> = ledger(&lab.path("state")).iter().map(|entry| entry.ban.target.element()).collect();
+    let mut addresses: Vec<_> = ledger(lab).iter().map(|entry| entry.ban.target.element()).collect();
     addresses.sort();
     addresses
 }
 
 fn expect_recorded(lab: &Lab, addresses: &[IpAddr]) {
-    let agree = within(TIMEOUT, || (recorded(lab) == addresses).then_some(()));
-    assert!(agree.is_some(), "{:?}, not {addresses:?}", recorded(lab));
+    assert!(soon(|| recorded(lab) == addresses), "{:?}, not {addresses:?}", recorded(lab));
 }
 
 fn start(lab: &Lab) -> Daemon {
@@ -62,7 +34,7 @@ fn start(lab: &Lab) -> Daemon {
 #[test]
 fn filling_disk_is_reported_and_written_later() {
     let lab = Lab::new(&["first", "second", "third"]);
-    let disk = Disk::under(&lab);
+    let disk = small_disk(&lab);
     let daemon = start(&lab);
     let first = lab.provoke_ban("first");
     expect_recorded(&lab, &[first]);
@@ -80,7 +52,7 @@ fn filling_disk_is_reported_and_written_later() {
 #[test]
 fn full_disk_at_start_keeps_bans() {
     let lab = Lab::new(&["first"]);
-    let disk = Disk::under(&lab);
+    let disk = small_disk(&lab);
     disk.fill();
     let daemon = start(&lab);
     daemon.expect_line("blocking continues, but bans do not survive a reboot");
@@ -119,7 +91,7 @@ fn damaged_ledger_is_quarantined_and_rebuilt() {
         expect_recorded(&lab, &[first, second]);
         daemon.stop();
         // The new ledger is complete enough for a reboot.
-        lab.run("victim", "nft", &["delete table inet portsentry"]);
+        lab.nft("delete table inet portsentry");
         let daemon = start(&lab);
         daemon.expect_line("bans restored from the ledger with their remaining time: 2");
         assert_eq!(lab.banned(), [first, second]);

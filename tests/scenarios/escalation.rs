@@ -9,7 +9,7 @@ use portsentry::types::{Backend, BanTarget, Expiry};
 
 use crate::support::{CLOSED, expect_held, expect_nothing_left, scan, scene, settings};
 use netns_lab::daemon::Daemon;
-use netns_lab::{Lab, TIMEOUT, slowness, within};
+use netns_lab::{Lab, TIMEOUT, slowness, soon, within};
 
 /// How many seconds the first ban lasts.
 fn first() -> u64 {
@@ -32,8 +32,8 @@ fn unblock_all_removes_strikes() {
             assert_eq!(lab.expect_ban(source).timeout, hour, "a lifted ban is no strike");
             // The ledger may not have the ban yet.
             let explained = || lab.ask(&["explain", &source.to_string()]);
-            let agree = || (explained()["history"][0]["strikes"] == explained()["strikes"]).then_some(());
-            assert!(within(TIMEOUT, agree).is_some(), "history and summary count alike: {}", explained());
+            let agree = || explained()["history"][0]["strikes"] == explained()["strikes"];
+            assert!(soon(agree), "history and summary count alike: {}", explained());
             assert_eq!(explained()["strikes"], 1, "only the ban in force");
         }
         lab.succeed(&["unblock", word]);
@@ -51,11 +51,11 @@ fn unblock_all_removes_strikes() {
 /// Makes the attacker scan, and waits until it is banned for `seconds`: the kernel's trap may ban it for the usual time
 /// before the program judges it.
 fn expect_ban_for(lab: &Lab, seconds: u64) {
-    let (source, target) = (lab.v4("attacker").into(), lab.victim_v4("attacker").into());
+    let (source, target) = lab.ends_v4("attacker");
     lab.probe("attacker", source, target, &CLOSED);
     let timeout = Some(Duration::from_secs(seconds));
-    let banned = || lab.set("blocked").iter().any(|ban| (ban.address, ban.timeout) == (source, timeout)).then_some(());
-    assert!(within(TIMEOUT, banned).is_some(), "not for {seconds} s: {:?}", lab.set("blocked"));
+    let banned = || lab.set("blocked").iter().any(|ban| (ban.address, ban.timeout) == (source, timeout));
+    assert!(soon(banned), "not for {seconds} s: {:?}", lab.set("blocked"));
 }
 
 /// Asserts that the attacker is banned for `seconds`, and not longer.
@@ -122,12 +122,10 @@ fn strikes(backends: &[&str]) -> u32 {
     backends.iter().for_each(|backend| expect_held(&lab, backend, false, &daemon));
     expect_nothing_left(&lab);
     daemon.stop();
-    let copy = netns_lab::copy_of_state(&lab.path("state"));
-    let (ledger, _) = Ledger::open(copy.path()).unwrap();
     let target = BanTarget::containing(IpAddr::from(lab.v4("attacker")));
-    let struck =
-        LoadedState::read(ledger.reader(), Duration::from_secs(3_600), SystemTime::now(), usize::MAX).unwrap().struck;
-    struck.iter().find(|struck| struck.target == target).map_or(0, |struck| struck.strikes)
+    let hour = Duration::from_secs(3_600);
+    let loaded = lab.read_ledger(|ledger| LoadedState::read(ledger, hour, SystemTime::now(), usize::MAX)).unwrap();
+    loaded.struck.iter().find(|struck| struck.target == target).map_or(0, |struck| struck.strikes)
 }
 
 #[test]
@@ -159,8 +157,8 @@ fn gets_short_ban(ago: Duration) -> bool {
     drop(ledger);
     let settings = "[block]\nmax_forgeable_bans = 32\n[trap]\ntcp = false\n";
     let daemon = Daemon::start_configured(&lab, settings, &["--expire", "24h"]);
-    assert!(within(TIMEOUT, || (lab.banned().len() == 30).then_some(())).is_some(), "{:?}", lab.banned());
-    let (source, target) = (lab.v4("scanner").into(), lab.victim_v4("scanner").into());
+    assert!(soon(|| lab.banned().len() == 30), "{:?}", lab.banned());
+    let (source, target) = lab.ends_v4("scanner");
     lab.probe("scanner", source, target, &(901..=920).collect::<Vec<_>>());
     let judged = within(TIMEOUT, || {
         let is_banned = lab.banned().contains(&source);

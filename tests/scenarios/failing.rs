@@ -77,5 +77,5 @@ fn untrusted_command_stops_start() {
     std::fs::set_permissions(&open, PermissionsExt::from_mode(0o777)).unwrap();
     let ended = start(&format!("[block.run]\ncommand = [\"{}\"]\n", open.display()));
     assert!(!ended.status.success() && ended.log.contains("chmod go-w"), "{ended:?}");
-    assert_eq!(lab.run("victim", "nft", &["list", "ruleset"]), "", "no route was added");
+    assert_eq!(lab.nft("list ruleset"), "", "no route was added");
 }

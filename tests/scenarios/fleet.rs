@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use netns_lab::daemon::Daemon;
 use netns_lab::services::{EIGHT, Services};
-use netns_lab::{Lab, TIMEOUT, has_other_users, within};
+use netns_lab::{Lab, TIMEOUT, eventually, has_other_users, soon, within};
 use portsentry::engine::Grade;
 use portsentry::fleet::protocol::{
     FleetReply, FleetReport, FleetRequest, LineMessage as _, LinkState, MAX_REPORTS, OwnBanEvent, ReportOutcome,
@@ -143,7 +143,7 @@ fn reports_block_nothing_if_host_only_logs() {
             [ReportOutcome::Waiting { authors: 1 }, ReportOutcome::Shadowed]
         );
         assert_eq!(lab.ask(&["status"])["fleet"]["shadow"], true);
-        assert_eq!(lab.run("victim", "nft", &["list", "tables"]), "");
+        assert_eq!(lab.nft("list tables"), "");
         let log = daemon.stop();
         assert!(!log.contains("ERROR"), "{log}");
     }
@@ -158,15 +158,14 @@ fn fleet_bans_survive_flush_and_restart() {
     let v4: IpAddr = lab.v4("attacker").into();
     assert_eq!(Peer::connect(&lab).report(&[report("a", v4)]), [ReportOutcome::Accepted]);
     for flush in ["flush ruleset", "delete table inet portsentry", "flush chain inet portsentry prerouting"] {
-        lab.run("victim", "nft", &flush.split(' ').collect::<Vec<_>>());
-        let back = within(TIMEOUT, || (blocked(&lab) == [v4] && !is_served(&lab, false)).then_some(()));
-        assert!(back.is_some(), "after {flush}: {:?}", blocked(&lab));
+        lab.nft(flush);
+        assert!(soon(|| blocked(&lab) == [v4] && !is_served(&lab, false)), "after {flush}: {:?}", blocked(&lab));
     }
     // A ruleset that was saved while another address was blocked.
-    let saved = lab.run("victim", "nft", &["list", "table", "inet", "portsentry"]);
+    let saved = lab.nft("list table inet portsentry");
     let saved = lab.write("saved.nft", &format!("flush ruleset\n{}", saved.replacen(&v4.to_string(), "192.0.2.9", 1)));
-    lab.run("victim", "nft", &["-f", saved.to_str().unwrap()]);
-    assert!(within(TIMEOUT, || (blocked(&lab) == [v4]).then_some(())).is_some(), "no other: {:?}", blocked(&lab));
+    lab.load_rules(&saved);
+    assert!(soon(|| blocked(&lab) == [v4]), "no other: {:?}", blocked(&lab));
     let left = lab.set("fleet")[0].expires.unwrap();
     assert!(left > Duration::from_secs(HOUR - 300) && left <= Duration::from_secs(HOUR), "{left:?}");
     daemon.stop();
@@ -174,11 +173,8 @@ fn fleet_bans_survive_flush_and_restart() {
     let daemon = Daemon::start_configured(&lab, &text, &[]);
     assert_eq!(blocked(&lab), [v4]);
     assert!(lab.succeed(&["explain", &v4.to_string()]).contains("the reports date from before a restart"));
-    lab.run("victim", "nft", &["flush", "ruleset"]);
-    assert!(
-        within(TIMEOUT, || (blocked(&lab) == [v4]).then_some(())).is_some(),
-        "reports from before the start count too"
-    );
+    lab.nft("flush ruleset");
+    assert!(soon(|| blocked(&lab) == [v4]), "reports from before the start count too");
     daemon.stop();
     // A host that leaves its fleet blocks nothing for it.
     let daemon = Daemon::start_configured(&lab, "expire = \"1h\"\n", &[]);
@@ -249,9 +245,9 @@ fn shadow_mode_reports_without_blocking() {
     assert!(blocked(&lab).is_empty() && is_served_at_last(&lab, false));
     assert!(lab.succeed(&["list"]).contains("would be blocked"));
     lab.reload(&settings(&lab, &format!("shadow = false\n{accept}")));
-    assert!(within(TIMEOUT, || (blocked(&lab) == [v4]).then_some(())).is_some(), "known targets are blocked now");
+    eventually("known targets are blocked now", || blocked(&lab) == [v4]);
     lab.reload(&settings(&lab, accept));
-    assert!(within(TIMEOUT, || blocked(&lab).is_empty().then_some(())).is_some(), "and no longer blocked");
+    assert!(soon(|| blocked(&lab).is_empty()), "and no longer blocked");
     daemon.stop();
 }
 
@@ -292,7 +288,7 @@ fn protected_addresses_are_never_blocked() {
     assert_eq!(peer.report(&[report("a", office)]), [ReportOutcome::Accepted]);
     assert_eq!(blocked(&lab), [office]);
     lab.succeed(&["allow", &office.to_string()]);
-    assert!(within(TIMEOUT, || blocked(&lab).is_empty().then_some(())).is_some());
+    assert!(soon(|| blocked(&lab).is_empty()));
     assert!(reason(&peer.report(&[report("b", office)])[0]).contains("allow-list"));
     daemon.stop();
 }
@@ -447,7 +443,7 @@ fn connection_changes_are_reported_once() {
         assert_eq!(link(state), FleetReply::Noted);
     }
     let connected = || daemon.lines_with("fleet: connected to the server of fleet").len();
-    assert!(within(TIMEOUT, || (connected() == 2).then_some(())).is_some(), "{} lines", connected());
+    assert!(soon(|| connected() == 2), "{} lines", connected());
     assert_eq!(daemon.lines_with("fleet: not connected to the server of fleet: the password is wrong").len(), 1);
     assert_eq!(lab.ask(&["status"])["fleet"]["link"], "connected");
     link(away());

@@ -1,6 +1,5 @@
 //! Tests the repair of a flushed ruleset during a scan.
 
-use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use netns_lab::daemon::Daemon;
@@ -14,7 +13,7 @@ const SERVED: [u16; 8] = [1001, 1002, 1003, 1004, 1005, 1006, 1007, 1008];
 fn flush_during_scan_is_repaired_in_time() {
     let lab = Lab::new(&["attacker"]);
     let _services = Services::open(&lab, &SERVED);
-    let (attacker, target): (IpAddr, IpAddr) = (lab.v4("attacker").into(), lab.victim_v4("attacker").into());
+    let (attacker, target) = lab.ends_v4("attacker");
     assert_eq!(
         lab.nmap("attacker", target, &["-sS", "-p1001-1008"]).open.len(),
         8,
@@ -31,7 +30,7 @@ fn flush_during_scan_is_repaired_in_time() {
         let mut before = lab.expect_ban(attacker);
         for flush in ["flush ruleset", "delete table inet portsentry", "flush table inet portsentry"] {
             std::thread::sleep(Duration::from_millis(200));
-            lab.run("victim", "nft", &[flush]);
+            lab.nft(flush);
             let after = lab.expect_ban(attacker);
             assert!(after.timeout == before.timeout && after.expires <= before.expires, "{before:?} became {after:?}");
             before = after;

@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use netns_lab::daemon::Daemon;
-use netns_lab::{Lab, TIMEOUT, within};
+use netns_lab::{Lab, TIMEOUT, eventually, within};
 
 /// Makes the kernel log packets of all network namespaces. The switch applies to the whole machine and is restored on
 /// drop.
@@ -45,13 +45,13 @@ fn dropped_packets_are_logged_at_limited_rate() {
         log.lines().filter(|line| line.contains(&prefix)).map(str::to_owned).collect::<Vec<_>>()
     };
     let source = format!("SRC={attacker} ");
-    assert!(within(TIMEOUT, || (!logged().is_empty()).then_some(())).is_some(), "the kernel logged nothing");
+    eventually("the kernel logs drops", || !logged().is_empty());
     let dropped = || {
-        let rules = lab.run("victim", "nft", &["list", "table", "inet", "portsentry"]);
+        let rules = lab.nft("list table inet portsentry");
         let counts = rules.split("packets ").skip(1).filter_map(|rest| rest.split(' ').next()?.parse::<u32>().ok());
         (counts.sum::<u32>() >= 100).then_some(())
     };
-    assert!(within(TIMEOUT, dropped).is_some(), "{}", lab.run("victim", "nft", &["list", "ruleset"]));
+    assert!(within(TIMEOUT, dropped).is_some(), "{}", lab.nft("list ruleset"));
     let lines = logged();
     // A burst of five, and one more per twenty seconds.
     let most = 5 + usize::try_from(begin.elapsed().as_secs() / 20).unwrap() + 1;

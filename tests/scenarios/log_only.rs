@@ -2,7 +2,7 @@
 
 use crate::support::{CLOSED, DENY, expect_held, expect_nothing_left, held, routes, scan, scene, settings, text};
 use netns_lab::daemon::Daemon;
-use netns_lab::{Lab, TIMEOUT, eventually, slowness, within};
+use netns_lab::{Lab, TIMEOUT, eventually, slowness, soon, within};
 
 const BACKENDS: [&str; 3] = ["nft", "route", "hosts-deny"];
 
@@ -18,8 +18,11 @@ fn is_held(lab: &Lab, backend: &str, address: &str) -> bool {
 
 fn expect_released(lab: &Lab, address: &str, why: &str) {
     for backend in BACKENDS {
-        let released = within(TIMEOUT, || (!is_held(lab, backend, address)).then_some(()));
-        assert!(released.is_some(), "{why}: {backend} still blocks {address}: {}", held(lab, backend));
+        assert!(
+            soon(|| !is_held(lab, backend, address)),
+            "{why}: {backend} still blocks {address}: {}",
+            held(lab, backend)
+        );
     }
 }
 
@@ -64,11 +67,15 @@ fn earlier_bans_stay_liftable_and_end() {
     expect_released(&lab, UNBLOCKED, "unblock lifts an earlier ban");
     assert_eq!(lab.ask(&["allow", ALLOWED])["lifted"], 1);
     expect_released(&lab, ALLOWED, "allow lifts an earlier ban");
-    let allowed = lab.run("victim", "nft", &["list", "set", "inet", "portsentry", "allowed"]);
+    let allowed = lab.nft("list set inet portsentry allowed");
     assert!(allowed.contains(ALLOWED), "the kernel lets it pass: {allowed}");
     expect_released(&lab, EXPIRED, "an earlier ban ends");
-    let counted = within(TIMEOUT, || (lab.ask(&["status"])["bans"]["intended"] == 2).then_some(()));
-    assert!(counted.is_some(), "the attacker and {OTHER} are left: {}{}", status(), lab.succeed(&["list"]));
+    assert!(
+        soon(|| lab.ask(&["status"])["bans"]["intended"] == 2),
+        "the attacker and {OTHER} are left: {}{}",
+        status(),
+        lab.succeed(&["list"])
+    );
     assert_eq!(lab.ask(&["unblock", "--all"])["unblocked"], 2);
     expect_nothing_left(&lab);
     eventually("the command is undone for every ban", || calls("end|") == 5);
@@ -88,7 +95,7 @@ fn changed_backend_takes_over_earlier_bans() {
 
     let daemon = Daemon::start_configured(&lab, &settings(&lab, &["route"], ""), &["--log-only"]);
     eventually("the ban has moved", || {
-        let tables = lab.run("victim", "nft", &["list", "tables"]);
+        let tables = lab.nft("list tables");
         is_held(&lab, "route", OTHER) && tables.is_empty() && text(&lab, "hosts.deny") == DENY
     });
     assert_eq!(lab.ask(&["unblock", OTHER])["unblocked"], 1);
@@ -102,7 +109,7 @@ fn nothing_is_created_without_earlier_bans() {
     let daemon = Daemon::start_configured(&lab, &settings(&lab, &BACKENDS, ""), &["--log-only"]);
     scan(&lab, false);
     lab.expect_would_block(lab.v4("attacker").into());
-    assert_eq!(lab.run("victim", "nft", &["list", "tables"]), "");
+    assert_eq!(lab.nft("list tables"), "");
     assert_eq!(routes(&lab), "");
     assert!(lab.succeed(&["status"]).contains("nothing; `portsentry list --would-block`"));
     daemon.stop();

@@ -92,7 +92,7 @@ fn killed_start_loses_no_ban() {
     let found = elements(&lab, all);
     assert!(found.is_some(), "{:?}", daemon.lines_with("adminalert"));
     daemon.stop();
-    assert_eq!(crate::support::ledger(&lab.path("state")).len(), all);
+    assert_eq!(crate::support::ledger(&lab).len(), all);
 }
 
 #[test]
@@ -103,15 +103,15 @@ fn flush_during_restore_loses_no_ban() {
     let holds = |number: u32| lab.inside("victim", || Table::open().unwrap().time_left(source(number)));
     // Another program changes other tables all the time. Then everything is flushed, after the first bans are restored
     // but usually before the last.
-    lab.run("victim", "nft", &["add table ip another; delete table ip another"]);
+    lab.nft("add table ip another; delete table ip another");
     assert!(within(BOUND, || holds(0).ok().flatten()).is_some(), "{:?}", daemon.lines_with("adminalert"));
-    lab.run("victim", "nft", &["flush ruleset"]);
+    lab.nft("flush ruleset");
     assert!(
         elements(&lab, usize::try_from(BANS).unwrap()).is_some(),
         "not all bans are restored: {:?}",
         daemon.lines_with("adminalert")
     );
-    assert_eq!(crate::support::ledger(&lab.path("state")).len(), usize::try_from(BANS).unwrap());
+    assert_eq!(crate::support::ledger(&lab).len(), usize::try_from(BANS).unwrap());
     daemon.stop();
 }
 
@@ -124,7 +124,7 @@ fn flush_restores_100000_bans_with_times() {
     let before: HashMap<BanTarget, Option<Duration>> =
         elements(&lab, all).expect("all are there").into_iter().collect();
     let flushed = Instant::now();
-    lab.run("victim", "nft", &["flush", "ruleset"]);
+    lab.nft("flush ruleset");
     let line = daemon.expect_line("table inet portsentry was missing and has been created again");
     println!("{all} bans put back {:.2} s after a flush", flushed.elapsed().as_secs_f64());
     assert!(line.ends_with(&format!(": {all}")), "not all of {all} were restored: {line}");
@@ -148,13 +148,13 @@ fn bulk_changes_by_hand_are_recorded_completely() {
         let elements: Vec<_> = (0..BANS).map(|number| format!("{}{timeout}", source(number))).collect();
         let text = format!("{verb} element inet portsentry blocked {{ {} }}\n", elements.join(", "));
         let path = lab.write("elements.nft", &text);
-        lab.run("victim", "nft", &["-f", path.to_str().unwrap()]);
+        lab.load_rules(&path);
     };
     let all = usize::try_from(BANS).unwrap();
     // Reading 100,000 rows takes time from the daemon.
     let in_force = || {
         std::thread::sleep(Duration::from_secs(2));
-        crate::support::ledger(netns_lab::copy_of_state(&lab.path("state")).path()).len()
+        crate::support::ledger(&lab).len()
     };
     let expect = |bans: usize| {
         let found = within(BOUND * 4, || (in_force() == bans).then_some(()));

@@ -96,7 +96,7 @@ fn exempt_target_is_blocked_only_by_force() {
 fn explain_and_allow_follow_an_address() {
     let lab = Lab::new(&["attacker"]);
     let daemon = Daemon::start_configured(&lab, SETTINGS, &[]);
-    let (attacker, target): (IpAddr, IpAddr) = (lab.v4("attacker").into(), lab.victim_v4("attacker").into());
+    let (attacker, target) = lab.ends_v4("attacker");
     let text = attacker.to_string();
     lab.probe("attacker", attacker, target, &CLOSED[..1]);
     daemon.expect_line("to TCP port: 901");
@@ -322,11 +322,11 @@ fn host_without_monitored_ports_warns() {
     assert!(status["warnings"][0].as_str().is_some_and(|text| text.contains("write 1 or less")), "{status}");
     assert!(lab.succeed(&["status"]).contains("warning     detect.scan_trigger: "));
     let config = lab.path("portsentry.toml");
-    let check = lab.run("victim", binary().to_str().unwrap(), &["check", config.to_str().unwrap()]);
+    let check = lab.succeed(&["check", config.to_str().unwrap()]);
     assert!(check.contains("no scan of this host can cause a ban"), "{check}");
     lab.reload(&format!("{honeypot}[detect]\nscan_trigger = 1\n"));
     assert_eq!(lab.ask(&["status"])["warnings"], serde_json::json!([]));
-    lab.probe("attacker", lab.v4("attacker").into(), lab.victim_v4("attacker").into(), &[23, 2323]);
+    lab.probe_v4("attacker", &[23, 2323]);
     lab.expect_ban(lab.v4("attacker").into());
     daemon.stop();
 }
@@ -336,7 +336,7 @@ fn own_client_ports_are_followed() {
     let lab = Lab::new(&["attacker"]);
     let daemon = Daemon::start_configured(&lab, "[tcp]\nadvanced_ports = \"1-20000\"\n", &[]);
     assert_eq!(lab.ask(&["status"])["warnings"], serde_json::json!([]));
-    lab.run("victim", "sysctl", &["-qw", "net.ipv4.ip_local_port_range=1024 65535"]);
+    lab.sysctl("net.ipv4.ip_local_port_range=1024 65535");
     let warned = within(TIMEOUT, || {
         let status = lab.ask(&["status"]);
         status["warnings"][0].as_str().is_some_and(|text| text.starts_with("tcp.advanced_ports: ")).then_some(())

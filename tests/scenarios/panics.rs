@@ -21,10 +21,10 @@ fn expect_report(daemon: &Daemon, failpoint: &str, thread: &str) {
 #[test]
 fn panic_in_answer_ends_nothing_else() {
     let lab = scene();
-    let daemon = tripping(&lab, "shell", &["nft"]);
+    let daemon = tripping(&lab, "event-loop", &["nft"]);
     let said = lab.operate(&["status"]);
     assert_ne!(said.code, Some(0), "{said:?}");
-    expect_report(&daemon, "shell", "main");
+    expect_report(&daemon, "event-loop", "main");
     scan(&lab, false);
     expect_held(&lab, "nft", false, &daemon);
     daemon.expect_line("has been blocked");
@@ -43,7 +43,7 @@ fn panic_in_ledger_loses_no_ban() {
     expect_report(&daemon, "ledger", "ledger");
     scan(&lab, true);
     expect_held(&lab, "nft", true, &daemon);
-    eventually("two bans in the ledger", || ledger(&lab.path("state")).len() == 2);
+    eventually("two bans in the ledger", || ledger(&lab).len() == 2);
     daemon.stop();
 }
 
@@ -70,17 +70,17 @@ fn panic_during_restore_loses_no_ban() {
         scan(&lab, v6);
         expect_held(&lab, "nft", v6, &first);
     }
-    eventually("two bans in the ledger", || ledger(&lab.path("state")).len() == 2);
+    eventually("two bans in the ledger", || ledger(&lab).len() == 2);
     first.stop();
     // Simulates a reboot.
-    lab.run("victim", "nft", &["delete", "table", "inet", "portsentry"]);
+    lab.nft("delete table inet portsentry");
     let daemon = tripping(&lab, "adopt", &["nft"]);
     expect_report(&daemon, "adopt", "adopt");
     for v6 in [false, true] {
         expect_held(&lab, "nft", v6, &daemon);
     }
     eventually("the mark of an interrupted start is taken away", || !lab.path("state").join("restoring").exists());
-    assert_eq!(ledger(&lab.path("state")).len(), 2, "no ban was mistaken for a lifted one");
+    assert_eq!(ledger(&lab).len(), 2, "no ban was mistaken for a lifted one");
     daemon.stop();
 }
 

@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use crate::support::{DENY, FAR_NETWORK, expect_held, expect_nothing_left, held, routes, scan, scene, settings, text};
 use netns_lab::daemon::Daemon;
-use netns_lab::{Lab, TIMEOUT, within};
+use netns_lab::{Lab, soon};
 
 /// Blocks addresses of both families as an operator.
 fn block_some(lab: &Lab) -> Vec<String> {
@@ -34,12 +34,7 @@ fn deleted_route_lifts_whole_ban() {
         daemon.expect_line(&format!("adminalert: Host {net} has been unblocked by a program that deleted its route"));
         let other: IpAddr = "192.0.2.77".parse().unwrap();
         let lifted = || lab.banned() == [other] && !text(&lab, "hosts.deny").contains(net.trim_end_matches("/64"));
-        assert!(
-            within(TIMEOUT, || lifted().then_some(())).is_some(),
-            "{:?} {}",
-            lab.banned(),
-            text(&lab, "hosts.deny")
-        );
+        assert!(soon(lifted), "{:?} {}", lab.banned(), text(&lab, "hosts.deny"));
         assert!(routes(&lab).contains("192.0.2.77"), "the other route stays: {}", routes(&lab));
         scan(&lab, v6);
         expect_held(&lab, "route", v6, &daemon);
@@ -56,11 +51,11 @@ fn flushed_routes_are_restored_and_counted() {
     assert!(there(), "{}", routes(&lab));
     for family in ["-4", "-6"] {
         lab.run("victim", "ip", &[family, "route", "flush", "proto", "112"]);
-        assert!(within(TIMEOUT, || there().then_some(())).is_some(), "{family}: {}", routes(&lab));
+        assert!(soon(there), "{family}: {}", routes(&lab));
     }
     daemon.expect_line("adminalert: bans that were missing in the kernel's routes and have been restored: ");
-    let counted = || (lab.ask(&["status"])["bans"]["repaired"] == some.len()).then_some(());
-    assert!(within(TIMEOUT, counted).is_some(), "{}", lab.ask(&["status"]));
+    let counted = || lab.ask(&["status"])["bans"]["repaired"] == some.len();
+    assert!(soon(counted), "{}", lab.ask(&["status"]));
     assert!(daemon.lines_with("unblocked").is_empty(), "{:?}", daemon.lines_with("unblocked"));
     assert_eq!(lab.ask(&["unblock", "--all"])["unblocked"], some.len());
     expect_nothing_left(&lab);
@@ -107,11 +102,11 @@ fn lost_hosts_deny_line_is_restored() {
     daemon.expect_line(
         "adminalert: bans that were missing in hosts.deny and have been restored (portsentry unblock lifts one): 1",
     );
-    let counted = || (lab.ask(&["status"])["bans"]["repaired"] == 3).then_some(());
-    assert!(within(TIMEOUT, counted).is_some(), "{}", lab.ask(&["status"]));
+    let counted = || lab.ask(&["status"])["bans"]["repaired"] == 3;
+    assert!(soon(counted), "{}", lab.ask(&["status"]));
     assert_eq!(daemon.lines_with("has been blocked via wrappers").len(), 1, "one ban is one line in the log");
     assert_eq!(lab.ask(&["unblock", &lab.v4("attacker").to_string()])["unblocked"], 1);
-    let gone = || (!text(&lab, "hosts.deny").contains(&lab.v4("attacker").to_string())).then_some(());
-    assert!(within(TIMEOUT, gone).is_some(), "{}", text(&lab, "hosts.deny"));
+    let gone = || !text(&lab, "hosts.deny").contains(&lab.v4("attacker").to_string());
+    assert!(soon(gone), "{}", text(&lab, "hosts.deny"));
     daemon.stop();
 }

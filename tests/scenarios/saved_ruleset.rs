@@ -4,7 +4,7 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use netns_lab::daemon::Daemon;
-use netns_lab::{Lab, TIMEOUT, within};
+use netns_lab::{Lab, TIMEOUT, soon, within};
 
 /// Makes two bans, saves the ruleset, and lifts one ban. Returns both addresses and the saved file, which begins with
 /// `flush ruleset` if `flushes`.
@@ -16,7 +16,7 @@ fn saved(lab: &Lab, flushes: bool) -> (IpAddr, IpAddr, String) {
     std::thread::sleep(Duration::from_secs(3));
     let file = lab.path("nftables.conf");
     let first = if flushes { "flush ruleset\n" } else { "" };
-    let text = first.to_owned() + &lab.run("victim", "nft", &["list", "ruleset"]);
+    let text = first.to_owned() + &lab.nft("list ruleset");
     assert!(text.contains(&lifted.to_string()) && text.contains("elements = {"), "{text}");
     std::fs::write(&file, text).unwrap();
     assert_eq!(lab.operate(&["unblock", &lifted.to_string()]).code, Some(0));
@@ -53,14 +53,14 @@ fn reloaded_ruleset_restores_no_lifted_ban() {
         let lab = Lab::new(&["kept", "lifted", "other"]);
         let daemon = Daemon::start(&lab, &["--expire", "24h"]);
         let (kept, lifted, file) = saved(&lab, flushes);
-        lab.run("victim", "nft", &["-f", &file]);
+        lab.load_rules(&file);
         daemon.expect_line("loaded a ruleset with elements of table inet portsentry");
         expect_ledger_decides(&lab, kept, lifted);
         assert!(daemon.lines_with("by hand").is_empty());
         // A single added element is a ban by an operator, as always.
-        lab.run("victim", "nft", &["add element inet portsentry blocked { 198.51.100.9 timeout 1h }"]);
-        let listed = || lab.operate(&["list", "--json"]).out.contains("198.51.100.9").then_some(());
-        assert!(within(TIMEOUT, listed).is_some());
+        lab.nft("add element inet portsentry blocked { 198.51.100.9 timeout 1h }");
+        let listed = || lab.operate(&["list", "--json"]).out.contains("198.51.100.9");
+        assert!(soon(listed));
         // The table works.
         lab.provoke_ban("other");
         daemon.stop();
@@ -74,20 +74,16 @@ fn ruleset_loaded_before_start_adds_no_ban() {
     let (kept, lifted, _) = saved(&lab, true);
     // Saved again, with the trap armed and a longer time for the lifted ban.
     lab.trapped_ports();
-    let text = "flush ruleset\n".to_owned() + &lab.run("victim", "nft", &["list", "ruleset"]);
+    let text = "flush ruleset\n".to_owned() + &lab.nft("list ruleset");
     let text = text.replacen(&kept.to_string(), &format!("{lifted} timeout 2h expires 2h, {kept}"), 1);
     let file = lab.path("nftables.conf");
     std::fs::write(&file, text).unwrap();
-    let recorded = || {
-        let copy = netns_lab::copy_of_state(&lab.path("state"));
-        let (ledger, _) = portsentry::ledger::Ledger::open(copy.path()).unwrap();
-        portsentry::ledger::services::kernel_table(ledger.reader()).unwrap().map(drop)
-    };
+    let recorded = || lab.read_ledger(portsentry::ledger::services::kernel_table).unwrap().map(drop);
     assert!(within(TIMEOUT, recorded).is_some());
     daemon.stop();
-    lab.run("victim", "nft", &["-f", &file.display().to_string()]);
+    lab.load_rules(&file);
     // While no daemon runs, the trap from the file bans a client; the daemon has no evidence for it.
-    let (innocent, target) = (lab.v4("innocent").into(), lab.victim_v4("innocent").into());
+    let (innocent, target) = lab.ends_v4("innocent");
     lab.probe("innocent", innocent, target, &[901, 902, 903]);
     lab.expect_ban(innocent);
     let daemon = Daemon::start(&lab, &["--expire", "24h"]);
@@ -95,10 +91,10 @@ fn ruleset_loaded_before_start_adds_no_ban() {
     lab.provoke_ban("other");
     daemon.stop();
     // An element that is added to the daemon's own table meanwhile is a ban by an operator.
-    lab.run("victim", "nft", &["add element inet portsentry blocked { 198.51.100.9 timeout 1h }"]);
+    lab.nft("add element inet portsentry blocked { 198.51.100.9 timeout 1h }");
     let daemon = Daemon::start(&lab, &["--expire", "24h"]);
-    let listed = || lab.operate(&["list", "--json"]).out.contains("198.51.100.9").then_some(());
-    assert!(within(TIMEOUT, listed).is_some());
+    let listed = || lab.operate(&["list", "--json"]).out.contains("198.51.100.9");
+    assert!(soon(listed));
     daemon.stop();
 }
 
@@ -113,7 +109,7 @@ fn expect_loaded_file_reviewed(lab: &Lab, daemon: &Daemon, (kept, lifted, innoce
 
 /// True if `list` names a ban of `address`.
 fn is_listed(lab: &Lab, address: &str) -> bool {
-    within(TIMEOUT, || lab.operate(&["list", "--json"]).out.contains(address).then_some(())).is_some()
+    soon(|| lab.operate(&["list", "--json"]).out.contains(address))
 }
 
 #[test]
@@ -125,16 +121,16 @@ fn ruleset_merged_before_start_adds_no_ban() {
     let (kept, lifted, file) = saved(&lab, false);
     daemon.stop();
     std::thread::sleep(SLACK + Duration::from_secs(1));
-    lab.run("victim", "nft", &["-f", &file]);
-    let (innocent, target) = (lab.v4("innocent").into(), lab.victim_v4("innocent").into());
+    lab.load_rules(&file);
+    let (innocent, target) = lab.ends_v4("innocent");
     lab.probe("innocent", innocent, target, &[901, 902, 903]);
     lab.expect_ban(innocent);
     let daemon = Daemon::start(&lab, &["--expire", "24h"]);
     expect_loaded_file_reviewed(&lab, &daemon, (kept, lifted, innocent));
     daemon.stop();
     // The ledger has never seen this address, so it is an operator's ban, even if a file was loaded as well.
-    lab.run("victim", "nft", &["-f", &file]);
-    lab.run("victim", "nft", &["add element inet portsentry blocked { 198.51.100.9 timeout 1h }"]);
+    lab.load_rules(&file);
+    lab.nft("add element inet portsentry blocked { 198.51.100.9 timeout 1h }");
     let daemon = Daemon::start(&lab, &["--expire", "24h"]);
     assert!(is_listed(&lab, "198.51.100.9"));
     assert_eq!(lab.ask(&["explain", &lifted.to_string()])["blocked"], serde_json::Value::Null);
@@ -161,7 +157,7 @@ fn saved_ruleset_without_ledger_is_no_ban() {
         assert_eq!(lab.banned(), [kept]);
         daemon.stop();
         lose_ledger(&lab);
-        lab.run("victim", "nft", &["-f", &file]);
+        lab.load_rules(&file);
         assert_eq!(lab.banned().len(), 2, "{}", lab.set_text("blocked"));
         let daemon = Daemon::start(&lab, &["--expire", "24h"]);
         daemon.expect_line("bans, which keep their remaining time: 0, other elements, which were removed: 2");
@@ -169,10 +165,10 @@ fn saved_ruleset_without_ledger_is_no_ban() {
         assert_eq!(lab.operate(&["list", "--json"]).out.matches("subject").count(), 0);
         // From now on the ledger knows the table.
         let other = lab.provoke_ban("other");
-        lab.run("victim", "nft", &["add element inet portsentry blocked { 198.51.100.9 timeout 1h }"]);
+        lab.nft("add element inet portsentry blocked { 198.51.100.9 timeout 1h }");
         assert!(is_listed(&lab, "198.51.100.9"));
         daemon.stop();
-        lab.run("victim", "nft", &["add element inet portsentry blocked { 198.51.100.10 timeout 1h }"]);
+        lab.nft("add element inet portsentry blocked { 198.51.100.10 timeout 1h }");
         let daemon = Daemon::start(&lab, &["--expire", "24h"]);
         assert!(is_listed(&lab, "198.51.100.10"));
         assert!(lab.banned().contains(&other) && lab.banned().len() == 3);
@@ -188,12 +184,12 @@ fn loaded_set_restores_no_lifted_ban() {
     let (kept, lifted, file) = saved(&lab, false);
     let again = lab.operate(&["block", &lifted.to_string(), "--expire", "2h"]);
     assert_eq!(again.code, Some(0), "{}", again.err);
-    let text = lab.run("victim", "nft", &["list", "set", "inet", "portsentry", "blocked"]);
+    let text = lab.nft("list set inet portsentry blocked");
     std::fs::write(&file, text).unwrap();
     assert_eq!(lab.operate(&["unblock", &lifted.to_string()]).code, Some(0));
     daemon.stop();
     std::thread::sleep(SLACK + Duration::from_secs(1));
-    lab.run("victim", "nft", &["-f", &file]);
+    lab.load_rules(&file);
     assert!(lab.banned().contains(&lifted));
     let daemon = Daemon::start(&lab, &["--expire", "24h"]);
     daemon.expect_line("other elements, which were removed: 1");
@@ -201,7 +197,7 @@ fn loaded_set_restores_no_lifted_ban() {
     daemon.stop();
     // With a time that none of its bans had, it is a ban by an operator.
     let element = format!("add element inet portsentry blocked {{ {lifted} timeout 3h }}");
-    lab.run("victim", "nft", &[&element]);
+    lab.nft(&element);
     let daemon = Daemon::start(&lab, &["--expire", "24h"]);
     assert!(is_listed(&lab, &lifted.to_string()));
     lab.expect_banned(&[kept, lifted]);
@@ -221,8 +217,8 @@ fn trap_ban_after_crash_stays() {
         lab.expect_ban(source);
     };
     scan(&[901, 902, 903]);
-    let reviewed = || lab.set("caught").is_empty().then_some(());
-    assert!(within(TIMEOUT, reviewed).is_some(), "{}", lab.set_text("caught"));
+    let reviewed = || lab.set("caught").is_empty();
+    assert!(soon(reviewed), "{}", lab.set_text("caught"));
     assert_eq!(lab.operate(&["unblock", &source.to_string()]).code, Some(0));
     lab.expect_banned(&[]);
     daemon.kill();
@@ -237,7 +233,7 @@ fn trap_ban_after_crash_stays() {
 #[test]
 fn documented_command_saves_everything_else() {
     let lab = Lab::new(&["kept", "lifted"]);
-    lab.run("victim", "nft", &["add table inet own; add chain inet own input"]);
+    lab.nft("add table inet own; add chain inet own input");
     let daemon = Daemon::start(&lab, &["--expire", "24h"]);
     let documented = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/nft/portsentry.nft")).unwrap();
     let command = documented.lines().find_map(|line| line.strip_prefix("#     nft list tables")).unwrap();

@@ -2,14 +2,14 @@
 //! commands.
 
 use std::net::{IpAddr, Ipv6Addr};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
-use portsentry::ledger::{Ledger, LedgerEntry};
+use portsentry::ledger::LedgerEntry;
 
 use netns_lab::daemon::Daemon;
 use netns_lab::services::EIGHT;
-use netns_lab::{Lab, TIMEOUT, slowness, within};
+use netns_lab::{Lab, TIMEOUT, slowness, soon};
 
 /// Timeout of a client without an answer.
 pub(crate) const SHORTLY: Duration = Duration::from_millis(300);
@@ -41,7 +41,7 @@ pub(crate) fn scene() -> Lab {
 /// The attacker's address of one family, and the victim's address for it.
 pub(crate) fn ends(lab: &Lab, v6: bool) -> (IpAddr, IpAddr) {
     match v6 {
-        false => (lab.v4("attacker").into(), lab.victim_v4("attacker").into()),
+        false => lab.ends_v4("attacker"),
         true => (FAR.into(), lab.victim_v6("attacker").into()),
     }
 }
@@ -87,16 +87,19 @@ pub(crate) fn held(lab: &Lab, backend: &str) -> String {
 /// Waits until `backend` blocks the attacker's address of this family.
 pub(crate) fn expect_held(lab: &Lab, backend: &str, v6: bool, daemon: &Daemon) {
     let word = if v6 { FAR_NETWORK.to_string() } else { lab.v4("attacker").to_string() };
-    let found = within(TIMEOUT, || held(lab, backend).contains(&word).then_some(()));
-    let log = || daemon.lines_with("").join("\n");
-    assert!(found.is_some(), "{backend} never blocked {word}: {:?}\n{}", held(lab, backend), log());
+    assert!(
+        soon(|| held(lab, backend).contains(&word)),
+        "{backend} never blocked {word}: {:?}\n{}",
+        held(lab, backend),
+        daemon.log()
+    );
 }
 
 /// Waits until nothing is left of any ban: no element, no route, and the original hosts.deny.
 pub(crate) fn expect_nothing_left(lab: &Lab) {
     let clean = || lab.banned().is_empty() && routes(lab).is_empty() && text(lab, "hosts.deny") == DENY;
     let left = || format!("{:?} {:?} {:?}", lab.banned(), routes(lab), text(lab, "hosts.deny"));
-    assert!(within(TIMEOUT, || clean().then_some(())).is_some(), "left: {}", left());
+    assert!(soon(clean), "left: {}", left());
 }
 
 /// Configuration with these backends, with the lab's file or command for each.
@@ -128,10 +131,8 @@ fn script(lab: &Lab) -> PathBuf {
 }
 
 /// The bans in force according to the ledger.
-pub(crate) fn ledger(directory: &Path) -> Vec<LedgerEntry> {
-    let copy = netns_lab::copy_of_state(directory);
-    let (ledger, _) = Ledger::open(copy.path()).unwrap();
-    let active = ledger.reader().active(std::time::SystemTime::now()).unwrap();
+pub(crate) fn ledger(lab: &Lab) -> Vec<LedgerEntry> {
+    let active = lab.read_ledger(|ledger| ledger.active(std::time::SystemTime::now())).unwrap();
     assert_eq!(active.unreadable, 0);
     active.items
 }

@@ -7,7 +7,7 @@ const EVERY_BACKEND: [&str; 4] = ["nft", "route", "hosts-deny", "run"];
 
 /// Adds a second host to the lab of [`scene`], which scans during the trial.
 fn scan_other(lab: &netns_lab::Lab) {
-    lab.probe("other", lab.v4("other").into(), lab.victim_v4("other").into(), &crate::support::CLOSED);
+    lab.probe_v4("other", &crate::support::CLOSED);
 }
 
 #[test]

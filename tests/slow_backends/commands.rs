@@ -4,9 +4,9 @@ use std::fs;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use portsentry::config::Run;
+use portsentry::config::{DEFAULT_DENY_LINE, Run};
 use portsentry::enforce::command::ExitOutcome;
-use portsentry::enforce::hosts_deny::{DEFAULT_TEMPLATE, HostsDeny};
+use portsentry::enforce::hosts_deny::HostsDeny;
 use portsentry::enforce::slow_backends::{
     Adopted, BackendEvent, CommandPhase, Left, SlowBackendsConfig, SlowQueue, Stopped, Task,
 };
@@ -397,7 +397,7 @@ fn backends_follow_given_order() {
     let run = run(&script);
     let helper_client = helper_client(&run);
     let bench = Bench::start(SlowBackendsConfig {
-        entry_file: Some(HostsDeny::new(&path, DEFAULT_TEMPLATE).unwrap().into()),
+        entry_file: Some(HostsDeny::new(&path, DEFAULT_DENY_LINE).unwrap().into()),
         run: Some((run, helper_client)),
         ..SlowBackendsConfig::default()
     });
@@ -483,7 +483,7 @@ fn late_line_leaves_newer_ban_its_command() {
     let run = run("echo ran");
     let helper_client = helper_client(&run);
     let bench = Bench::start(SlowBackendsConfig {
-        entry_file: Some(HostsDeny::new(&path, DEFAULT_TEMPLATE).unwrap().into()),
+        entry_file: Some(HostsDeny::new(&path, DEFAULT_DENY_LINE).unwrap().into()),
         run: Some((run, helper_client)),
         ..SlowBackendsConfig::default()
     });

@@ -8,10 +8,11 @@ use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::thread::JoinHandle;
 
+use portsentry::config::DEFAULT_DENY_LINE;
 use portsentry::enforce::EntryFile;
 use portsentry::enforce::file_helper::{FileHelper, Files, serve};
 use portsentry::enforce::helper_socket::{HelperError, pair};
-use portsentry::enforce::hosts_deny::{DEFAULT_TEMPLATE, HostsDeny};
+use portsentry::enforce::hosts_deny::HostsDeny;
 use portsentry::enforce::slow_backends::{BackendEvent, SlowBackendsConfig, Task};
 use portsentry::events::json_log;
 use portsentry::types::Backend;
@@ -36,7 +37,7 @@ fn start_raw(files: &Files) -> (OwnedFd, Served) {
 fn setup() -> (TempDir, PathBuf, HostsDeny) {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("hosts.deny");
-    let hosts_deny = HostsDeny::new(&path, DEFAULT_TEMPLATE).unwrap();
+    let hosts_deny = HostsDeny::new(&path, DEFAULT_DENY_LINE).unwrap();
     (directory, path, hosts_deny)
 }
 
@@ -60,8 +61,9 @@ fn lines_are_written_by_helper() {
     bench.block(context, &[Backend::HostsDeny]);
     assert_eq!(bench.next(), BackendEvent::Done { context, backend: Backend::HostsDeny });
     assert!(fs::read_to_string(&path).unwrap().starts_with("sshd: x\n# portsentry: 192.0.2.7 until "));
-    // Another program removes the line: the thread reads the file through the helper and rewrites it.
-    fs::write(&path, "sshd: y\n").unwrap();
+    // Another program replaces the file, without the line: the thread reads it through the helper and rewrites it.
+    fs::write(path.with_extension("new"), "sshd: y\n").unwrap();
+    fs::rename(path.with_extension("new"), &path).unwrap();
     assert!(matches!(bench.next(), BackendEvent::Restored { .. }));
     bench.put(Task::Release { targets: vec![target("192.0.2.7")] });
     assert!(matches!(bench.next(), BackendEvent::Released { .. }));
@@ -79,10 +81,10 @@ fn change_of_many_messages_is_atomic() {
         (0..1_200).map(|number| format!("192.0.{}.{}", number / 250, number % 250 + 1)).collect();
     let add: Vec<_> = sources.iter().map(|source| context(source, 60)).collect();
     helper.edit(&add, &[]).unwrap();
-    assert_eq!(hosts_deny.held().unwrap().len(), 1_200);
+    assert_eq!(hosts_deny.targets().unwrap().len(), 1_200);
     let remove: Vec<_> = sources[1..].iter().map(|source| target(source)).collect();
     helper.edit(&[], &remove).unwrap();
-    assert_eq!(hosts_deny.held().unwrap(), [target(&sources[0])]);
+    assert_eq!(hosts_deny.targets().unwrap(), [target(&sources[0])]);
     let bytes = helper.read(1 << 20).unwrap().unwrap();
     assert_eq!(bytes, fs::read(hosts_deny.path()).unwrap());
     assert_eq!(names(directory.path()), ["hosts.deny"]);

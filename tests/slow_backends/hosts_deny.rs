@@ -7,8 +7,9 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use portsentry::config::DEFAULT_DENY_LINE;
 use portsentry::enforce::BanContext;
-use portsentry::enforce::hosts_deny::{DEFAULT_TEMPLATE, HostsDeny, HostsDenyError};
+use portsentry::enforce::hosts_deny::{HostsDeny, HostsDenyError};
 use rustix::fs::{XattrFlags, getxattr, setxattr};
 use tempfile::TempDir;
 
@@ -23,7 +24,7 @@ fn directory(text: &str) -> (TempDir, PathBuf) {
 }
 
 fn at(path: &Path) -> HostsDeny {
-    HostsDeny::new(path, DEFAULT_TEMPLATE).unwrap()
+    HostsDeny::new(path, DEFAULT_DENY_LINE).unwrap()
 }
 
 fn names(directory: &TempDir) -> Vec<String> {
@@ -40,12 +41,12 @@ fn missing_file_is_created_world_readable() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("hosts.deny");
     let hosts_deny = at(&path);
-    assert_eq!(hosts_deny.held().unwrap(), []);
+    assert_eq!(hosts_deny.targets().unwrap(), []);
     assert_eq!(hosts_deny.apply(&[], &[target("192.0.2.7")]).unwrap(), []);
     assert!(!path.exists(), "without a change no file is created");
     hosts_deny.apply(&[context("192.0.2.7", 60), context("2001:db8:1:2:3::4", 60)], &[]).unwrap();
     assert_eq!(fs::metadata(&path).unwrap().mode() & 0o7777, 0o644);
-    assert_eq!(hosts_deny.held().unwrap(), [target("192.0.2.7"), target("2001:db8:1:2::")]);
+    assert_eq!(hosts_deny.targets().unwrap(), [target("192.0.2.7"), target("2001:db8:1:2::")]);
     let text = fs::read_to_string(&path).unwrap();
     assert!(text.contains("\nALL: 192.0.2.7\n") && text.ends_with("\nALL: [2001:db8:1:2::]/64\n"), "{text}");
     let removed = hosts_deny.apply(&[], &[target("2001:db8:1:2:9::9"), target("192.0.2.7"), target("192.0.2.8")]);
@@ -102,7 +103,7 @@ fn link_pipe_and_directory_are_refused() {
     assert!(matches!(at(&dangling).apply(&add, &[]), Err(HostsDenyError::Link(_))));
     let pipe = directory.path().join("pipe");
     assert!(Command::new("mkfifo").arg(&pipe).status().unwrap().success());
-    assert!(matches!(at(&pipe).held(), Err(HostsDenyError::Kind(_))), "opening a pipe does not wait for a writer");
+    assert!(matches!(at(&pipe).targets(), Err(HostsDenyError::Kind(_))), "opening a pipe does not wait for a writer");
     assert!(matches!(at(directory.path()).apply(&add, &[]), Err(HostsDenyError::Kind(_))));
     let nowhere = directory.path().join("missing/hosts.deny");
     assert!(matches!(at(&nowhere).apply(&add, &[]), Err(HostsDenyError::System { .. })));
@@ -115,7 +116,7 @@ fn file_over_16_mib_is_refused() {
     let (directory, path) = directory("");
     let big = vec![b'#'; (16 << 20) + 1];
     fs::write(&path, &big).unwrap();
-    assert!(matches!(at(&path).held(), Err(HostsDenyError::TooBig(_))));
+    assert!(matches!(at(&path).targets(), Err(HostsDenyError::TooBig(_))));
     fs::write(&path, [&big[..(16 << 20) - 10], b"\n"].concat()).unwrap();
     let before = fs::metadata(&path).unwrap();
     assert!(matches!(at(&path).apply(&[context("192.0.2.7", 60)], &[]), Err(HostsDenyError::Full(_))));
@@ -177,7 +178,7 @@ fn concurrent_appends_keep_lines_whole() {
         }
         stop.store(true, Ordering::Relaxed);
     });
-    assert_eq!(hosts_deny.held().unwrap(), written);
+    assert_eq!(hosts_deny.targets().unwrap(), written);
     let text = fs::read_to_string(&path).unwrap();
     let others: Vec<u32> =
         text.lines().filter_map(|line| Some(line.strip_prefix("sshd: host")?.parse().unwrap())).collect();
@@ -207,7 +208,7 @@ fn lets_in(directory: &TempDir, service: &str, client: &str) -> bool {
 #[test]
 fn tcp_wrappers_deny_only_listed_sources() {
     for (template, before) in [
-        (DEFAULT_TEMPLATE, "# mine\nin.ftpd: 203.0.113.0/24\n"),
+        (DEFAULT_DENY_LINE, "# mine\nin.ftpd: 203.0.113.0/24\n"),
         ("ALL: $TARGET$ : DENY", "in.ftpd: 203.0.113.0/24\n"),
         ("ALL: $TARGET$ : DENY", "in.ftpd: 203.0.113.0/24\r\n"),
         ("ALL:$TARGET$:deny", "in.ftpd: \\\n203.0.113.0/24\n"),
@@ -221,7 +222,7 @@ fn tcp_wrappers_deny_only_listed_sources() {
         assert_eq!(denied.map(lets), [false; 4], "{template:?} {before:?}");
         assert_eq!(let_in.map(lets), [true; 5], "{template:?} {before:?}");
         assert!(!lets_in(&directory, "in.ftpd", "203.0.113.5"), "the administrator's own rule still denies");
-        hosts_deny.apply(&[], &hosts_deny.held().unwrap()).unwrap();
+        hosts_deny.apply(&[], &hosts_deny.targets().unwrap()).unwrap();
         assert_eq!(denied.map(lets), [true; 4]);
         assert_eq!(fs::read_to_string(&path).unwrap(), before);
     }

@@ -5,8 +5,9 @@ use std::path::{Path, PathBuf};
 use std::sync::mpsc::channel;
 use std::time::{Duration, Instant};
 
+use portsentry::config::DEFAULT_DENY_LINE;
 use portsentry::enforce::BanBackend;
-use portsentry::enforce::hosts_deny::{DEFAULT_TEMPLATE, HostsDeny};
+use portsentry::enforce::hosts_deny::HostsDeny;
 use portsentry::enforce::slow_backends::{
     Adopted, BackendEvent, Left, SlowBackends, SlowBackendsConfig, SlowQueue, SlowTask, Stopped, Task,
 };
@@ -22,12 +23,12 @@ fn setup() -> (TempDir, PathBuf, SlowBackendsConfig) {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("etc/hosts.deny");
     fs::create_dir(directory.path().join("etc")).unwrap();
-    let hosts_deny = HostsDeny::new(&path, DEFAULT_TEMPLATE).unwrap().into();
+    let hosts_deny = HostsDeny::new(&path, DEFAULT_DENY_LINE).unwrap().into();
     (directory, path, SlowBackendsConfig { entry_file: Some(hosts_deny), ..SlowBackendsConfig::default() })
 }
 
 fn held(path: &Path) -> Vec<BanTarget> {
-    let mut held = HostsDeny::new(path, DEFAULT_TEMPLATE).unwrap().held().unwrap();
+    let mut held = HostsDeny::new(path, DEFAULT_DENY_LINE).unwrap().targets().unwrap();
     held.sort();
     held
 }

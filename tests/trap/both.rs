@@ -13,7 +13,7 @@ fn kernel_counts_distinct_ports() {
     for protocol in [Tcp, Udp] {
         let lab = Lab::new(&["other"]);
         let daemon = protocol.start(&lab, "");
-        let (source, target) = (lab.v4("other").into(), lab.victim_v4("other").into());
+        let (source, target) = lab.ends_v4("other");
         if protocol == Udp {
             let status = lab.succeed(&["status"]);
             let count = protocol.watched(&lab).len();
@@ -56,7 +56,7 @@ fn first_probe_bans_if_none_is_forgiven() {
     for protocol in [Tcp, Udp] {
         let lab = Lab::new(&["other"]);
         let daemon = protocol.start(&lab, "[detect]\nscan_trigger = 0\n");
-        let (source, target) = (lab.v4("other").into(), lab.victim_v4("other").into());
+        let (source, target) = lab.ends_v4("other");
         daemon.frozen(|| {
             protocol.probe(&lab, "other", source, target, &[901]);
             assert!(is_banned(&lab, source));
@@ -71,14 +71,8 @@ fn dnat_published_port_is_not_counted() {
     for (protocol, name) in [(Tcp, "tcp"), (Udp, "udp")] {
         let lab = Lab::new(&["other", "container"]);
         let daemon = protocol.start(&lab, "[detect]\nscan_trigger = 0\n");
-        lab.run("victim", "sysctl", &["-qw", "net.ipv4.ip_forward=1"]);
-        let container = lab.v4("container");
-        let rules = format!(
-            "add table ip nat; add chain ip nat prerouting {{ type nat hook prerouting priority dstnat; }}; \
-             add rule ip nat prerouting iif other {name} dport 901-905 dnat to {container}:8080"
-        );
-        lab.run("victim", "nft", &[&rules]);
-        let (source, target) = (lab.v4("other").into(), lab.victim_v4("other").into());
+        lab.publish(&format!("iif other {name} dport 901-905"), format_args!("{}:8080", lab.v4("container")));
+        let (source, target) = lab.ends_v4("other");
         assert!(protocol.watched(&lab).contains(&901));
         daemon.frozen(|| {
             protocol.probe(&lab, "other", source, target, &[901, 902, 903]);
@@ -97,7 +91,7 @@ fn only_named_interfaces_count() {
         let daemon = protocol.start(&lab, "interfaces = [\"other\"]\n");
         daemon.frozen(|| {
             for host in ["quiet", "other"] {
-                let (source, target) = (lab.v4(host).into(), lab.victim_v4(host).into());
+                let (source, target) = lab.ends_v4(host);
                 protocol.probe(&lab, host, source, target, &[901, 902, 903, 904]);
             }
             assert!(is_banned(&lab, lab.v4("other")));

@@ -277,7 +277,9 @@ fn hidden_syn_gets_no_answer() {
 #[test]
 fn tracked_fragments_are_counted_as_syns() {
     let lab = Lab::new(&["other"]);
-    lab.run("victim", "nft", &["add table inet f; add chain inet f i { type filter hook input priority 0; }; add rule inet f i ct state new"]);
+    lab.nft(
+        "add table inet f; add chain inet f i { type filter hook input priority 0; }; add rule inet f i ct state new",
+    );
     let daemon = Tcp.start(&lab, "");
     let (ends, mut wire) = (ends(&lab), lab.wire("other"));
     let chained = |port| ends.cut6(DESTINATION, &raw::options(DESTINATION, &raw::options(TCP, &ends.syn6(port))), 8);

@@ -17,26 +17,15 @@ use crate::banned_at_last;
 /// Longer than a hold, and shorter than the time until a SYN's second retransmission.
 const CONNECT_TIMEOUT: Duration = Duration::from_millis(1_500);
 
-fn nft(lab: &Lab, command: &str) {
-    lab.run("victim", "nft", &[command]);
-}
-
 /// Holds an address for the whole test; the rules do not depend on the element's timeout.
 fn hold(lab: &Lab, address: impl Into<IpAddr>) {
     let address = address.into();
     let set = if address.is_ipv4() { "held" } else { "held6" };
-    nft(lab, &format!("add element inet portsentry {set} {{ {address} timeout 1h }}"));
+    lab.nft(&format!("add element inet portsentry {set} {{ {address} timeout 1h }}"));
 }
 
 fn release_all(lab: &Lab) {
-    nft(lab, "flush set inet portsentry held; flush set inet portsentry held6");
-}
-
-/// The packets that the rules of a chain have counted.
-pub(crate) fn packets(lab: &Lab, chain: &str) -> u64 {
-    let text = lab.run("victim", "nft", &["list", "chain", "inet", "portsentry", chain]);
-    let counts = text.split("counter packets ").skip(1).filter_map(|rest| rest.split(' ').next()?.parse::<u64>().ok());
-    counts.sum()
+    lab.nft("flush set inet portsentry held; flush set inet portsentry held6");
 }
 
 /// True if this source was ever held.
@@ -48,7 +37,7 @@ fn was_held(lab: &Lab, address: impl Into<IpAddr>) -> bool {
 
 /// Disables bans by the kernel while the program is stopped.
 fn without_bans(lab: &Lab) {
-    nft(lab, "insert rule inet portsentry trap_ban return");
+    lab.nft("insert rule inet portsentry trap_ban return");
 }
 
 /// Connects from a host; returns the error, if any.
@@ -63,14 +52,11 @@ fn probe_holds_source_briefly() {
     lab.victim_ip("addr add fe80::77/64 dev other nodad");
     let daemon = Tcp.start(&lab, "");
     assert!(lab.succeed(&["status"]).contains("sources are held for 900 ms"));
-    let ends: [(IpAddr, IpAddr); 2] = [
-        (lab.v4("other").into(), lab.victim_v4("other").into()),
-        (lab.v6("other").into(), lab.victim_v6("other").into()),
-    ];
+    let ends = lab.ends("other");
     for (source, target) in ends {
-        let before = packets(&lab, "trap_held");
+        let before = lab.packets("trap_held");
         lab.probe("other", source, target, &[901]);
-        eventually("the SYN is counted, then dropped", || packets(&lab, "trap_held") > before);
+        eventually("the SYN is counted, then dropped", || lab.packets("trap_held") > before);
         // The retransmitted SYN is not a new probe.
         let refused = connect(&lab, "other", target, 902, TIMEOUT);
         assert_eq!(refused, Some(ErrorKind::ConnectionRefused), "{source}");
@@ -115,15 +101,6 @@ fn related_port_holds_without_counting() {
     daemon.stop();
 }
 
-/// Publishes port 80 of `container` at an address and port of the victim.
-fn publish(lab: &Lab, (target, port): (IpAddr, u16), container: IpAddr) {
-    let rules = format!(
-        "add table ip nat; add chain ip nat prerouting {{ type nat hook prerouting priority dstnat; }}; \
-         add rule ip nat prerouting iif other ip daddr {target} tcp dport {port} dnat to {container}:80"
-    );
-    nft(lab, &rules);
-}
-
 /// The SYN of a scanner is dropped at open and published ports as well, and passes when it is repeated. Forwarded and
 /// allowed ones pass.
 #[test]
@@ -131,10 +108,9 @@ fn scanner_syn_holds_at_any_port() {
     let lab = Lab::new(&["other", "container"]);
     let _services = Services::open(&lab, &[80]);
     let daemon = Tcp.start(&lab, "[allow]\nnetworks = [\"10.77.1.101\", \"10.77.1.102\"]\n");
-    lab.run("victim", "sysctl", &["-qw", "net.ipv4.ip_forward=1"]);
     let (container, target) = (IpAddr::from(lab.v4("container")), IpAddr::from(lab.victim_v4("other")));
     // Port 8082 is not monitored: whether the program knows that it is published makes no difference.
-    publish(&lab, (target, 8_082), container);
+    lab.publish(&format!("iif other ip daddr {target} tcp dport 8082"), format_args!("{container}:80"));
     let sources = lab.add_addresses("other", 101..107);
     let mut wire = lab.wire("other");
     let mut send = |source: usize, target, port| wire.send(&raw::scanner_syn(sources[source].into(), target, port));
@@ -142,7 +118,7 @@ fn scanner_syn_holds_at_any_port() {
     send(2, container, 80);
     for (number, (source, target, port)) in (1..).zip([(3, target, 80), (4, target, 8_082), (5, target, 113)]) {
         send(source, target, port);
-        eventually("the SYN is dropped", || packets(&lab, "trap_held") == number);
+        eventually("the SYN is dropped", || lab.packets("trap_held") == number);
         assert!(was_held(&lab, sources[source]), "{port}");
         // A repeated SYN passes; otherwise the next count would be wrong.
         release_all(&lab);
@@ -180,8 +156,7 @@ fn two_services_at_once_hold_source() {
         }
     };
     daemon.frozen(|| {
-        nft(
-            &lab,
+        lab.nft(
             "add element inet portsentry peers { 10.77.1.102 }; add element inet portsentry peers6 { fd77:0:1:102:: }",
         );
         // Allowed and connected clients, a browser, two connections to one service, and a port that is not monitored.
@@ -198,11 +173,11 @@ fn two_services_at_once_hold_source() {
         });
         let held = held.expect("two services at once hold the source");
         release_all(&lab);
-        let dropped = packets(&lab, "trap_held");
+        let dropped = lab.packets("trap_held");
         send(held, &[80, 993]);
         send(107, &[901]);
         eventually("the last SYN was processed", || holds(107) == [true; 2]);
-        assert_eq!(packets(&lab, "trap_held"), dropped + 2, "retransmitted SYNs arrive, those to a closed port do not");
+        assert_eq!(lab.packets("trap_held"), dropped + 2, "retransmitted SYNs arrive, those to a closed port do not");
         for number in 101..107 {
             assert_eq!(holds(number), [false; 2], "{number}");
         }
@@ -263,9 +238,8 @@ fn connect_from(source: IpAddr, target: SocketAddr) -> Option<ErrorKind> {
 fn published_port_is_held_forwarded_is_not() {
     let lab = Lab::new(&["other", "container"]);
     let daemon = Tcp.start(&lab, "[tcp]\nadvanced_exclude = \"8080,113,139\"\n");
-    lab.run("victim", "sysctl", &["-qw", "net.ipv4.ip_forward=1"]);
     let (container, target) = (IpAddr::from(lab.v4("container")), IpAddr::from(lab.victim_v4("other")));
-    publish(&lab, (target, 8_080), container);
+    lab.publish(&format!("iif other ip daddr {target} tcp dport 8080"), format_args!("{container}:80"));
     let _listener = lab.inside("container", || TcpListener::bind((container, 80)).unwrap());
     let try_both =
         || [(container, 80), (target, 8_080)].map(|(ip, port)| connect(&lab, "other", ip, port, CONNECT_TIMEOUT));
@@ -283,23 +257,20 @@ fn source_is_held_sixteen_times() {
     let lab = Lab::new(&["other"]);
     let _services = Services::open(&lab, &[80]);
     let daemon = Tcp.start(&lab, "[trap]\nhold = \"100ms\"\n");
-    let ends: [(IpAddr, IpAddr); 2] = [
-        (lab.v4("other").into(), lab.victim_v4("other").into()),
-        (lab.v6("other").into(), lab.victim_v6("other").into()),
-    ];
+    let ends = lab.ends("other");
     let mut wire = lab.wire("other");
     daemon.frozen(|| {
         without_bans(&lab);
         for (source, target) in ends {
-            let before = packets(&lab, "trap_held");
+            let before = lab.packets("trap_held");
             for port in 901..941 {
                 wire.send(&raw::tcp(source, target, port, raw::SYN));
                 std::thread::sleep(Duration::from_millis(130));
             }
-            assert_eq!(packets(&lab, "trap_held") - before, 16, "{source}");
+            assert_eq!(lab.packets("trap_held") - before, 16, "{source}");
             assert!(lab.is_served("other", target, 80, TIMEOUT));
         }
-        assert_eq!(packets(&lab, "trap_full"), 0);
+        assert_eq!(lab.packets("trap_full"), 0);
     });
     daemon.stop();
 }
@@ -319,10 +290,7 @@ fn forged_syns_cost_victim_sixteen_holds() {
     lab.probe("scanner", scanner, lab.victim_v4("scanner").into(), &[911, 912, 913]);
     eventually("the only ban that has room stands", || lab.banned() == [scanner]);
 
-    let ends: [(IpAddr, IpAddr); 2] = [
-        (lab.v4("other").into(), lab.victim_v4("other").into()),
-        (lab.v6("other").into(), lab.victim_v6("other").into()),
-    ];
+    let ends = lab.ends("other");
     let mut wire = lab.wire("other");
     let over = AtomicBool::new(false);
     let attempts = std::thread::scope(|scope| {
@@ -391,7 +359,7 @@ fn fill(lab: &Lab, set: &str, count: u32, port: &str) {
     }
     let text = format!("{}}}\n", text.trim_start_matches("}\n"));
     let file = lab.write("fill.nft", &text);
-    lab.run("victim", "nft", &["-f", file.to_str().unwrap()]);
+    lab.load_rules(&file);
 }
 
 #[test]
@@ -404,11 +372,11 @@ fn full_trap_sets_still_hold_sources() {
         // The set that counts holds over the window is full, so they are counted for ten seconds.
         fill(&lab, "hold_counts", 65_536, "");
         for (number, host) in (1..).zip(["other", "second"]) {
-            lab.probe(host, lab.v4(host).into(), lab.victim_v4(host).into(), &[901]);
-            eventually("the SYN is dropped", || packets(&lab, "trap_held") == number);
+            lab.probe_v4(host, &[901]);
+            eventually("the SYN is dropped", || lab.packets("trap_held") == number);
         }
         assert!(!was_held(&lab, lab.v4("other")) && lab.set("suspects").len() == 65_536);
-        assert_eq!(packets(&lab, "trap_full"), 0);
+        assert_eq!(lab.packets("trap_full"), 0);
     });
     daemon.stop();
 }
@@ -445,7 +413,7 @@ fn no_source_is_held_without_blocking() {
     ] {
         let lab = Lab::new(&["other"]);
         let daemon = Daemon::start_configured(&lab, text, &arguments);
-        let rules = lab.run("victim", "nft", &["list", "ruleset"]);
+        let rules = lab.nft("list ruleset");
         assert!(!rules.contains("held") && !rules.contains("frag-off & 16383"), "{text} {arguments:?}");
         assert!(!lab.succeed(&["status"]).contains("are held"));
         assert_eq!(lab.ask(&["explain", "192.0.2.7"])["hold"], serde_json::Value::Null);
@@ -453,9 +421,9 @@ fn no_source_is_held_without_blocking() {
         assert_eq!(connect(&lab, "other", target, 901, TIMEOUT), Some(ErrorKind::ConnectionRefused));
         if arguments.len() == 2 {
             lab.reload("expire = \"2h\"\n");
-            assert!(!lab.run("victim", "nft", &["list", "ruleset"]).contains("held"), "a reload does not confirm");
+            assert!(!lab.nft("list ruleset").contains("held"), "a reload does not confirm");
             lab.succeed(&["confirm"]);
-            let holds = || lab.run("victim", "nft", &["list", "ruleset"]).contains("timeout 900ms");
+            let holds = || lab.nft("list ruleset").contains("timeout 900ms");
             eventually("sources are held after the confirmation", holds);
         }
         daemon.stop();
@@ -482,7 +450,7 @@ fn illegal_flags_are_dropped_and_hold_source() {
             wire.send(&raw::tcp((*source).into(), target, 901, flags));
             eventually("the source is held", || was_held(&lab, *source));
         }
-        assert_eq!(packets(&lab, "trap_touch"), 6, "the packets are dropped, and so not answered");
+        assert_eq!(lab.packets("trap_touch"), 6, "the packets are dropped, and so not answered");
         assert!(!was_held(&lab, lab.v4("other")));
         assert!(banned_at_last(&lab).is_empty() && lab.set("suspects").is_empty(), "the program bans, not the kernel");
     });
@@ -496,26 +464,23 @@ fn illegal_flags_are_dropped_and_hold_source() {
 fn illegal_flags_during_hold_get_no_reset() {
     let lab = Lab::new(&["other"]);
     let daemon = Tcp.start(&lab, "");
-    let ends: [(IpAddr, IpAddr); 2] = [
-        (lab.v4("other").into(), lab.victim_v4("other").into()),
-        (lab.v6("other").into(), lab.victim_v6("other").into()),
-    ];
+    let ends = lab.ends("other");
     hold(&lab, lab.v4("other"));
     hold(&lab, lab.v6_network("other"));
     let mut wire = lab.wire("other");
     daemon.frozen(|| {
         for (source, target) in ends {
-            let before = packets(&lab, "trap_held");
+            let before = lab.packets("trap_held");
             let mut send = |flags| wire.send(&raw::tcp(source, target, 113, flags));
             [0, raw::FIN, 0x29, raw::SYN | raw::FIN].into_iter().for_each(&mut send);
-            eventually("they are dropped", || packets(&lab, "trap_held") == before + 4);
+            eventually("they are dropped", || lab.packets("trap_held") == before + 4);
             // Segments that belong to connections, or end them.
             [raw::ACK, raw::RST, raw::RST | raw::ACK, raw::FIN | raw::ACK, raw::SYN | raw::ACK]
                 .into_iter()
                 .for_each(&mut send);
             send(raw::FIN);
-            eventually("the last one is dropped", || packets(&lab, "trap_held") > before + 4);
-            assert_eq!(packets(&lab, "trap_held"), before + 5, "{source}");
+            eventually("the last one is dropped", || lab.packets("trap_held") > before + 4);
+            assert_eq!(lab.packets("trap_held"), before + 5, "{source}");
         }
     });
     daemon.stop();

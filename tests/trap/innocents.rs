@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
 
 use netns_lab::daemon::Daemon;
-use netns_lab::{Lab, TIMEOUT, raw, within};
+use netns_lab::{Lab, TIMEOUT, raw, soon, within};
 
 use crate::Protocol::Udp;
 use crate::{BLOCKING, banned_at_last, is_banned};
@@ -62,8 +62,8 @@ fn answers_to_closed_socket_are_not_counted() {
         assert!(is_banned(&lab, scanner));
     });
     // The program agrees.
-    let out = || ports.iter().all(|port| !Udp.watched(&lab).contains(port)).then_some(());
-    assert!(within(TIMEOUT, out).is_some());
+    let out = || ports.iter().all(|port| !Udp.watched(&lab).contains(port));
+    assert!(soon(out));
     assert!(daemon.lines_with("without valid evidence").is_empty());
     assert_eq!(lab.banned(), [IpAddr::from(lab.v4("scanner"))]);
     daemon.stop();
@@ -75,10 +75,10 @@ fn answers_to_closed_socket_are_not_counted() {
 fn forwarded_queries_open_no_port() {
     let lab = Lab::new(&["other", "container"]);
     let daemon = Udp.start(&lab, "");
-    lab.run("victim", "sysctl", &["-qw", "net.ipv4.ip_forward=1"]);
+    lab.sysctl("net.ipv4.ip_forward=1");
     let rules = "add table ip nat; add chain ip nat postrouting { type nat hook postrouting priority srcnat; }; \
                  add rule ip nat postrouting oif other udp sport 901 masquerade";
-    lab.run("victim", "nft", &[rules]);
+    lab.nft(rules);
     let server: IpAddr = lab.v4("other").into();
     daemon.frozen(|| {
         let listening = lab.inside("other", || UdpSocket::bind((server, 53)).unwrap());
@@ -152,7 +152,7 @@ fn new_service_is_not_counted() {
 fn trap_ignores_excluded_ports_and_allowed_sources() {
     let lab = Lab::new(&["other", "friend"]);
     let _bound = lab.inside("victim", || [901, 902].map(|port| UdpSocket::bind(("0.0.0.0", port)).unwrap()));
-    lab.run("victim", "sysctl", &["-qw", "net.ipv4.ip_local_port_range=20000 20999"]);
+    lab.sysctl("net.ipv4.ip_local_port_range=20000 20999");
     let friend = lab.v4("friend");
     let more = format!("[allow]\nnetworks = [\"{friend}\"]\n");
     let text = BLOCKING.replace("[udp]\n", "[udp]\nadvanced_ports = \"53-999,19999-21000,32768\"\n");
@@ -160,9 +160,9 @@ fn trap_ignores_excluded_ports_and_allowed_sources() {
     let mut expected: BTreeSet<u16> = (53..=999).chain([19_999, 21_000, 32_768]).collect();
     // The excluded ports are DHCP, NetBIOS and RIP chatter.
     expected.retain(|port| ![67, 68, 137, 138, 520, 546, 901, 902].contains(port));
-    assert!(within(TIMEOUT, || (Udp.watched(&lab) == expected).then_some(())).is_some(), "{:?}", Udp.watched(&lab));
+    assert!(soon(|| Udp.watched(&lab) == expected), "{:?}", Udp.watched(&lab));
     daemon.frozen(|| {
-        let (source, target) = (lab.v4("other").into(), lab.victim_v4("other").into());
+        let (source, target) = lab.ends_v4("other");
         Udp.probe(&lab, "other", source, target, &[67, 68, 137, 138, 20_000, 20_001, 20_002, 901, 902]);
         Udp.probe(&lab, "friend", friend.into(), lab.victim_v4("friend").into(), &[903, 904, 905, 906]);
         assert_untouched(&lab);

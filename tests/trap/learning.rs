@@ -49,7 +49,7 @@ fn start(lab: &Lab) -> (Daemon, BTreeSet<u16>) {
 /// Makes the links to these hosts ports of a bridge in the victim, and removes the victim's addresses from them.
 fn bridge(lab: &Lab, hosts: &[&str]) {
     lab.victim_ip("link add name tenants type bridge");
-    lab.run("victim", "sysctl", &["-qw", "net.ipv6.conf.tenants.disable_ipv6=1"]);
+    lab.sysctl("net.ipv6.conf.tenants.disable_ipv6=1");
     lab.victim_ip("link set tenants up");
     for host in hosts {
         lab.victim_ip(&format!("address flush dev {host}"));
@@ -90,13 +90,11 @@ fn remote_sender_through_bridge_opens_no_port() {
 fn forwarded_packets_open_no_port() {
     for tracked in [false, true] {
         let lab = Lab::new(&["scanner", "other", "far"]);
-        lab.run("victim", "sysctl", &["-qw", "net.ipv6.conf.all.forwarding=1"]);
+        lab.sysctl("net.ipv6.conf.all.forwarding=1");
         if tracked {
-            lab.run(
-                "victim",
-                "nft",
-                &["add table ip6 t; add chain ip6 t c { type filter hook forward priority 0; }; \
-                                        add rule ip6 t c ct state new counter"],
+            lab.nft(
+                "add table ip6 t; add chain ip6 t c { type filter hook forward priority 0; }; \
+                                        add rule ip6 t c ct state new counter",
             );
         }
         let (daemon, before) = start(&lab);
@@ -121,10 +119,10 @@ fn forwarded_packets_open_no_port() {
 #[test]
 fn client_behind_nat_opens_no_port() {
     let lab = Lab::new(&["scanner", "client", "server"]);
-    lab.run("victim", "sysctl", &["-qw", "net.ipv4.ip_forward=1"]);
+    lab.sysctl("net.ipv4.ip_forward=1");
     let rules = "add table ip nat; add chain ip nat post { type nat hook postrouting priority srcnat; }; \
                  add rule ip nat post ip saddr 10.77.2.0/24 oif { scanner, server } masquerade";
-    lab.run("victim", "nft", &[rules]);
+    lab.nft(rules);
     let (daemon, before) = start(&lab);
     for peer in [lab.v4("server"), lab.v4("scanner")] {
         let (client, peer) = (IpAddr::from(lab.v4("client")), IpAddr::from(peer));
@@ -158,29 +156,15 @@ fn short_lived_listener_opens_port_to_peer() {
     daemon.stop();
 }
 
-/// Forwards `ports` of the victim to the host `backend`.
-fn publish(lab: &Lab, backend: Ipv4Addr, ports: &str) {
-    lab.run("victim", "sysctl", &["-qw", "net.ipv4.ip_forward=1"]);
-    let rules = format!(
-        "add table ip nat; add chain ip nat pre {{ type nat hook prerouting priority dstnat; }}; \
-         add rule ip nat pre fib daddr type local tcp dport {{ {ports} }} dnat to {backend}"
-    );
-    lab.run("victim", "nft", &[&rules]);
-}
-
 /// The backend is slow or gone: no answer has come when the last SYN arrives.
 #[test]
 fn clients_of_slow_published_ports_are_innocent() {
     let lab = Lab::new(&["culprit", "client", "backend"]);
     let (backend, ports) = (lab.v4("backend"), [143, 465, 587, 993]);
     let _services = lab.inside("backend", || ports.map(|port| TcpListener::bind((backend, port)).unwrap()));
-    publish(&lab, backend, "143, 465, 587, 993");
+    lab.publish("fib daddr type local tcp dport { 143, 465, 587, 993 }", backend);
     // To an unused address of the link: no SYN/ACK ever comes.
-    lab.run(
-        "victim",
-        "nft",
-        &["add rule ip nat pre fib daddr type local tcp dport { 5432, 6379, 9200 } dnat to 10.77.3.99"],
-    );
+    lab.nft("add rule ip nat prerouting fib daddr type local tcp dport { 5432, 6379, 9200 } dnat to 10.77.3.99");
     let daemon = Tcp.start(&lab, "");
     let client = lab.v4("client").into();
     lab.probe("client", client, lab.victim_v4("client").into(), &[5432, 6379, 9200]);
@@ -198,7 +182,7 @@ fn redirected_lan_client_opens_few_ports() {
     let lab = Lab::new(&["scanner", "client"]);
     let rules = "add table ip nat; add chain ip nat pre { type nat hook prerouting priority dstnat; }; \
                  add rule ip nat pre iif client tcp dport 1-1023 redirect to :9040";
-    lab.run("victim", "nft", &[rules]);
+    lab.nft(rules);
     let proxy = lab.inside("victim", || TcpListener::bind((Ipv4Addr::UNSPECIFIED, 9_040)).unwrap());
     let daemon = Tcp.start(&lab, "");
     let own = lab.victim_v4("scanner");
@@ -226,7 +210,7 @@ fn redirected_lan_client_opens_few_ports() {
 fn connections_to_published_ports_survive_restart() {
     let lab = Lab::new(&["culprit", "client", "backend"]);
     let ports = [5432, 6379, 9200];
-    publish(&lab, lab.v4("backend"), "5432, 6379, 9200");
+    lab.publish("fib daddr type local tcp dport { 5432, 6379, 9200 }", lab.v4("backend"));
     let own = lab.victim_v4("client");
     let mut pairs = ports.map(|port| {
         let listener = lab.inside("backend", || TcpListener::bind((lab.v4("backend"), port)).unwrap());

@@ -23,7 +23,7 @@ use std::time::Duration;
 
 use netns_lab::daemon::Daemon;
 use netns_lab::scan::send_surely;
-use netns_lab::{Lab, TIMEOUT, eventually, slowness, within};
+use netns_lab::{Lab, eventually, slowness, soon};
 
 /// Configuration that also counts UDP ports.
 const BLOCKING: &str = "[udp]\nblock = true\n[trap]\nudp = true\n";
@@ -66,7 +66,7 @@ impl Protocol {
 /// True once the kernel blocks `source`; on a busy machine packets may be delayed.
 fn is_banned(lab: &Lab, source: impl Into<IpAddr>) -> bool {
     let source = source.into();
-    within(TIMEOUT, || lab.banned().contains(&source).then_some(())).is_some()
+    soon(|| lab.banned().contains(&source))
 }
 
 /// The blocked sources after all sent packets have arrived.

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use netns_lab::daemon::Daemon;
 use netns_lab::raw::{self, Wire};
 use netns_lab::services::Services;
-use netns_lab::{Lab, TIMEOUT, eventually, within};
+use netns_lab::{Lab, TIMEOUT, eventually, soon, within};
 use portsentry::config::Config;
 use portsentry::enforce::nft::{RulesetSpec, TRAP_BURST};
 use portsentry::types::{BanTarget, PortSet, Protocol, Timestamp};
@@ -16,7 +16,6 @@ use portsentry::wire::{Delivery, LinkType, Packet, Transport, decode};
 use simulation::chance::Chance;
 use simulation::kernel::{HostState, Kernel, KernelRules, Passage};
 
-use crate::hold::packets;
 use crate::{BLOCKING, banned_at_last};
 
 /// Flags that no TCP stack sends: the kernel drops them and holds their source.
@@ -70,7 +69,7 @@ impl<'a> Pair<'a> {
         }
         model.arm_related(lab.ports("related").into_iter().collect());
         // The model does not hold at open ports: that depends on milliseconds.
-        lab.run("victim", "nft", &["flush set inet portsentry services"]);
+        lab.nft("flush set inet portsentry services");
         model.allow(config.allow.networks.clone());
         let addresses = [lab.victim_v4("other").into(), lab.victim_v6("other").into()];
         Self {
@@ -100,7 +99,7 @@ impl<'a> Pair<'a> {
     fn connect_peers(&mut self) {
         self.model.set_peers(PEERS.iter().map(|peer| BanTarget::containing(peer.parse().unwrap())));
         for element in ["peers { 10.77.1.103 }", "peers6 { fd77:0:1:2:: }"] {
-            self.lab.run("victim", "nft", &[&format!("add element inet portsentry {element}")]);
+            self.lab.nft(&format!("add element inet portsentry {element}"));
         }
     }
 
@@ -179,8 +178,7 @@ fn side_by_side_with(hosts: &[&str], configuration: &str, work: impl FnOnce(&mut
     // The rules require a route to the source (`fib saddr type unicast`); the model's host has one to every source.
     lab.victim_ip("route add fd77:0:1::/48 dev other");
     let _services = Services::open(&lab, &OPEN);
-    let daemon = Daemon::start_configured(&lab, configuration, &["--expire", "24h"]);
-    eventually("ports are watched", || lab.ports("trapped").contains(&901));
+    let daemon = Daemon::start_armed(&lab, configuration);
     daemon.frozen(|| {
         let mut pair = Pair::new(&lab, configuration);
         work(&mut pair);
@@ -226,14 +224,14 @@ fn model_agrees_behind_destination_nat() {
     const PUBLISHED: [u16; 3] = [905, 906, 8_088];
     side_by_side_with(&["container"], BLOCKING, |pair| {
         let (target, container) = (pair.lab.victim_v4("other"), pair.lab.v4("container"));
-        pair.lab.run("victim", "sysctl", &["-qw", "net.ipv4.ip_forward=1"]);
+        pair.lab.sysctl("net.ipv4.ip_forward=1");
         let rule = |protocol| format!("ip daddr {target} {protocol} dport {{ 905, 906, 8088 }} dnat to {container};");
         let rules = format!(
             "table ip publish {{ chain before {{ type nat hook prerouting priority dstnat; {} {} }}; }}",
             rule("tcp"),
             rule("udp")
         );
-        pair.lab.run("victim", "nft", &[&rules]);
+        pair.lab.nft(&rules);
         pair.victim.published = &PUBLISHED;
         let mut chance = Chance::new(7, "published", 0);
         for _ in 0..300 {
@@ -363,8 +361,8 @@ fn model_agrees_after_window_has_passed() {
             let gone = || pair.lab.set("suspects").is_empty().then_some(());
             assert!(within(TIMEOUT, gone).is_some(), "the kernel forgets after two seconds");
             // The kernel's clock has ticks of a few milliseconds.
-            let gone = || pair.model.set(pair.now(), "suspects").is_empty().then_some(());
-            assert!(within(TIMEOUT, gone).is_some(), "the model forgets too");
+            let gone = || pair.model.set(pair.now(), "suspects").is_empty();
+            assert!(soon(gone), "the model forgets too");
         }
         assert!(banned_at_last(pair.lab).is_empty());
     });
@@ -375,8 +373,7 @@ fn model_agrees_above_ceiling_of_bans() {
     const CEILING: usize = 5;
     let lab = Lab::new(&["other"]);
     let settings = "[block]\nmax_new_bans_per_minute = 5\n";
-    let daemon = Daemon::start_configured(&lab, settings, &["--expire", "24h"]);
-    eventually("ports are watched", || lab.ports("trapped").contains(&901));
+    let daemon = Daemon::start_armed(&lab, settings);
     daemon.frozen(|| {
         let mut pair = Pair::new(&lab, settings);
         for number in 0..20 {
@@ -384,8 +381,8 @@ fn model_agrees_above_ceiling_of_bans() {
                 pair.tcp(Ipv4Addr::new(10, 77, 1, 100 + number).into(), port, raw::SYN);
             }
         }
-        let counted = || (elements(&lab, "suspects").len() == 20).then_some(());
-        assert!(within(TIMEOUT, counted).is_some());
+        let counted = || elements(&lab, "suspects").len() == 20;
+        assert!(soon(counted));
         let (kernel, model) = (banned_at_last(&lab).len(), pair.model.set(pair.now(), "blocked").len());
         // The ceiling allows one more ban every twelve seconds.
         let most = CEILING + 1 + usize::try_from(pair.began.elapsed().as_secs() / 12).unwrap();
@@ -402,8 +399,7 @@ fn model_agrees_on_limit_of_holds() {
     lab.victim_ip("route add fd77:0:1::/48 dev other");
     let _services = Services::open(&lab, &OPEN);
     let configuration = "[trap]\nhold = \"300ms\"\n";
-    let daemon = Daemon::start_configured(&lab, configuration, &["--expire", "24h"]);
-    eventually("ports are watched", || lab.ports("trapped").contains(&901));
+    let daemon = Daemon::start_armed(&lab, configuration);
     daemon.frozen(|| {
         let mut pair = Pair::new(&lab, configuration);
         let sources: [IpAddr; 2] = [Ipv4Addr::new(10, 77, 1, 100).into(), "fd77:0:1:5::9".parse().unwrap()];
@@ -418,12 +414,12 @@ fn model_agrees_on_limit_of_holds() {
             }
             std::thread::sleep(Duration::from_millis(350));
             for set in ["suspects", "suspects6"] {
-                lab.run("victim", "nft", &["flush", "set", "inet", "portsentry", set]);
+                lab.nft(&format!("flush set inet portsentry {set}"));
             }
             pair.model.forget(&sources.map(BanTarget::containing));
         }
         assert_eq!(held, 2 * 2 * 16, "the model: sixteen holds per source");
-        eventually("the kernel dropped as many", || packets(&lab, "trap_held") == held);
+        eventually("the kernel dropped as many", || lab.packets("trap_held") == held);
         pair.settle(Ipv4Addr::new(10, 77, 1, 250));
         pair.expect_same_sets();
     });

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use netns_lab::daemon::Daemon;
 use netns_lab::services::Services;
-use netns_lab::{Lab, TIMEOUT, slowness, within};
+use netns_lab::{Lab, TIMEOUT, eventually, slowness, within};
 
 fn served(lab: &Lab, target: IpAddr) -> bool {
     lab.is_served("other", target, 80, Duration::from_millis(400) * slowness())
@@ -32,14 +32,14 @@ fn operator_network_ban_survives_flush_and_restart() {
     lab.run("other", "ip", &["addr", "add", "fd77:0:0:1ff::2/64", "dev", "uplink", "nodad"]);
     lab.victim_ip("route add fd77:0:0:1ff::/64 dev other");
     lab.run("other", "ip", &["route", "replace", "fd77:0:0:1::1", "dev", "uplink", "src", "fd77:0:0:1ff::2"]);
-    assert!(!lab.run("victim", "nft", &["list", "ruleset"]).contains("nets"), "the network sets are not needed yet");
+    assert!(!lab.nft("list ruleset").contains("nets"), "the network sets are not needed yet");
     for (network, target) in bans {
         assert!(served_at_last(&lab, target), "{network} before");
         lab.succeed(&["block", network, "--expire", "2h"]);
         expect_network(&lab, network, true);
         assert!(!served(&lab, target), "{network} blocked");
     }
-    lab.run("victim", "nft", &["flush", "ruleset"]);
+    lab.nft("flush ruleset");
     daemon.expect_line("was missing and has been created again");
     for (network, target) in bans {
         expect_network(&lab, network, true);
@@ -54,7 +54,7 @@ fn operator_network_ban_survives_flush_and_restart() {
     }
     daemon.stop();
 
-    lab.run("victim", "nft", &["delete", "table", "inet", "portsentry"]);
+    lab.nft("delete table inet portsentry");
     let daemon = Daemon::start(&lab, &["--expire", "24h"]);
     daemon.expect_line("bans restored from the ledger with their remaining time: ");
     for (network, target) in bans {
@@ -83,16 +83,35 @@ fn overlapping_networks_are_one_reported_ban() {
 }
 
 #[test]
+fn replaced_network_ban_leaves_no_route() {
+    let lab = Lab::new(&["other"]);
+    let daemon = Daemon::start_configured(&lab, "[block]\nmethod = [\"nft\", \"route\"]\n", &["--expire", "24h"]);
+    let has_routes = |networks: &[&str]| {
+        let shown = lab.run("victim", "ip", &["-4", "route", "show", "proto", "112"]);
+        let shown: Vec<&str> = shown.lines().filter_map(|line| line.split_whitespace().nth(1)).collect();
+        shown == networks
+    };
+    lab.succeed(&["block", "198.51.100.0/25", "--expire", "1d"]);
+    eventually("the narrow route exists", || has_routes(&["198.51.100.0/25"]));
+    lab.succeed(&["block", "198.51.100.0/24", "--expire", "2d"]);
+    daemon.expect_line("198.51.100.0/25 has been unblocked by the ban of 198.51.100.0/24 around it");
+    eventually("only the wide route exists", || has_routes(&["198.51.100.0/24"]));
+    lab.succeed(&["unblock", "198.51.100.0/24"]);
+    eventually("no route is left", || has_routes(&[]));
+    daemon.stop();
+}
+
+#[test]
 fn manual_changes_of_networks_are_reported() {
     let lab = Lab::new(&["other"]);
     let daemon = Daemon::start(&lab, &["--expire", "24h"]);
     lab.succeed(&["block", "198.51.100.0/24"]);
-    lab.run("victim", "nft", &["delete element inet portsentry blocked_nets { 198.51.100.0/24 }"]);
+    lab.nft("delete element inet portsentry blocked_nets { 198.51.100.0/24 }");
     daemon.expect_line("198.51.100.0/24 has been unblocked by nft (process ");
-    lab.run("victim", "nft", &["add element inet portsentry blocked_nets { 203.0.113.0/24 timeout 1h }"]);
+    lab.nft("add element inet portsentry blocked_nets { 203.0.113.0/24 timeout 1h }");
     daemon.expect_line("203.0.113.0/24 has been blocked by nft (process ");
     // A ban added with `nft` is restored like any other.
-    lab.run("victim", "nft", &["flush", "ruleset"]);
+    lab.nft("flush ruleset");
     daemon.expect_line("was missing and has been created again");
     expect_network(&lab, "203.0.113.0/24", true);
     expect_network(&lab, "198.51.100.0/24", false);
@@ -105,10 +124,7 @@ fn scanning_network_is_banned_where_configured() {
     let sources = lab.add_addresses("other", 66..71);
     let settings = "[block]\nwidest_ipv4 = 29\n[tcp]\nports = \"7001-7003\"\n";
     let daemon = Daemon::start_configured(&lab, settings, &["-tcp"]);
-    assert!(
-        lab.run("victim", "nft", &["list", "ruleset"]).contains("set blocked_nets "),
-        "the set is ready before it is needed"
-    );
+    assert!(lab.nft("list ruleset").contains("set blocked_nets "), "the set is ready before it is needed");
     let target = lab.victim_v4("other").into();
     for source in &sources {
         lab.connect("other", (*source).into(), target, &[7001, 7002, 7003]);

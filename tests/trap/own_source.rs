@@ -6,22 +6,16 @@ use std::time::Duration;
 use netns_lab::daemon::Daemon;
 use netns_lab::scan::fetch;
 use netns_lab::services::Services;
-use netns_lab::{Lab, TIMEOUT, eventually, raw, slowness, within};
+use netns_lab::{Lab, TIMEOUT, eventually, raw, slowness, soon, within};
 
 use crate::Protocol::Tcp;
 
 const PORT: u16 = 7_777;
 const REPORT: &str = "as their source arrive on";
 
-fn nft(lab: &Lab, host: &str, command: &str) {
-    lab.run(host, "nft", &[command]);
-}
-
 /// Frames that the chain has dropped.
 fn dropped(lab: &Lab) -> u64 {
-    let text = lab.run("victim", "nft", &["list chain inet portsentry own_source"]);
-    let counts = text.split("counter packets ").skip(1).filter_map(|counted| counted.split(' ').next());
-    counts.map(|number| number.parse::<u64>().expect("a number")).sum()
+    lab.packets("own_source")
 }
 
 /// True if the set contains this interface.
@@ -51,7 +45,7 @@ fn receives(socket: &UdpSocket) -> bool {
 }
 
 fn receives_at_last(socket: &UdpSocket) -> bool {
-    within(TIMEOUT, || receives(socket).then_some(())).is_some()
+    soon(|| receives(socket))
 }
 
 #[test]
@@ -83,7 +77,7 @@ fn own_source_frames_are_dropped_and_reported() {
     assert!(receives_at_last(&receiver), "frames of a neighbour pass");
 
     // Frames that a sysctl tells the kernel to accept are not dropped.
-    lab.run("victim", "sysctl", &["-qw", "net.ipv4.conf.other.accept_local=1"]);
+    lab.sysctl("net.ipv4.conf.other.accept_local=1");
     eventually("the interface is not guarded", || !is_guarded(&lab, "other"));
     wire.send(&forged);
     assert!(receives_at_last(&receiver));
@@ -98,7 +92,7 @@ fn own_source_frames_are_dropped_and_reported() {
 fn frames_from_broadcast_address_are_dropped() {
     let lab = Lab::new(&["other"]);
     for interface in ["all", "other"] {
-        lab.run("victim", "sysctl", &["-qw", &format!("net.ipv4.conf.{interface}.rp_filter=0")]);
+        lab.sysctl(&format!("net.ipv4.conf.{interface}.rp_filter=0"));
     }
     let receiver = receiver(&lab);
     let own = lab.victim_v4("other");
@@ -135,9 +129,9 @@ fn guard_covers_monitored_interfaces_outside_trial() {
     eventually("a trial drops nothing", || !guards_any(&lab));
     lab.succeed(&["trial", "--end"]);
     wait_until_guarded(&lab, "other");
-    nft(&lab, "victim", "flush ruleset");
+    lab.nft("flush ruleset");
     wait_until_guarded(&lab, "other");
-    nft(&lab, "victim", "flush set inet portsentry guarded_interfaces");
+    lab.nft("flush set inet portsentry guarded_interfaces");
     wait_until_guarded(&lab, "other");
     daemon.stop();
 }
@@ -224,8 +218,8 @@ fn hairpin_connections_pass_guard() {
     };
     // A container connects to its own published port, and this host connects to a port of its router, which forwards it
     // back.
-    nft(&lab, "victim", &translate(own, container, &container.to_string()));
-    nft(&lab, "router", &translate(router, own, &own.to_string()));
+    lab.nft(&translate(own, container, &container.to_string()));
+    lab.run("router", "nft", &[&translate(router, own, &own.to_string())]);
     let listener = lab.inside("container", || TcpListener::bind((container, 80)).unwrap());
     let published = lab.inside("container", || std::net::TcpStream::connect_timeout(&(own, 8_080).into(), TIMEOUT));
     assert!(published.is_ok(), "{published:?}");

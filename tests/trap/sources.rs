@@ -3,16 +3,12 @@
 use std::net::{IpAddr, Ipv6Addr};
 use std::time::Duration;
 
-use netns_lab::{Lab, eventually, raw, within};
+use netns_lab::{Lab, eventually, raw, soon};
 
 use crate::Protocol::Tcp;
-use crate::{TIMEOUT, banned_at_last, is_banned};
+use crate::{banned_at_last, is_banned};
 
 const PORTS: [u16; 5] = [901, 902, 903, 904, 905];
-
-fn sysctl(lab: &Lab, setting: &str) {
-    lab.run("victim", "sysctl", &["-qw", setting]);
-}
 
 #[test]
 fn martian_sources_are_not_counted() {
@@ -61,10 +57,7 @@ fn loopback_destinations_are_not_counted() {
     let lab = Lab::new(&["other"]);
     let daemon = Tcp.start(&lab, "");
     let mut wire = lab.wire("other");
-    let ends: [(IpAddr, IpAddr); 2] = [
-        (lab.v4("other").into(), lab.victim_v4("other").into()),
-        (lab.v6("other").into(), lab.victim_v6("other").into()),
-    ];
+    let ends = lab.ends("other");
     daemon.frozen(|| {
         for (source, loopback) in [(ends[0].0, "127.0.0.1"), (ends[0].0, "127.255.255.254"), (ends[1].0, "::1")] {
             PORTS.iter().for_each(|port| wire.send(&raw::tcp(source, loopback.parse().unwrap(), *port, raw::SYN)));
@@ -90,8 +83,8 @@ fn source_of_another_interface_is_not_counted() {
     for strict in [true, false] {
         let lab = Lab::new(&["outer", "inner"]);
         let value = u8::from(strict);
-        sysctl(&lab, &format!("net.ipv4.conf.all.rp_filter={value}"));
-        sysctl(&lab, &format!("net.ipv4.conf.outer.rp_filter={value}"));
+        lab.sysctl(&format!("net.ipv4.conf.all.rp_filter={value}"));
+        lab.sysctl(&format!("net.ipv4.conf.outer.rp_filter={value}"));
         let daemon = Tcp.start(&lab, "");
         let source = IpAddr::from(lab.v4("inner"));
         let mut wire = lab.wire("outer");
@@ -101,7 +94,7 @@ fn source_of_another_interface_is_not_counted() {
             }
             assert!(banned_at_last(&lab).is_empty());
             assert!(lab.set("suspects").is_empty(), "not even counted");
-            lab.probe("outer", lab.v4("outer").into(), lab.victim_v4("outer").into(), &PORTS);
+            lab.probe_v4("outer", &PORTS);
             assert!(is_banned(&lab, lab.v4("outer")), "a route leads back to this one");
         });
         if strict {
@@ -165,6 +158,6 @@ fn trap_ban_above_ceilings_is_lifted() {
     let banned = lab.banned();
     assert_eq!(banned.len(), 19, "{banned:?}");
     assert!(lifted.contains("fd77:0:1:a::/64"), "the last one: {lifted}");
-    assert!(within(TIMEOUT, || lab.set("caught").is_empty().then_some(())).is_some());
+    assert!(soon(|| lab.set("caught").is_empty()));
     daemon.stop();
 }

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use netns_lab::daemon::Daemon;
 use netns_lab::services::{EIGHT, Services};
-use netns_lab::{Lab, TIMEOUT, eventually, raw, slowness, within};
+use netns_lab::{Lab, TIMEOUT, eventually, raw, slowness, soon, within};
 use portsentry::types::BanTarget;
 
 use crate::Protocol::Tcp;
@@ -23,8 +23,8 @@ fn open_ports_and_allowed_sources_are_uncounted() {
     assert!(EIGHT.iter().all(|port| !watched.contains(port)) && watched.contains(&901), "{watched:?}");
     assert!(!watched.contains(&113), "excluded");
     daemon.frozen(|| {
-        lab.probe("other", lab.v4("other").into(), lab.victim_v4("other").into(), &EIGHT);
-        lab.probe("other", lab.v4("other").into(), lab.victim_v4("other").into(), &[113, 139]);
+        lab.probe_v4("other", &EIGHT);
+        lab.probe_v4("other", &[113, 139]);
         lab.probe("friend", friend.into(), lab.victim_v4("friend").into(), &[901, 902, 903, 904, 905]);
         assert!(banned_at_last(&lab).is_empty());
         assert!(lab.set("suspects").is_empty(), "no probe was counted");
@@ -58,7 +58,7 @@ fn stopped_service_is_not_counted() {
     let services = Services::open(&lab, &ports);
     let daemon = Tcp.start(&lab, "");
     drop(services);
-    let (source, target) = (lab.v4("other").into(), lab.victim_v4("other").into());
+    let (source, target) = lab.ends_v4("other");
     for _ in 0..4 {
         lab.probe("other", source, target, &ports);
         std::thread::sleep(Duration::from_millis(500));
@@ -103,8 +103,8 @@ fn trap_ban_at_bridge_port_is_confirmed() {
             daemon.expect_line(&format!("attackalert: Host {banned}"));
         }
         // All bans have been reviewed, and none was lifted.
-        let reviewed = || (lab.set("caught").is_empty() && lab.set("caught6").is_empty()).then_some(());
-        assert!(within(TIMEOUT, reviewed).is_some());
+        let reviewed = || lab.set("caught").is_empty() && lab.set("caught6").is_empty();
+        assert!(soon(reviewed));
         assert_eq!(lab.banned().len(), 2);
         assert!(daemon.lines_with("without valid evidence").is_empty());
         daemon.stop();
@@ -129,7 +129,7 @@ fn kernel_and_sensor_share_one_ceiling() {
     // The kernel's bans count against the sensor's ceiling, so the other sources are not banned.
     lab.probe("other", sources[0].into(), lab.victim_v4("other").into(), &[901]);
     let confirmed = || lab.set("suspects").len() <= sources.len() - 5;
-    assert!(within(TIMEOUT, || confirmed().then_some(())).is_some(), "{}", lab.set_text("suspects"));
+    assert!(soon(confirmed), "{}", lab.set_text("suspects"));
     let banned = banned_at_last(&lab).len();
     assert!((5..=most()).contains(&banned), "{banned} of 20 in {:?}", began.elapsed());
     // A source with far more probes than a scan needs is banned nevertheless, for a short time.
@@ -155,8 +155,8 @@ fn kernel_alone_bans_few_sources() {
         assert!((8..=12).contains(&banned), "{banned} of 30");
     });
     lab.expect_banned(&sources.into_iter().map(IpAddr::from).collect::<Vec<_>>());
-    let free = || lab.set("caught").is_empty().then_some(());
-    assert!(within(TIMEOUT, free).is_some(), "the set has room again");
+    let free = || lab.set("caught").is_empty();
+    assert!(soon(free), "the set has room again");
     daemon.stop();
 }
 
@@ -180,7 +180,7 @@ fn unexplained_trap_ban_is_shortened() {
     let known = lab.ask(&["explain", &source.to_string()]);
     assert_eq!(known["blocked"]["evidence"], "forgeable", "{known}");
     assert_eq!(known["strikes"], 0, "it makes no later ban longer: {known}");
-    assert!(within(TIMEOUT, || lab.set("caught").is_empty().then_some(())).is_some());
+    assert!(soon(|| lab.set("caught").is_empty()));
     let recorded = || {
         let known = lab.ask(&["explain", &source.to_string()]);
         known["history"].as_array().filter(|history| history.len() == 1).map(|history| history[0].clone())
@@ -199,7 +199,7 @@ fn unexplained_trap_ban_is_shortened() {
     assert!(history.contains(&format!("Host: {source}/{source} Port: ")), "{history}");
     daemon.stop();
     // The row must be the same after the kernel has lost its sets.
-    lab.run("victim", "nft", &["flush", "ruleset"]);
+    lab.nft("flush ruleset");
     let daemon = Tcp.start(&lab, "");
     let ban = lab.expect_ban(source);
     assert!(ban.expires <= Some(Duration::from_secs(300)), "{ban:?}");
@@ -212,10 +212,7 @@ fn unexplained_trap_ban_is_shortened() {
 fn damaged_segments_on_veth_excuse_trap_ban() {
     let lab = Lab::new(&["other"]);
     let daemon = Tcp.start(&lab, "");
-    let ends: [(IpAddr, IpAddr); 2] = [
-        (lab.v4("other").into(), lab.victim_v4("other").into()),
-        (lab.v6("other").into(), lab.victim_v6("other").into()),
-    ];
+    let ends = lab.ends("other");
     let mut wire = lab.wire("other");
     for (source, target) in ends {
         for flags in [raw::SYN, 0] {
@@ -240,7 +237,7 @@ fn damaged_segments_on_veth_excuse_trap_ban() {
 fn unfounded_trap_ban_is_lifted() {
     let lab = Lab::new(&["other"]);
     let daemon = Tcp.start(&lab, "");
-    let (source, target) = (lab.v4("other").into(), lab.victim_v4("other").into());
+    let (source, target) = lab.ends_v4("other");
     let ports = [901, 902, 903];
     daemon.frozen(|| {
         let services = Services::open(&lab, &ports);
@@ -265,7 +262,7 @@ fn unfounded_trap_ban_is_lifted() {
 fn restart_resets_kernel_counts() {
     let lab = Lab::new(&["other"]);
     let daemon = Tcp.start(&lab, "");
-    let (source, target) = (lab.v4("other").into(), lab.victim_v4("other").into());
+    let (source, target) = lab.ends_v4("other");
     lab.probe("other", source, target, &[901, 902]);
     daemon.kill();
     assert!(!Tcp.watched(&lab).is_empty(), "a crash leaves the trap armed");
@@ -283,7 +280,7 @@ fn restart_resets_kernel_counts() {
 fn lifted_ban_needs_new_evidence() {
     let lab = Lab::new(&["other"]);
     let daemon = Tcp.start(&lab, "");
-    let (source, target) = (lab.v4("other").into(), lab.victim_v4("other").into());
+    let (source, target) = lab.ends_v4("other");
     lab.provoke_ban("other");
     lab.succeed(&["unblock", &format!("{source}")]);
     daemon.frozen(|| {
@@ -356,7 +353,7 @@ fn trap_is_emptied_at_end() {
     daemon.stop();
     assert!(Tcp.watched(&lab).is_empty(), "an armed trap would ban without review");
     let daemon = Daemon::start_configured(&lab, NO_TRAP, &["--expire", "24h"]);
-    let text = lab.run("victim", "nft", &["list", "table", "inet", "portsentry"]);
+    let text = lab.nft("list table inet portsentry");
     assert!(!text.contains("trap") && !text.contains("touched"), "{text}");
     assert!(is_banned(&lab, attacker), "bans stay");
     daemon.stop();
@@ -369,7 +366,7 @@ fn armed_trap_is_emptied_without_blocking() {
     assert!(!Tcp.watched(&lab).is_empty());
     let daemon = Daemon::start(&lab, &["--log-only"]);
     assert!(Tcp.watched(&lab).is_empty());
-    lab.probe("other", lab.v4("other").into(), lab.victim_v4("other").into(), &[901, 902, 903, 904]);
+    lab.probe_v4("other", &[901, 902, 903, 904]);
     daemon.expect_line("903");
     assert!(banned_at_last(&lab).is_empty());
     daemon.stop();
@@ -379,12 +376,12 @@ fn armed_trap_is_emptied_without_blocking() {
 fn reload_applies_to_kernel_trap() {
     let lab = Lab::new(&["other"]);
     let daemon = Tcp.start(&lab, "");
-    let (source, target) = (lab.v4("other").into(), lab.victim_v4("other").into());
+    let (source, target) = lab.ends_v4("other");
     lab.probe("other", source, target, &[901, 902]);
     let reload = |text: &str, is_applied: &dyn Fn(&str) -> bool| {
         lab.reload(text);
-        let table = || lab.run("victim", "nft", &["list", "table", "inet", "portsentry"]);
-        assert!(within(TIMEOUT, || is_applied(&table()).then_some(())).is_some(), "{text}: {}", table());
+        let table = || lab.nft("list table inet portsentry");
+        assert!(soon(|| is_applied(&table())), "{text}: {}", table());
     };
     reload("[detect]\nscan_trigger = 4\n", &|table| table.contains("burst 4 packets"));
     daemon.frozen(|| {
@@ -415,13 +412,13 @@ fn trap_is_rearmed_after_flush() {
         "flush chain inet portsentry prerouting; flush chain inet portsentry trap; flush chain inet portsentry trap_asked; \
          delete set inet portsentry trapped",
     ] {
-        lab.run("victim", "nft", &[harm]);
+        lab.nft(harm);
         let began = Instant::now();
-        let whole = || lab.run("victim", "nft", &["list", "ruleset"]).contains("@trapped") && state() == before;
-        assert!(within(TIMEOUT, || whole().then_some(())).is_some(), "{harm}");
+        let whole = || lab.nft("list ruleset").contains("@trapped") && state() == before;
+        assert!(soon(whole), "{harm}");
         assert!(began.elapsed() < Duration::from_secs(20) * slowness(), "{harm}");
     }
-    let (source, target) = (lab.v4("other").into(), lab.victim_v4("other").into());
+    let (source, target) = lab.ends_v4("other");
     daemon.frozen(|| {
         lab.probe("other", source, target, &[901, 902, 903]);
         assert!(is_banned(&lab, source));

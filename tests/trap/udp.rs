@@ -4,14 +4,14 @@ use std::net::{IpAddr, UdpSocket};
 use std::time::Duration;
 
 use netns_lab::daemon::Daemon;
-use netns_lab::{Lab, TIMEOUT, raw, within};
+use netns_lab::{Lab, TIMEOUT, raw, soon};
 
 use crate::Protocol::Udp;
 use crate::{BLOCKING, banned_at_last, is_banned};
 
 /// The ruleset as nft prints it.
 fn table(lab: &Lab) -> String {
-    lab.run("victim", "nft", &["list", "ruleset"])
+    lab.nft("list ruleset")
 }
 
 /// If both protocols block, the kernel counts their ports together, as the program does.
@@ -19,7 +19,7 @@ fn table(lab: &Lab) -> String {
 fn tcp_and_udp_ports_count_together() {
     let lab = Lab::new(&["other"]);
     let daemon = Udp.start(&lab, "");
-    let (source, target) = (lab.v4("other").into(), lab.victim_v4("other").into());
+    let (source, target) = lab.ends_v4("other");
     daemon.frozen(|| {
         lab.probe("other", source, target, &[901]);
         Udp.probe(&lab, "other", source, target, &[901]);
@@ -36,9 +36,9 @@ fn tcp_and_udp_ports_count_together() {
 fn udp_trap_works_without_tcp_trap() {
     let lab = Lab::new(&["other"]);
     let daemon = Daemon::start_configured(&lab, &format!("{BLOCKING}tcp = false\n"), &["--expire", "24h"]);
-    assert!(within(TIMEOUT, || (!Udp.watched(&lab).is_empty()).then_some(())).is_some());
+    assert!(soon(|| !Udp.watched(&lab).is_empty()));
     assert!(!table(&lab).contains("tcp"));
-    let (source, target) = (lab.v4("other").into(), lab.victim_v4("other").into());
+    let (source, target) = lab.ends_v4("other");
     daemon.frozen(|| {
         lab.probe("other", source, target, &[901, 902, 903, 904]);
         assert!(banned_at_last(&lab).is_empty());
@@ -68,7 +68,7 @@ fn nmap_learns_only_forgiven_closed_ports() {
         "200ms",
     ];
     // Without this the kernel's ICMP rate limit would hide closed ports, whether or not they are blocked.
-    lab.run("victim", "sysctl", &["-qw", "net.ipv4.icmp_ratelimit=0"]);
+    lab.sysctl("net.ipv4.icmp_ratelimit=0");
     let scan = daemon.frozen(|| lab.nmap("other", target, &arguments));
     assert!(scan.count("closed") <= 2, "of 30 ports, with the kernel alone: {scan:?}");
     lab.expect_ban(lab.v4("other").into());
@@ -84,7 +84,7 @@ fn uncounted_datagrams_fill_no_set() {
         "[udp]\nblock = true\nmode = \"connect\"\n[trap]\nudp = true\n",
     ] {
         let daemon = Daemon::start_configured(&lab, text, &[]);
-        assert!(within(TIMEOUT, || (!lab.ports("trapped").is_empty()).then_some(())).is_some());
+        assert!(soon(|| !lab.ports("trapped").is_empty()));
         assert!(!table(&lab).contains("udp") && !table(&lab).contains("@asked"), "{text}");
         daemon.stop();
     }
@@ -96,7 +96,7 @@ fn udp_trap_follows_reload_crash_and_stop() {
     let daemon = Udp.start(&lab, "");
     let reload = |text: &str, is_applied: &dyn Fn() -> bool| {
         lab.reload(text);
-        assert!(within(TIMEOUT, || is_applied().then_some(())).is_some(), "{text}: {}", table(&lab));
+        assert!(soon(is_applied), "{text}: {}", table(&lab));
     };
     let lists = |udp: &str| table(&lab).contains(&format!("elements = {{ {udp} }}"));
     reload("[udp]\nblock = true\n", &|| !table(&lab).contains("udp"));
@@ -109,9 +109,9 @@ fn udp_trap_follows_reload_crash_and_stop() {
         "flush chain inet portsentry trap_asked",
         "flush chain inet portsentry trap; flush chain inet portsentry trap_asked; delete set inet portsentry trapped_udp",
     ] {
-        lab.run("victim", "nft", &[harm]);
+        lab.nft(harm);
         let whole = || table(&lab).contains("update @asked") && Udp.watched(&lab) == before;
-        assert!(within(TIMEOUT, || whole().then_some(())).is_some(), "{harm}");
+        assert!(soon(whole), "{harm}");
     }
     daemon.kill();
     assert!(!Udp.watched(&lab).is_empty(), "a crash leaves the trap armed");
@@ -155,7 +155,7 @@ fn datagrams_in_group_frames_are_counted() {
 #[test]
 fn filtered_group_frames_cause_no_ban() {
     let lab = Lab::new(&["other"]);
-    lab.run("victim", "sysctl", &["-qw", "net.ipv4.conf.other.drop_unicast_in_l2_multicast=1"]);
+    lab.sysctl("net.ipv4.conf.other.drop_unicast_in_l2_multicast=1");
     let daemon = Udp.start(&lab, "");
     let source = IpAddr::from(lab.v4("other"));
     let mut wire = lab.wire("other");
@@ -171,7 +171,7 @@ fn filtered_group_frames_cause_no_ban() {
 #[test]
 fn anycast_address_of_router_is_monitored() {
     let lab = Lab::new(&["first", "second"]);
-    lab.run("victim", "sysctl", &["-qw", "net.ipv6.conf.all.forwarding=1"]);
+    lab.sysctl("net.ipv6.conf.all.forwarding=1");
     let socket = lab.inside("victim", || UdpSocket::bind("[::]:700").unwrap());
     socket.set_read_timeout(Some(TIMEOUT)).unwrap();
     let anycast = |host: &str| IpAddr::from(lab.v6_network(host));

@@ -242,7 +242,7 @@ impl Decoy {
         let mut room = cmsg_space!([u8; size_of::<[u32; 5]>()]);
         let socket = self.socket.as_raw_fd();
         let message = recvmsg::<SockaddrStorage>(socket, &mut parts, Some(&mut room), MsgFlags::MSG_DONTWAIT);
-        let message = message.map_err(|error| Errno::from_raw_os_error(error as i32))?;
+        let message = message.map_err(socket::errno)?;
         let peer = message.address.as_ref().and_then(internet);
         // Without this control message the destination is unknown. A broadcast is not a probe.
         let sent_to = message.cmsgs().ok().into_iter().flatten().find_map(|part| match part {

@@ -86,7 +86,7 @@ fn transparent_at(address: SocketAddr) -> Result<OwnedFd, Errno> {
     Ok(socket)
 }
 
-fn errno(error: nix::errno::Errno) -> Errno {
+pub(super) fn errno(error: nix::errno::Errno) -> Errno {
     Errno::from_raw_os_error(error as i32)
 }
 

@@ -12,7 +12,7 @@ use rustix::io::Errno;
 use crate::control::client::{ClientError, JOIN_GROUP};
 use crate::control::scoped_network::ScopedNetwork;
 use crate::enforce::nft::{BlockError, Remaining, Table};
-use crate::ledger::{LedgerEntry, LedgerError, Reader, Rows};
+use crate::ledger::{LedgerEntry, LedgerError, Reader, Rows, unreadable_note};
 use crate::types::{Backend, BanTarget, Expiry, Prefix, shared64};
 
 /// Maximum number of bans for which the kernel's sets are read, which takes a few seconds. The time grows with the
@@ -100,7 +100,7 @@ impl ListedBan {
 /// # Errors
 /// Neither the ledger nor the kernel can be read.
 pub(super) fn read(directory: &Path, asked: Option<ScopedNetwork>, now: SystemTime) -> Result<BanList, ListError> {
-    match asked.map(|asked| (asked, BanTarget::of_prefix(asked.network))) {
+    match asked.map(|asked| (asked, BanTarget::from_prefix(asked.network))) {
         // A link-local address may have a ban on each link.
         Some((asked, Ok(target @ (BanTarget::V4(_) | BanTarget::V6(_))))) if !is_link_local(asked.network) => {
             one(directory, asked.network, target, now)
@@ -154,11 +154,6 @@ fn all(directory: &Path, now: SystemTime) -> Result<BanList, ListError> {
         false => kernel.ask(Table::elements),
     };
     join(remembered, elements, &mut kernel)
-}
-
-/// The note about invalid rows of the ledger, if there are any.
-pub(super) fn unreadable_note(rows: u64) -> Option<String> {
-    (rows > 0).then(|| format!("unreadable rows of the ledger, which are ignored: {rows}"))
 }
 
 /// Combines both; differing bans are queried again.

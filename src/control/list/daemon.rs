@@ -4,12 +4,13 @@
 use std::collections::HashMap;
 use std::path::Path;
 
-use super::bans::{BanList, KernelState, ListError, ListedBan, unreadable_note};
+use super::bans::{BanList, KernelState, ListError, ListedBan};
 use crate::control::ban_info::{BanInfo, BanPage};
 use crate::control::client::{Client, ClientError};
 use crate::control::fleet_info::{FleetBan, FleetBans};
 use crate::control::protocol::{Answer, Request};
 use crate::control::scoped_network::ScopedNetwork;
+use crate::ledger::unreadable_note;
 use crate::types::BanTarget;
 
 const NOTE: &str = "listed from the ledger by the running daemon: this user cannot query the kernel; `sudo portsentry list` \

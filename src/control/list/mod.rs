@@ -19,7 +19,6 @@ use std::time::{Duration, SystemTime};
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use bans::unreadable_note;
 pub use bans::{BanList, KernelState, ListError, ListedBan};
 
 pub(super) use table::shortened;
@@ -32,7 +31,7 @@ use super::print;
 use super::scoped_network::ScopedNetwork;
 use crate::clock::WallTime;
 use crate::events::json::PortRecord;
-use crate::ledger::{Logged, Reader, Rows, logged};
+use crate::ledger::{Logged, Reader, Rows, logged, unreadable_note};
 use crate::types::to_line;
 
 #[derive(Args, Clone, Debug, PartialEq, Eq)]

@@ -8,7 +8,7 @@ use std::time::SystemTime;
 
 use super::super::format::compact_ports;
 use super::bans::{KernelState, ListedBan};
-use crate::engine::Grade;
+use crate::engine::{Class, Grade};
 use crate::ledger::{BanAuthor, BanRecord, LedgerEntry, Logged};
 use crate::types::printable::masked;
 use crate::types::{Expiry, brief};
@@ -48,7 +48,7 @@ pub(super) fn text(
 /// The table of the sources that would have been banned.
 pub(super) fn would_block(sources: &[Logged], width: usize, now: SystemTime) -> String {
     let ago = |time| brief(now.duration_since(time).unwrap_or_default());
-    let ports = |source: &Logged| compact_ports(source.ports.iter().map(|(protocol, port)| (protocol.key(), *port)));
+    let ports = |source: &Logged| compact_ports(source.ports.iter().copied());
     let columns = vec![
         column(sources, "ADDRESS", usize::MAX, false, |source| source.target.to_string()),
         column(sources, "REASON", 6, false, |source| source.reason.clone()),
@@ -116,19 +116,15 @@ fn columns(bans: &[ListedBan], names: Option<&HashMap<IpAddr, String>>, now: Sys
 }
 
 fn reason(ban: &BanRecord) -> String {
-    match (ban.class, ban.author) {
-        (Some(class), _) => class.key().to_owned(),
-        (None, BanAuthor::Import) => "import".to_owned(),
-        (None, BanAuthor::Detector) => "trap".to_owned(),
+    match (ban.class, ban.author, &ban.note) {
         // A note may contain anything that an operator can type.
-        (None, BanAuthor::Operator) => {
-            ban.note.as_deref().map_or("by hand".to_owned(), |note| masked(note, ' ').collect())
-        }
+        (None, BanAuthor::Operator, Some(note)) => masked(note, ' ').collect(),
+        (class, author, _) => class.map_or(author.label(), Class::key).to_owned(),
     }
 }
 
 fn ports(ban: &BanRecord) -> String {
-    let text = compact_ports(ban.ports.iter().map(|(protocol, port)| (protocol.key(), *port)));
+    let text = compact_ports(ban.ports.iter().copied());
     if text.is_empty() { "-".to_owned() } else { text }
 }
 
@@ -195,7 +191,6 @@ mod tests {
     use std::time::{Duration, UNIX_EPOCH};
 
     use super::*;
-    use crate::engine::Class;
     use crate::types::{Backend, BanTarget, Protocol};
 
     fn now() -> SystemTime {

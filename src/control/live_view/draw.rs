@@ -15,6 +15,7 @@ use super::poller::BanRow;
 use super::top_counts::TopCounts;
 use super::view::{Mode, View, clock};
 use crate::control::list::shortened;
+use crate::events::json::EventName;
 use crate::types::{brief, counted};
 
 // Bold text is not faint, even on a faint line.
@@ -24,12 +25,12 @@ const CHOSEN: Style = Style::new().add_modifier(Modifier::REVERSED);
 const GOOD: Style = Style::new().fg(Color::Green);
 const BAD: Style = Style::new().fg(Color::Red).add_modifier(Modifier::BOLD);
 
-fn event_style(kind: &str) -> Style {
-    match kind {
-        "block" | "run" => Style::new().fg(Color::Red),
-        "error" => BAD,
-        "unblock" | "expire" | "heal" => GOOD,
-        "scan" | "refused" => Style::new().fg(Color::Yellow),
+fn event_style(name: EventName) -> Style {
+    match name {
+        EventName::Block | EventName::Run => Style::new().fg(Color::Red),
+        EventName::Error => BAD,
+        EventName::Unblock | EventName::Expire | EventName::Heal => GOOD,
+        EventName::Scan | EventName::Refused => Style::new().fg(Color::Yellow),
         _ => Style::new(),
     }
 }
@@ -191,7 +192,8 @@ fn bans(frame: &mut Frame<'_>, area: Rect, view: &View) {
     let table = visible.iter().map(|ban| {
         let address = format!("{} {}", if ban.lacking { '!' } else { ' ' }, ban.target);
         let left = ban.left(view.now).map_or_else(|| "no end".to_owned(), brief);
-        row([&address, &left, &ban.class, &(u64::from(ban.strikes) + 1).to_string(), &ban.ports])
+        let bans = ban.bans.map_or_else(|| "-".to_owned(), |bans| bans.to_string());
+        row([&address, &left, &ban.class, &bans, &ban.ports])
     });
     let table = Table::new(table, widths.into_iter().filter(|width| *width > 0))
         .header(row(["  ADDRESS", "LEFT", "REASON", "BANS", "PORTS"]).style(FAINT))
@@ -241,7 +243,7 @@ fn events(frame: &mut Frame<'_>, area: Rect, view: &View) {
     let rows = view.newest().take(usize::from(area.height).saturating_sub(1)).map(|line| {
         Row::new([
             Span::styled(line.time.as_str(), FAINT),
-            Span::styled(shortened(&line.kind, 8), event_style(&line.kind)),
+            Span::styled(line.name.key(), event_style(line.name)),
             Span::raw(shortened(&line.text, usize::from(area.width).saturating_sub(18))),
         ])
     });

@@ -15,8 +15,8 @@ use crate::control::format::compact_ports;
 use crate::control::list::{self, KernelState, ListedBan};
 use crate::control::protocol::{Answer, Request};
 use crate::control::status::Status;
+use crate::engine::Class;
 use crate::events::json::EventRecord;
-use crate::ledger::BanAuthor;
 
 /// Interval between two status requests, and between two connection attempts.
 const POLL_INTERVAL: Duration = Duration::from_secs(1);
@@ -38,7 +38,8 @@ pub(super) struct BanRow {
     pub(super) target: String,
     pub(super) class: String,
     pub(super) ports: String,
-    pub(super) strikes: u32,
+    /// Number of bans of the target, including this one; `None` if unknown.
+    pub(super) bans: Option<u32>,
     /// `None`: never.
     pub(super) until: Option<SystemTime>,
     /// True if it is in the ledger but not in the kernel.
@@ -49,18 +50,13 @@ impl BanRow {
     pub(super) fn new(listed: &ListedBan, now: SystemTime) -> Self {
         let entry = listed.remembered.as_ref();
         let ban = entry.map(|entry| &entry.ban);
-        let class = match ban.map(|ban| (ban.class, ban.author)) {
-            None => "unknown",
-            Some((Some(class), _)) => class.key(),
-            Some((None, BanAuthor::Detector)) => "trap",
-            Some((None, BanAuthor::Operator | BanAuthor::Import)) => "by hand",
-        };
+        let class = ban.map_or("unknown", |ban| ban.class.map_or(ban.author.label(), Class::key));
         let ports = ban.iter().flat_map(|ban| &ban.ports);
         Self {
             target: listed.target.to_string(),
             class: class.to_owned(),
-            ports: compact_ports(ports.map(|(protocol, port)| (protocol.key(), *port))),
-            strikes: entry.map_or(0, |entry| entry.strikes),
+            ports: compact_ports(ports.copied()),
+            bans: entry.map(|entry| entry.strikes.saturating_add(1)),
             until: listed.left(now).span().and_then(|left| now.checked_add(left)),
             lacking: listed.kernel == KernelState::Absent,
         }

@@ -14,12 +14,13 @@ use super::draw::{Look, draw};
 use super::poller::{BanRow, Message};
 use super::view::{Action, Mode, View};
 use crate::control::address_info::{AddressInfo, EndedBanInfo, PastBan, VerdictEnd};
+use crate::control::list::{KernelState, ListedBan};
 use crate::control::protocol::{Answer, Request};
 use crate::control::status::{BanCounts, PacketCounts, Status};
 use crate::engine::Class;
 use crate::events::json::{EventRecord, PortRecord};
 use crate::ledger::BanAuthor;
-use crate::types::Backend;
+use crate::types::{Backend, Protocol};
 
 /// 2026-11-21T06:32:13Z.
 fn now() -> SystemTime {
@@ -44,7 +45,7 @@ fn status(second: u64, packets: u64, probes: u64, bans: u64) -> Message {
 
 fn ban(target: &str, class: &str, ports: &str, left: Option<u64>) -> BanRow {
     let [target, class, ports] = [target, class, ports].map(str::to_owned);
-    BanRow { target, class, ports, strikes: 0, until: left.map(at), lacking: false }
+    BanRow { target, class, ports, bans: Some(1), until: left.map(at), lacking: false }
 }
 
 fn event(second: u64, kind: &str, source: &str, port: u16, rest: Value) -> Message {
@@ -63,8 +64,8 @@ const INTERRUPT: KeyEvent = KeyEvent::new(Key::Char('c'), KeyModifiers::CONTROL)
 
 fn block(second: u64, source: &str, port: u16, expires: &str) -> Message {
     let ports = json!([{"proto": "tcp", "port": port, "class": "syn"}, {"proto": "tcp", "port": 23, "class": "syn"}]);
-    let rest =
-        json!({"ports": ports, "reason": "3 distinct closed ports were probed", "expires": expires, "method": "nft"});
+    let rest = json!({"ports": ports, "reason": "3 distinct closed ports were probed", "expires": expires, "method": "nft",
+            "strikes": 1});
     event(second, "block", source, port, rest)
 }
 
@@ -77,7 +78,7 @@ fn scene() -> View {
     }
     let bans = vec![
         ban("203.0.113.77", "syn", "tcp/23,8080,5900", Some(600)),
-        BanRow { strikes: 3, ..ban("198.51.100.9", "null", "tcp/22", Some(7_200)) },
+        BanRow { bans: Some(4), ..ban("198.51.100.9", "null", "tcp/22", Some(7_200)) },
         BanRow { lacking: true, ..ban("2001:db8:1234:5678::/64", "syn", "tcp/3389,445,1433,6379", Some(86_000)) },
         ban("198.51.100.0/24", "by hand", "", None),
     ];
@@ -181,7 +182,7 @@ fn screens_match_their_files() {
         expires: "2026-11-21T06:32:13Z".parse().unwrap(),
         class: Some(Class::Syn),
         evidence: None,
-        ports: vec![PortRecord { proto: "tcp".into(), port: 23, class: None }],
+        ports: vec![PortRecord { proto: Protocol::Tcp, port: 23, class: None }],
         probes: 1,
         method: Backend::Nft.into(),
         author: BanAuthor::Detector,
@@ -347,6 +348,22 @@ fn events_during_pause_appear_afterwards() {
 }
 
 #[test]
+fn number_of_bans_is_known_before_next_poll() {
+    let mut view = View::new(now());
+    let bans = |view: &View| view.bans().map(|ban| ban.bans).collect::<Vec<_>>();
+    let expires = "2026-11-22T06:32:23Z";
+    view.apply(event(1, "block", "192.0.2.7", 23, json!({"expires": expires, "strikes": 3})));
+    assert_eq!(bans(&view), [Some(3)]);
+    view.apply(event(1, "block", "192.0.2.7", 23, json!({"expires": expires, "method": "hosts-deny"})));
+    assert_eq!(bans(&view), [Some(3)], "only the first backend reports the number");
+    let unknown =
+        ListedBan { target: "192.0.2.9".parse().unwrap(), kernel: KernelState::Blocked(None), remembered: None };
+    view.apply(Message::Bans(vec![BanRow::new(&unknown, now())], 1));
+    assert_eq!(bans(&view), [None], "the ledger does not have it");
+    assert!(screen(&view, 120, 40).contains("unknown     -"), "{}", screen(&view, 120, 40));
+}
+
+#[test]
 fn rates_restart_with_daemon() {
     let mut view = View::new(now());
     assert_eq!(view.rates(), None);
@@ -367,7 +384,7 @@ fn attacker_text_is_escaped_for_terminal() {
     let mut view = View::new(now());
     let evil = "\u{1b}[2J\u{7}\u{202e}\u{9b}31mred\n";
     view.apply(event(0, evil, evil, 23, json!({"reason": evil, "class": evil, "subject": evil})));
-    let times = json!({"event": "block", "time": "2026-11-21T06:32:13Z", "subject": evil, "expires": "never", "ports": [{"proto": evil, "port": 1, "class": evil}]});
+    let times = json!({"event": "block", "time": "2026-11-21T06:32:13Z", "subject": evil, "expires": "never", "ports": [{"proto": evil, "port": 1, "class": evil}, {"proto": "tcp", "port": 2, "class": evil}]});
     view.apply(received(times));
     view.apply(Message::Answer(Request::Confirm, Err(evil.to_owned())));
     let info = AddressInfo { address: evil.to_owned(), ..AddressInfo::default() };

@@ -13,7 +13,9 @@ use crate::clock::{BanEnd, WallTime};
 use crate::control::format::compact_ports;
 use crate::control::protocol::{Answer, Request};
 use crate::control::status::Status;
-use crate::events::json::EventRecord;
+use crate::engine::Class;
+use crate::events::json::{EventName, EventRecord};
+use crate::ledger::BanAuthor;
 use crate::types::counted;
 use crate::types::printable::{is_hidden, masked};
 
@@ -43,7 +45,7 @@ const MAX_TEXT_LEN: usize = 400;
 pub(super) struct EventRow {
     /// "06:32:13".
     pub(super) time: String,
-    pub(super) kind: String,
+    pub(super) name: EventName,
     pub(super) text: String,
 }
 
@@ -216,44 +218,40 @@ impl View {
 
     fn take_event(&mut self, event: &EventRecord) {
         let text = |field: Option<&str>| field.map(single_line).unwrap_or_default();
-        let kind = single_line(&event.event);
         let (target, source) = (text(event.target.as_deref()), text(event.source.as_deref()));
-        let port =
-            event.proto.as_ref().zip(event.port).map(|(protocol, port)| format!("{}/{port}", single_line(protocol)));
-        if matches!(kind.as_str(), "probe" | "scan" | "block") && !source.is_empty() {
+        let port = event.proto.zip(event.port).map(|(protocol, port)| format!("{}/{port}", protocol.key()));
+        if matches!(event.event, EventName::Probe | EventName::Scan | EventName::Block) && !source.is_empty() {
             self.sources.add(&source);
             port.iter().for_each(|port| self.ports.add(port));
         }
-        match kind.as_str() {
-            "block" if !target.is_empty() => self.begin(event, &target),
-            "unblock" | "expire" if !target.is_empty() => self.keep_bans(|ban| ban.target != target),
+        match event.event {
+            EventName::Block if !target.is_empty() => self.begin(event, &target),
+            EventName::Unblock | EventName::Expire if !target.is_empty() => self.keep_bans(|ban| ban.target != target),
             _ => {}
         }
         let target = if target.is_empty() { source } else { target };
         let lost = event.events.map(|lost| format!("{} lost, because they came too fast", counted(lost, "event")));
-        let (class, reason) = (text(event.class.as_deref()), text(event.reason.as_deref()));
-        let mut parts = vec![target, port.unwrap_or_default(), class, reason, lost.unwrap_or_default()];
+        let class = event.class.map_or("", Class::key).to_owned();
+        let mut parts =
+            vec![target, port.unwrap_or_default(), class, text(event.reason.as_deref()), lost.unwrap_or_default()];
         parts.retain(|part| !part.is_empty());
         let time = clock(event.time.map_or(self.now, |time| time.0));
-        push_bounded(&mut self.events, EventRow { time, kind, text: parts.join(" ") }, MAX_EVENTS);
+        push_bounded(&mut self.events, EventRow { time, name: event.event, text: parts.join(" ") }, MAX_EVENTS);
     }
 
     /// Adds the ban that an event reports.
     fn begin(&mut self, event: &EventRecord, target: &str) {
         // A second backend blocks the same source; the event of the first one contains the expiry.
         let Some(BanEnd(until)) = event.expires else { return };
-        let ports = compact_ports(event.ports.iter().flatten().map(|port| (port.proto.as_ref(), port.port)));
+        let ports = compact_ports(event.ports.iter().flatten().map(|port| (port.proto, port.port)));
         let known = self.bans.iter().position(|ban| ban.target == target).map(|at| self.bans.remove(at));
         self.all += usize::from(known.is_none());
+        let author = if event.evidence.is_some() { BanAuthor::Detector } else { BanAuthor::Operator };
         let ban = BanRow {
             target: target.to_owned(),
-            class: match (event.class.as_deref(), &event.evidence) {
-                (Some(class), _) => single_line(class),
-                (None, Some(_)) => "trap".to_owned(),
-                (None, None) => "by hand".to_owned(),
-            },
-            ports: single_line(&ports),
-            strikes: known.map_or(0, |known| known.strikes),
+            class: event.class.map_or(author.label(), Class::key).to_owned(),
+            ports,
+            bans: event.strikes.or(known.and_then(|known| known.bans)),
             until: until.map(|time| time.0),
             lacking: false,
         };
@@ -387,7 +385,7 @@ impl View {
         if !self.paused {
             if std::mem::take(&mut self.skipped) > 0 {
                 let text = "some events during the pause are not shown".to_owned();
-                self.events.push_back(EventRow { time: clock(self.now), kind: "note".to_owned(), text });
+                self.events.push_back(EventRow { time: clock(self.now), name: EventName::Note, text });
             }
             for message in std::mem::take(&mut self.buffered) {
                 self.apply(message);
@@ -398,7 +396,7 @@ impl View {
 
     /// The events that match the filter, newest first.
     pub(super) fn newest(&self) -> impl Iterator<Item = &EventRow> {
-        self.events.iter().rev().filter(|line| matches(&self.filter, &[&line.kind, &line.text]))
+        self.events.iter().rev().filter(|line| matches(&self.filter, &[line.name.key(), &line.text]))
     }
 }
 

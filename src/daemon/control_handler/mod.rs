@@ -63,7 +63,7 @@ async fn start(components: &mut Components, request: Request, by: String) -> Res
             let done = components.sensor.ask(|answer| SensorRequest::Block { target, expiry, by, note, answer });
             Box::pin(async move {
                 of_sensor(done).await?.map_err(Failure::failed)?;
-                Ok(Answer::Blocked(Blocked { target, expires: BanEnd::of(expiry, SystemTime::now()) }))
+                Ok(Answer::Blocked(Blocked { target, expires: BanEnd::new(expiry, SystemTime::now()) }))
             })
         }
         Request::Unblock { target, all } => Box::pin(unblock(components, by, target.as_deref(), all).await?),
@@ -112,7 +112,7 @@ async fn admit(
     let asked = parse_network(target).map_err(Failure::usage)?;
     let expiry =
         expire.map_or(Ok(components.config.current.expire), |text| parse_expiry(text).map_err(Failure::usage))?;
-    let target = BanTarget::of_prefix(asked).map_err(Failure::usage)?;
+    let target = BanTarget::from_prefix(asked).map_err(Failure::usage)?;
     if let Some(why) = no_source(asked.addr()) {
         return Err(Failure::refused(format!(
             "refused to block {}: {why}, which cannot be the source of a packet",

@@ -90,7 +90,7 @@ pub(super) fn status(components: &mut Components) -> impl Future<Output = Reply>
             failed: Backend::ALL.iter().map(|backend| metrics.failed_by(*backend)).sum(),
             capped: metrics.capped.get(),
             withheld: metrics.withheld.get(),
-            repaired: metrics.put_back(),
+            repaired: metrics.bans_repaired(),
             ..BanCounts::default()
         },
         trap: TrapCounts {
@@ -151,14 +151,6 @@ fn allows_all(host: &Host) -> Vec<String> {
 }
 
 fn monitored(protocol: &ProtocolConfig, in_use: &PortSet, enforces: bool) -> MonitoredPorts {
-    let configured = protocol.monitored();
-    let monitored = configured.without(in_use);
-    MonitoredPorts {
-        mode: protocol.mode,
-        // Nothing is blocked during a log-only trial, or after --confirm has timed out.
-        block: if enforces { protocol.block } else { BlockPolicy::No },
-        ports: monitored.to_string(),
-        count: monitored.iter().count(),
-        left_out: configured.without(&monitored).to_string(),
-    }
+    // Nothing is blocked during a log-only trial, or after --confirm has timed out.
+    MonitoredPorts::new(protocol, in_use, if enforces { protocol.block } else { BlockPolicy::No })
 }

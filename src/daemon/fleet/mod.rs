@@ -176,7 +176,7 @@ impl Fleet {
                 FleetReply::Reports { outcomes }
             }
             FleetRequest::Lift { target } => {
-                let target = parse_network(&target).and_then(BanTarget::of_prefix);
+                let target = parse_network(&target).and_then(BanTarget::from_prefix);
                 let target = target.map_err(|_| "refused: the target of a lift is not an address or a /64")?;
                 let lifted = self.lift(target, LiftedBy::Fleet);
                 if lifted {

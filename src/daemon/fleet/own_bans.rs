@@ -49,7 +49,7 @@ impl OwnBans {
     pub(super) fn follow(&mut self, event: &Event) -> Option<OwnBanEvent> {
         match &event.kind {
             EventKind::Blocked { ban, .. } => self.add(ban, event.time),
-            EventKind::Lifted { target } | EventKind::Unblocked { target, .. } => self.lift(*target),
+            EventKind::BanVanished { target } | EventKind::Unblocked { target, .. } => self.lift(*target),
             EventKind::Expired { target } => {
                 self.0.remove(target);
                 None

@@ -2,7 +2,6 @@
 //! limited number of lines wait up to two seconds for the name of their source. Bans are in force before their events
 //! arrive here.
 
-use std::borrow::Cow;
 use std::path::PathBuf;
 use std::time::Instant;
 
@@ -190,10 +189,7 @@ impl LogWriter {
 
 fn wording([tcp, udp]: [Mode; 2], kind: &EventKind) -> Wording {
     let EventKind::Repeated { protocol, .. } = kind else { return Wording::default() };
-    let (own, other) = match protocol {
-        Some(Protocol::Udp | Protocol::Icmp) => (udp, tcp),
-        Some(Protocol::Tcp | Protocol::Sctp) | None => (tcp, udp),
-    };
+    let (own, other) = if protocol.is_some_and(Protocol::uses_udp_settings) { (udp, tcp) } else { (tcp, udp) };
     // A ban applies to all protocols, also to one that is not monitored.
     let mode = if own == Mode::Off { other } else { own };
     if mode == Mode::Connect { Wording::Connect } else { Wording::Stealth }
@@ -204,19 +200,11 @@ fn after_stop(config: &Config) -> Option<String> {
     if [&config.tcp, &config.udp].iter().all(|protocol| protocol.block == BlockPolicy::No) {
         return None;
     }
-    let sentences: Vec<Cow<'_, str>> = config
-        .block
-        .method
-        .iter()
-        .map(|backend| match backend {
-            Backend::Nft if config.expire == Expiry::Never => "bans in nftables stay until they are lifted".into(),
-            // A ban by hand may have no end, regardless of the configuration.
-            Backend::Nft => "bans in nftables stay until they expire or are lifted".into(),
-            Backend::Route => "routes of bans stay until the next start removes the expired ones".into(),
-            Backend::Command => "expire_command is not run before the next start".into(),
-            file => format!("lines in {} stay until the next start removes the expired ones", file.place()).into(),
-        })
-        .collect();
+    let sentence = |backend: &Backend| match backend {
+        Backend::Nft if config.expire == Expiry::Never => "bans in nftables stay until they are lifted",
+        backend => backend.after_stop(),
+    };
+    let sentences: Vec<&str> = config.block.method.iter().map(sentence).collect();
     Some(format!("while portsentry is stopped, {}", sentences.join("; ")))
 }
 

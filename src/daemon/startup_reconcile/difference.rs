@@ -27,11 +27,11 @@ const MASS_REMOVAL: usize = 256;
 /// restored if the kernel holds none, or if its sets are known to be `incomplete`: a start was interrupted while it
 /// restored bans, or all bans began after the start.
 pub(super) fn reconcile(kernel: &[Element], remembered: &[ActiveBan], incomplete: bool, now: SystemTime) -> Reconciled {
-    let held: HashSet<BanTarget> = kernel.iter().map(|(target, _)| *target).collect();
+    let in_kernel: HashSet<BanTarget> = kernel.iter().map(|(target, _)| *target).collect();
     // After a reboot the kernel holds no ban, so none is compared.
     let sought = if kernel.is_empty() { &[] } else { remembered };
     let known: HashSet<BanTarget> = sought.iter().map(|ban| ban.target).collect();
-    let missing: Vec<ActiveBan> = remembered.iter().filter(|ban| !held.contains(&ban.target)).copied().collect();
+    let missing: Vec<ActiveBan> = remembered.iter().filter(|ban| !in_kernel.contains(&ban.target)).copied().collect();
     let all_missing = missing.len() == remembered.len();
     let unknown: Vec<(BanTarget, Expiry)> = kernel
         .iter()

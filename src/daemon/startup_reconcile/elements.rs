@@ -55,7 +55,7 @@ pub(super) fn former_bans(
     let mut former = HashSet::new();
     for part in targets.chunks(LOOKUP_BATCH) {
         let length = |target: &BanTarget| Some((*target, table.element_of(*target).ok().flatten()?.length));
-        let held: Vec<(BanTarget, Option<Duration>)> = part.iter().filter_map(length).collect();
+        let present: Vec<(BanTarget, Option<Duration>)> = part.iter().filter_map(length).collect();
         let found = recorder.ask(move |ledger| {
             let was_lifted = |entry: &LedgerEntry| {
                 entry.ended.as_ref().is_some_and(|ended| matches!(ended.how, Ending::Lifted { .. }))
@@ -64,7 +64,7 @@ pub(super) fn former_bans(
                 let bans = ledger.bans_of(*target).map(|found| found.items).unwrap_or_default();
                 bans.iter().any(|entry| (any_end || was_lifted(entry)) && fits(&entry.ban, *length))
             };
-            held.into_iter().filter(was_banned).map(|(target, _)| target).collect::<Vec<_>>()
+            present.into_iter().filter(was_banned).map(|(target, _)| target).collect::<Vec<_>>()
         });
         // Without an answer they count as added by an operator: no ban is lost.
         former.extend(found.blocking_recv().into_iter().flatten());

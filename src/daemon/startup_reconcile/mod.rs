@@ -4,14 +4,15 @@
 use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 use tokio::sync::oneshot;
 
 use super::backends;
-use super::ban_recorder::{PastBans, RememberedBan};
+use super::ban_recorder::{EarlierBans, RememberedBan};
 use super::error::DaemonError;
 use super::sensor_thread::SensorHandle;
+use super::table_identity::TableOrigin;
 use crate::config::Config;
 use crate::enforce::nft::{BlockError, Generation, Nft};
 use crate::enforce::slow_backends::{Adopted, Task, TaskSender};
@@ -43,17 +44,11 @@ pub(super) struct StartupReconcile {
     pub(super) recorder: Option<Recorder>,
     /// True until the removal of objects in backends that are not in use has begun. A panic does not repeat it.
     pub(super) has_leftovers: bool,
-    pub(super) bans: PastBans,
+    pub(super) bans: EarlierBans,
     pub(super) backends: Vec<Backend>,
     /// Bans around these prefixes are enforced by nftables only.
     pub(super) exempt: ExemptPrefixes,
-    /// True if the table did not exist before: all its bans began after the start.
-    pub(super) table_created: bool,
-    /// True if the table was loaded from a file, with outdated bans in its sets.
-    pub(super) table_loaded: bool,
-    /// True if a saved ruleset was loaded into the table that the daemon had left, with outdated bans and an armed
-    /// trap.
-    pub(super) table_merged: bool,
+    pub(super) table_origin: TableOrigin,
     /// The sources that the kernel's trap has blocked since the last daemon ended.
     pub(super) trap_banned: Vec<BanTarget>,
     /// A file that exists while bans are restored: if a start is killed meanwhile, the next one detects it.
@@ -135,7 +130,7 @@ impl StartupReconcile {
 
     /// Informs the slow backends about the bans that are still in force.
     fn hand_over(&self) {
-        let PastBans { remembered, undo_due, .. } = &self.bans;
+        let EarlierBans { remembered, undo_due, .. } = &self.bans;
         if !undo_due.is_empty() {
             self.send(Task::Undo { bans: undo_due.iter().map(context).collect() });
         }
@@ -145,7 +140,7 @@ impl StartupReconcile {
             return;
         }
         let adopted = |RememberedBan { ban, left }: &RememberedBan| {
-            // Entries of bans that are not held are removed.
+            // Entries of bans that have ended are removed.
             let backends: Arc<[Backend]> = continuing(&self.backends, ban).iter().filter(is_slow).collect();
             let backends = Some(backends).filter(|backends| !backends.is_empty())?;
             Some(Adopted { context: context(ban), backends, has_run: has_run(ban), left: *left })
@@ -162,11 +157,9 @@ impl StartupReconcile {
     }
 
     /// Sends `task` to the slow backends, if there are any. Blocks only this thread if the queue is full.
-    fn send(&self, mut task: Task) {
-        let Some(tasks) = &self.tasks else { return };
-        while let Err(back) = tasks.send(task) {
-            task = back;
-            std::thread::sleep(Duration::from_millis(5));
+    fn send(&self, task: Task) {
+        if let Some(tasks) = &self.tasks {
+            tasks.send_blocking(task);
         }
     }
 
@@ -206,7 +199,7 @@ impl StartupReconcile {
     /// if the kernel's sets cannot be read.
     fn adopt_elements(&mut self, remembered: &[ActiveBan]) -> Option<HashSet<BanTarget>> {
         let (elements, incomplete) = match elements::read(remembered) {
-            Ok(elements) => (elements, self.table_created),
+            Ok(elements) => (elements, self.table_origin == TableOrigin::Created),
             // Another program has deleted the table since; the table monitor creates it again.
             Err(BlockError::Gone) => (Vec::new(), true),
             Err(error) => {
@@ -215,21 +208,21 @@ impl StartupReconcile {
                 return None;
             }
         };
-        let (elements, incomplete) = match self.table_loaded {
-            true => (self.review_loaded(elements, remembered), true),
-            false => (self.review_merged(elements, remembered), incomplete),
+        let (elements, incomplete) = match self.table_origin {
+            TableOrigin::Loaded => (self.review_loaded(elements, remembered), true),
+            _ => (self.review_merged(elements, remembered), incomplete),
         };
         let elements = self.mask(elements);
         let bans = elements.len();
         let interrupted = self.marker.exists();
         let reconciled = reconcile(&elements, remembered, interrupted || incomplete, SystemTime::now());
         let grades: HashMap<BanTarget, Option<Grade>> = remembered.iter().map(|ban| (ban.target, ban.grade)).collect();
-        let held = |(target, remaining)| {
+        let active = |(target, remaining)| {
             let grade = grades.get(&target).copied().flatten();
             ActiveBan { target, length: None, grade, left: Expiry::from(remaining) }
         };
-        let held: Vec<ActiveBan> = elements.into_iter().map(held).collect();
-        self.send_in_batches(&held, ADOPTION_BATCH, SensorCommand::Adopt);
+        let active: Vec<ActiveBan> = elements.into_iter().map(active).collect();
+        self.send_in_batches(&active, ADOPTION_BATCH, SensorCommand::Adopt);
         let generation = self.nft.as_mut().and_then(|nft| nft.table.generation());
         if !reconciled.restore.is_empty() {
             // If the marker cannot be written, the next start treats missing bans as lifted, as it would without a
@@ -275,28 +268,29 @@ impl StartupReconcile {
             SensorCommand::ReviewLoaded(targets, "a file".to_owned())
         });
         let loaded: HashSet<BanTarget> = targets.into_iter().collect();
-        let held = remembered.iter().filter(|ban| loaded.contains(&ban.target));
-        held.map(|ban| (ban.target, ban.left.span())).collect()
+        let known = remembered.iter().filter(|ban| loaded.contains(&ban.target));
+        known.map(|ban| (ban.target, ban.left.span())).collect()
     }
 
     /// Makes the sensor remove the elements that a saved ruleset or set has added to the daemon's own table, as
     /// [`StartupReconcile::review_loaded`] does. Elements that the ledger has never seen stay, because an operator may
     /// have added them while the daemon was down. Returns the elements that stay.
     fn review_merged(&mut self, elements: Vec<Element>, remembered: &[ActiveBan]) -> Vec<Element> {
+        let is_merged = self.table_origin == TableOrigin::Merged;
         let known: HashSet<BanTarget> = remembered.iter().map(|ban| ban.target).collect();
         let unknown = elements.iter().map(|(target, _)| *target).filter(|target| !known.contains(target));
         let mut saved = match (&mut self.nft, &self.recorder) {
             (Some(nft), Some(recorder)) => {
-                elements::former_bans(&unknown.collect::<Vec<_>>(), self.table_merged, &mut nft.table, recorder)
+                elements::former_bans(&unknown.collect::<Vec<_>>(), is_merged, &mut nft.table, recorder)
             }
             _ => HashSet::new(),
         };
-        match self.table_merged {
+        match is_merged {
             true => saved.extend(&self.trap_banned),
             // These are new bans, by the trap that a crashed daemon had armed.
             false => saved.retain(|target| !self.trap_banned.contains(target)),
         }
-        if !self.table_merged && saved.is_empty() {
+        if !is_merged && saved.is_empty() {
             return elements;
         }
         let is_new = |(target, _): &(BanTarget, _)| !known.contains(target) && !saved.contains(target);
@@ -326,7 +320,7 @@ impl StartupReconcile {
         let (wide, narrow): (Vec<ActiveBan>, Vec<ActiveBan>) =
             bans.iter().partition(|ban| matches!(ban.target, BanTarget::Prefix(_)));
         let elements: Vec<_> = narrow.iter().map(|ban| (ban.target, ban.length, ban.left)).collect();
-        if self.nft.as_mut().is_some_and(|nft| matches!(nft.put_back_unheard(&elements), Ok(true))) {
+        if self.nft.as_mut().is_some_and(|nft| matches!(nft.restore_lost_unheard(&elements), Ok(true))) {
             self.events.emit(EventKind::Restored { bans: narrow.len(), backend: Backend::Nft });
             self.send_in_batches(&narrow, ADOPTION_BATCH, SensorCommand::Adopt);
             if !wide.is_empty() {

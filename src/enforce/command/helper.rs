@@ -7,9 +7,9 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::thread;
 
-use super::prepare;
 use super::process::{ExitOutcome, Ran, run};
-use super::protocol::{MAX_REQUEST_LEN, Request, Which, answer};
+use super::protocol::{CommandRequest, ConfiguredCommand, MAX_REQUEST_LEN, answer};
+use super::{line, prepare};
 use crate::config::Run;
 use crate::enforce::helper_socket::{HelperError, next_request};
 
@@ -26,13 +26,13 @@ pub fn serve(socket: &OwnedFd, settings: &Run) -> Result<(), HelperError> {
     thread::scope(|scope| {
         // Dropped before the scope waits for the commands.
         let _hung_up = hung_up;
-        while let Some(Request { number, which, context }) = next_request(socket, &mut buffer)? {
+        while let Some(CommandRequest { number, which, context }) = next_request(socket, &mut buffer)? {
             let words = match which {
-                Which::Begin => &settings.command,
-                Which::End => &settings.expire_command,
+                ConfiguredCommand::Ban => &settings.command,
+                ConfiguredCommand::Expiry => &settings.expire_command,
             };
             let not_started = |why: String| Ran::without_output(ExitOutcome::NotStarted(why));
-            let refuse = |why: String| drop(answer(socket, number, words.join(" "), not_started(why)));
+            let refuse = |why: String| drop(answer(socket, number, line(words), not_started(why)));
             // The daemon respects this limit; the helper checks it nevertheless.
             if Arc::strong_count(&running) > settings.at_once {
                 refuse(format!("block.run.at_once ({}) is reached", settings.at_once));
@@ -69,7 +69,7 @@ mod tests {
 
     use rustix::net::{SendFlags, send};
 
-    use super::super::protocol::Answer;
+    use super::super::protocol::CommandAnswer;
     use super::*;
     use crate::enforce::BanContext;
     use crate::enforce::helper_socket::{decode, encode, pair, receive};
@@ -79,26 +79,29 @@ mod tests {
         Run { command: words.into(), timeout: Duration::from_secs(20), at_once: 1, ..Run::default() }
     }
 
-    fn request(number: u64, which: Which) -> Vec<u8> {
-        encode(&Request { number, which, context: BanContext::example([192, 0, 2, 7].into()) }).unwrap()
+    fn request(number: u64, which: ConfiguredCommand) -> Vec<u8> {
+        encode(&CommandRequest { number, which, context: BanContext::example([192, 0, 2, 7].into()) }).unwrap()
     }
 
     fn send_bytes(socket: impl AsFd, bytes: &[u8]) {
         send(socket, bytes, SendFlags::NOSIGNAL).unwrap();
     }
 
-    fn read(socket: impl AsFd) -> Answer {
+    fn read(socket: impl AsFd) -> CommandAnswer {
         receive(socket, 1 << 16, decode).unwrap()
     }
 
     /// The result for a daemon that sends these datagrams.
-    fn served(settings: &Run, datagrams: &[Vec<u8>]) -> (Result<(), HelperError>, Vec<Answer>) {
+    fn served(settings: &Run, datagrams: &[Vec<u8>]) -> (Result<(), HelperError>, Vec<CommandAnswer>) {
         let (ours, theirs) = pair().unwrap();
         thread::scope(|scope| {
             let serves = scope.spawn(|| serve(&theirs, settings));
             datagrams.iter().for_each(|bytes| send_bytes(&ours, bytes));
-            let answers =
-                datagrams.iter().filter(|bytes| decode::<Request>(bytes).is_some()).map(|_| read(&ours)).collect();
+            let answers = datagrams
+                .iter()
+                .filter(|bytes| decode::<CommandRequest>(bytes).is_some())
+                .map(|_| read(&ours))
+                .collect();
             rustix::net::shutdown(&ours, rustix::net::Shutdown::Write).unwrap();
             (serves.join().unwrap(), answers)
         })
@@ -109,7 +112,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let note = directory.path().join("note");
         let settings = settings(&format!("echo $1 >> {}", note.display()));
-        let whole = request(1, Which::Begin);
+        let whole = request(1, ConfiguredCommand::Ban);
         let cut = (1..whole.len()).map(|end| whole[..end].to_vec());
         let more = [[&whole[..], b"\0"].concat(), [&whole[..], &[0; 4_096]].concat(), b"/bin/sh\0-c\0id".to_vec()];
         for garbage in cut.chain(more) {
@@ -124,13 +127,14 @@ mod tests {
 
     #[test]
     fn only_configured_commands_run() {
-        let (result, answers) = served(&settings("exit 3"), &[request(1, Which::End)]);
+        let (result, answers) = served(&settings("exit 3"), &[request(1, ConfiguredCommand::Expiry)]);
         assert!(result.is_ok());
         assert!(
             matches!(&answers[0].ran.outcome, ExitOutcome::NotStarted(why) if why.contains("is empty")),
             "{answers:?}"
         );
-        let (result, mut answers) = served(&settings("sleep 1"), &[request(1, Which::Begin), request(2, Which::Begin)]);
+        let requests = [1, 2].map(|number| request(number, ConfiguredCommand::Ban));
+        let (result, mut answers) = served(&settings("sleep 1"), &requests);
         assert!(result.is_ok());
         answers.sort_by_key(|answer| answer.number);
         assert_eq!(answers[0].ran.outcome, ExitOutcome::Exited(0));
@@ -144,7 +148,7 @@ mod tests {
         let note = directory.path().join("note");
         let settings = settings(&format!("echo $$ > {}; exec sleep 1000", note.display()));
         let serves = thread::spawn(move || serve(&theirs, &settings));
-        send_bytes(&ours, &request(1, Which::Begin));
+        send_bytes(&ours, &request(1, ConfiguredCommand::Ban));
         let process = loop {
             match std::fs::read_to_string(&note) {
                 Ok(text) if text.ends_with('\n') => break text.trim().to_owned(),

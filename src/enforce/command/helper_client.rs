@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use rustix::io::Errno;
 use rustix::net::{SendFlags, Shutdown, send, shutdown};
 
-use super::protocol::{Answer, MAX_ANSWER_LEN, Request, Which};
+use super::protocol::{CommandAnswer, CommandRequest, ConfiguredCommand, MAX_ANSWER_LEN};
 use crate::enforce::BanContext;
 use crate::enforce::helper_socket::{decode, encode, receive};
 
@@ -56,11 +56,16 @@ impl CommandHelperClient {
     ///
     /// # Errors
     /// The request cannot be sent.
-    pub(in crate::enforce) fn ask(&self, number: u64, which: Which, context: BanContext) -> Result<(), String> {
+    pub(in crate::enforce) fn ask(
+        &self,
+        number: u64,
+        which: ConfiguredCommand,
+        context: BanContext,
+    ) -> Result<(), String> {
         if !self.is_running() {
             return Err("the process that runs commands has ended; restart portsentry".to_owned());
         }
-        let bytes = encode(&Request { number, which, context }).map_err(|error| error.to_string())?;
+        let bytes = encode(&CommandRequest { number, which, context }).map_err(|error| error.to_string())?;
         match send(&self.0.socket, &bytes, SendFlags::NOSIGNAL | SendFlags::DONTWAIT) {
             Ok(_) => Ok(()),
             Err(error) => Err(format!("the process that runs commands does not accept requests: {error}")),
@@ -68,8 +73,8 @@ impl CommandHelperClient {
     }
 
     /// Waits for the next answer; `None` if there are no more, because the helper has ended or sent an invalid answer.
-    pub(in crate::enforce) fn next(&self) -> Option<Answer> {
-        let answer: Option<Answer> = receive(&self.0.socket, MAX_ANSWER_LEN, decode);
+    pub(in crate::enforce) fn next(&self) -> Option<CommandAnswer> {
+        let answer: Option<CommandAnswer> = receive(&self.0.socket, MAX_ANSWER_LEN, decode);
         if answer.is_none() {
             self.0.gone.store(true, Ordering::Relaxed);
             // If it still runs, this makes it end.

@@ -14,7 +14,6 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::Duration;
 
 use rustix::fs::{Access, AtFlags, CWD, accessat};
 
@@ -22,6 +21,7 @@ use super::BanContext;
 use super::template::{NAMES, expand, unknown};
 use crate::config::Run;
 
+mod definition;
 mod helper;
 mod helper_client;
 mod notification;
@@ -33,21 +33,16 @@ pub(crate) use notification::fuzz as fuzz_notification;
 #[cfg(any(test, fuzzing))]
 pub(crate) use protocol::fuzz as fuzz_protocol;
 
+pub(super) use definition::CommandDefinition;
 pub use helper::serve;
 pub use helper_client::CommandHelperClient;
 pub use notification::{Delivery, MAX_DIGEST_LEN, Notifications, TIME_LIMIT, serve_notifications};
 pub use process::ExitOutcome;
 pub(super) use process::Ran;
-pub(super) use protocol::{Answer, Which};
+pub(super) use protocol::{CommandAnswer, ConfiguredCommand};
 
-/// Search path for commands without a slash, and PATH of the commands.
+/// PATH of the commands.
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
-
-/// Minimum and maximum time limit: longer commands should run in the background.
-const LIMITS: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(3_600));
-
-/// Maximum number of concurrent commands. Each needs a thread.
-const MAX_CONCURRENT: usize = 64;
 
 /// Why a command cannot be run.
 #[derive(Debug, thiserror::Error)]
@@ -56,10 +51,6 @@ pub enum RunError {
     Empty,
     #[error("{0} cannot be run: the file does not exist; correct the path")]
     Missing(PathBuf),
-    #[error("{0} cannot be run: no directory of {PATH} contains it; use an absolute path")]
-    NotFound(String),
-    #[error("{0} cannot be run: use an absolute path")]
-    Relative(String),
     #[error("{0} cannot be run: it is not an executable file; check that it is a program, and run: chmod 755 {0}")]
     NotExecutable(PathBuf),
     #[error("every user can write to {0} and so gain the privileges of portsentry; run: chmod o-w {0}")]
@@ -69,26 +60,14 @@ pub enum RunError {
     Macro(String),
     #[error("{0} is not a placeholder; the placeholders of a command are {NAMES}")]
     Unknown(String),
-    #[error("an argument of the command contains a NUL byte; remove it")]
-    Nul,
-    #[error("the time limit of a command is out of range; write {} ms to {} s", LIMITS.0.as_millis(), LIMITS.1.as_secs())]
-    Timeout,
-    #[error("the number of concurrent commands is out of range; write 1 to {MAX_CONCURRENT}")]
-    AtOnce,
 }
 
 impl Run {
     /// Checks that the commands can be started, as far as possible without starting them.
     ///
     /// # Errors
-    /// A command is empty, missing, not executable or not safe, or a limit is out of range.
+    /// A command is empty, missing, not executable or not safe.
     pub fn check(&self) -> Result<(), RunError> {
-        if self.timeout < LIMITS.0 || self.timeout > LIMITS.1 {
-            return Err(RunError::Timeout);
-        }
-        if self.at_once == 0 || self.at_once > MAX_CONCURRENT {
-            return Err(RunError::AtOnce);
-        }
         check(&self.command)?;
         self.check_expiry()
     }
@@ -102,6 +81,11 @@ impl Run {
     }
 }
 
+/// A command on one line, each word in quotes.
+pub fn quoted(command: &[String]) -> String {
+    command.iter().map(|word| format!("{word:?}")).collect::<Vec<_>>().join(" ")
+}
+
 fn check(command: &[String]) -> Result<(), RunError> {
     let program = command.first().filter(|program| !program.is_empty()).ok_or(RunError::Empty)?;
     if program.contains('$') {
@@ -113,16 +97,14 @@ fn check(command: &[String]) -> Result<(), RunError> {
     check_program(command)
 }
 
-/// Checks that `command`, without macros, can be started, as far as possible without starting it.
+/// Checks that `command`, without macros, can be started, as far as possible without starting it. The configuration
+/// accepts only absolute paths (`config/consistency.rs`), so no search path applies.
 ///
 /// # Errors
 /// The command is empty, missing, not executable or not safe.
 pub fn check_program(command: &[String]) -> Result<(), RunError> {
     let program = command.first().filter(|program| !program.is_empty()).ok_or(RunError::Empty)?;
-    if command.iter().any(|argument| argument.contains('\0')) {
-        return Err(RunError::Nul);
-    }
-    let path = find(program)?;
+    let path = PathBuf::from(program);
     let found = fs::metadata(&path).map_err(|_| RunError::Missing(path.clone()))?;
     if !is_executable(&path) {
         return Err(RunError::NotExecutable(path));
@@ -131,18 +113,6 @@ pub fn check_program(command: &[String]) -> Result<(), RunError> {
         return Err(RunError::Writable(path));
     }
     Ok(())
-}
-
-/// The file of `program`.
-fn find(program: &str) -> Result<PathBuf, RunError> {
-    if program.starts_with('/') {
-        return Ok(program.into());
-    }
-    if program.contains('/') {
-        return Err(RunError::Relative(program.to_owned()));
-    }
-    let places = PATH.split(':').map(|directory| Path::new(directory).join(program));
-    places.into_iter().find(|path| is_executable(path)).ok_or_else(|| RunError::NotFound(program.to_owned()))
 }
 
 /// True for a file that this process may execute with its current permissions.
@@ -156,7 +126,7 @@ fn prepare(command: &[String], context: &BanContext) -> Result<(Command, String)
     let (program, arguments) = command.split_first().ok_or(RunError::Empty)?;
     let arguments: Vec<String> = arguments.iter().map(|argument| expand(argument, &target, context)).collect();
     let line = line(std::iter::once(program).chain(&arguments));
-    let mut prepared = start_of(program, arguments)?;
+    let mut prepared = start_of(program, &arguments);
     let (port, source) = (context.port.to_string(), context.source.to_string());
     prepared.envs([
         ("PORTSENTRY_TARGET", target.as_str()),
@@ -171,14 +141,14 @@ fn prepare(command: &[String], context: &BanContext) -> Result<(Command, String)
 }
 
 /// `program` with `arguments`, a new environment and the working directory `/`.
-fn start_of(program: &str, arguments: impl IntoIterator<Item = String>) -> Result<Command, RunError> {
-    let mut command = Command::new(find(program)?);
+fn start_of(program: &str, arguments: &[String]) -> Command {
+    let mut command = Command::new(program);
     command.args(arguments).env_clear().current_dir("/").envs([("PATH", PATH), ("LANG", "C")]);
-    Ok(command)
+    command
 }
 
-/// A command on one line.
-fn line<'a>(words: impl IntoIterator<Item = &'a String>) -> String {
+/// A command on one line, for the log; words are quoted only if necessary.
+pub(super) fn line<'a>(words: impl IntoIterator<Item = &'a String>) -> String {
     words.into_iter().map(|word| shell_quoted(word)).collect::<Vec<_>>().join(" ")
 }
 
@@ -216,25 +186,16 @@ mod tests {
         assert!(matches!(refusal(&[]), RunError::Empty));
         assert!(matches!(refusal(&[""]), RunError::Empty));
         assert!(matches!(refusal(&["/no/such/program"]), RunError::Missing(_)));
-        assert!(matches!(refusal(&["no-such-program"]), RunError::NotFound(_)));
-        assert!(matches!(refusal(&["bin/true"]), RunError::Relative(_)));
         assert!(matches!(refusal(&[&path("plain", 0o644)]), RunError::NotExecutable(_)));
         assert!(matches!(refusal(&["/tmp"]), RunError::NotExecutable(_)));
         assert!(matches!(refusal(&[&path("open", 0o757)]), RunError::Writable(_)));
         assert!(matches!(refusal(&["/bin/$TARGET$"]), RunError::Macro(_)));
         assert!(matches!(refusal(&["true", "x$TAGRET$"]), RunError::Unknown(word) if word == "$TAGRET$"));
-        assert!(matches!(refusal(&["true", "a\0b"]), RunError::Nul));
-        let good = |settings: Run| Run { command: words(&["true", "$TARGET$"]), ..settings }.check();
+        let good = |settings: Run| Run { command: words(&["/bin/true", "$TARGET$"]), ..settings }.check();
         good(Run::default()).unwrap();
         good(Run { expire_command: words(&["/bin/true"]), ..Run::default() }).unwrap();
         let missing = Run { expire_command: words(&["/no/such"]), ..Run::default() };
         assert!(matches!(good(missing), Err(RunError::Missing(_))));
-        for timeout in [Duration::ZERO, Duration::from_secs(3_601)] {
-            assert!(matches!(good(Run { timeout, ..Run::default() }), Err(RunError::Timeout)));
-        }
-        for at_once in [0, 65] {
-            assert!(matches!(good(Run { at_once, ..Run::default() }), Err(RunError::AtOnce)));
-        }
     }
 
     #[test]

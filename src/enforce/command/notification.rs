@@ -14,7 +14,7 @@ use rustix::net::{SendFlags, send};
 use serde::de::IgnoredAny;
 
 use super::process::{ExitOutcome, Ran, run};
-use super::protocol::{Answer, MAX_ANSWER_LEN, answer};
+use super::protocol::{CommandAnswer, MAX_ANSWER_LEN, answer};
 use super::{line, start_of};
 use crate::enforce::helper_socket::{await_message, decode, receive};
 use crate::types::printable::is_hidden;
@@ -117,11 +117,13 @@ impl Notifications {
                 Ok(false) => return Delivery::Failed("the process that runs commands does not answer".to_owned()),
                 Err(_) => return Delivery::HelperGone,
             }
-            match receive(&self.socket, MAX_ANSWER_LEN, decode::<Answer>) {
+            match receive(&self.socket, MAX_ANSWER_LEN, decode::<CommandAnswer>) {
                 // The answer to an earlier request that was abandoned.
                 Some(answer) if answer.number != self.number => {}
-                Some(Answer { ran: Ran { outcome: ExitOutcome::Exited(0), .. }, .. }) => return Delivery::Succeeded,
-                Some(Answer { command, ran: Ran { outcome, output, .. }, .. }) => {
+                Some(CommandAnswer { ran: Ran { outcome: ExitOutcome::Exited(0), .. }, .. }) => {
+                    return Delivery::Succeeded;
+                }
+                Some(CommandAnswer { command, ran: Ran { outcome, output, .. }, .. }) => {
                     let wrote = if output.is_empty() { String::new() } else { format!("; output: {output}") };
                     return Delivery::Failed(format!("{command} {outcome}{wrote}"));
                 }
@@ -161,10 +163,7 @@ fn deliver(command: &[String], digest: &str, limit: Duration, quit: &PipeReader)
     let Some((program, arguments)) = command.split_first() else {
         return Ran::without_output(ExitOutcome::NotStarted("notify.command is empty".to_owned()));
     };
-    match start_of(program, arguments.to_vec()) {
-        Ok(command) => run(command, format!("{digest}\n").as_bytes(), limit, quit),
-        Err(error) => Ran::without_output(ExitOutcome::NotStarted(error.to_string())),
-    }
+    run(start_of(program, arguments), format!("{digest}\n").as_bytes(), limit, quit)
 }
 
 /// Reads any bytes as a request; a valid one must be written back identically.

@@ -19,23 +19,24 @@ pub(super) const MAX_REQUEST_LEN: usize = 1 << 10;
 /// Maximum length of an answer in bytes: three texts, each with an escape character per byte, and some room.
 pub(super) const MAX_ANSWER_LEN: usize = 128 << 10;
 
-/// One of the two commands.
+/// One of the two commands of `block.run`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub(in crate::enforce) enum Which {
-    /// The command for the begin of a ban.
-    Begin,
-    /// The command for the end of a ban.
-    End,
+pub(in crate::enforce) enum ConfiguredCommand {
+    /// `block.run.command`, which runs when a ban begins.
+    #[serde(rename = "begin")]
+    Ban,
+    /// `block.run.expire_command`, which runs when a ban ends.
+    #[serde(rename = "end")]
+    Expiry,
 }
 
 /// Requests a command.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(in crate::enforce) struct Request {
+pub(in crate::enforce) struct CommandRequest {
     /// Repeated in the answer.
     pub(in crate::enforce) number: u64,
-    pub(in crate::enforce) which: Which,
+    pub(in crate::enforce) which: ConfiguredCommand,
     #[serde(rename = "case")]
     pub(in crate::enforce) context: BanContext,
 }
@@ -43,7 +44,7 @@ pub(in crate::enforce) struct Request {
 /// The result of a command.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(in crate::enforce) struct Answer {
+pub(in crate::enforce) struct CommandAnswer {
     pub(in crate::enforce) number: u64,
     /// The command with expanded macros, on one line.
     #[serde(serialize_with = "serialize_plain")]
@@ -53,7 +54,7 @@ pub(in crate::enforce) struct Answer {
 
 /// Sends the result of request `number`.
 pub(super) fn answer(socket: impl AsFd, number: u64, command: String, ran: Ran) -> io::Result<()> {
-    let bytes = encode(&Answer { number, command, ran })?;
+    let bytes = encode(&CommandAnswer { number, command, ran })?;
     Ok(retry_on_intr(|| send(&socket, &bytes, SendFlags::NOSIGNAL)).map(drop)?)
 }
 
@@ -62,9 +63,9 @@ pub(super) fn answer(socket: impl AsFd, number: u64, command: String, ran: Ran) 
 pub(crate) fn fuzz(bytes: &[u8]) {
     use crate::enforce::helper_socket::{MAX_TEXT_LEN, decode};
 
-    let (request, answer) = (decode::<Request>(bytes), decode::<Answer>(bytes));
+    let (request, answer) = (decode::<CommandRequest>(bytes), decode::<CommandAnswer>(bytes));
     assert!(request.is_none_or(|_| bytes.len() <= MAX_REQUEST_LEN && answer.is_none()));
-    if let Some(Answer { command, ran, .. }) = answer {
+    if let Some(CommandAnswer { command, ran, .. }) = answer {
         assert!(bytes.len() <= MAX_ANSWER_LEN && command.len().max(ran.output.len()) <= MAX_TEXT_LEN);
         assert!(!command.chars().chain(ran.output.chars()).any(crate::types::printable::is_hidden));
     }
@@ -84,26 +85,30 @@ mod tests {
     use crate::engine::Class;
     use crate::types::{BanTarget, Expiry};
 
-    fn requests() -> Vec<Request> {
+    fn requests() -> Vec<CommandRequest> {
         let targets = ["192.0.2.7/32", "2001:db8::/64", "fe80::7/128", "203.0.113.0/24", "2001:db8::/48"];
         let mut requests = Vec::new();
         for (number, target) in targets.into_iter().enumerate() {
             let target = BanTarget::exactly(target.parse().unwrap()).unwrap();
             let context = BanContext { target, ..BanContext::example(target.element()) };
             let number = u64::try_from(number).unwrap();
-            requests.push(Request { number, which: Which::Begin, context });
+            requests.push(CommandRequest { number, which: ConfiguredCommand::Ban, context });
             let by_hand = BanContext::by_hand(target, Expiry::Never, context.since);
-            requests.push(Request { number: u64::MAX - number, which: Which::End, context: by_hand });
+            requests.push(CommandRequest {
+                number: u64::MAX - number,
+                which: ConfiguredCommand::Expiry,
+                context: by_hand,
+            });
         }
         let modes = [None, Some(Mode::Connect), Some(Mode::Stealth), Some(Mode::Advanced), Some(Mode::Off)];
         for (class, mode) in Class::ALL.iter().copied().zip(modes.into_iter().cycle()) {
             let context = BanContext { class: Some(class), mode, ..BanContext::example([192, 0, 2, 7].into()) };
-            requests.push(Request { number: 7, which: Which::Begin, context });
+            requests.push(CommandRequest { number: 7, which: ConfiguredCommand::Ban, context });
         }
         requests
     }
 
-    fn answers() -> Vec<Answer> {
+    fn answers() -> Vec<CommandAnswer> {
         let outcomes = [
             ExitOutcome::Exited(0),
             ExitOutcome::Exited(-1),
@@ -115,7 +120,7 @@ mod tests {
         ];
         let ran = |outcome| Ran { outcome, output: "é\\n".to_owned(), took: Duration::from_millis(1_234) };
         outcomes
-            .map(|outcome| Answer { number: 3, command: "/bin/true 192.0.2.7".to_owned(), ran: ran(outcome) })
+            .map(|outcome| CommandAnswer { number: 3, command: "/bin/true 192.0.2.7".to_owned(), ran: ran(outcome) })
             .into()
     }
 
@@ -145,7 +150,7 @@ mod tests {
         for (name, requests) in [("request_", true), ("answer_", false)] {
             for number in 0..3 {
                 let bytes = std::fs::read(directory.join(format!("{name}{number}"))).unwrap();
-                assert_eq!((is::<Request>(&bytes), is::<Answer>(&bytes)), (requests, !requests));
+                assert_eq!((is::<CommandRequest>(&bytes), is::<CommandAnswer>(&bytes)), (requests, !requests));
             }
         }
     }
@@ -154,10 +159,10 @@ mod tests {
     fn truncated_or_padded_message_is_rejected() {
         for mut bytes in messages() {
             for end in 0..bytes.len() {
-                assert!(!is::<Request>(&bytes[..end]) && !is::<Answer>(&bytes[..end]), "{end}");
+                assert!(!is::<CommandRequest>(&bytes[..end]) && !is::<CommandAnswer>(&bytes[..end]), "{end}");
             }
             bytes.push(0);
-            assert!(!is::<Request>(&bytes) && !is::<Answer>(&bytes));
+            assert!(!is::<CommandRequest>(&bytes) && !is::<CommandAnswer>(&bytes));
         }
     }
 
@@ -166,9 +171,9 @@ mod tests {
         let whole = encode(&requests()[0]).unwrap();
         for name in [&b"/bin/sh"[..], b"\0/bin/sh\0-c\0id", b"/", b" ", b"\n"] {
             assert!(
-                !is::<Request>(&[&whole, name].concat())
-                    && !is::<Request>(&[name, &whole].concat())
-                    && !is::<Request>(name)
+                !is::<CommandRequest>(&[&whole, name].concat())
+                    && !is::<CommandRequest>(&[name, &whole].concat())
+                    && !is::<CommandRequest>(name)
             );
         }
         let text = String::from_utf8(whole).unwrap();
@@ -179,7 +184,7 @@ mod tests {
             (r#""mode":"advanced""#, r#""mode":"hand""#),
             (":", ": "),
         ] {
-            assert!(text.contains(part) && !is::<Request>(text.replacen(part, other, 1).as_bytes()), "{other}");
+            assert!(text.contains(part) && !is::<CommandRequest>(text.replacen(part, other, 1).as_bytes()), "{other}");
         }
     }
 
@@ -190,7 +195,7 @@ mod tests {
         assert!(whole.contains(target));
         for length in 0..=u8::MAX {
             let other = format!(r#""target":"192.0.2.7/{length}""#);
-            assert!(!is::<Request>(whole.replace(target, &other).as_bytes()), "{length}");
+            assert!(!is::<CommandRequest>(whole.replace(target, &other).as_bytes()), "{length}");
         }
     }
 
@@ -201,9 +206,9 @@ mod tests {
             output: "é".repeat(100_000),
             took: Duration::MAX,
         };
-        let bytes = encode(&Answer { number: 1, command: "\"".repeat(1 << 20), ran }).unwrap();
+        let bytes = encode(&CommandAnswer { number: 1, command: "\"".repeat(1 << 20), ran }).unwrap();
         assert!(bytes.len() <= MAX_ANSWER_LEN);
-        let read: Answer = decode(&bytes).unwrap();
+        let read: CommandAnswer = decode(&bytes).unwrap();
         assert_eq!((read.command.len(), read.ran.output.len()), (MAX_TEXT_LEN, MAX_TEXT_LEN));
         assert!(matches!(read.ran.outcome, ExitOutcome::NotStarted(reason) if reason.starts_with("?[2J??[2J?")));
     }

@@ -2,7 +2,7 @@
 //! extended attributes of the old one, including access control lists.
 
 use std::ffi::CString;
-use std::fs::{self, File, Metadata, Permissions};
+use std::fs::{File, Metadata, Permissions};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::{MetadataExt, PermissionsExt, fchown};
 use std::path::Path;
@@ -12,6 +12,7 @@ use rustix::io::Errno;
 
 use super::error::{HostsDenyError, MAX_FILE_LEN};
 use crate::atomic_file::{AtomicFile, TemporaryName};
+use crate::file::FileStamp;
 
 /// Mode of a new file: readable for every user, as in distributions.
 const MODE: u32 = 0o644;
@@ -25,34 +26,11 @@ const ACCESS_LIST: &[u8] = b"system.posix_acl_access";
 /// Attributes that are only valid for the old content: with an old signature the new file would be unreadable.
 const OF_THE_BYTES: [&[u8]; 2] = [b"security.ima", b"security.evm"];
 
-/// Attributes that change when a file is written or replaced, or its permissions change.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Stamp {
-    place: (u64, u64),
-    access: (u32, u32, u32),
-    changed: (i64, i64, i64, i64),
-}
-
-impl Stamp {
-    /// The stamp of the current file; `None` if it does not exist.
-    pub(super) fn new(path: &Path) -> Option<Self> {
-        fs::symlink_metadata(path).ok().map(|found| Self::from_metadata(&found))
-    }
-
-    fn from_metadata(found: &Metadata) -> Self {
-        Self {
-            place: (found.dev(), found.ino()),
-            access: (found.uid(), found.gid(), found.mode()),
-            changed: (found.mtime(), found.mtime_nsec(), found.ctime(), found.ctime_nsec()),
-        }
-    }
-}
-
 /// A file at the time of reading.
 pub(super) struct Old {
     pub(super) bytes: Vec<u8>,
     file: File,
-    stamp: Stamp,
+    found: Metadata,
 }
 
 /// Opens the file for reading; `None` if it does not exist.
@@ -83,7 +61,7 @@ pub(super) fn read(path: &Path) -> Result<Option<Old>, HostsDenyError> {
     if u64::try_from(read).is_ok_and(|read| read > MAX_FILE_LEN) {
         return Err(HostsDenyError::TooBig(path.to_owned()));
     }
-    Ok(Some(Old { bytes, file, stamp: Stamp::from_metadata(&found) }))
+    Ok(Some(Old { bytes, file, found }))
 }
 
 /// Replaces `old` with a file of `bytes`; false, without a change, if another program has changed the file in the
@@ -107,7 +85,7 @@ pub(super) fn replace(path: &Path, old: Option<&Old>, bytes: &[u8]) -> Result<bo
 /// Also compares the content, because two changes within one tick of the kernel's clock have the same time.
 fn is_unchanged(path: &Path, old: Option<&Old>) -> Result<bool, HostsDenyError> {
     Ok(match (read(path)?, old) {
-        (Some(now), Some(old)) => now.stamp == old.stamp && now.bytes == old.bytes,
+        (Some(now), Some(old)) => FileStamp::from(&now.found) == FileStamp::from(&old.found) && now.bytes == old.bytes,
         (None, None) => true,
         _ => false,
     })
@@ -116,12 +94,11 @@ fn is_unchanged(path: &Path, old: Option<&Old>) -> Result<bool, HostsDenyError> 
 /// Copies the permissions of `old` to `file`. The owner first, because a change of owner clears mode bits; the access
 /// list last, because its mask is the group bits of the mode.
 fn keep_access(file: &File, old: &Old) -> io::Result<()> {
-    let (owner, group, mode) = old.stamp.access;
-    let has = file.metadata()?;
-    if (has.uid(), has.gid()) != (owner, group) {
-        fchown(file, Some(owner), Some(group))?;
+    let (has, wanted) = (file.metadata()?, &old.found);
+    if (has.uid(), has.gid()) != (wanted.uid(), wanted.gid()) {
+        fchown(file, Some(wanted.uid()), Some(wanted.gid()))?;
     }
-    file.set_permissions(Permissions::from_mode(mode & 0o7777))?;
+    file.set_permissions(Permissions::from_mode(wanted.mode() & 0o7777))?;
     let mut names = vec![0; ATTRIBUTES];
     let length = match flistxattr(&old.file, &mut names) {
         Ok(length) => length,

@@ -16,47 +16,31 @@ use rustix::fs::{Access, AtFlags, CWD, accessat};
 
 use super::BanContext;
 use super::template::{NAMES, expand, unknown};
+use crate::config::DEFAULT_DENY_LINE;
+use crate::file::FileStamp;
 use crate::types::BanTarget;
 
+mod definition;
 mod error;
 mod file;
 mod text;
 
+pub(super) use definition::HostsDenyDefinition;
 pub use error::HostsDenyError;
 pub(super) use error::MAX_FILE_LEN;
-pub(super) use file::Stamp;
 #[cfg(any(test, fuzzing))]
 pub(crate) use text::fuzz;
 
 use error::MAX_ATTEMPTS;
 use text::{DenyRule, ParsedFile, hosts_pattern};
 
-/// The file that the TCP wrappers read.
-pub const DEFAULT_PATH: &str = "/etc/hosts.deny";
-
-/// Denies all services to the source.
-pub const DEFAULT_TEMPLATE: &str = "ALL: $TARGET$";
-
-/// Maximum length of a template in bytes. The wrappers' line buffer has 2,048 bytes, and a macro may grow by 40.
-const MAX_TEMPLATE_LEN: usize = 512;
-
 /// Why a template is invalid.
 #[derive(Debug, thiserror::Error)]
 pub enum TemplateError {
-    #[error("the line for hosts.deny has no $TARGET$; write for example \"{DEFAULT_TEMPLATE}\"")]
-    NoTarget,
-    #[error("$TARGET$ must be a separate word in the line for hosts.deny; write for example \"{DEFAULT_TEMPLATE}\"")]
+    #[error("$TARGET$ must be a separate word in the line for hosts.deny; write for example \"{DEFAULT_DENY_LINE}\"")]
     NotAlone,
     #[error("{0} is not a placeholder of the line for hosts.deny; the placeholders are {NAMES}")]
     Unknown(String),
-    #[error(
-        "the line for hosts.deny is not one rule; write one line that neither starts with # nor ends with a backslash"
-    )]
-    NotOneRule,
-    #[error("the line for hosts.deny is longer than {MAX_TEMPLATE_LEN} bytes; shorten it")]
-    TooLong,
-    #[error("{0} is not an absolute path; write for example \"{DEFAULT_PATH}\"")]
-    Path(PathBuf),
 }
 
 /// The file and the template of its lines.
@@ -67,28 +51,15 @@ pub struct HostsDeny {
 }
 
 impl HostsDeny {
-    /// Uses lines of `template` in the file at `path`. Does not access the file yet.
+    /// Uses lines of `template` in the file at `path`. The configuration has checked both. Does not access the file yet.
     ///
     /// # Errors
-    /// The template gives no line that denies a source and can be found again.
+    /// The template contains an unknown placeholder, or its lines could not be found again in the file.
     pub fn new(path: impl Into<PathBuf>, template: &str) -> Result<Self, TemplateError> {
-        let (path, template) = (path.into(), template.trim().to_owned());
-        if !path.is_absolute() || path.file_name().is_none() {
-            return Err(TemplateError::Path(path));
-        }
-        if template.len() > MAX_TEMPLATE_LEN {
-            return Err(TemplateError::TooLong);
-        }
-        if template.starts_with('#') || template.ends_with('\\') || template.contains(['\n', '\r', '\0']) {
-            return Err(TemplateError::NotOneRule);
-        }
-        if let Some(word) = unknown(&template) {
+        if let Some(word) = unknown(template) {
             return Err(TemplateError::Unknown(word.to_owned()));
         }
-        if !template.contains("$TARGET$") {
-            return Err(TemplateError::NoTarget);
-        }
-        let hosts_deny = Self { path, template };
+        let hosts_deny = Self { path: path.into(), template: template.trim().to_owned() };
         if !hosts_deny.finds_its_own() { Err(TemplateError::NotAlone) } else { Ok(hosts_deny) }
     }
 
@@ -108,33 +79,46 @@ impl HostsDeny {
     }
 
     /// A value that changes when the file is written or replaced; `None` if it does not exist.
-    pub(super) fn stamp(&self) -> Option<Stamp> {
-        Stamp::new(&self.path)
+    pub(super) fn stamp(&self) -> Option<FileStamp> {
+        std::fs::symlink_metadata(&self.path).ok().as_ref().map(FileStamp::from)
+    }
+
+    /// The directory in which the file is replaced.
+    fn directory(&self) -> &Path {
+        self.path.parent().unwrap_or(Path::new("/"))
+    }
+
+    /// Checks that the directory accepts a new file.
+    fn check_directory(&self) -> Result<(), HostsDenyError> {
+        let writable = accessat(CWD, self.directory(), Access::WRITE_OK | Access::EXEC_OK, AtFlags::EACCESS);
+        writable.map_err(|error| HostsDenyError::system("create a file in", self.directory())(error.into()))
     }
 
     /// Checks that lines can be written, as far as possible without writing: the directory accepts a new file, and an
-    /// existing file can be read.
+    /// existing file can be read. Returns the targets of own lines.
     ///
     /// # Errors
     /// The first problem.
-    pub fn check(&self) -> Result<(), HostsDenyError> {
-        // The file is replaced, so its directory matters.
-        let directory = self.path.parent().unwrap_or(Path::new("/"));
-        let writable = accessat(CWD, directory, Access::WRITE_OK | Access::EXEC_OK, AtFlags::EACCESS);
-        writable.map_err(|error| HostsDenyError::system("create a file in", directory)(error.into()))?;
-        self.held().map(|_| ())
+    fn check(&self) -> Result<Vec<BanTarget>, HostsDenyError> {
+        self.check_directory()?;
+        self.targets()
+    }
+
+    /// The warning at the start, if lines cannot be written now. Each write is retried.
+    pub fn warning(&self) -> Option<String> {
+        self.check().err().map(|error| format!("cannot write hosts.deny, retrying: {error}"))
     }
 
     /// The targets of own lines, in order; empty if the file does not exist.
     ///
     /// # Errors
     /// The file cannot be read.
-    pub fn held(&self) -> Result<Vec<BanTarget>, HostsDenyError> {
-        Ok(file::read(&self.path)?.map_or(Vec::new(), |old| Self::held_in(&old.bytes)))
+    pub fn targets(&self) -> Result<Vec<BanTarget>, HostsDenyError> {
+        Ok(file::read(&self.path)?.map_or(Vec::new(), |old| Self::targets_in(&old.bytes)))
     }
 
     /// The targets of own lines in a file with these bytes.
-    pub(crate) fn held_in(bytes: &[u8]) -> Vec<BanTarget> {
+    pub(crate) fn targets_in(bytes: &[u8]) -> Vec<BanTarget> {
         ParsedFile::parse(bytes).entries.iter().map(|entry| entry.target).collect()
     }
 
@@ -193,25 +177,16 @@ mod tests {
 
     #[test]
     fn unusable_template_is_refused() {
-        assert!(matches!(refusal("ALL: ALL"), TemplateError::NoTarget));
-        assert!(matches!(refusal(""), TemplateError::NoTarget));
         assert!(
             matches!(refusal("ALL: $TARGET$ : spawn log $TARGT$"), TemplateError::Unknown(word) if word == "$TARGT$")
         );
-        assert!(matches!(refusal("ALL: $TARGET$\nALL: ALL"), TemplateError::NotOneRule));
-        assert!(matches!(refusal("# ALL: $TARGET$"), TemplateError::NotOneRule));
-        assert!(matches!(refusal("ALL: $TARGET$ \\"), TemplateError::NotOneRule));
         assert!(matches!(refusal("ALL: $TARGET$/24"), TemplateError::NotAlone));
-        assert!(matches!(refusal(&format!("ALL: $TARGET${}", " ".repeat(600) + "x")), TemplateError::TooLong));
-        for path in ["hosts.deny", "/", "/etc/.."] {
-            assert!(matches!(HostsDeny::new(path, DEFAULT_TEMPLATE), Err(TemplateError::Path(_))), "{path}");
-        }
     }
 
     #[test]
     fn classic_templates_give_their_lines() {
         let line = |template: &str, source: &str| {
-            HostsDeny::new(DEFAULT_PATH, template).unwrap().entry(&BanContext::example(source.parse().unwrap()))
+            HostsDeny::new("/etc/hosts.deny", template).unwrap().entry(&BanContext::example(source.parse().unwrap()))
         };
         assert_eq!(line("ALL: $TARGET$", "192.0.2.7"), "ALL: 192.0.2.7");
         assert_eq!(line("ALL: $TARGET$ : DENY", "192.0.2.7"), "ALL: 192.0.2.7 : DENY");

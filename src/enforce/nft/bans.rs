@@ -18,7 +18,7 @@ use crate::types::{Backend, BanTarget, Expiry, Timestamp};
 pub struct Nft {
     pub table: Table,
     /// The desired ruleset.
-    pub spec: RulesetSpec,
+    pub(super) spec: RulesetSpec,
     pub allowed: AllowSet,
     writer: SetWriter,
     /// Time at which a target was last found to be already blocked.
@@ -62,15 +62,20 @@ impl Nft {
         Ok(installed)
     }
 
+    /// The desired ruleset.
+    pub fn spec(&self) -> &RulesetSpec {
+        &self.spec
+    }
+
     /// Objects of other programs in the table, each as the end of the sentence "it has …".
     pub fn foreign_objects(&mut self) -> Result<Vec<String>, RulesetError> {
         nft::foreign_objects(&mut self.table.socket, &self.spec)
     }
 
     /// Deletes the table with all its bans; false if it did not exist.
-    pub fn remove(&mut self, spec: &RulesetSpec) -> Result<bool, RulesetError> {
+    pub fn remove(&mut self) -> Result<bool, RulesetError> {
         self.allowed = AllowSet::default();
-        nft::remove(&mut self.table.socket, spec)
+        nft::remove(&mut self.table.socket, &self.spec)
     }
 
     /// Repairs the table after any change since [`Nft::install`], or replaces its rules with those of `spec`. Its sets
@@ -78,6 +83,12 @@ impl Nft {
     pub fn repair(&mut self, spec: &RulesetSpec) -> Result<Repaired, RulesetError> {
         (self.allowed, self.spec) = (AllowSet::default(), *spec);
         nft::repair(&mut self.table.socket, spec)
+    }
+
+    /// Makes the table in the kernel match [`Nft::spec`]; otherwise as [`Nft::repair`].
+    pub fn repair_to_spec(&mut self) -> Result<Repaired, RulesetError> {
+        let spec = self.spec;
+        self.repair(&spec)
     }
 
     /// Replaces the rules of the table and keeps its sets.
@@ -90,13 +101,35 @@ impl Nft {
         self.repair(&RulesetSpec { prefix_sets, decoys: self.spec.decoys, ..wanted }).map(|_| ())
     }
 
+    /// Removes the rules of the trap from the table.
+    pub fn remove_trap(&mut self) -> Result<(), RulesetError> {
+        self.spec.trap = None;
+        self.repair_to_spec().map(|_| ())
+    }
+
+    /// Enables or disables connection tracking for connections to decoys, if the table has rules for decoys.
+    pub fn track_decoys(&mut self, max_new_tracked: Option<u32>) -> Result<(), RulesetError> {
+        if let Some(decoys) = &mut self.spec.decoys {
+            decoys.max_new_tracked = max_new_tracked;
+        }
+        self.repair_to_spec().map(|_| ())
+    }
+
+    /// Adds the sets for prefixes to the desired ruleset if one of `targets` needs them; the next repair or creation of
+    /// the table includes them. Returns true if they were added.
+    pub fn require_prefix_sets(&mut self, mut targets: impl Iterator<Item = BanTarget>) -> bool {
+        let adds = !self.spec.prefix_sets && targets.any(|target| matches!(target, BanTarget::Prefix(_)));
+        self.spec.prefix_sets |= adds;
+        adds
+    }
+
     /// Adds the sets for prefixes to the table if one of `targets` needs them.
-    fn ensure_prefix_sets(&mut self, mut targets: impl Iterator<Item = BanTarget>) -> Result<(), BackendGone> {
-        if self.spec.prefix_sets || !targets.any(|target| matches!(target, BanTarget::Prefix(_))) {
+    fn ensure_prefix_sets(&mut self, targets: impl Iterator<Item = BanTarget>) -> Result<(), BackendGone> {
+        if !self.require_prefix_sets(targets) {
             return Ok(());
         }
         // The bans run into the same error, and it is reported with them.
-        let repaired = self.repair(&RulesetSpec { prefix_sets: true, ..self.spec });
+        let repaired = self.repair_to_spec();
         if matches!(repaired, Ok(Repaired::Created)) { Err(BackendGone) } else { Ok(()) }
     }
 
@@ -120,7 +153,7 @@ impl Nft {
         if self.elements.iter().any(|(target, _)| matches!(target, BanTarget::Prefix(_))) {
             let whole = |(target, expiry): &(BanTarget, Expiry)| (*target, None, *expiry);
             let bans: Vec<_> = self.elements.iter().map(whole).collect();
-            return self.restore(&bans);
+            return self.restore_all(&bans);
         }
         let asked = self.elements.len();
         if self.spec.trap.is_some() {
@@ -171,14 +204,14 @@ impl Nft {
         looked
     }
 
-    /// Restores bans with their target, total duration if known, and remaining time.
-    pub fn restore(&mut self, bans: &[RestoredBan]) -> Result<(), BlockError> {
+    /// Restores bans (target, total duration if known, remaining time), and replaces those that the kernel still has.
+    pub fn restore_all(&mut self, bans: &[RestoredBan]) -> Result<(), BlockError> {
         let kernel = self.table.kernel();
         self.restore_by(bans, |batch, bans| nft::put_restored(batch, kernel, bans))
     }
 
     /// Restores bans that the kernel has lost. A target that is still blocked stays blocked.
-    pub fn put_back(&mut self, bans: &[RestoredBan]) -> Result<(), BlockError> {
+    pub fn restore_lost(&mut self, bans: &[RestoredBan]) -> Result<(), BlockError> {
         let pause = if bans.len() < MIN_PAUSED_BANS { None } else { self.table.pause_monitor() };
         let done = self.restore_by(bans, nft::put_back);
         // The monitor reports changes by other programs in the meantime.
@@ -188,10 +221,10 @@ impl Nft {
         done
     }
 
-    /// As [`Nft::put_back`], without notifications to this table's monitor. False if nothing was done, because there
-    /// are too few bans or the monitor cannot be paused; also if another program changed a table meanwhile, so that
-    /// some bans may be missing.
-    pub fn put_back_unheard(&mut self, bans: &[RestoredBan]) -> Result<bool, BlockError> {
+    /// As [`Nft::restore_lost`], without notifications to this table's monitor. False if nothing was done, because
+    /// there are too few bans or the monitor cannot be paused; also if another program changed a table meanwhile, so
+    /// that some bans may be missing.
+    pub fn restore_lost_unheard(&mut self, bans: &[RestoredBan]) -> Result<bool, BlockError> {
         if bans.len() < MIN_PAUSED_BANS {
             return Ok(false);
         }
@@ -250,15 +283,33 @@ impl BanBackend for Nft {
         }
     }
 
-    fn put_back(&mut self, bans: &[ActiveBan], _now: Timestamp) -> Result<Vec<Refused>, BackendGone> {
+    fn restore(&mut self, bans: &[ActiveBan], _now: Timestamp) -> Result<Vec<Refused>, BackendGone> {
         self.ensure_prefix_sets(bans.iter().map(|ban| ban.target))?;
         let elements: Vec<_> = bans.iter().map(|ban| (ban.target, ban.length, ban.left)).collect();
         let targets = bans.iter().map(|ban| ban.target);
-        BlockError::refusals(Self::put_back(self, &elements), Backend::Nft, targets)
+        BlockError::refusals(self.restore_lost(&elements), Backend::Nft, targets)
     }
 
     fn missing(&mut self, targets: &[BanTarget]) -> Vec<BanTarget> {
         self.table.missing(targets).unwrap_or_default()
+    }
+
+    fn has_leftovers(&mut self) -> bool {
+        matches!(nft::table_handle(&mut self.table.socket), Ok(Some(_)))
+    }
+
+    fn discard_leftovers(&mut self, used: &str) -> Result<Option<String>, String> {
+        let note = || {
+            format!(
+                "table inet portsentry of an earlier run has been removed, because \"nft\" is not in block.method; its \
+                 bans continue with {used}"
+            )
+        };
+        match self.remove() {
+            Ok(was_there) => Ok(was_there.then(note)),
+            Err(RulesetError::Socket(_)) => Ok(None),
+            Err(error) => Err(format!("the table of an earlier run stays: {error}")),
+        }
     }
 }
 

@@ -6,6 +6,7 @@
 
 mod allow_set;
 mod bans;
+mod definition;
 mod fleet_sets;
 mod networks;
 mod set_writer;
@@ -15,6 +16,7 @@ pub mod trap_sets;
 use crate::types::BanTarget;
 pub use allow_set::AllowSet;
 pub use bans::Nft;
+pub(super) use definition::NftDefinition;
 pub use fleet_sets::FleetSets;
 pub use table::{Generation, Table};
 pub use trap_sets::{DecoyCounts, Hold, HoldCounts, TrapUsage};

@@ -16,6 +16,7 @@
 //!
 //! A removal that fails is retried until it succeeds.
 
+mod definition;
 mod route_table;
 
 use std::collections::{HashMap, HashSet};
@@ -25,12 +26,15 @@ use std::time::Duration;
 use ipnet::IpNet;
 use rustix::io::Errno;
 
-use crate::enforce::{BackendGone, BanBackend, BanContext, ExemptPrefixes, Overlap, Refused, Upkeep};
+use crate::enforce::{
+    BackendGone, BanBackend, BanContext, ExemptPrefixes, MaintenanceReport, OpenError, Overlap, Refused,
+};
 use crate::engine::{ActiveBan, Host};
 pub use crate::netlink::routes::{KernelRefusal, PROTOCOL, RouteError};
 use crate::netlink::routes::{Route, RouteSocket, is_closed};
 use crate::types::{Backend, BanTarget, Expiry, RouteKind, Timestamp};
 
+pub(super) use definition::RouteDefinition;
 use route_table::RouteTable;
 
 /// Failure of a change of the routes. After [`BlockError::System`](crate::enforce::BlockError::System), routes that
@@ -77,13 +81,13 @@ fn creator(protocol: Option<u8>) -> String {
     protocol.map_or_else(String::new, |number| format!(" (of routing protocol {number}, see /etc/iproute2/rt_protos)"))
 }
 
-/// Targets that are no longer blocked.
+/// The result of a removal: targets that are no longer blocked.
 #[derive(Debug, Default)]
 #[must_use]
-pub struct Lifted {
+pub struct Removal {
     pub targets: Vec<BanTarget>,
     /// Error for targets that are still blocked; [`Routes::due`] retries them.
-    pub trouble: Option<BlockError>,
+    pub error: Option<BlockError>,
 }
 
 /// The route backend: one socket, opened in the network namespace of the thread that opens it.
@@ -119,7 +123,7 @@ impl Routes {
     ///
     /// Pass all allowed and protected prefixes, own addresses (as /32 and /128, so that a neighbour in the same IPv4
     /// network can be blocked), and own IPv6 networks.
-    pub fn protect(&mut self, prefixes: &[IpNet]) -> Lifted {
+    pub fn protect(&mut self, prefixes: &[IpNet]) -> Removal {
         self.exempt = ExemptPrefixes::new(prefixes.iter().copied());
         let exempt = &self.exempt;
         let mut now_protected: Vec<BanTarget> =
@@ -130,7 +134,7 @@ impl Routes {
         now_protected
             .extend(left.into_iter().filter_map(BanTarget::exactly).inspect(|target| self.routes.keep(*target, None)));
         now_protected.sort_unstable();
-        self.remove(&now_protected, |held, target| held.postpone(target, Timestamp::default()))
+        self.remove(&now_protected, |routes, target| routes.postpone(target, Timestamp::default()))
     }
 
     /// Blocks all targets, each from `now` on for its expiry, even if it is already blocked. A route of another kind
@@ -174,13 +178,13 @@ impl Routes {
     /// # Errors
     /// The targets whose routes still exist. [`Routes::due`] retries them, and does not report their removal.
     pub fn lift(&mut self, targets: &[BanTarget]) -> Result<(), BlockError> {
-        let lifted = self.remove(targets, |held, target| held.give_up(target, Timestamp::default()));
-        lifted.trouble.map_or(Ok(()), Err)
+        let lifted = self.remove(targets, |routes, target| routes.give_up(target, Timestamp::default()));
+        lifted.error.map_or(Ok(()), Err)
     }
 
     /// Removes the routes whose end has come, the earliest first. At most 1,000 at once, so that packets do not wait
     /// long: call again while [`Routes::next_due`] has passed.
-    pub fn due(&mut self, now: Timestamp) -> Lifted {
+    pub fn due(&mut self, now: Timestamp) -> Removal {
         let again = now.after(RETRY_DELAY);
         if self.retry_stale.is_some_and(|at| at <= now) {
             return self.remove_stale(now);
@@ -188,10 +192,10 @@ impl Routes {
         let over = self.routes.expired(now, MAX_EXPIRED);
         let (expired, old): (Vec<BanTarget>, Vec<BanTarget>) =
             over.into_iter().partition(|target| self.routes.is_wanted(*target));
-        let lifted = self.remove(&expired, |held, target| held.postpone(target, again));
+        let lifted = self.remove(&expired, |routes, target| routes.postpone(target, again));
         // These are already reported as lifted, or were never blocked: only a further failure is reported.
-        let rest = self.remove(&old, |held, target| held.postpone(target, again));
-        Lifted { trouble: lifted.trouble.or(rest.trouble), ..lifted }
+        let rest = self.remove(&old, |routes, target| routes.postpone(target, again));
+        Removal { error: lifted.error.or(rest.error), ..lifted }
     }
 
     /// Time at which [`Routes::due`] has work to do; `None` if there is none.
@@ -208,15 +212,15 @@ impl Routes {
         let own = self.socket.own()?;
         let kind = self.kind;
         self.leftovers = own.into_iter().map(|(net, found)| (net, found == Some(kind.toward(net)))).collect();
-        let held = &self.routes;
-        self.leftovers.retain(|net, _| BanTarget::exactly(*net).is_none_or(|target| !held.is_wanted(target)));
+        let routes = &self.routes;
+        self.leftovers.retain(|net, _| BanTarget::exactly(*net).is_none_or(|target| !routes.is_wanted(target)));
         let mut targets: Vec<BanTarget> = self.leftovers.keys().filter_map(|net| BanTarget::exactly(*net)).collect();
         targets.sort_unstable();
         Ok(targets)
     }
 
     /// Removes every route from an earlier run that no ban has claimed since [`Routes::leftovers`].
-    pub fn remove_stale(&mut self, now: Timestamp) -> Lifted {
+    pub fn remove_stale(&mut self, now: Timestamp) -> Removal {
         self.retry_stale = None;
         let nets: Vec<IpNet> = self.leftovers.keys().copied().collect();
         let mut kept = Vec::new();
@@ -226,7 +230,7 @@ impl Routes {
                 kept.extend(nets.get(place).map(|net| (*net, refusal)));
             }
         });
-        let trouble = match deleted {
+        let error = match deleted {
             Ok(()) => {
                 let stay: HashMap<IpNet, KernelRefusal> = kept.into_iter().collect();
                 self.leftovers.retain(|net, _| stay.contains_key(net));
@@ -241,7 +245,7 @@ impl Routes {
             self.retry_stale = Some(now.after(RETRY_DELAY));
         }
         let gone = nets.into_iter().filter(|net| !self.leftovers.contains_key(net));
-        Lifted { targets: gone.filter_map(BanTarget::exactly).collect(), trouble }
+        Removal { targets: gone.filter_map(BanTarget::exactly).collect(), error }
     }
 
     /// Returns the targets that the kernel would answer, because their route is missing or another one takes
@@ -256,11 +260,6 @@ impl Routes {
         let looked = nets.into_iter().zip(lookups).zip(targets);
         let open = looked.filter(|((net, lookup), _)| !is_closed(lookup, *net, self.kind.toward(*net)));
         Ok(open.map(|(_, target)| *target).collect())
-    }
-
-    /// The port id by which the kernel identifies this backend in notifications of its changes.
-    pub fn port_id(&self) -> u32 {
-        self.socket.port_id()
     }
 
     /// All targets that this backend blocks, unordered.
@@ -343,7 +342,7 @@ impl Routes {
     }
 
     /// Removes the routes to these targets; `again` schedules the retry of failed ones.
-    fn remove(&mut self, targets: &[BanTarget], again: impl Fn(&mut RouteTable, BanTarget)) -> Lifted {
+    fn remove(&mut self, targets: &[BanTarget], again: impl Fn(&mut RouteTable, BanTarget)) -> Removal {
         let nets: Vec<IpNet> = targets.iter().copied().map(BanTarget::network).collect();
         let mut failed = Vec::new();
         let removed = self.socket.delete(&nets, |place, refusal| {
@@ -355,7 +354,7 @@ impl Routes {
         });
         if let Err(error) = removed {
             targets.iter().for_each(|target| again(&mut self.routes, *target));
-            return Lifted { targets: Vec::new(), trouble: Some(error.into()) };
+            return Removal { targets: Vec::new(), error: Some(error.into()) };
         }
         let stay: HashSet<BanTarget> = failed.iter().map(|one| one.target).collect();
         let mut lifted = Vec::with_capacity(targets.len());
@@ -368,8 +367,8 @@ impl Routes {
                 lifted.push(*target);
             }
         }
-        let trouble = BlockError::check(targets.len(), failed).err();
-        Lifted { targets: lifted, trouble }
+        let error = BlockError::check(targets.len(), failed).err();
+        Removal { targets: lifted, error }
     }
 }
 
@@ -384,7 +383,7 @@ impl BanBackend for Routes {
         lifted.map_err(|error| format!("cannot remove a route, retrying: {error}"))
     }
 
-    fn put_back(&mut self, bans: &[ActiveBan], now: Timestamp) -> Result<Vec<Refused>, BackendGone> {
+    fn restore(&mut self, bans: &[ActiveBan], now: Timestamp) -> Result<Vec<Refused>, BackendGone> {
         let left: Vec<_> = bans.iter().map(|ban| (ban.target, ban.left)).collect();
         self.add_all(&left, now)
     }
@@ -411,14 +410,42 @@ impl BanBackend for Routes {
         Self::next_due(self)
     }
 
-    fn run_due(&mut self, now: Timestamp) -> Upkeep {
-        Upkeep { note: None, error: self.due(now).trouble.as_ref().map(cannot_remove) }
+    fn run_due(&mut self, now: Timestamp) -> MaintenanceReport {
+        MaintenanceReport { note: None, error: self.due(now).error.as_ref().map(cannot_remove) }
     }
 
-    fn remove_stale(&mut self, now: Timestamp) -> Upkeep {
-        let Lifted { targets, trouble } = Self::remove_stale(self, now);
+    fn unexpiring_targets(&mut self) -> Result<Vec<BanTarget>, OpenError> {
+        Ok(self.leftovers()?)
+    }
+
+    fn route_port_id(&self) -> Option<u32> {
+        Some(self.socket.port_id())
+    }
+
+    fn has_leftovers(&mut self) -> bool {
+        self.leftovers().is_ok_and(|found| !found.is_empty())
+    }
+
+    fn discard_leftovers(&mut self, used: &str) -> Result<Option<String>, String> {
+        let Ok(found) = self.leftovers() else { return Ok(None) };
+        match Self::remove_stale(self, Timestamp::default()).error {
+            None if found.is_empty() => Ok(None),
+            None => Ok(Some(format!(
+                "routes of earlier bans have been removed, because \"route\" is not in block.method: {}; the bans \
+                 continue with {used}",
+                found.len()
+            ))),
+            Some(error) => Err(format!(
+                "routes of earlier bans stay: {error}; remove them with `ip route flush proto 112` and \
+                 `ip -6 route flush proto 112`"
+            )),
+        }
+    }
+
+    fn remove_stale(&mut self, now: Timestamp) -> MaintenanceReport {
+        let Removal { targets, error } = Self::remove_stale(self, now);
         let note = format!("routes of an earlier run that belong to no ban were removed: {}", targets.len());
-        Upkeep { note: (!targets.is_empty()).then_some(note), error: trouble.as_ref().map(cannot_remove) }
+        MaintenanceReport { note: (!targets.is_empty()).then_some(note), error: error.as_ref().map(cannot_remove) }
     }
 }
 

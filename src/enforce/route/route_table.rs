@@ -88,36 +88,40 @@ mod tests {
 
     #[test]
     fn new_end_replaces_old_end() {
-        let mut held = RouteTable::new(2);
-        held.keep(target(1), Some(at(10)));
-        held.keep(target(2), None);
-        held.keep(target(1), Some(at(20)));
+        let mut routes = RouteTable::new(2);
+        routes.keep(target(1), Some(at(10)));
+        routes.keep(target(2), None);
+        routes.keep(target(1), Some(at(20)));
         assert_eq!(
-            (held.next_end(), held.expired(at(19), 9), held.expired(at(20), 9)),
+            (routes.next_end(), routes.expired(at(19), 9), routes.expired(at(20), 9)),
             (Some(at(20)), vec![], vec![target(1)])
         );
-        held.keep(target(1), None);
-        assert_eq!((held.next_end(), held.entries.len(), held.ends.len()), (None, 2, 0), "no expiry is left over");
+        routes.keep(target(1), None);
+        assert_eq!(
+            (routes.next_end(), routes.entries.len(), routes.ends.len()),
+            (None, 2, 0),
+            "no expiry is left over"
+        );
     }
 
     #[test]
     fn full_table_accepts_present_keys_only() {
-        let mut held = RouteTable::new(1);
-        held.keep(target(1), None);
-        assert!(held.has_room_for(target(1)) && !held.has_room_for(target(2)));
-        held.forget(target(1));
-        assert!(held.has_room_for(target(2)));
+        let mut routes = RouteTable::new(1);
+        routes.keep(target(1), None);
+        assert!(routes.has_room_for(target(1)) && !routes.has_room_for(target(2)));
+        routes.forget(target(1));
+        assert!(routes.has_room_for(target(2)));
     }
 
     #[test]
     fn postponed_removal_stays_due() {
-        let mut held = RouteTable::new(2);
-        held.keep(target(1), Some(at(5)));
-        held.keep(target(2), None);
-        held.postpone(target(1), at(9));
-        held.give_up(target(2), at(0));
-        assert_eq!(held.wanted().collect::<Vec<_>>(), [target(1)]);
-        assert_eq!(held.expired(at(9), 9), [target(2), target(1)], "the earliest first");
-        assert_eq!(held.expired(at(9), 1), [target(2)]);
+        let mut routes = RouteTable::new(2);
+        routes.keep(target(1), Some(at(5)));
+        routes.keep(target(2), None);
+        routes.postpone(target(1), at(9));
+        routes.give_up(target(2), at(0));
+        assert_eq!(routes.wanted().collect::<Vec<_>>(), [target(1)]);
+        assert_eq!(routes.expired(at(9), 9), [target(2), target(1)], "the earliest first");
+        assert_eq!(routes.expired(at(9), 1), [target(2)]);
     }
 }

@@ -58,7 +58,11 @@ impl SlowQueue {
     /// Queues the command alone; returns a refusal if it does not run.
     pub fn run_command(&self, context: BanContext) -> Option<Refused> {
         let backends: Arc<[Backend]> = Arc::new([Backend::Command]);
-        self.check(context.target, &backends).pop().or_else(|| self.queue(context, &backends))
+        let mut refused = self.check(context.target, &backends);
+        if refused.is_empty() {
+            refused = self.queue(context, &backends);
+        }
+        refused.pop()
     }
 
     /// Queues one ban; returns a refusal for each backend that does not enforce it.
@@ -81,13 +85,17 @@ impl SlowQueue {
     /// A refusal for each of `backends` if it would affect exempt addresses.
     fn check(&self, target: BanTarget, backends: &[Backend]) -> Vec<Refused> {
         let Err(overlap) = self.exempt.check(target) else { return Vec::new() };
-        backends.iter().map(|backend| Refused::new(*backend, target, &overlap)).collect()
+        Self::refuse(target, backends, &overlap)
     }
 
-    fn queue(&self, context: BanContext, backends: &Arc<[Backend]>) -> Option<Refused> {
+    fn queue(&self, context: BanContext, backends: &Arc<[Backend]>) -> Vec<Refused> {
         let put = self.tasks.send_below(MAX_NEW_BANS, Task::Block { context, backends: Arc::clone(backends) });
         let full = || format!("the queue of the backends {} is full", Backend::slow_names());
-        put.err().map(|_| Refused::new(Backend::Command, context.target, &full()))
+        put.map_or_else(|_| Self::refuse(context.target, backends, &full()), |()| Vec::new())
+    }
+
+    fn refuse(target: BanTarget, backends: &[Backend], reason: &impl ToString) -> Vec<Refused> {
+        backends.iter().map(|backend| Refused::new(*backend, target, reason)).collect()
     }
 }
 

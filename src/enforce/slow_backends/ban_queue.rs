@@ -24,7 +24,7 @@ pub(super) struct QueuedBan {
 /// All bans of the thread.
 #[derive(Default)]
 pub(super) struct BanQueue {
-    held: HashMap<BanTarget, QueuedBan>,
+    bans: HashMap<BanTarget, QueuedBan>,
     deadlines: BTreeSet<(Timestamp, BanTarget)>,
     ids: u64,
 }
@@ -34,13 +34,13 @@ impl BanQueue {
     /// no room.
     pub(super) fn insert(&mut self, now: Timestamp, context: BanContext, left: Expiry) -> Option<&mut QueuedBan> {
         let target = context.target;
-        if self.held.len() >= MAX_BANS && !self.held.contains_key(&target) {
+        if self.bans.len() >= MAX_BANS && !self.bans.contains_key(&target) {
             return None;
         }
         let until = left.span().map(|span| now.after(span));
         self.ids += 1;
         let id = self.ids;
-        let held = self.held.entry(target).or_insert_with(|| QueuedBan {
+        let ban = self.bans.entry(target).or_insert_with(|| QueuedBan {
             context,
             id,
             steps: VecDeque::new(),
@@ -48,45 +48,45 @@ impl BanQueue {
             has_run: false,
             until: None,
         });
-        if let Some(old) = held.until {
+        if let Some(old) = ban.until {
             self.deadlines.remove(&(old, target));
         }
         if let Some(until) = until {
             self.deadlines.insert((until, target));
         }
-        (held.context, held.id, held.until) = (context, id, until);
-        held.steps.clear();
-        Some(held)
+        (ban.context, ban.id, ban.until) = (context, id, until);
+        ban.steps.clear();
+        Some(ban)
     }
 
     pub(super) fn get(&self, target: BanTarget) -> Option<&QueuedBan> {
-        self.held.get(&target)
+        self.bans.get(&target)
     }
 
     pub(super) fn get_mut(&mut self, target: BanTarget) -> Option<&mut QueuedBan> {
-        self.held.get_mut(&target)
+        self.bans.get_mut(&target)
     }
 
     /// True if this is the current ban of its target.
     pub(super) fn is_current(&self, target: BanTarget, id: u64) -> bool {
-        self.get(target).is_some_and(|held| held.id == id)
+        self.get(target).is_some_and(|ban| ban.id == id)
     }
 
     pub(super) fn remove(&mut self, target: BanTarget) -> Option<QueuedBan> {
-        let held = self.held.remove(&target)?;
-        if let Some(until) = held.until {
+        let ban = self.bans.remove(&target)?;
+        if let Some(until) = ban.until {
             self.deadlines.remove(&(until, target));
         }
-        Some(held)
+        Some(ban)
     }
 
     pub(super) fn targets(&self) -> impl Iterator<Item = BanTarget> + '_ {
-        self.held.keys().copied()
+        self.bans.keys().copied()
     }
 
     /// Targets that have, or should have, an entry in the file.
     pub(super) fn with_entry(&self) -> impl Iterator<Item = BanTarget> + '_ {
-        self.held.iter().filter(|(_, held)| held.has_entry).map(|(target, _)| *target)
+        self.bans.iter().filter(|(_, ban)| ban.has_entry).map(|(target, _)| *target)
     }
 
     /// A target whose ban has ended at `now`.
@@ -115,12 +115,12 @@ mod tests {
     #[test]
     fn longer_ban_keeps_completed_backends() {
         let mut bans = BanQueue::default();
-        let held = bans.insert(at(100), context(1), MINUTE).unwrap();
-        held.has_run = true;
-        held.steps.push_back(Backend::HostsDeny);
-        let first = held.id;
-        let held = bans.insert(at(130), context(1), MINUTE).unwrap();
-        assert!(held.has_run && held.steps.is_empty());
+        let ban = bans.insert(at(100), context(1), MINUTE).unwrap();
+        ban.has_run = true;
+        ban.steps.push_back(Backend::HostsDeny);
+        let first = ban.id;
+        let ban = bans.insert(at(130), context(1), MINUTE).unwrap();
+        assert!(ban.has_run && ban.steps.is_empty());
         assert!(!bans.is_current(context(1).target, first));
         assert_eq!((bans.expired(at(189)), bans.expired(at(190))), (None, Some(context(1).target)));
         bans.insert(at(131), context(1), Expiry::Never).unwrap();

@@ -1,17 +1,18 @@
 //! Runs commands in the command helper ([`CommandHelperClient`]): a few concurrently, the others wait in order. Two
 //! commands for one target never run at the same time. If the helper has ended, commands fail.
 
-use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread;
 use std::time::Duration;
 
-use super::ban_queue::BanQueue;
+use super::ban_queue::{BanQueue, QueuedBan};
 use super::events::{BackendEvent, CommandPhase, SlowTask};
+use super::slow_backend::SlowBackend;
 use super::task::{BACKOFF, MAX_BANS};
 use crate::config::Run;
 use crate::enforce::BanContext;
-use crate::enforce::command::{Answer, CommandHelperClient, ExitOutcome, Ran, Which};
+use crate::enforce::command::{CommandAnswer, CommandHelperClient, ConfiguredCommand, ExitOutcome, Ran, line};
 use crate::panic_guard;
 use crate::types::{Backend, BanTarget, Timestamp};
 
@@ -28,10 +29,10 @@ const MAX_RELEASE_ATTEMPTS: u32 = 10;
 #[derive(Clone, Copy)]
 pub(super) struct CommandJob {
     /// Identifier of its ban.
-    pub(super) id: u64,
-    pub(super) context: BanContext,
-    pub(super) phase: CommandPhase,
-    pub(super) attempt: u32,
+    id: u64,
+    context: BanContext,
+    phase: CommandPhase,
+    attempt: u32,
 }
 
 /// The waiting and the running commands.
@@ -41,17 +42,16 @@ pub(super) struct CommandQueue {
     waiting: VecDeque<CommandJob>,
     /// Number of commands in `waiting` that are not for the end of a ban.
     new: usize,
-    pub(super) running: HashSet<BanTarget>,
     retries: BTreeMap<(Timestamp, u64), CommandJob>,
     serial: u64,
     /// Blocks that wait for their command, each with its timeout; ordered, because all have the same limit.
     awaited: VecDeque<(Timestamp, BanContext)>,
     /// Running commands, by their request numbers.
-    requested: HashMap<u64, CommandJob>,
+    pub(super) running: HashMap<u64, CommandJob>,
     number: u64,
     /// Answers in order of arrival, also those of this thread for commands that could not be requested. `None` means
     /// that the helper has ended.
-    answers: (Sender<Option<Answer>>, Receiver<Option<Answer>>),
+    answers: (Sender<Option<CommandAnswer>>, Receiver<Option<CommandAnswer>>),
     listens: bool,
     quits: bool,
     /// Number of dropped commands.
@@ -65,11 +65,10 @@ impl CommandQueue {
             helper_client,
             waiting: VecDeque::new(),
             new: 0,
-            running: HashSet::new(),
             retries: BTreeMap::new(),
             serial: 0,
             awaited: VecDeque::new(),
-            requested: HashMap::new(),
+            running: HashMap::new(),
             number: 0,
             answers: channel(),
             listens: false,
@@ -103,7 +102,7 @@ impl CommandQueue {
     }
 
     /// Queues a command; false if the queue is full, in which case it is counted as lost.
-    pub(super) fn push(&mut self, job: CommandJob) -> bool {
+    fn push(&mut self, job: CommandJob) -> bool {
         let release = job.phase == CommandPhase::Release;
         let room = if release { self.waiting.len() < MAX_BANS } else { self.new < MAX_NEW_COMMANDS };
         if room {
@@ -124,21 +123,22 @@ impl CommandQueue {
     }
 
     /// Runs the command before the block of `context`, and makes the block wait for it, up to the time limit.
-    pub(super) fn before(&mut self, now: Timestamp, id: u64, context: BanContext, tell: &mut dyn FnMut(BackendEvent)) {
+    pub(super) fn before(
+        &mut self,
+        now: Timestamp,
+        id: u64,
+        context: BanContext,
+        report: &mut dyn FnMut(BackendEvent),
+    ) {
         if self.push(CommandJob { id, context, phase: CommandPhase::Before, attempt: 1 }) {
             self.awaited.push_back((now.after(self.settings.timeout), context));
         } else {
-            tell(BackendEvent::Ready { context });
+            report(BackendEvent::Ready { context });
         }
     }
 
-    /// Removes the waiting block of `target`.
-    pub(super) fn forget(&mut self, target: BanTarget) {
-        self.awaited.retain(|(_, context)| context.target != target);
-    }
-
     /// Starts as many commands as permitted, and releases blocks that have waited long enough.
-    pub(super) fn go_on(&mut self, now: Timestamp, bans: &mut BanQueue, tell: &mut dyn FnMut(BackendEvent)) {
+    fn start_due(&mut self, now: Timestamp, bans: &mut BanQueue, report: &mut dyn FnMut(BackendEvent)) {
         while let Some(entry) = self.retries.first_entry()
             && entry.key().0 <= now
         {
@@ -146,20 +146,20 @@ impl CommandQueue {
             self.push(job);
         }
         while self.running.len() < self.settings.at_once
-            && let Some(at) = self.waiting.iter().position(|job| !self.running.contains(&job.context.target))
+            && let Some(at) = self.waiting.iter().position(|job| !self.is_running(job.context.target))
             && let Some(job) = self.waiting.remove(at)
         {
             self.new = self.new.saturating_sub(usize::from(job.phase != CommandPhase::Release));
-            if let Some(held) = bans.get_mut(job.context.target) {
+            if let Some(ban) = bans.get_mut(job.context.target) {
                 // A newer ban has its own command.
-                if job.phase == CommandPhase::Block && held.id != job.id {
+                if job.phase == CommandPhase::Block && ban.id != job.id {
                     continue;
                 }
                 // Another attempt would undo the command of the newer ban, whose end undoes both.
-                if job.phase == CommandPhase::Release && held.has_run {
+                if job.phase == CommandPhase::Release && ban.has_run {
                     continue;
                 }
-                held.has_run |= job.phase != CommandPhase::Release;
+                ban.has_run |= job.phase != CommandPhase::Release;
             } else if job.phase != CommandPhase::Release {
                 continue;
             }
@@ -169,20 +169,23 @@ impl CommandQueue {
             && until <= now
         {
             self.awaited.pop_front();
-            tell(BackendEvent::Ready { context });
+            report(BackendEvent::Ready { context });
         }
+    }
+
+    fn is_running(&self, target: BanTarget) -> bool {
+        self.running.values().any(|job| job.context.target == target)
     }
 
     fn start(&mut self, job: CommandJob) {
         let (which, words) = match job.phase {
-            CommandPhase::Release => (Which::End, &self.settings.expire_command),
-            CommandPhase::Before | CommandPhase::Block => (Which::Begin, &self.settings.command),
+            CommandPhase::Release => (ConfiguredCommand::Expiry, &self.settings.expire_command),
+            CommandPhase::Before | CommandPhase::Block => (ConfiguredCommand::Ban, &self.settings.command),
         };
-        self.running.insert(job.context.target);
         self.number += 1;
-        self.requested.insert(self.number, job);
+        self.running.insert(self.number, job);
         if let Err(error) = self.helper_client.ask(self.number, which, job.context) {
-            self.answer(self.number, words.join(" "), ExitOutcome::NotStarted(error));
+            self.answer(self.number, line(words), ExitOutcome::NotStarted(error));
             // Nothing else wakes this thread.
             thread::current().unpark();
         }
@@ -191,27 +194,27 @@ impl CommandQueue {
     /// Answers request `number` in place of the helper.
     fn answer(&self, number: u64, command: String, outcome: ExitOutcome) {
         // The receiver is in the same struct.
-        let _ = self.answers.0.send(Some(Answer { number, command, ran: Ran::without_output(outcome) }));
+        let _ = self.answers.0.send(Some(CommandAnswer { number, command, ran: Ran::without_output(outcome) }));
     }
 
     /// The next result, with its command line.
-    fn next_finished(&mut self, tell: &mut dyn FnMut(BackendEvent)) -> Option<(CommandJob, String, Ran)> {
+    fn next_finished(&mut self, report: &mut dyn FnMut(BackendEvent)) -> Option<(CommandJob, String, Ran)> {
         loop {
             match self.answers.1.try_recv().ok()? {
-                Some(Answer { number, command, ran }) => {
+                Some(CommandAnswer { number, command, ran }) => {
                     // Ignores unrequested answers.
-                    if let Some(job) = self.requested.remove(&number) {
+                    if let Some(job) = self.running.remove(&number) {
                         return Some((job, command, ran));
                     }
                 }
-                None => self.end(tell),
+                None => self.helper_ended(report),
             }
         }
     }
 
     /// Handles the end of the helper; its running commands are not ended.
-    fn end(&mut self, tell: &mut dyn FnMut(BackendEvent)) {
-        for number in self.requested.keys() {
+    fn helper_ended(&mut self, report: &mut dyn FnMut(BackendEvent)) {
+        for number in self.running.keys() {
             self.answer(*number, "its command".to_owned(), ExitOutcome::Unknown);
         }
         if !self.quits {
@@ -221,7 +224,7 @@ impl CommandQueue {
                 "process {process}, which runs commands, has ended{how}; no command is run until you restart \
                  portsentry, everything else continues"
             );
-            tell(BackendEvent::Unable { task: SlowTask::Ban(Backend::Command), reason });
+            report(BackendEvent::Unable { task: SlowTask::Ban(Backend::Command), reason });
         }
     }
 
@@ -230,20 +233,19 @@ impl CommandQueue {
         &mut self,
         now: Timestamp,
         bans: &BanQueue,
-        tell: &mut dyn FnMut(BackendEvent),
+        report: &mut dyn FnMut(BackendEvent),
     ) -> Vec<BanTarget> {
         let mut ended = Vec::new();
-        while let Some((job, command, ran)) = self.next_finished(tell) {
+        while let Some((job, command, ran)) = self.next_finished(report) {
             let CommandJob { id, context, phase, attempt } = job;
-            self.running.remove(&context.target);
             let again = if ran.outcome.is_success() { None } else { self.try_again(now, job, &ran.outcome, bans) };
             let Ran { outcome, output, took } = ran;
-            tell(BackendEvent::Ran { context, phase, command, outcome, output, took, attempt, again });
+            report(BackendEvent::Ran { context, phase, command, outcome, output, took, attempt, again });
             match phase {
                 CommandPhase::Before => {
                     if let Some(at) = self.awaited.iter().position(|(_, waits)| waits.target == context.target) {
                         self.awaited.remove(at);
-                        tell(BackendEvent::Ready { context });
+                        report(BackendEvent::Ready { context });
                     }
                 }
                 CommandPhase::Block if attempt == 1 && bans.is_current(context.target, id) => {
@@ -281,12 +283,6 @@ impl CommandQueue {
         Some(pause)
     }
 
-    /// Time of the next event that does not wake the thread.
-    pub(super) fn next(&self) -> Option<Timestamp> {
-        let retry = self.retries.first_key_value().map(|((due, _), _)| *due);
-        retry.into_iter().chain(self.awaited.front().map(|(until, _)| *until)).min()
-    }
-
     /// Number of waiting and running commands, without scheduled retries.
     pub(super) fn left(&self) -> usize {
         self.waiting.len() + self.running.len()
@@ -296,5 +292,31 @@ impl CommandQueue {
     pub(super) fn quit(&mut self) {
         self.quits = true;
         self.helper_client.hang_up();
+    }
+}
+
+impl SlowBackend for CommandQueue {
+    fn begin(&mut self, ban: &mut QueuedBan) -> bool {
+        self.push(CommandJob { id: ban.id, context: ban.context, phase: CommandPhase::Block, attempt: 1 })
+    }
+
+    /// Also stops waiting for the command that precedes the block of `target`.
+    fn end(&mut self, target: BanTarget, ban: Option<&QueuedBan>) {
+        self.awaited.retain(|(_, context)| context.target != target);
+        if let Some(QueuedBan { id, context, has_run: true, .. }) = ban {
+            self.undo(*id, *context);
+        }
+    }
+
+    /// Handles the commands that have ended, and starts those that are due.
+    fn run_due(&mut self, now: Timestamp, bans: &mut BanQueue, report: &mut dyn FnMut(BackendEvent)) -> Vec<BanTarget> {
+        let ended = self.collect(now, bans, report);
+        self.start_due(now, bans, report);
+        ended
+    }
+
+    fn next_due(&self, _bans: &BanQueue) -> Option<Timestamp> {
+        let retry = self.retries.first_key_value().map(|((due, _), _)| *due);
+        retry.into_iter().chain(self.awaited.front().map(|(until, _)| *until)).min()
     }
 }

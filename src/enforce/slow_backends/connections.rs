@@ -38,7 +38,7 @@ impl Connections {
     }
 
     /// Ends the connections of waiting sources, except those of `exempt` addresses, if the attempt is due.
-    pub(super) fn flush(&mut self, now: Timestamp, exempt: &ExemptPrefixes, tell: &mut dyn FnMut(BackendEvent)) {
+    pub(super) fn flush(&mut self, now: Timestamp, exempt: &ExemptPrefixes, report: &mut dyn FnMut(BackendEvent)) {
         if self.next().is_none_or(|next| next > now) {
             return;
         }
@@ -46,7 +46,7 @@ impl Connections {
         match self.try_to_end(exempt) {
             Ok(DestroyedCount { connections, more }) => {
                 self.backoff.reset();
-                connections.into_iter().for_each(|(target, ended)| tell(BackendEvent::Connections { target, ended }));
+                connections.into_iter().for_each(|(target, ended)| report(BackendEvent::Connections { target, ended }));
                 if !more {
                     self.waiting.clear();
                 }
@@ -54,14 +54,14 @@ impl Connections {
             Err(error @ SockDiagError::NoDestroy(_)) => {
                 self.unable = true;
                 self.waiting.clear();
-                tell(BackendEvent::Unable { task, reason: error.to_string() });
+                report(BackendEvent::Unable { task, reason: error.to_string() });
             }
             Err(error) => {
                 let pause = self.backoff.extend(now);
                 let attempt = self.backoff.failures();
                 let again = (attempt < MAX_ATTEMPTS).then_some(pause);
                 let targets = self.waiting.iter().copied().collect();
-                tell(BackendEvent::Failed { targets, task, reason: error.to_string(), attempt, again });
+                report(BackendEvent::Failed { targets, task, reason: error.to_string(), attempt, again });
                 if again.is_none() {
                     self.waiting.clear();
                     self.backoff.reset();

@@ -4,29 +4,40 @@
 //! Other programs write the file too. An editor that saves an old copy, or a tool that writes its own version, removes
 //! entries by accident. Therefore the file is checked every two seconds, and entries missing in a changed file are
 //! written again. To lift a ban, use `portsentry unblock`.
+//!
+//! Many programs first empty the file and then write it. Replacing it in between would lose everything that they write,
+//! so a write waits until others have left the file unchanged for [`SETTLING_TIME`], but at most for
+//! [`MAX_SETTLING_TIME`].
 
 use std::collections::{HashMap, HashSet};
 use std::io;
 use std::mem;
 use std::time::Duration;
 
-use super::ban_queue::BanQueue;
+use super::ban_queue::{BanQueue, QueuedBan};
 use super::events::{BackendEvent, SlowTask};
+use super::slow_backend::SlowBackend;
 use super::task::{BACKOFF, MAX_BANS};
-use crate::enforce::hosts_deny::Stamp;
 use crate::enforce::{BanContext, EntryFile};
-use crate::types::{Backend, Backoff, BanTarget, Timestamp};
+use crate::file::FileStamp;
+use crate::types::{Backend, Backoff, BanTarget, Timestamp, update};
 
 /// Pending changes.
 pub(super) struct EntryQueue {
     file: EntryFile,
     add: HashMap<BanTarget, Add>,
     remove: HashSet<BanTarget>,
-    /// True if entries of bans that are not held are removed.
+    /// True if entries that belong to no ban are removed.
     removes_stale: bool,
     backoff: Backoff,
+    /// Stamp of the file at the start, after the last own write, or at the last check.
+    last_stamp: Option<FileStamp>,
+    /// The last changes by other programs.
+    changes: Option<Changes>,
+    /// True if the program ends: then writes wait for nothing.
+    is_ending: bool,
     /// Stamp of the file when it contained all entries; `None` before the first check.
-    seen: Option<Option<Stamp>>,
+    seen: Option<Option<FileStamp>>,
     look_at: Timestamp,
 }
 
@@ -35,6 +46,27 @@ const BACKEND: Backend = Backend::HostsDeny;
 
 /// Interval between checks of the file.
 const CHECK_INTERVAL: Duration = Duration::from_secs(2);
+
+/// Time for which the file must be unchanged by other programs before it is written.
+const SETTLING_TIME: Duration = Duration::from_secs(1);
+
+/// Maximum delay of a write, for a file that other programs change all the time.
+const MAX_SETTLING_TIME: Duration = Duration::from_secs(10);
+
+/// Changes of the file by other programs that follow each other closely.
+#[derive(Clone, Copy)]
+struct Changes {
+    /// When the first and the last of them were noticed.
+    first: Timestamp,
+    last: Timestamp,
+}
+
+impl Changes {
+    /// Time at which the file counts as unchanged.
+    fn settled_at(self) -> Timestamp {
+        self.last.after(SETTLING_TIME).min(self.first.after(MAX_SETTLING_TIME))
+    }
+}
 
 /// An entry to write.
 struct Add {
@@ -49,6 +81,9 @@ struct Add {
 impl EntryQueue {
     pub(super) fn new(file: EntryFile) -> Self {
         Self {
+            last_stamp: file.hosts_deny.stamp(),
+            changes: None,
+            is_ending: false,
             file,
             add: HashMap::new(),
             remove: HashSet::new(),
@@ -60,28 +95,36 @@ impl EntryQueue {
     }
 
     /// Targets that have an entry now; `None` if the file cannot be read.
-    pub(super) fn held(&self) -> Option<HashSet<BanTarget>> {
-        self.file.held().ok().map(|held| held.into_iter().collect())
+    pub(super) fn targets(&self) -> Option<HashSet<BanTarget>> {
+        self.file.targets().ok().map(|targets| targets.into_iter().collect())
     }
 
-    /// The targets in `bans` that have lost their entry, if the file has changed. Empty while other entries are
-    /// pending: the file is checked afterwards.
-    pub(super) fn lost(&mut self, now: Timestamp, bans: &BanQueue) -> Vec<BanTarget> {
+    /// Queues the entries of `bans` that another program has removed, if the file has changed. Does nothing while other
+    /// entries are pending: the file is checked afterwards.
+    pub(super) fn restore_lost(&mut self, now: Timestamp, bans: &BanQueue) {
         if now < self.look_at || self.removes_stale || self.waiting() > 0 {
-            return Vec::new();
+            return;
         }
         self.look_at = now.after(CHECK_INTERVAL);
-        // Read before the content, so that a concurrent write is detected.
-        let stamp = self.file.hosts_deny.stamp();
+        // Noticed before the content is read, so that a concurrent write is detected.
+        let is_settled = self.is_settled(now);
+        let stamp = self.last_stamp;
         if self.seen == Some(stamp) {
-            return Vec::new();
+            return;
         }
-        let Some(held) = self.held() else { return Vec::new() };
-        let lost: Vec<BanTarget> = bans.with_entry().filter(|target| !held.contains(target)).collect();
+        // A half-written file has lost no entry.
+        if !is_settled {
+            self.look_at = self.settled_at();
+            return;
+        }
+        let Some(present) = self.targets() else { return };
+        let lost: Vec<BanTarget> = bans.with_entry().filter(|target| !present.contains(target)).collect();
         if lost.is_empty() {
             self.seen = Some(stamp);
         }
-        lost
+        for ban in lost.into_iter().filter_map(|target| bans.get(target)) {
+            self.restore(ban.id, ban.context);
+        }
     }
 
     /// Queues a lost entry for writing.
@@ -90,29 +133,15 @@ impl EntryQueue {
         self.backoff.shorten();
     }
 
-    pub(super) fn add(&mut self, id: u64, context: BanContext) {
-        self.remove.remove(&context.target);
-        self.add.insert(context.target, Add { id, context, tried: false, again: false });
-        self.backoff.shorten();
-    }
-
-    /// If the queue is full, the entry is removed at the next start.
-    pub(super) fn remove(&mut self, target: BanTarget) {
-        self.add.remove(&target);
-        if self.remove.len() < MAX_BANS {
-            self.remove.insert(target);
-        }
-        self.backoff.shorten();
-    }
-
     pub(super) fn remove_stale(&mut self) {
         self.removes_stale = true;
         self.backoff.shorten();
     }
 
-    /// Ends the backoff, because the program ends.
-    pub(super) fn hurry(&mut self) {
+    /// Makes all pending changes due, because the program ends.
+    pub(super) fn end_waits(&mut self) {
         self.backoff.end_wait();
+        self.is_ending = true;
     }
 
     /// Number of pending changes.
@@ -122,60 +151,23 @@ impl EntryQueue {
 
     /// Time of the next write, if a change is pending.
     fn next_write(&self) -> Option<Timestamp> {
-        (self.removes_stale || self.waiting() > 0).then_some(self.backoff.until())
+        (self.removes_stale || self.waiting() > 0).then_some(self.backoff.until().max(self.settled_at()))
     }
 
-    /// Time of the next write, or of the next check for the entries of `bans`.
-    pub(super) fn next(&self, bans: &BanQueue) -> Option<Timestamp> {
-        let has_entries = bans.with_entry().next().is_some();
-        self.next_write().into_iter().chain(has_entries.then_some(self.look_at)).min()
+    /// Time from which the file may be written.
+    fn settled_at(&self) -> Timestamp {
+        self.changes.filter(|_| !self.is_ending).map_or(Timestamp::ZERO, Changes::settled_at)
     }
 
-    /// Writes the changes that are due. If stale entries are to be removed, only the targets of `bans` keep theirs.
-    /// Returns the bans whose entry was tried for the first time, written or not.
-    pub(super) fn flush(
-        &mut self,
-        now: Timestamp,
-        bans: &BanQueue,
-        tell: &mut dyn FnMut(BackendEvent),
-    ) -> Vec<(BanTarget, u64)> {
-        if self.next_write().is_none_or(|next| next > now) {
-            return Vec::new();
+    /// False if other programs have just changed the file: it is then settled at [`EntryQueue::settled_at`], unless they
+    /// change it again.
+    fn is_settled(&mut self, now: Timestamp) -> bool {
+        if update(&mut self.last_stamp, self.file.hosts_deny.stamp()) {
+            // The file is checked as soon as a wait is over, so a change that is noticed later does not belong to it.
+            let earlier = self.changes.filter(|changes| now.since(changes.last) <= 2 * SETTLING_TIME);
+            self.changes = Some(Changes { first: earlier.map_or(now, |changes| changes.first), last: now });
         }
-        match self.write(bans) {
-            Ok(targets) => {
-                let (again, new): (Vec<&Add>, Vec<&Add>) = self.add.values().partition(|add| add.again);
-                new.into_iter().for_each(|add| tell(BackendEvent::Done { context: add.context, backend: BACKEND }));
-                if !again.is_empty() {
-                    tell(BackendEvent::Restored {
-                        targets: again.into_iter().map(|add| add.context.target).collect(),
-                        backend: BACKEND,
-                    });
-                }
-                if !targets.is_empty() {
-                    tell(BackendEvent::Released { targets, backend: BACKEND });
-                }
-                self.backoff.reset();
-                self.remove.clear();
-                self.removes_stale = false;
-                self.add.drain().filter(|(_, add)| !add.tried).map(|(target, add)| (target, add.id)).collect()
-            }
-            Err(error) => {
-                let again = Some(self.backoff.extend(now));
-                let targets = self.add.keys().chain(&self.remove).copied().collect();
-                let attempt = self.backoff.failures();
-                tell(BackendEvent::Failed {
-                    targets,
-                    task: SlowTask::Ban(BACKEND),
-                    reason: error.to_string(),
-                    attempt,
-                    again,
-                });
-                let first =
-                    |add: &mut Add| (!mem::replace(&mut add.tried, true)).then_some((add.context.target, add.id));
-                self.add.values_mut().filter_map(first).collect()
-            }
-        }
+        now >= self.settled_at()
     }
 
     fn write(&self, bans: &BanQueue) -> io::Result<Vec<BanTarget>> {
@@ -183,8 +175,187 @@ impl EntryQueue {
         let mut remove: Vec<BanTarget> = self.remove.iter().copied().collect();
         if self.removes_stale {
             let stays: HashSet<BanTarget> = bans.with_entry().collect();
-            remove.extend(self.file.held()?.into_iter().filter(|target| !stays.contains(target)));
+            remove.extend(self.file.targets()?.into_iter().filter(|target| !stays.contains(target)));
         }
         self.file.apply(&add, &remove)
+    }
+}
+
+impl SlowBackend for EntryQueue {
+    fn begin(&mut self, ban: &mut QueuedBan) -> bool {
+        let QueuedBan { context, id, .. } = *ban;
+        ban.has_entry = true;
+        self.remove.remove(&context.target);
+        self.add.insert(context.target, Add { id, context, tried: false, again: false });
+        self.backoff.shorten();
+        true
+    }
+
+    /// If the queue is full, the entry is removed at the next start.
+    fn end(&mut self, target: BanTarget, ban: Option<&QueuedBan>) {
+        if ban.is_some_and(|ban| !ban.has_entry) {
+            return;
+        }
+        self.add.remove(&target);
+        if self.remove.len() < MAX_BANS {
+            self.remove.insert(target);
+        }
+        self.backoff.shorten();
+    }
+
+    /// Writes the changes that are due. If stale entries are to be removed, only the targets of `bans` keep theirs.
+    fn run_due(&mut self, now: Timestamp, bans: &mut BanQueue, report: &mut dyn FnMut(BackendEvent)) -> Vec<BanTarget> {
+        if self.next_write().is_none_or(|next| next > now) {
+            return Vec::new();
+        }
+        let tried_first = |add: &mut Add| {
+            let is_first = !mem::replace(&mut add.tried, true) && bans.is_current(add.context.target, add.id);
+            is_first.then_some(add.context.target)
+        };
+        if !self.is_settled(now) {
+            // A ban's next backend does not wait for other programs.
+            return self.add.values_mut().filter_map(tried_first).collect();
+        }
+        match self.write(bans) {
+            Ok(targets) => {
+                (self.last_stamp, self.changes) = (self.file.hosts_deny.stamp(), None);
+                let (again, new): (Vec<&Add>, Vec<&Add>) = self.add.values().partition(|add| add.again);
+                new.into_iter().for_each(|add| report(BackendEvent::Done { context: add.context, backend: BACKEND }));
+                if !again.is_empty() {
+                    report(BackendEvent::Restored {
+                        targets: again.into_iter().map(|add| add.context.target).collect(),
+                        backend: BACKEND,
+                    });
+                }
+                if !targets.is_empty() {
+                    report(BackendEvent::Released { targets, backend: BACKEND });
+                }
+                self.backoff.reset();
+                self.remove.clear();
+                self.removes_stale = false;
+                self.add.drain().filter_map(|(_, mut add)| tried_first(&mut add)).collect()
+            }
+            Err(error) => {
+                let again = Some(self.backoff.extend(now));
+                let targets = self.add.keys().chain(&self.remove).copied().collect();
+                let attempt = self.backoff.failures();
+                report(BackendEvent::Failed {
+                    targets,
+                    task: SlowTask::Ban(BACKEND),
+                    reason: error.to_string(),
+                    attempt,
+                    again,
+                });
+                self.add.values_mut().filter_map(tried_first).collect()
+            }
+        }
+    }
+
+    /// Time of the next write, or of the next check for the entries of `bans`.
+    fn next_due(&self, bans: &BanQueue) -> Option<Timestamp> {
+        // Before a write nothing is checked.
+        self.next_write().or_else(|| bans.with_entry().next().map(|_| self.look_at))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::path::Path;
+
+    use super::*;
+    use crate::config::DEFAULT_DENY_LINE;
+    use crate::enforce::hosts_deny::HostsDeny;
+    use crate::types::at;
+
+    fn queue(path: &Path) -> EntryQueue {
+        EntryQueue::new(HostsDeny::new(path, DEFAULT_DENY_LINE).unwrap().into())
+    }
+
+    /// Begins a ban of `source`.
+    fn begin(queue: &mut EntryQueue, bans: &mut BanQueue, source: &str) {
+        let context = BanContext::example(source.parse().unwrap());
+        assert!(queue.begin(bans.insert(at(0), context, context.expiry).unwrap()));
+    }
+
+    /// True if the pending entries are written at this time.
+    fn writes(queue: &mut EntryQueue, bans: &mut BanQueue, seconds: u64) -> bool {
+        queue.run_due(at(seconds), bans, &mut |_| ());
+        queue.waiting() == 0
+    }
+
+    #[test]
+    fn write_waits_until_file_is_unchanged() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("hosts.deny");
+        fs::write(&path, "sshd: old\n").unwrap();
+        let (mut queue, mut bans) = (queue(&path), BanQueue::default());
+        begin(&mut queue, &mut bans, "192.0.2.1");
+        assert!(writes(&mut queue, &mut bans, 100), "the file is unchanged since the start");
+        begin(&mut queue, &mut bans, "192.0.2.2");
+        assert!(writes(&mut queue, &mut bans, 100), "a write by the daemon causes no wait");
+
+        // Another program empties the file, and writes it when the first wait is over.
+        fs::write(&path, "").unwrap();
+        begin(&mut queue, &mut bans, "192.0.2.3");
+        let tried = queue.run_due(at(101), &mut bans, &mut |_| ());
+        assert_eq!((tried.len(), queue.waiting()), (1, 1), "the next backend of the ban does not wait");
+        assert_eq!(queue.next_due(&bans), Some(at(102)));
+        fs::write(&path, "sshd: new\n").unwrap();
+        assert!(!writes(&mut queue, &mut bans, 102));
+        assert!(writes(&mut queue, &mut bans, 103));
+        let text = fs::read_to_string(&path).unwrap();
+        assert!(text.starts_with("sshd: new\n") && text.contains("192.0.2.3"), "{text}");
+    }
+
+    #[test]
+    fn half_written_file_has_lost_no_entry() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("hosts.deny");
+        let (mut queue, mut bans) = (queue(&path), BanQueue::default());
+        begin(&mut queue, &mut bans, "192.0.2.1");
+        assert!(writes(&mut queue, &mut bans, 100));
+        let text = fs::read_to_string(&path).unwrap();
+        queue.restore_lost(at(101), &bans);
+        fs::write(&path, "").unwrap();
+        queue.restore_lost(at(103), &bans);
+        assert_eq!((queue.waiting(), queue.next_due(&bans)), (0, Some(at(104))));
+        fs::write(&path, text + "sshd: new\n").unwrap();
+        queue.restore_lost(at(104), &bans);
+        queue.restore_lost(at(105), &bans);
+        assert_eq!((queue.waiting(), queue.next_due(&bans)), (0, Some(at(107))), "the entry is there again");
+
+        fs::write(&path, "sshd: new\n").unwrap();
+        queue.restore_lost(at(107), &bans);
+        queue.restore_lost(at(108), &bans);
+        assert!(queue.waiting() == 1 && writes(&mut queue, &mut bans, 108), "the entry is lost");
+    }
+
+    #[test]
+    fn constant_changes_delay_write_for_ten_seconds() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("hosts.deny");
+        let (mut queue, mut bans) = (queue(&path), BanQueue::default());
+        begin(&mut queue, &mut bans, "192.0.2.1");
+        for second in 100..110 {
+            fs::write(&path, format!("sshd: {}\n", "x".repeat(second))).unwrap();
+            assert!(!writes(&mut queue, &mut bans, second.try_into().unwrap()), "at {second} s");
+        }
+        fs::write(&path, "sshd: last\n").unwrap();
+        assert!(writes(&mut queue, &mut bans, 110));
+        assert!(fs::read_to_string(&path).unwrap().starts_with("sshd: last\n"));
+    }
+
+    #[test]
+    fn shutdown_writes_without_waiting() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("hosts.deny");
+        let (mut queue, mut bans) = (queue(&path), BanQueue::default());
+        begin(&mut queue, &mut bans, "192.0.2.1");
+        fs::write(&path, "sshd: x\n").unwrap();
+        assert!(!writes(&mut queue, &mut bans, 100));
+        queue.end_waits();
+        fs::write(&path, "sshd: xy\n").unwrap();
+        assert!(writes(&mut queue, &mut bans, 100));
     }
 }

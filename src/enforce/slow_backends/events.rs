@@ -1,10 +1,11 @@
 //! Defines the events of the slow-backends thread.
 
 use std::fmt;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
-use crate::enforce::BanContext;
 use crate::enforce::command::ExitOutcome;
+use crate::enforce::{BanContext, EntryFile};
+use crate::events::event::{Event, EventKind};
 use crate::types::{Backend, BanTarget, first_and_more};
 
 /// The phase of a ban in which a command runs.
@@ -84,29 +85,59 @@ impl fmt::Display for SlowTask {
 }
 
 impl BackendEvent {
-    /// The log line of an event that is reported as text only; `None` for events with fields of their own.
-    pub fn sentence(&self) -> Option<String> {
+    /// The event for the log and the ledger; `None` if there is nothing to report. `entry_file` is the
+    /// file in which bans have entries.
+    pub fn into_event(self, entry_file: Option<&EntryFile>) -> Option<Event> {
         let named = |targets: &[BanTarget]| first_and_more(targets).unwrap_or_else(|| "no source".to_owned());
-        Some(match self {
+        let mut time = SystemTime::now();
+        let kind = match self {
+            Self::Ready { .. } | Self::Released { .. } | Self::Connections { ended: 0, .. } => return None,
+            Self::Done { context, backend } => {
+                let BanContext { target, ban, since, .. } = context;
+                let entry = entry_file.map_or_else(String::new, |file| file.hosts_deny.entry(&context));
+                time = ban.map_or(time, |_| since);
+                EventKind::Entered { target, backend, ban, entry }
+            }
+            Self::Ran { context, phase, command, outcome, output, took, again, .. } => {
+                let BanContext { target, since, .. } = context;
+                let took = Duration::from_millis(took.as_millis().try_into().unwrap_or(u64::MAX));
+                let took = humantime::format_duration(took);
+                let wrote = if output.is_empty() { String::new() } else { format!("; output: {output}") };
+                let when = match phase {
+                    CommandPhase::Before => " before the block",
+                    CommandPhase::Block => "",
+                    CommandPhase::Release => " at the end of the ban",
+                };
+                let ban = context.ban.filter(|_| phase != CommandPhase::Release);
+                let has_ended = again.is_none()
+                    && !matches!(outcome, ExitOutcome::Stopped | ExitOutcome::Unknown | ExitOutcome::NotStarted(_));
+                let undone = (phase == CommandPhase::Release && has_ended).then_some(since);
+                let well = outcome.is_success();
+                let outcome = format!("{outcome} after {took}{when}{wrote}").into();
+                time = ban.map_or(time, |_| since);
+                EventKind::Ran { target, ban, command: command.into(), outcome, well, undone }
+            }
             Self::Failed { targets, task, reason, attempt, again } => {
                 let next = again.map_or("the last".to_owned(), |pause| {
                     format!("the next in {}", humantime::format_duration(pause))
                 });
-                format!("{task}: {reason} ({}, attempt {attempt}, {next})", named(targets))
+                EventKind::Error(format!("{task}: {reason} ({}, attempt {attempt}, {next})", named(&targets)))
             }
-            Self::Exempted { targets } => format!(
+            Self::Restored { targets, backend } => EventKind::Repaired { bans: targets.len(), backend },
+            Self::Connections { target, ended } => EventKind::Disconnected { target, connections: ended },
+            Self::Exempted { targets } => EventKind::Note(format!(
                 "hosts.deny and the command no longer block {}, because addresses in it are now protected or allowed",
-                named(targets)
-            ),
-            Self::Unable { task, reason } => format!("{task}: {reason}; not retried"),
+                named(&targets)
+            )),
+            Self::Unable { task, reason } => EventKind::Error(format!("{task}: {reason}; not retried")),
             Self::Lost { tasks, commands } => {
                 let slow = Backend::slow_names();
-                format!(
+                EventKind::Error(format!(
                     "the queue of the backends {slow} was full; dropped tasks: {tasks}, dropped commands: {commands}"
-                )
+                ))
             }
-            _ => return None,
-        })
+        };
+        Some(Event { time, kind })
     }
 }
 
@@ -135,7 +166,8 @@ mod tests {
             ),
         ];
         for (event, text) in expected {
-            assert_eq!(event.sentence().as_deref(), Some(text));
+            let Some(Event { kind: EventKind::Error(logged), .. }) = event.into_event(None) else { panic!("{text}") };
+            assert_eq!(logged, text);
         }
     }
 }

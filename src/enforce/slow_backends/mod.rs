@@ -18,6 +18,7 @@ mod command_queue;
 mod connections;
 mod entry_queue;
 mod events;
+mod slow_backend;
 mod task;
 mod worker;
 

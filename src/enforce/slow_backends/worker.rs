@@ -7,11 +7,12 @@ use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
 
-use super::ban_queue::{BanQueue, QueuedBan};
-use super::command_queue::{CommandJob, CommandQueue};
+use super::ban_queue::BanQueue;
+use super::command_queue::CommandQueue;
 use super::connections::Connections;
 use super::entry_queue::EntryQueue;
-use super::events::{BackendEvent, CommandPhase, SlowTask};
+use super::events::{BackendEvent, SlowTask};
+use super::slow_backend::SlowBackend;
 use super::task::{Adopted, Left, MAX_BANS, MAX_TASKS, SharedExempt, SlowBackendsConfig, Task};
 use crate::clock::boot_time;
 use crate::enforce::{BanContext, ExemptPrefixes};
@@ -20,7 +21,7 @@ use crate::types::{Backend, BanTarget, Timestamp};
 use crate::worker::{Inbox, Stop};
 
 /// Maximum wait while there is a deadline: after a suspend, the clock of the wait is behind the clock of the bans.
-const MAX_REST: Duration = Duration::from_secs(5);
+const MAX_WAIT: Duration = Duration::from_secs(5);
 
 /// Interval between checks of running commands, at the end.
 const FINAL_POLL_INTERVAL: Duration = Duration::from_millis(10);
@@ -28,10 +29,30 @@ const FINAL_POLL_INTERVAL: Duration = Duration::from_millis(10);
 /// Interval between reports of losses.
 const LOSS_INTERVAL: Duration = Duration::from_secs(60);
 
-/// The state of the thread.
-pub(super) struct BackendWorker {
+/// The configured slow backends.
+struct ConfiguredBackends {
     entries: Option<EntryQueue>,
     commands: Option<CommandQueue>,
+}
+
+impl ConfiguredBackends {
+    /// The order in which the slow backends do their work. Commands come first, because the end of a command can make an
+    /// entry due.
+    const ORDER: [Backend; 2] = [Backend::Command, Backend::HostsDeny];
+
+    /// The queue of `backend`; `None` if it is not configured, or not slow.
+    fn get(&mut self, backend: Backend) -> Option<&mut dyn SlowBackend> {
+        match backend {
+            Backend::HostsDeny => Some(self.entries.as_mut()?),
+            Backend::Command => Some(self.commands.as_mut()?),
+            Backend::Nft | Backend::Route => None,
+        }
+    }
+}
+
+/// The state of the thread.
+pub(super) struct BackendWorker {
+    backends: ConfiguredBackends,
     connections: Connections,
     end_connections: bool,
     exempt: Arc<ExemptPrefixes>,
@@ -53,8 +74,10 @@ impl BackendWorker {
     ) -> Self {
         let exempt = Arc::clone(&shared_exempt.borrow());
         Self {
-            entries: settings.entry_file.map(EntryQueue::new),
-            commands: settings.run.map(CommandQueue::new),
+            backends: ConfiguredBackends {
+                entries: settings.entry_file.map(EntryQueue::new),
+                commands: settings.run.map(CommandQueue::new),
+            },
             connections: Connections::default(),
             end_connections: settings.end_connections,
             exempt,
@@ -68,29 +91,27 @@ impl BackendWorker {
     }
 
     pub(super) fn run(&mut self) -> Left {
-        if let Some(commands) = &mut self.commands {
-            commands.listen();
-        }
+        self.backends.commands.iter_mut().for_each(CommandQueue::listen);
         let stop = loop {
             // Read first, so that tasks sent before the stop request are in the queue.
             let stop = self.inbox.stop();
             self.round();
             match stop {
-                None => self.rest(),
+                None => self.wait_for_work(),
                 Some(stop) if !self.inbox.is_empty() && Instant::now() < last(stop) => {}
                 Some(stop) => break stop,
             }
         };
         let now = boot_time();
         // Pending changes get one last attempt.
-        self.entries.iter_mut().for_each(EntryQueue::hurry);
-        self.write(now);
+        self.backends.entries.iter_mut().for_each(EntryQueue::end_waits);
+        self.run_due(Backend::HostsDeny, now);
         self.end_commands(stop);
         self.losses_due = Timestamp::ZERO;
         self.report_losses(boot_time());
         Left {
-            lines: self.entries.as_ref().map_or(0, EntryQueue::waiting),
-            commands: self.commands.as_ref().map_or(0, CommandQueue::left),
+            lines: self.backends.entries.as_ref().map_or(0, EntryQueue::waiting),
+            commands: self.backends.commands.as_ref().map_or(0, CommandQueue::left),
         }
     }
 
@@ -110,12 +131,14 @@ impl BackendWorker {
         while let Some(target) = self.bans.expired(now) {
             self.lift(target);
         }
-        self.commands_go_on(now);
-        self.write(now);
-        self.restore_lost(now);
+        ConfiguredBackends::ORDER.into_iter().for_each(|backend| self.run_due(backend, now));
+        if let Some(entries) = &mut self.backends.entries {
+            entries.restore_lost(now, &self.bans);
+            self.run_due(Backend::HostsDeny, now);
+        }
         // After the entries: a connection that is ended earlier could be opened again.
         self.connections.flush(now, &self.exempt, &mut self.report);
-        self.commands_go_on(now);
+        self.run_due(Backend::Command, now);
         self.report_losses(now);
     }
 
@@ -134,8 +157,8 @@ impl BackendWorker {
                     return backends.iter().for_each(|backend| self.refuse(context, *backend, overlap.to_string()));
                 }
                 match self.bans.insert(now, context, context.expiry) {
-                    Some(held) => {
-                        held.steps.extend(backends.iter());
+                    Some(ban) => {
+                        ban.steps.extend(backends.iter());
                         self.step(context.target);
                     }
                     None => backends.iter().for_each(|backend| self.refuse(context, *backend, full())),
@@ -148,43 +171,46 @@ impl BackendWorker {
             }
             Task::Release { targets } => targets.into_iter().for_each(|target| self.lift(target)),
             Task::Undo { bans } => {
-                let Some(commands) = &mut self.commands else { return };
+                let Some(commands) = &mut self.backends.commands else { return };
                 bans.into_iter()
                     .filter(|context| self.bans.get(context.target).is_none())
                     .for_each(|context| commands.undo(0, context));
             }
-            Task::Adopt { bans } => {
-                let present = self.entries.as_ref().and_then(EntryQueue::held);
-                for Adopted { context, backends, has_run, left } in bans {
-                    // A ban made after the start takes precedence over one from before.
-                    if self.bans.get(context.target).is_some() {
-                        continue;
-                    }
-                    let is_present = present.as_ref().map(|present| present.contains(&context.target));
-                    // If addresses in the target are exempt, only what an earlier run has done is ended.
-                    let is_exempt = self.exempt.check(context.target).is_err();
-                    let has_entry = backends.contains(&Backend::HostsDeny) && (!is_exempt || is_present == Some(true));
-                    let entries = self.entries.as_mut().filter(|_| has_entry);
-                    if is_exempt && entries.is_none() && !has_run {
-                        continue;
-                    }
-                    if let Some(held) = self.bans.insert(now, context, left) {
-                        (held.has_entry, held.has_run) = (entries.is_some(), has_run);
-                        if backends.contains(&Backend::Command) && !has_run && !is_exempt {
-                            held.steps.push_back(Backend::Command);
-                        }
-                        // Another backend blocked it until now, or the entry was removed in the meantime.
-                        if let (Some(entries), Some(false)) = (entries, is_present) {
-                            entries.restore(held.id, context);
-                        }
-                        self.step(context.target);
-                    }
+            Task::Adopt { bans } => self.adopt(now, bans),
+        }
+    }
+
+    /// Continues the bans from before the start, and removes the entries of other targets.
+    fn adopt(&mut self, now: Timestamp, bans: Vec<Adopted>) {
+        let present = self.backends.entries.as_ref().and_then(EntryQueue::targets);
+        for Adopted { context, backends, has_run, left } in bans {
+            // A ban made after the start takes precedence over one from before.
+            if self.bans.get(context.target).is_some() {
+                continue;
+            }
+            let is_present = present.as_ref().map(|present| present.contains(&context.target));
+            // If addresses in the target are exempt, only what an earlier run has done is ended.
+            let is_exempt = self.exempt.check(context.target).is_err();
+            let has_entry = backends.contains(&Backend::HostsDeny) && (!is_exempt || is_present == Some(true));
+            let entries = self.backends.entries.as_mut().filter(|_| has_entry);
+            if is_exempt && entries.is_none() && !has_run {
+                continue;
+            }
+            if let Some(ban) = self.bans.insert(now, context, left) {
+                (ban.has_entry, ban.has_run) = (entries.is_some(), has_run);
+                if backends.contains(&Backend::Command) && !has_run && !is_exempt {
+                    ban.steps.push_back(Backend::Command);
                 }
-                self.end_exempt();
-                self.entries.iter_mut().for_each(EntryQueue::remove_stale);
-                self.write(now);
+                // Another backend blocked it until now, or the entry was removed in the meantime.
+                if let (Some(entries), Some(false)) = (entries, is_present) {
+                    entries.restore(ban.id, context);
+                }
+                self.step(context.target);
             }
         }
+        self.end_exempt();
+        self.backends.entries.iter_mut().for_each(EntryQueue::remove_stale);
+        self.run_due(Backend::HostsDeny, now);
     }
 
     /// Ends the bans that would affect exempt addresses. nftables still blocks the rest of these targets.
@@ -202,39 +228,27 @@ impl BackendWorker {
     }
 
     fn before(&mut self, now: Timestamp, context: BanContext) {
-        if self.exempt.check(context.target).is_err() {
-            return (self.report)(BackendEvent::Ready { context });
-        }
-        match (&mut self.commands, self.bans.insert(now, context, context.expiry)) {
-            (Some(commands), Some(held)) => commands.before(now, held.id, context, &mut self.report),
-            (None, Some(_)) => {
-                self.bans.remove(context.target);
-                (self.report)(BackendEvent::Ready { context });
-            }
-            (_, None) => {
-                self.refuse(context, Backend::Command, full());
-                (self.report)(BackendEvent::Ready { context });
+        if let Some(commands) = &mut self.backends.commands
+            && self.exempt.check(context.target).is_ok()
+        {
+            match self.bans.insert(now, context, context.expiry) {
+                Some(ban) => return commands.before(now, ban.id, context, &mut self.report),
+                None => self.refuse(context, Backend::Command, full()),
             }
         }
+        (self.report)(BackendEvent::Ready { context });
     }
 
-    /// Starts the next backend of a ban.
+    /// Begins the ban in its next backend.
     fn step(&mut self, target: BanTarget) {
-        while let Some(held) = self.bans.get_mut(target)
-            && let Some(backend) = held.steps.pop_front()
+        while let Some(ban) = self.bans.get_mut(target)
+            && let Some(backend) = ban.steps.pop_front()
         {
-            let (context, id) = (held.context, held.id);
-            match (backend, &mut self.entries, &mut self.commands) {
-                (Backend::HostsDeny, Some(entries), _) => {
-                    held.has_entry = true;
-                    return entries.add(id, context);
-                }
-                (Backend::Command, _, Some(commands)) => {
-                    if commands.push(CommandJob { id, context, phase: CommandPhase::Block, attempt: 1 }) {
-                        return;
-                    }
-                }
-                _ => self.refuse(context, backend, format!("no {} is configured", backend.title())),
+            let context = ban.context;
+            match self.backends.get(backend).map(|slow| slow.begin(ban)) {
+                Some(true) => return,
+                Some(false) => {}
+                None => self.refuse(context, backend, format!("no {} is configured", backend.title())),
             }
         }
     }
@@ -245,61 +259,27 @@ impl BackendWorker {
     }
 
     fn lift(&mut self, target: BanTarget) {
-        let held = self.bans.remove(target);
-        // A target without a ban may have an entry from before the start.
-        if let Some(entries) = &mut self.entries
-            && held.as_ref().is_none_or(|held| held.has_entry)
-        {
-            entries.remove(target);
-        }
-        if let Some(commands) = &mut self.commands {
-            commands.forget(target);
-            if let Some(QueuedBan { id, context, has_run: true, .. }) = held {
-                commands.undo(id, context);
+        let ban = self.bans.remove(target);
+        for backend in ConfiguredBackends::ORDER {
+            if let Some(slow) = self.backends.get(backend) {
+                slow.end(target, ban.as_ref());
             }
         }
     }
 
-    /// Writes entries, and continues with the bans whose entry was tried.
-    fn write(&mut self, now: Timestamp) {
-        while let Some(entries) = &mut self.entries {
-            let tried = entries.flush(now, &self.bans, &mut self.report);
-            if tried.is_empty() {
-                return;
-            }
-            for (target, id) in tried {
-                if self.bans.is_current(target, id) {
-                    self.step(target);
-                }
-            }
-        }
-    }
-
-    /// Restores entries that another program removed.
-    fn restore_lost(&mut self, now: Timestamp) {
-        if let Some(entries) = &mut self.entries {
-            for held in entries.lost(now, &self.bans).into_iter().filter_map(|target| self.bans.get(target)) {
-                entries.restore(held.id, held.context);
-            }
-        }
-        self.write(now);
-    }
-
-    fn commands_go_on(&mut self, now: Timestamp) {
-        let Some(commands) = &mut self.commands else { return };
-        let ended = commands.collect(now, &self.bans, &mut self.report);
-        ended.into_iter().for_each(|target| self.step(target));
-        if let Some(commands) = &mut self.commands {
-            commands.go_on(now, &mut self.bans, &mut self.report);
-        }
+    /// Does the work of `backend` that is due, and continues with the bans that it has tried.
+    fn run_due(&mut self, backend: Backend, now: Timestamp) {
+        let Some(slow) = self.backends.get(backend) else { return };
+        let tried = slow.run_due(now, &mut self.bans, &mut self.report);
+        tried.into_iter().for_each(|target| self.step(target));
     }
 
     /// Waits until something is due or a task arrives.
-    fn rest(&self) {
-        let commands = self.commands.as_ref().and_then(CommandQueue::next);
-        let entries = self.entries.as_ref().and_then(|entries| entries.next(&self.bans));
-        match [self.bans.next(), entries, self.connections.next(), commands].into_iter().flatten().min() {
-            Some(next) => thread::park_timeout(next.since(boot_time()).min(MAX_REST)),
+    fn wait_for_work(&mut self) {
+        let next_due = |backend| self.backends.get(backend)?.next_due(&self.bans);
+        let slow = ConfiguredBackends::ORDER.into_iter().filter_map(next_due).min();
+        match [self.bans.next(), self.connections.next(), slow].into_iter().flatten().min() {
+            Some(next) => thread::park_timeout(next.since(boot_time()).min(MAX_WAIT)),
             None if self.losses() != self.reported => thread::park_timeout(LOSS_INTERVAL),
             None => thread::park(),
         }
@@ -308,13 +288,13 @@ impl BackendWorker {
     /// Lets commands run for a while, then ends them.
     fn end_commands(&mut self, stop: Stop) {
         let soft = stop.after_eighths(4);
-        while self.commands.as_ref().is_some_and(|commands| commands.left() > 0) && Instant::now() < soft {
+        while self.backends.commands.as_ref().is_some_and(|commands| commands.left() > 0) && Instant::now() < soft {
             thread::park_timeout(FINAL_POLL_INTERVAL);
-            self.commands_go_on(boot_time());
+            self.run_due(Backend::Command, boot_time());
         }
-        // The backends that follow a command in the order of a ban.
-        self.write(boot_time());
-        let Some(commands) = &mut self.commands else { return };
+        // The entries that follow a command in the order of a ban.
+        self.run_due(Backend::HostsDeny, boot_time());
+        let Some(commands) = &mut self.backends.commands else { return };
         commands.quit();
         while !commands.running.is_empty() && Instant::now() < last(stop) {
             thread::park_timeout(FINAL_POLL_INTERVAL);
@@ -323,7 +303,7 @@ impl BackendWorker {
     }
 
     fn losses(&self) -> (u64, u64) {
-        (self.inbox.refused(), self.commands.as_ref().map_or(0, |commands| commands.lost))
+        (self.inbox.refused(), self.backends.commands.as_ref().map_or(0, |commands| commands.lost))
     }
 
     fn report_losses(&mut self, now: Timestamp) {

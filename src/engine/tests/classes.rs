@@ -49,7 +49,7 @@ fn reported_acks_change_no_other_verdict() {
     let mut scene = Scene::new();
     let _ = scene.tcp(SCANNER, 21, ACK);
     assert_eq!(scene.tcp(SCANNER, 22, 0), Block(1), "flags that no TCP stack sends are enough as before");
-    let mut scene = Scene::with(|settings| settings.tcp.response = Response::Tell);
+    let mut scene = Scene::with(|settings| settings.tcp.response = Response::RunCommand);
     scene.tcps(SCANNER, [21, 22, 23], ACK);
     scene.after(1_801.0);
     assert_eq!(scene.tcp(SCANNER, 21, ACK), Probe(1), "reported once per window, without running a command");

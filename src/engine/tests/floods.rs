@@ -332,7 +332,7 @@ fn forged_flood_of_a_day_bans_few() {
         if scene.engine.has_room_for(scene.now, 10) {
             for _ in 0..10 {
                 let target = target(&next());
-                if scene.engine.adopt_short(scene.now, target) {
+                if scene.engine.adopt_capped(scene.now, target) {
                     condemned.push(target);
                 }
             }

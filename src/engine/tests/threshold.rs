@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::scene::Gist::{Block, Probe, Repeated};
 use super::scene::{SCANNER, Scene, nth_source};
-use crate::engine::EVIDENCE;
+use crate::engine::MAX_EVIDENCE;
 use crate::types::Timestamp;
 
 #[test]
@@ -22,7 +22,7 @@ fn scan_trigger_forgives_distinct_ports() {
 #[test]
 fn largest_trigger_fits_stored_ports() {
     let mut scene = Scene::with(|settings| settings.scan_trigger = 15);
-    assert_eq!(scene.syns(SCANNER, 1..=16), Block(u8::try_from(EVIDENCE).unwrap()));
+    assert_eq!(scene.syns(SCANNER, 1..=16), Block(u8::try_from(MAX_EVIDENCE).unwrap()));
 }
 
 #[test]

@@ -20,7 +20,7 @@ mod watch;
 pub use error::HostError;
 pub use facts::{HostFacts, ReverseRoute};
 pub use interface::Interface;
-pub use reader::{HostReader, HostReading};
+pub use reader::{HostReader, NetworkReading};
 pub use watch::Watcher;
 
 /// Runs any datagram through the readers of links, addresses, routes and next hops. For the fuzzer.

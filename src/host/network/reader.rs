@@ -40,7 +40,7 @@ pub struct HostReader {
 
 /// The result of [`HostReader::read`].
 #[derive(Debug)]
-pub struct HostReading {
+pub struct NetworkReading {
     pub facts: HostFacts,
     /// The error of the list of IPv6 routes, if it is late. Then the facts contain the gateways of the part that was
     /// listed in time and those of the last complete list.
@@ -67,7 +67,7 @@ impl HostReader {
     /// # Errors
     ///
     /// A list other than that of IPv6 routes cannot be read completely: it could leave a gateway unprotected.
-    pub async fn read(&mut self, resolvers: &ResolverFiles) -> Result<HostReading, HostError> {
+    pub async fn read(&mut self, resolvers: &ResolverFiles) -> Result<NetworkReading, HostError> {
         let resolvers = resolvers.read().map_err(|(path, error)| HostError::Resolvers(path, error))?;
         let is_due = self.due.is_none_or(|due| due <= Instant::now());
         if is_due {
@@ -81,7 +81,7 @@ impl HostReader {
             let consistent = tokio::time::timeout(DUMP_TIMEOUT, lists).await.map_err(|_| HostError::Timeout)??;
             if consistent || attempt == MAX_ATTEMPTS {
                 let late = self.is_late.then_some(HostError::Late);
-                return Ok(HostReading { facts: facts.in_order(), is_owed: late.is_some() || !is_due, late });
+                return Ok(NetworkReading { facts: facts.in_order(), is_owed: late.is_some() || !is_due, late });
             }
             attempt += 1;
         }

@@ -26,7 +26,7 @@ use crate::engine::{PEER_THRESHOLD, RECENT_USE};
 use crate::types::Expiry;
 
 /// A transport protocol whose ports are trapped.
-struct Transport {
+struct TrapProtocol {
     name: &'static str,
     number: u8,
     /// Sources of IPv4 and the ports that they probed.
@@ -118,9 +118,9 @@ fn probe_rules(trap: &Trap) -> Vec<Rule> {
     if trap.forgiven == 0 {
         return rules.chain([rule().jump(TRAP_BAN)]).collect();
     }
-    let tcp = trap.tcp.then_some(Transport { name: "tcp", number: TCP, probed: Set::Probed });
-    let udp = trap.udp.then_some(Transport { name: "udp", number: UDP, probed: Set::ProbedUdp });
-    let counted: Vec<Transport> = tcp.into_iter().chain(udp).collect();
+    let tcp = trap.tcp.then_some(TrapProtocol { name: "tcp", number: TCP, probed: Set::Probed });
+    let udp = trap.udp.then_some(TrapProtocol { name: "udp", number: UDP, probed: Set::ProbedUdp });
+    let counted: Vec<TrapProtocol> = tcp.into_iter().chain(udp).collect();
     rules.chain(count_rules(trap, &counted)).collect()
 }
 
@@ -147,7 +147,7 @@ fn address_rules() -> [Rule; 6] {
 
 /// Counts the ports of these protocols, each once and all together. Ports of connected sources are counted separately,
 /// because more of them are forgiven.
-fn count_rules(trap: &Trap, protocols: &[Transport]) -> Vec<Rule> {
+fn count_rules(trap: &Trap, protocols: &[TrapProtocol]) -> Vec<Rule> {
     let every = || protocols.iter().flat_map(|protocol| [V4, V6].map(|family| (protocol, family)));
     let known = every().map(|(protocol, family)| {
         let set = family.set(protocol.probed);
@@ -173,7 +173,7 @@ fn count_rules(trap: &Trap, protocols: &[Transport]) -> Vec<Rule> {
 fn count_new_port(
     rule: Rule,
     trap: &Trap,
-    protocol: &Transport,
+    protocol: &TrapProtocol,
     family: &Family,
     (counted, forgiven): (Set, u8),
 ) -> Rule {

@@ -58,6 +58,18 @@ pub enum Bound {
     One(IpAddr),
 }
 
+impl Bound {
+    /// The address passed to bind(2): 0.0.0.0 for every IPv4 address, and :: for every IPv6 address or, dual-stack, for
+    /// every address.
+    pub fn address(self) -> IpAddr {
+        match self {
+            Self::One(address) => address,
+            Self::AnyV4 => Ipv4Addr::UNSPECIFIED.into(),
+            Self::AnyV6 | Self::Any => Ipv6Addr::UNSPECIFIED.into(),
+        }
+    }
+}
+
 /// A listening TCP socket, or a UDP socket that is bound and not connected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Listener {

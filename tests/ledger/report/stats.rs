@@ -49,8 +49,8 @@ fn every_ban_of_period_is_counted_once() {
     let ports = [((Protocol::Tcp, 23), 4), ((Protocol::Tcp, 8080), 4), ((Protocol::Udp, 161), 1)];
     assert_eq!((stats.ports.items.as_slice(), stats.ports.more), (&ports[..], 0));
     assert_eq!(stats.ends, Ends { in_force: 3, expired: 2, lifted: 1, replaced: 1 });
-    assert_eq!(stats.authors, [("detector", 5), ("import", 1), ("operator", 1)]);
-    assert_eq!(stats.methods, [("nft", 7)]);
+    assert_eq!(stats.authors, [(BanAuthor::Detector, 5), (BanAuthor::Import, 1), (BanAuthor::Operator, 1)]);
+    assert_eq!(stats.methods, [(Backend::Nft, 7)]);
 }
 
 #[test]

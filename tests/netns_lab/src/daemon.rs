@@ -65,6 +65,13 @@ impl Daemon {
         Self::start(lab, &[&["--config", path], arguments].concat())
     }
 
+    /// As [`Daemon::start_configured`] with `--expire 24h`; waits until the trap or the decoys monitor closed ports.
+    pub fn start_armed(lab: &Lab, configuration: &str) -> Self {
+        let daemon = Self::start_configured(lab, configuration, &["--expire", "24h"]);
+        lab.trapped_ports();
+        daemon
+    }
+
     /// Runs the program until it exits, which must happen soon.
     pub fn run_to_end(lab: &Lab, wrapper: &[&str], arguments: &[&str]) -> Ended {
         Self::spawn(lab, wrapper, arguments).end()
@@ -108,10 +115,20 @@ impl Daemon {
         self.child.id()
     }
 
+    /// The process id, for signals and limits.
+    pub fn pid(&self) -> Pid {
+        i32::try_from(self.id()).ok().and_then(Pid::from_raw).expect("a process id")
+    }
+
     /// Waits for a line that contains `part`; panics with the whole log at the time limit.
     pub fn expect_line(&self, part: &str) -> String {
         let line = self.log.wait_for(part, TIMEOUT);
         line.unwrap_or_else(|| panic!("the log has no line with {part:?}; {}", self.log.text()))
+    }
+
+    /// The log so far.
+    pub fn log(&self) -> String {
+        self.log.lines().join("\n")
     }
 
     /// All lines so far that contain `part`.
@@ -163,8 +180,7 @@ impl Daemon {
 
     /// Sends a signal.
     pub fn signal(&self, signal: Signal) {
-        let id = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw).expect("a process id");
-        kill_process(id, signal).expect("it is our child");
+        kill_process(self.pid(), signal).expect("it is our child");
     }
 
     fn wait(&mut self, limit: Duration) -> Option<ExitStatus> {
@@ -200,7 +216,7 @@ pub fn binary() -> PathBuf {
 }
 
 /// The lines of a stream, which a thread adds as they arrive.
-struct Log(Arc<(Mutex<Lines>, Condvar)>);
+pub(crate) struct Log(Arc<(Mutex<Lines>, Condvar)>);
 
 #[derive(Default)]
 struct Lines {
@@ -209,7 +225,7 @@ struct Lines {
 }
 
 impl Log {
-    fn follow(stream: impl Read + Send + 'static) -> Self {
+    pub(crate) fn follow(stream: impl Read + Send + 'static) -> Self {
         let shared = Arc::new((Mutex::new(Lines::default()), Condvar::new()));
         let writer = Arc::clone(&shared);
         std::thread::spawn(move || {
@@ -232,7 +248,7 @@ impl Log {
         found(&wait.unwrap_or_else(PoisonError::into_inner).0)
     }
 
-    fn lines(&self) -> Vec<String> {
+    pub(crate) fn lines(&self) -> Vec<String> {
         self.0.0.lock().unwrap_or_else(PoisonError::into_inner).lines.clone()
     }
 

@@ -17,6 +17,7 @@
 )]
 
 pub mod daemon;
+mod disk;
 pub mod fleet;
 mod namespace;
 mod operator;
@@ -24,7 +25,7 @@ pub mod raw;
 pub mod scan;
 pub mod services;
 
-use std::fmt::Write as _;
+use std::fmt::{Display, Write as _};
 use std::fs::Permissions;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::unix::fs::PermissionsExt as _;
@@ -32,6 +33,10 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+use portsentry::ledger::{Ledger, Reader};
+use serde_json::Value;
+
+pub use disk::SmallDisk;
 use namespace::{ETC, ETC_FILES};
 pub use namespace::{Namespace, command_with_etc, enter};
 pub use operator::Answer;
@@ -157,6 +162,16 @@ impl Lab {
         Ipv6Addr::new(0xfd77, 0, 0, self.number(host).into(), 0, 0, 0, 1)
     }
 
+    /// The IPv4 addresses of a host and of the victim on their link.
+    pub fn ends_v4(&self, host: &str) -> (IpAddr, IpAddr) {
+        (self.v4(host).into(), self.victim_v4(host).into())
+    }
+
+    /// The addresses of a host and of the victim on their link, for IPv4 and for IPv6.
+    pub fn ends(&self, host: &str) -> [(IpAddr, IpAddr); 2] {
+        [self.ends_v4(host), (self.v6(host).into(), self.victim_v6(host).into())]
+    }
+
     /// A host's namespace, or that of `victim`.
     pub fn namespace(&self, host: &str) -> &Namespace {
         if host == "victim" { &self.victim } else { &self.hosts[self.position(host)].1 }
@@ -175,6 +190,31 @@ impl Lab {
         let errors = String::from_utf8_lossy(&output.stderr);
         assert!(output.status.success(), "{program} {arguments:?} in {host} failed: {errors}");
         String::from_utf8_lossy(&output.stdout).into_owned()
+    }
+
+    /// Runs commands of `nft` in the victim, separated by semicolons; returns the output.
+    pub fn nft(&self, commands: &str) -> String {
+        self.run("victim", "nft", &[commands])
+    }
+
+    /// Loads a file of rules in the victim.
+    pub fn load_rules(&self, file: impl AsRef<Path>) {
+        self.run("victim", "nft", &["-f", file.as_ref().to_str().expect("temporary paths are text")]);
+    }
+
+    /// Sets a kernel parameter of the victim: `net.ipv4.ip_forward=1`.
+    pub fn sysctl(&self, assignment: &str) {
+        self.run("victim", "sysctl", &["-qw", assignment]);
+    }
+
+    /// Publishes ports of another host, as a container runtime does: the victim forwards packets that `matching` selects
+    /// (`tcp dport 8080`) to `target` (`10.77.2.2:80`).
+    pub fn publish(&self, matching: &str, target: impl Display) {
+        self.sysctl("net.ipv4.ip_forward=1");
+        self.nft(&format!(
+            "add table ip nat; add chain ip nat prerouting {{ type nat hook prerouting priority dstnat; }}; \
+             add rule ip nat prerouting {matching} dnat to {target}"
+        ));
     }
 
     /// Runs `work` on a thread of this process inside a host.
@@ -199,6 +239,13 @@ impl Lab {
     /// A path in the lab's directory.
     pub fn path(&self, name: &str) -> PathBuf {
         self.directory.path().join(name)
+    }
+
+    /// Reads a copy of the current ledger, also while the daemon runs.
+    pub fn read_ledger<T>(&self, read: impl FnOnce(&Reader) -> T) -> T {
+        let copy = copy_of_state(&self.path("state"));
+        let (ledger, _) = Ledger::open(copy.path()).expect("the ledger opens");
+        read(ledger.reader())
     }
 
     /// Sets the resolver in `/etc/resolv.conf` of the programs that [`daemon`] starts.
@@ -240,9 +287,14 @@ pub fn within<T>(limit: Duration, mut condition: impl FnMut() -> Option<T>) -> O
     }
 }
 
+/// Waits until `holds` returns true; false at the time limit.
+pub fn soon(mut holds: impl FnMut() -> bool) -> bool {
+    within(TIMEOUT, || holds().then_some(())).is_some()
+}
+
 /// Waits until `holds`; panics with `condition` at the time limit.
-pub fn eventually(condition: &str, mut holds: impl FnMut() -> bool) {
-    assert!(within(TIMEOUT, || holds().then_some(())).is_some(), "timed out: {condition}");
+pub fn eventually(condition: &str, holds: impl FnMut() -> bool) {
+    assert!(soon(holds), "timed out: {condition}");
 }
 
 /// Copies a program, with mode 0755, in a separate process. If this process had the file open for writing, processes
@@ -264,7 +316,7 @@ pub fn own_state(state: &Path) -> PathBuf {
 }
 
 /// A copy of the current state directory, which this process's user can read while the daemon runs.
-pub fn copy_of_state(state: &Path) -> tempfile::TempDir {
+fn copy_of_state(state: &Path) -> tempfile::TempDir {
     let copy = tempfile::tempdir().expect("there is room for a directory");
     if state.exists() {
         // The copy fails for a text file that the daemon replaces at that moment. The files of the ledger keep their
@@ -272,6 +324,21 @@ pub fn copy_of_state(state: &Path) -> tempfile::TempDir {
         Command::new("cp").arg("-r").arg(state.join(".")).arg(copy.path()).output().expect("cp runs");
     }
     copy
+}
+
+/// The objects in a file that has one per line; empty if the file does not exist. An incomplete last line is skipped.
+pub fn json_lines(file: &Path) -> Vec<Value> {
+    let text = std::fs::read_to_string(file).unwrap_or_default();
+    let complete = text.rfind('\n').map_or("", |end| &text[..end]);
+    complete.lines().map(|line| serde_json::from_str(line).unwrap_or_else(|error| panic!("{line}: {error}"))).collect()
+}
+
+/// Memory of a process in KiB, from `field` in `/proc/PID/status`: `VmRSS` is all resident memory, `RssAnon` leaves out the
+/// pages of files.
+pub fn memory(process: u32, field: &str) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{process}/status")).expect("it runs");
+    let line = status.lines().find_map(|line| line.strip_prefix(field)?.strip_prefix(':')).expect("the field exists");
+    line.trim().trim_end_matches(" kB").parse().expect("a number")
 }
 
 /// True if a process can change to other users. It cannot if the tests run as root of a user namespace that maps only

@@ -18,6 +18,15 @@ pub(crate) const ETC: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/etc");
 /// Its files: the users root and nobody, the name localhost, and where users and host names are looked up.
 pub(crate) const ETC_FILES: [&str; 4] = ["passwd", "group", "hosts", "nsswitch.conf"];
 
+/// Hides the units of an installed portsentry, which `portsentry check` reads.
+pub(crate) const HIDE_UNITS: &str = r#"
+for units in /etc/systemd/system /run/systemd/system /usr/local/lib/systemd/system /usr/lib/systemd/system /lib/systemd/system; do
+    for unit in "$units"/portsentry.service*; do
+        [ ! -e "$unit" ] || mount -t tmpfs tmpfs "$units"
+    done
+done
+"#;
+
 pub struct Namespace {
     name: String,
 }
@@ -123,15 +132,15 @@ pub fn command_with_etc(program: &Path) -> Command {
     command
 }
 
-/// The arguments of a shell that binds the files in `directory` over those of /etc, then runs the commands `prepare`
-/// with `directory` as `$1`, then the program of the following arguments. It must run in a separate mount namespace, so
+/// The arguments of a shell that hides the units of portsentry, binds the files in `directory` over those of /etc, then
+/// runs the commands `prepare` with `directory` as `$1`, then the program of the following arguments. It must run in a separate mount namespace, so
 /// that no other process is affected. A file that this machine lacks stays missing. `exec` keeps the process id, to
 /// which signals are sent.
 pub(crate) fn with_etc(directory: &Path, prepare: &str) -> [OsString; 4] {
     let files = ETC_FILES.join(" ");
     let bind =
         format!(r#"for file in {files}; do [ ! -e "/etc/$file" ] || mount --bind "$1/$file" "/etc/$file"; done"#);
-    ["-ec".into(), format!("{bind}\n{prepare}\nshift\nexec \"$@\"").into(), "sh".into(), directory.into()]
+    ["-ec".into(), format!("{HIDE_UNITS}{bind}\n{prepare}\nshift\nexec \"$@\"").into(), "sh".into(), directory.into()]
 }
 
 /// Moves the calling thread into a named namespace.

@@ -6,6 +6,7 @@ use std::process::Command;
 use serde_json::Value;
 
 use crate::daemon::binary;
+use crate::namespace::HIDE_UNITS;
 use crate::{Lab, TIMEOUT, within};
 
 /// The result of a command.
@@ -17,9 +18,16 @@ pub struct Answer {
 }
 
 impl Lab {
+    /// A command that runs the program in the victim.
+    pub fn portsentry(&self) -> Command {
+        let mut command = self.command("victim", "sh");
+        command.args(["-ec", &format!("{HIDE_UNITS}exec \"$@\""), "sh"]).arg(binary());
+        command
+    }
+
     /// A command that runs the program with these arguments for the daemon on the lab's control socket.
     pub fn operator(&self, words: &[&str]) -> Command {
-        let mut command = self.command("victim", binary().to_str().expect("paths are text"));
+        let mut command = self.portsentry();
         command.args(words).arg("--socket").arg(self.path("socket"));
         command
     }

@@ -10,7 +10,7 @@ use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
 
 use crate::services::BANNER;
-use crate::{Lab, PROMPT_TIMEOUT, TIMEOUT, within};
+use crate::{Lab, PROMPT_TIMEOUT, TIMEOUT, soon, within};
 
 /// An element of a set in the table `inet portsentry`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -100,6 +100,12 @@ impl Lab {
         });
     }
 
+    /// Sends exactly one SYN from the host's IPv4 address to each of `ports` of the victim.
+    pub fn probe_v4(&self, host: &str, ports: &[u16]) {
+        let (source, target) = self.ends_v4(host);
+        self.probe(host, source, target, ports);
+    }
+
     /// Tries to complete a connection from `source` to each of `ports`.
     pub fn connect(&self, host: &str, source: IpAddr, target: IpAddr, ports: &[u16]) {
         self.inside(host, || {
@@ -174,6 +180,14 @@ impl Lab {
             .collect()
     }
 
+    /// The packets that the rules of a chain of `inet portsentry` have counted.
+    pub fn packets(&self, chain: &str) -> u64 {
+        let text = self.nft(&format!("list chain inet portsentry {chain}"));
+        let counts =
+            text.split("counter packets ").skip(1).filter_map(|rest| rest.split(' ').next()?.parse::<u64>().ok());
+        counts.sum()
+    }
+
     /// The addresses in `blocked`, `blocked6` and `blocked_link`, sorted.
     pub fn banned(&self) -> Vec<IpAddr> {
         let mut addresses: Vec<_> =
@@ -184,8 +198,7 @@ impl Lab {
 
     /// Waits until `blocked`, `blocked6` and `blocked_link` contain exactly `addresses`, which must be sorted.
     pub fn expect_banned(&self, addresses: &[IpAddr]) {
-        let found = within(TIMEOUT, || (self.banned() == addresses).then_some(()));
-        assert!(found.is_some(), "{:?} are banned, expected {addresses:?}", self.banned());
+        assert!(soon(|| self.banned() == addresses), "{:?} are banned, expected {addresses:?}", self.banned());
     }
 
     /// Waits until an address is in its set; returns the element.
@@ -203,9 +216,8 @@ impl Lab {
     /// are judged in order, so all earlier ones have been judged on return. Tests use this to prove that a source is
     /// not banned.
     pub fn provoke_ban(&self, host: &str) -> IpAddr {
-        let (source, target) = (self.v4(host).into(), self.victim_v4(host).into());
-        self.probe(host, source, target, &SCANNED);
-        self.expect_ban(source).address
+        self.probe_v4(host, &SCANNED);
+        self.expect_ban(self.v4(host).into()).address
     }
 
     /// Makes a host probe closed ports of `target` repeatedly until it is banned. Tests use this if the program must

@@ -19,39 +19,49 @@ pub const EIGHT: [u16; 8] = [21, 22, 25, 80, 110, 143, 443, 993];
 
 pub const BANNER: &str = "at your service\r\n";
 
-/// Listeners on all addresses of the victim, IPv4 and IPv6. They are closed on drop.
-pub struct Services {
+/// A thread that is told to stop and joined on drop.
+pub struct Background {
     stop: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
+}
+
+impl Background {
+    /// Starts `work`, which returns soon after its argument becomes true.
+    pub fn start(work: impl FnOnce(&AtomicBool) + Send + 'static) -> Self {
+        let stop = Arc::new(AtomicBool::new(false));
+        let shared = Arc::clone(&stop);
+        Self { stop, thread: Some(std::thread::spawn(move || work(&shared))) }
+    }
+}
+
+impl Drop for Background {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+/// Listeners on all addresses of the victim, IPv4 and IPv6. They are closed on drop.
+pub struct Services {
+    _thread: Background,
 }
 
 impl Services {
     /// Opens `ports` in the victim; they are open on return.
     pub fn open(lab: &Lab, ports: &[u16]) -> Self {
         let namespace = lab.namespace("victim").name().to_owned();
-        let stop = Arc::new(AtomicBool::new(false));
         let listeners: Vec<_> = lab.inside("victim", || ports.iter().flat_map(|port| pair(*port)).collect());
-        let thread = std::thread::spawn({
-            let stop = Arc::clone(&stop);
-            move || {
-                enter(&namespace);
-                serve(&listeners, &stop);
-                // A process that another test has just started holds copies until its `execve`. This closes them too.
-                for listener in &listeners {
-                    shutdown(listener, Shutdown::Read).expect("it listens");
-                }
+        let thread = Background::start(move |stop| {
+            enter(&namespace);
+            serve(&listeners, stop);
+            // A process that another test has just started holds copies until its `execve`. This closes them too.
+            for listener in &listeners {
+                shutdown(listener, Shutdown::Read).expect("it listens");
             }
         });
-        Self { stop, thread: Some(thread) }
-    }
-}
-
-impl Drop for Services {
-    fn drop(&mut self) {
-        self.stop.store(true, Ordering::Relaxed);
-        if let Some(thread) = self.thread.take() {
-            let _ = thread.join();
-        }
+        Self { _thread: thread }
     }
 }
 

@@ -332,8 +332,8 @@ impl Detector {
 
     /// Adopts a ban of the trap that is shortened; false if it is lifted instead, because there were too many.
     #[must_use]
-    pub fn adopt_short(&mut self, now: Timestamp, target: BanTarget) -> bool {
-        self.engine.adopt_short(now, target)
+    pub fn adopt_capped(&mut self, now: Timestamp, target: BanTarget) -> bool {
+        self.engine.adopt_capped(now, target)
     }
 
     /// Adopts a ban from the kernel.

@@ -13,9 +13,10 @@ use ipnet::IpNet;
 
 use super::authors::{Authors, ConnectionPhase, HourCount};
 use super::lifts::Lifts;
-use super::verdict::{BanChange, MIN_PROVEN_PORTS, ReportRefusal, ReportVerdict, target};
+use super::verdict::{BanChange, ReportRefusal, ReportVerdict, target};
 use crate::config::{FleetAccept, parse_fleet_name};
 use crate::engine::{Class, Grade};
+use crate::fleet::MIN_PROVEN_PORTS;
 use crate::fleet::protocol::{FleetReport, MAX_REMAINING};
 use crate::ledger::LiftedBy;
 use crate::types::{BanTarget, Expiry, HOUR, Timestamp};
@@ -44,7 +45,7 @@ pub(super) struct AuthorReport {
 
 impl AuthorReport {
     fn is_proven(&self) -> bool {
-        self.grade == Grade::Proven && self.distinct_ports >= MIN_PROVEN_PORTS
+        self.grade == Grade::Proven && self.distinct_ports >= u32::from(MIN_PROVEN_PORTS)
     }
 }
 

@@ -1,21 +1,20 @@
 //! Runs `portsentry fleet` with the test's own daemon.
 
 use std::fs;
-use std::io::{BufRead, BufReader};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
-use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use super::engine::{Engine, Users};
 use super::fake_daemon::FakeDaemon;
-use crate::daemon::binary;
+use crate::daemon::{Log, binary};
+use crate::memory;
 
 /// A fleet process; killed when dropped.
 pub struct Member {
     pub daemon: FakeDaemon,
     child: Child,
-    log: Arc<Mutex<String>>,
+    log: Log,
     _directory: tempfile::TempDir,
 }
 
@@ -38,13 +37,7 @@ impl Member {
         fs::write(&config, text).unwrap();
         command.args(["fleet", "--config"]).arg(&config).stdin(Stdio::null()).stdout(Stdio::null());
         let mut child = command.stderr(Stdio::piped()).spawn().unwrap();
-        let log = Arc::new(Mutex::new(String::new()));
-        let (writer, stderr) = (Arc::clone(&log), child.stderr.take().unwrap());
-        std::thread::spawn(move || {
-            for line in BufReader::new(stderr).lines().map_while(Result::ok) {
-                writer.lock().unwrap().push_str(&(line + "\n"));
-            }
-        });
+        let log = Log::follow(child.stderr.take().unwrap());
         Self { daemon, child, log, _directory: directory }
     }
 
@@ -69,7 +62,7 @@ impl Member {
     }
 
     pub fn log(&self) -> String {
-        self.log.lock().unwrap().clone()
+        self.log.lines().join("\n")
     }
 
     pub fn is_running(&mut self) -> bool {
@@ -82,9 +75,7 @@ impl Member {
 
     /// Resident memory in KiB.
     pub fn resident(&self) -> u64 {
-        let status = fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
-        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
-        line.trim().trim_end_matches(" kB").parse().unwrap()
+        memory(self.child.id(), "VmRSS")
     }
 }
 

@@ -122,7 +122,7 @@ impl World {
             self.note_source(at, *target, || format!("the program lets {target} go: it holds nothing against it"));
         }
         for target in &review.unexplained {
-            if !self.detector.adopt_short(at, *target) {
+            if !self.detector.adopt_capped(at, *target) {
                 self.kernel.lift(*target);
                 continue;
             }

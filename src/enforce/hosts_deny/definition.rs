@@ -1,0 +1,47 @@
+//! Describes and checks the hosts.deny backend for a configuration.
+
+use rustix::process::geteuid;
+
+use super::{HostsDeny, TemplateError};
+use crate::config::Config;
+use crate::enforce::{BackendDefinition, CheckOutcome};
+
+/// The definition of the hosts.deny backend.
+pub(crate) struct HostsDenyDefinition;
+
+impl BackendDefinition for HostsDenyDefinition {
+    fn describe(&self, config: &Config) -> String {
+        HostsDeny::from_config(config)
+            .map_or_else(|_| "entries in hosts.deny".to_owned(), |hosts_deny| hosts_deny.describe())
+    }
+
+    fn check(&self, config: &Config) -> CheckOutcome {
+        let hosts_deny = match HostsDeny::from_config(config) {
+            Ok(hosts_deny) => hosts_deny,
+            Err(error) => return CheckOutcome::Fails(error.to_string()),
+        };
+        // The service may have rights that this user lacks.
+        if !geteuid().is_root() && hosts_deny.check_directory().is_err() {
+            return CheckOutcome::Unknown(format!(
+                "{}: this user cannot write to this directory, so hosts.deny was not checked; run this with sudo",
+                hosts_deny.directory().display()
+            ));
+        }
+        match hosts_deny.check() {
+            Ok(targets) if targets.is_empty() => CheckOutcome::Works(String::new()),
+            Ok(targets) => CheckOutcome::Works(format!("; lines of portsentry in it: {}", targets.len())),
+            Err(error) => CheckOutcome::FailsForNow(error.to_string()),
+        }
+    }
+}
+
+impl HostsDeny {
+    /// The file and the template of the configuration, whether or not hosts.deny is a backend.
+    ///
+    /// # Errors
+    /// See [`HostsDeny::new`].
+    pub fn from_config(config: &Config) -> Result<Self, TemplateError> {
+        let deny = &config.block.hosts_deny;
+        Self::new(&deny.file, &deny.line)
+    }
+}
