@@ -19,11 +19,11 @@ use crate::types::{Backends, BanTarget, Expiry, counted, nullable};
 const MAX_HISTORY: usize = 20;
 
 #[serde_with::apply(Option => #[serde(deserialize_with = "nullable")])]
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AddressInfo {
-    pub address: String,
+    pub address: ScopedNetwork,
     #[serde(rename = "subject")]
-    pub target: String,
+    pub target: BanTarget,
     /// Why it is never blocked.
     pub protected: Option<String>,
     pub blocked: Option<VerdictEnd>,
@@ -113,8 +113,8 @@ impl AddressInfo {
         let remaining =
             |end: Expiry| VerdictEnd { expires: BanEnd::new(end, now), left_s: end.seconds(), ..VerdictEnd::default() };
         Self {
-            address: address.to_string(),
-            target: known.target.to_string(),
+            address,
+            target: known.target,
             protected: known.protection.map(|protection| protection.to_string()),
             blocked: known.blocked.map(|expiry| VerdictEnd {
                 network: known.network,
@@ -122,13 +122,33 @@ impl AddressInfo {
                 ..remaining(expiry)
             }),
             logged: known.logged.map(remaining),
+            hold: None,
             strikes: known.strikes,
             suspected: known.suspicions.iter().flatten().map(SuspicionInfo::from).collect(),
+            fleet: None,
+            unserved: Vec::new(),
             connected: known.connected,
             bans: history.map(<[_]>::len),
             history: history.map(|bans| bans.iter().rev().take(MAX_HISTORY).map(PastBan::from).collect()),
-            ..Self::default()
         }
+    }
+
+    /// An address of which nothing is known.
+    #[cfg(test)]
+    pub(super) fn unsuspected(address: &str) -> Self {
+        let address: ScopedNetwork = address.parse().unwrap();
+        let known = Explanation {
+            target: address.target().unwrap(),
+            protection: None,
+            blocked: None,
+            grade: None,
+            network: None,
+            logged: None,
+            strikes: 0,
+            connected: false,
+            suspicions: [None; 3],
+        };
+        Self::new(address, &known, None, SystemTime::UNIX_EPOCH)
     }
 }
 
@@ -188,7 +208,8 @@ impl From<&LedgerEntry> for PastBan {
 impl fmt::Display for AddressInfo {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { address, target, .. } = self;
-        match address == target {
+        // An IPv6 address counts as its /64.
+        match address.to_string() == target.to_string() {
             true => line!(f, "address", "{address}")?,
             false => line!(f, "address", "{address}, counted as {target}")?,
         }
@@ -231,7 +252,7 @@ impl fmt::Display for AddressInfo {
             let mut details = vec![end];
             details.extend(ban.evidence.map(|grade| format!("{} evidence", grade.key())));
             // A ban of the surrounding network.
-            details.extend(Some(ban.target.to_string()).filter(|of_ban| of_ban != target));
+            details.extend(Some(ban.target).filter(|of_ban| of_ban != target).map(|network| network.to_string()));
             let ports = compact_ports(ban.ports.iter().map(|port| (port.proto, port.port)));
             details.extend((!ports.is_empty()).then_some(ports));
             details.extend(ban.note.as_ref().map(|note| format!("{note:?}")));
@@ -305,9 +326,18 @@ mod tests {
 
     #[test]
     fn unreadable_ledger_is_not_empty_ledger() {
-        let text = |bans| AddressInfo { bans, ..AddressInfo::default() }.to_string();
+        let text = |bans| AddressInfo { bans, ..AddressInfo::unsuspected("192.0.2.7") }.to_string();
         assert!(text(Some(0)).ends_with("0 bans\n"), "{}", text(Some(0)));
         assert!(text(None).ends_with("not available\n"), "{}", text(None));
+    }
+
+    #[test]
+    fn ipv6_address_is_counted_as_its_prefix() {
+        let first_line = |address| AddressInfo::unsuspected(address).to_string().lines().next().map(str::to_owned);
+        assert!(first_line("2001:db8::7").unwrap().ends_with("2001:db8::7, counted as 2001:db8::/64"));
+        for address in ["192.0.2.7", "fe80::7%2"] {
+            assert!(first_line(address).unwrap().ends_with(&format!(" {address}")), "{address}");
+        }
     }
 
     #[test]
@@ -316,7 +346,7 @@ mod tests {
         for (author, label) in [(BanAuthor::Import, "  import  "), (BanAuthor::Operator, "  by hand  ")] {
             let ban = BanRecord::wanted_by(author, target, UNIX_EPOCH, Expiry::Never, Backend::Nft);
             let history = Some(vec![PastBan::from(&LedgerEntry { ban, strikes: 0, ended: None })]);
-            let text = AddressInfo { history, ..AddressInfo::default() }.to_string();
+            let text = AddressInfo { history, ..AddressInfo::unsuspected("192.0.2.7") }.to_string();
             assert!(text.contains(label), "{text}");
         }
     }

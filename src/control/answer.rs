@@ -2,11 +2,14 @@
 
 use std::fmt;
 
+use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
+use serde_with::As;
 
 use super::address_info::AddressInfo;
 use super::ban_info::BanPage;
 use super::fleet_info::FleetBans;
+use super::notation::Notation;
 use super::status::Status;
 use crate::clock::{BanEnd, WallTime};
 use crate::ledger::Allowance;
@@ -78,7 +81,8 @@ pub struct AllowedList {
 #[serde_with::apply(Option => #[serde(deserialize_with = "nullable")])]
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AllowedEntry {
-    pub network: String,
+    #[serde(with = "As::<Notation>")]
+    pub network: IpNet,
     /// The operator, or the key of the configuration.
     pub by: String,
     /// Null for what the configuration allows.
@@ -89,7 +93,7 @@ pub struct AllowedEntry {
 
 impl From<Allowance> for AllowedEntry {
     fn from(Allowance { network, since, until, by }: Allowance) -> Self {
-        Self { network: plain(network), by, since: Some(WallTime(since)), until: until.map(WallTime) }
+        Self { network, by, since: Some(WallTime(since)), until: until.map(WallTime) }
     }
 }
 
@@ -161,14 +165,14 @@ impl fmt::Display for Answer {
                 if allowed.is_empty() {
                     return writeln!(f, "no address is allowed, by operators or by the configuration");
                 }
-                let width = allowed.iter().map(|entry| entry.network.len()).max().unwrap_or_default();
+                let width = allowed.iter().map(|entry| plain(entry.network).len()).max().unwrap_or_default();
                 for AllowedEntry { network, by, since, until } in allowed {
                     let until = match (since, until) {
                         (None, _) => String::new(),
                         (_, Some(until)) => format!(", until {}", until.without_fraction()),
                         (_, None) => ", until it is revoked".to_owned(),
                     };
-                    writeln!(f, "{network:<width$}  by {by}{until}")?;
+                    writeln!(f, "{:<width$}  by {by}{until}", plain(*network))?;
                 }
                 if *more > 0 { writeln!(f, "and {more} more from the configuration") } else { Ok(()) }
             }

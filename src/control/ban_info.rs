@@ -9,7 +9,7 @@ use serde_json::Value;
 use crate::clock::{BanEnd, WallTime};
 use crate::engine::{Class, Grade};
 use crate::events::json::PortRecord;
-use crate::ledger::{BanAuthor, BanRecord, LedgerEntry};
+use crate::ledger::{BanAuthor, BanRecord, LedgerEntry, Page, PageCursor};
 use crate::types::{Backends, BanTarget, Expiry, nullable};
 
 /// Maximum number of bans in one answer.
@@ -28,12 +28,12 @@ pub struct BanPage {
     pub unreadable: u64,
     /// Where the next page begins; `None` after the last one.
     #[serde(deserialize_with = "nullable")]
-    pub next: Option<String>,
+    pub next: Option<PageCursor>,
 }
 
 impl BanPage {
     /// Builds the answer from `found`, which a query for at most [`MAX_BANS`] has returned.
-    pub fn new<P: ToString>(found: Vec<(P, Option<LedgerEntry>)>, now: SystemTime) -> Self {
+    pub fn new(found: Page, now: SystemTime) -> Self {
         let mut page = Self::default();
         let (mut left, all) = (MAX_PAGE_LEN, found.len());
         for (place, (position, entry)) in found.into_iter().enumerate() {
@@ -49,7 +49,7 @@ impl BanPage {
                 // No ban of this program is as long as a page.
                 (None, _) | (Some(_), None) => page.unreadable += 1,
             }
-            page.next = (place + 1 < all || all >= MAX_BANS).then(|| position.to_string());
+            page.next = (place + 1 < all || all >= MAX_BANS).then_some(position);
         }
         page
     }
@@ -167,7 +167,11 @@ mod tests {
     }
 
     fn page(entries: impl IntoIterator<Item = LedgerEntry>) -> BanPage {
-        BanPage::new(entries.into_iter().enumerate().map(|(place, entry)| (place, Some(entry))).collect(), now())
+        BanPage::new((0..).map(position).zip(entries.into_iter().map(Some)).collect(), now())
+    }
+
+    fn position(place: usize) -> PageCursor {
+        format!("never.{place}").parse().unwrap()
     }
 
     fn entries(page: BanPage) -> Vec<Option<LedgerEntry>> {
@@ -215,9 +219,9 @@ mod tests {
         let length = serde_json::to_string(&full).unwrap().len();
         assert!(length < super::super::protocol::MAX_LINE_LEN - 100, "{length}");
         assert!((2..64).contains(&full.bans.len()), "{}", full.bans.len());
-        assert_eq!(full.next, Some((full.bans.len() - 1).to_string()), "the next page begins after the last ban");
+        assert_eq!(full.next, Some(position(full.bans.len() - 1)), "the next page begins after the last ban");
         assert_eq!(page((0..64).map(entry)).bans.len(), 64, "usual bans fill a page");
-        assert_eq!((page((0..64).map(entry)).next, page((0..63).map(entry)).next), (Some("63".to_owned()), None));
+        assert_eq!((page((0..64).map(entry)).next, page((0..63).map(entry)).next), (Some(position(63)), None));
     }
 
     #[test]

@@ -12,6 +12,7 @@ mod format;
 pub mod list;
 mod listening_socket;
 pub mod live_view;
+mod notation;
 pub mod protocol;
 pub mod scoped_network;
 pub mod server;

@@ -4,26 +4,33 @@
 use std::fmt;
 use std::ops::Not;
 use std::str::FromStr;
+use std::time::Duration;
 
 use clap::Subcommand;
-use serde::{Deserialize, Serialize};
-use serde_with::{DeserializeFromStr, SerializeDisplay};
+use ipnet::IpNet;
+use serde::{Deserialize, Deserializer, Serialize};
+use serde_with::{As, DeserializeFromStr, SerializeDisplay};
 
 pub use super::answer::{
     Allowed, AllowedEntry, AllowedList, Answer, Blocked, Disallowed, MAX_LISTED, Reloaded, ServiceForgotten,
     TrialState, Unblocked,
 };
-use super::scoped_network::{parse_address, parse_target, with_number};
+use super::notation::{Notation, read};
+use super::scoped_network::{ScopedNetwork, parse_address, with_number};
 use crate::config::{parse_expiry, parse_network, parse_span};
+use crate::ledger::PageCursor;
 pub use crate::types::LineMessage;
-use crate::types::{Protocol, to_line};
+use crate::types::{BanTarget, Expiry, Protocol, to_line};
 
 /// Maximum length of a line in bytes, for both sides.
 pub const MAX_LINE_LEN: usize = 64 << 10;
 
 /// A request of an operator, and the command of the command line that sends it. The doc comments are the help.
 #[serde_with::apply(
-    Option => #[serde(skip_serializing_if = "Option::is_none")],
+    Option => #[serde(default, skip_serializing_if = "Option::is_none")],
+    IpNet => #[serde(with = "As::<Notation>")],
+    Option<Expiry> => #[serde(with = "As::<Option<Notation>>")],
+    Option<Duration> => #[serde(with = "As::<Option<Notation>>")],
     bool => #[serde(default, skip_serializing_if = "Not::not")],
 )]
 #[derive(Subcommand, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -34,11 +41,11 @@ pub enum Request {
     /// Block an address or prefix
     Block {
         /// Address or prefix to block
-        #[arg(value_name = "ADDRESS|PREFIX", value_parser = typed_network)]
-        target: String,
+        #[arg(value_name = "ADDRESS|PREFIX", value_parser = parse_network)]
+        target: IpNet,
         /// Duration: 90m, 24h, 7d or never [default: `expire` in the configuration]
-        #[arg(long, value_name = "SPAN", value_parser = typed_expiry, allow_hyphen_values = true)]
-        expire: Option<String>,
+        #[arg(long, value_name = "SPAN", value_parser = parse_expiry, allow_hyphen_values = true)]
+        expire: Option<Expiry>,
         /// Reason to store in the ledger and the log
         #[arg(long, value_name = "TEXT")]
         reason: Option<String>,
@@ -54,7 +61,7 @@ pub enum Request {
         // In the message, the link of an address is the number of the interface.
         /// Address or prefix to unblock
         #[arg(value_name = "ADDRESS|PREFIX", value_parser = typed_target, required_unless_present = "all")]
-        target: Option<String>,
+        target: Option<ScopedNetwork>,
         /// Lift all bans
         #[arg(long, conflicts_with = "target")]
         all: bool,
@@ -62,12 +69,12 @@ pub enum Request {
     /// Exempt an address or network from bans, for a time or until revoked
     Allow {
         /// Address or network to exempt
-        #[arg(value_name = "ADDRESS|PREFIX", value_parser = typed_network)]
-        target: String,
+        #[arg(value_name = "ADDRESS|PREFIX", value_parser = parse_network)]
+        target: IpNet,
         /// Duration: 1h, 7d [default: until `portsentry disallow`]
         #[arg(long = "for", value_name = "SPAN", value_parser = typed_allowance, allow_hyphen_values = true)]
         #[serde(rename = "for")]
-        span: Option<String>,
+        span: Option<Expiry>,
         /// Permit a network wider than an IPv4 /8 or an IPv6 /16
         #[arg(long)]
         force: bool,
@@ -75,8 +82,8 @@ pub enum Request {
     /// Revoke an `allow`
     Disallow {
         /// Address or network as listed by `portsentry allowed`
-        #[arg(value_name = "ADDRESS|PREFIX", value_parser = typed_network)]
-        target: String,
+        #[arg(value_name = "ADDRESS|PREFIX", value_parser = parse_network)]
+        target: IpNet,
     },
     /// List addresses and networks that are exempt from bans
     Allowed,
@@ -85,14 +92,15 @@ pub enum Request {
         // In the message, the link is the number of the interface.
         /// Address to explain; a link-local one may have its link, fe80::7%eth0
         #[arg(value_parser = typed_address)]
-        address: String,
+        #[serde(deserialize_with = "read_address")]
+        address: ScopedNetwork,
     },
     /// The bans in force, from the first one or from `next` of an earlier answer on.
     #[command(skip)]
-    Bans { after: Option<String> },
+    Bans { after: Option<PageCursor> },
     /// The reports of other hosts, from the first target on or after `after`.
     #[command(skip)]
-    Fleet { after: Option<String> },
+    Fleet { after: Option<BanTarget> },
     /// Forget a remembered service, so that probes of its port count again
     ForgetService {
         /// Port of the service; without /tcp or /udp, both protocols
@@ -103,9 +111,9 @@ pub enum Request {
     #[command(override_usage = "portsentry trial [OPTIONS] <SPAN>\n       portsentry trial [OPTIONS] --end")]
     Trial {
         /// Duration: 5m, 1d, at most 30d
-        #[arg(value_name = "SPAN", value_parser = typed_span, required_unless_present = "end", allow_hyphen_values = true)]
+        #[arg(value_name = "SPAN", value_parser = parse_span, required_unless_present = "end", allow_hyphen_values = true)]
         #[serde(rename = "for")]
-        span: Option<String>,
+        span: Option<Duration>,
         /// End the trial and resume blocking
         #[arg(long, conflicts_with = "span")]
         end: bool,
@@ -120,36 +128,27 @@ pub enum Request {
     Subscribe,
 }
 
-// The texts of a command line are checked here as well, so that a mistake is a usage error; the daemon parses them
-// again.
+// What only the command line reads: a link may be the name of an interface, and a mistake is a usage error.
 
-fn typed_network(text: &str) -> Result<String, String> {
-    parse_network(text).map(|network| network.to_string())
+fn typed_target(text: &str) -> Result<ScopedNetwork, String> {
+    let target = ScopedNetwork::parse_typed(text)?;
+    target.target().map(|_| target)
 }
 
-fn typed_target(text: &str) -> Result<String, String> {
-    let text = with_number(text)?;
-    parse_target(&text).map(|_| text)
+fn typed_address(text: &str) -> Result<ScopedNetwork, String> {
+    parse_address(&with_number(text)?)
 }
 
-fn typed_address(text: &str) -> Result<String, String> {
-    parse_address(&with_number(text)?).map(|address| address.to_string())
+fn read_address<'de, D: Deserializer<'de>>(text: D) -> Result<ScopedNetwork, D::Error> {
+    read(text, parse_address)
 }
 
-fn typed_expiry(text: &str) -> Result<String, String> {
-    parse_expiry(text).map(|_| text.to_owned())
-}
-
-fn typed_span(text: &str) -> Result<String, String> {
-    parse_span(text).map(|span| humantime::format_duration(span).to_string())
-}
-
-fn typed_allowance(text: &str) -> Result<String, String> {
+fn typed_allowance(text: &str) -> Result<Expiry, String> {
     match text.trim() {
         "never" => Err("write a duration, for example \"1h\"; permanent entries belong in allow.networks of \
          portsentry.toml"
             .to_owned()),
-        text => typed_span(text),
+        text => parse_span(text).map(Expiry::After),
     }
 }
 
@@ -306,6 +305,7 @@ pub fn parse_reply(line: &[u8], request: &Request) -> Result<Reply, String> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::address_info::AddressInfo;
     use super::super::ban_info::BanPage;
     use super::*;
 
@@ -317,24 +317,22 @@ mod tests {
     #[test]
     fn request_reads_back_as_written() {
         reads(r#"{"command":"status"}"#, &Request::Status);
-        let target = || "192.0.2.7".to_owned();
-        let block = Request::Block { target: target(), expire: Some("2h".to_owned()), reason: None, force: false };
+        let address: ScopedNetwork = "192.0.2.7".parse().unwrap();
+        let (target, hour) = (address.network, Duration::from_secs(3600));
+        let block = Request::Block { target, expire: Some(Expiry::After(2 * hour)), reason: None, force: false };
         reads(r#"{"command":"block","target":"192.0.2.7","expire":"2h"}"#, &block);
-        reads(
-            r#"{"command":"unblock","target":"192.0.2.7"}"#,
-            &Request::Unblock { target: Some(target()), all: false },
-        );
+        reads(r#"{"command":"unblock","target":"192.0.2.7"}"#, &Request::Unblock { target: Some(address), all: false });
         reads(r#"{"command":"unblock","all":true}"#, &Request::Unblock { target: None, all: true });
-        let allow = Request::Allow { target: target(), span: Some("1h".to_owned()), force: false };
+        let allow = Request::Allow { target, span: Some(Expiry::After(hour)), force: false };
         reads(r#"{"command":"allow","target":"192.0.2.7","for":"1h"}"#, &allow);
-        reads(r#"{"command":"explain","address":"192.0.2.7"}"#, &Request::Explain { address: target() });
-        reads(r#"{"command":"disallow","target":"192.0.2.7"}"#, &Request::Disallow { target: target() });
+        reads(r#"{"command":"explain","address":"192.0.2.7"}"#, &Request::Explain { address });
+        reads(r#"{"command":"disallow","target":"192.0.2.7"}"#, &Request::Disallow { target });
         reads(r#"{"command":"allowed"}"#, &Request::Allowed);
         reads(r#"{"command":"bans"}"#, &Request::Bans { after: None });
-        reads(r#"{"command":"bans","after":"never.7"}"#, &Request::Bans { after: Some("never.7".to_owned()) });
-        let trial = |span: Option<&str>, end| Request::Trial { span: span.map(str::to_owned), end };
-        reads(r#"{"command":"trial","for":"5m"}"#, &trial(Some("5m"), false));
-        reads(r#"{"command":"trial","end":true}"#, &trial(None, true));
+        reads(r#"{"command":"bans","after":"never.7"}"#, &Request::Bans { after: Some("never.7".parse().unwrap()) });
+        let minutes = Some(Duration::from_secs(300));
+        reads(r#"{"command":"trial","for":"5m"}"#, &Request::Trial { span: minutes, end: false });
+        reads(r#"{"command":"trial","end":true}"#, &Request::Trial { span: None, end: true });
         for (word, request) in
             [("confirm", Request::Confirm), ("reload", Request::Reload), ("watch", Request::Subscribe)]
         {
@@ -365,12 +363,13 @@ mod tests {
 
     #[test]
     fn reply_with_any_text_is_read() {
+        let explained = AddressInfo::unsuspected("192.0.2.7");
         let reloaded = Reloaded { changed: vec!["two\nlines".to_owned()], needs_restart: Vec::new() };
         for (request, reply) in [
             (Request::Confirm, Ok(Answer::Confirmed {})),
             (Request::Reload, Ok(Answer::Reloaded(reloaded))),
             (Request::Status, Ok(Answer::Status(Box::default()))),
-            (Request::Explain { address: String::new() }, Ok(Answer::Explained(Box::default()))),
+            (Request::Explain { address: explained.address }, Ok(Answer::Explained(Box::new(explained)))),
             (Request::Bans { after: None }, Ok(Answer::Bans(BanPage::default()))),
             (Request::Reload, Err(Failure::new(ErrorKind::Denied, "no\nway"))),
         ] {
@@ -403,7 +402,7 @@ mod tests {
     fn all_users_may_only_read() {
         assert!(!Request::Status.changes() && !Request::Subscribe.changes() && !Request::Allowed.changes());
         assert!(!Request::Bans { after: None }.changes() && !Request::Fleet { after: None }.changes());
-        assert!(Request::Disallow { target: String::new() }.changes());
+        assert!(Request::Disallow { target: "192.0.2.7/32".parse().unwrap() }.changes());
         assert!(Request::Confirm.changes() && Request::Unblock { target: None, all: true }.changes());
     }
 }

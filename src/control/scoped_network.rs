@@ -7,12 +7,13 @@ use std::str::FromStr;
 use ipnet::IpNet;
 use rustix::net::netdevice::name_to_index;
 use rustix::net::{AddressFamily, SocketType, socket};
+use serde_with::{DeserializeFromStr, SerializeDisplay};
 
 use crate::config::{parse_interface, parse_network};
 use crate::types::{BanTarget, plain, shared64};
 
 /// An address or network, on one link or on all.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, SerializeDisplay, DeserializeFromStr)]
 pub struct ScopedNetwork {
     pub network: IpNet,
     /// Index of the interface of a link-local address; `None`: every link.
@@ -51,6 +52,13 @@ impl ScopedNetwork {
     }
 }
 
+impl From<BanTarget> for ScopedNetwork {
+    fn from(target: BanTarget) -> Self {
+        let link = if let BanTarget::Link { interface, .. } = target { Some(interface) } else { None };
+        Self { network: target.network(), link }
+    }
+}
+
 /// A link is a number, because the daemon may not know the interfaces of the client.
 impl FromStr for ScopedNetwork {
     type Err = String;
@@ -73,7 +81,8 @@ impl fmt::Display for ScopedNetwork {
     }
 }
 
-pub(crate) fn parse_address(text: &str) -> Result<ScopedNetwork, String> {
+/// Parses an address, with or without its link.
+pub(super) fn parse_address(text: &str) -> Result<ScopedNetwork, String> {
     match text.parse::<ScopedNetwork>() {
         Ok(found) if found.network.prefix_len() == found.network.max_prefix_len() => Ok(found),
         Err(error) if text.contains('%') => Err(error),
@@ -84,16 +93,11 @@ pub(crate) fn parse_address(text: &str) -> Result<ScopedNetwork, String> {
     }
 }
 
-/// Parses an address or network, or the target of a ban on one link.
-pub(crate) fn parse_target(text: &str) -> Result<BanTarget, String> {
-    text.parse::<ScopedNetwork>()?.target()
-}
-
 /// `text` with the number of the interface instead of its name.
 ///
 /// # Errors
 /// This host has no such interface.
-pub fn with_number(text: &str) -> Result<String, String> {
+pub(super) fn with_number(text: &str) -> Result<String, String> {
     match split_link(text) {
         Some((address, name)) if !name.bytes().all(|byte| byte.is_ascii_digit()) => {
             let number = parse_interface(name)

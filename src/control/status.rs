@@ -11,7 +11,7 @@ use crate::clock::WallTime;
 use crate::config::{BlockPolicy, Mode, ProtocolConfig};
 use crate::events::json::EventRecord;
 use crate::sandbox::Sandbox;
-use crate::types::{PortSet, Protocol, counted, nullable};
+use crate::types::{Backend, PortSet, Protocol, counted, nullable};
 
 #[serde_with::apply(Option => #[serde(deserialize_with = "nullable")])]
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -25,7 +25,7 @@ pub struct Status {
     pub trial_left_s: Option<u64>,
     /// Duration of a ban; `None` if it never ends.
     pub expire_s: Option<u64>,
-    pub methods: Vec<String>,
+    pub methods: Vec<Backend>,
     pub interfaces: Vec<String>,
     pub tcp: MonitoredPorts,
     pub udp: MonitoredPorts,
@@ -195,7 +195,8 @@ impl fmt::Display for Status {
             _ => {
                 let expire =
                     self.expire_s.map_or_else(|| "with no end".to_owned(), |s| format!("for {}", format_seconds(s)));
-                line!(f, "blocks", "{expire}, by {}", self.methods.join(", "))?;
+                let methods: Vec<_> = self.methods.iter().map(|method| method.name()).collect();
+                line!(f, "blocks", "{expire}, by {}", methods.join(", "))?;
             }
         }
         match self.interfaces.as_slice() {
@@ -248,8 +249,8 @@ impl fmt::Display for Status {
             }
         }
         let Some(last) = &self.last_event else { return Ok(()) };
-        let target = last.target.as_ref().or(last.source.as_ref());
-        let target = target.map_or(String::new(), |target| format!(" {target}"));
+        let target = last.target.map(|target| format!(" {target}"));
+        let target = target.or_else(|| Some(format!(" {}", last.source?))).unwrap_or_default();
         let time = last.time.map_or("?".to_owned(), |time| time.without_fraction().to_string());
         line!(f, "last event", "{time} {}{target}", last.event.key())
     }

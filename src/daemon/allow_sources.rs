@@ -14,7 +14,6 @@ use crate::control::protocol::AllowedEntry;
 use crate::engine::{Host, Protection};
 use crate::events::event::EventKind;
 use crate::host::lookup::resolve;
-use crate::types::plain;
 
 pub(super) struct AllowSources {
     configured: Allow,
@@ -77,9 +76,8 @@ impl AllowSources {
     /// The allowed networks for display: by operators, by `allow.networks`, by `allow.files` and by `allow.names`.
     pub(super) fn entries(&self) -> Vec<AllowedEntry> {
         let overrides = self.overrides.listed(now()).map(AllowedEntry::from);
-        let of = |key: &'static str| {
-            move |network| AllowedEntry { network: plain(network), by: key.to_owned(), since: None, until: None }
-        };
+        let of =
+            |key: &'static str| move |network| AllowedEntry { network, by: key.to_owned(), since: None, until: None };
         let networks = self.configured.networks.iter().copied().map(of("allow.networks"));
         let names = self.names.addresses().map(IpNet::from).map(of("allow.names"));
         overrides.chain(networks).chain(self.files.networks().map(of("allow.files"))).chain(names).collect()

@@ -8,7 +8,7 @@ use super::event_sink::EventSink;
 use super::optional::deadline_reached;
 use super::sensor_thread::SensorHandle;
 use crate::clock::WallTime;
-use crate::config::{Config, parse_span};
+use crate::config::Config;
 use crate::control::protocol::{Answer, Failure, Reply, TrialState};
 use crate::enforce::nft::RulesetSpec;
 use crate::engine::Settings;
@@ -160,12 +160,12 @@ impl Trial {
     pub(super) async fn request(
         &mut self,
         by: &str,
-        (span, end): (Option<&str>, bool),
+        (span, end): (Option<Duration>, bool),
         config: &Config,
         sink: &mut EventSink,
     ) -> Reply {
         let span = match (span, end) {
-            (Some(span), false) => parse_span(span).map_err(Failure::usage)?,
+            (Some(span), false) => span,
             (None, true) => {
                 let TrialPhase::LogOnly(_) = self.phase else {
                     return Err(Failure::refused("refused: no trial is running; `portsentry trial 1h` starts one"));

@@ -3,6 +3,7 @@
 
 use std::borrow::Cow;
 use std::fmt;
+use std::net::IpAddr;
 use std::time::SystemTime;
 
 use serde::de::DeserializeOwned;
@@ -21,16 +22,18 @@ use crate::types::{Backend, BanTarget, Protocol};
 pub struct EventRecord {
     pub event: EventName,
     pub time: Option<WallTime>,
-    pub source: Option<String>,
-    pub destination: Option<String>,
+    #[serde(default, deserialize_with = "known_or_none")]
+    pub source: Option<IpAddr>,
+    #[serde(default, deserialize_with = "known_or_none")]
+    pub destination: Option<IpAddr>,
     #[serde(default, deserialize_with = "known_or_none")]
     pub class: Option<Class>,
     #[serde(default, deserialize_with = "known_or_none")]
     pub proto: Option<Protocol>,
     pub port: Option<u16>,
     pub fragmented: Option<bool>,
-    #[serde(rename = "subject")]
-    pub target: Option<String>,
+    #[serde(rename = "subject", default, deserialize_with = "known_or_none")]
+    pub target: Option<BanTarget>,
     #[serde(default, deserialize_with = "known_ports")]
     pub ports: Option<Vec<PortRecord>>,
     /// Grade of the evidence of a ban.
@@ -269,17 +272,17 @@ impl EventRecord {
     }
 
     fn subject(self, target: BanTarget) -> Self {
-        Self { target: Some(target.to_string()), ..self }
+        Self { target: Some(target), ..self }
     }
 
     fn target(self, target: BanTarget) -> Self {
-        Self { source: Some(target.element().to_string()), ..self.subject(target) }
+        Self { source: Some(target.element()), ..self.subject(target) }
     }
 
     fn observation(self, observation: &Observation) -> Self {
         Self {
-            source: Some(observation.source.to_string()),
-            destination: Some(observation.destination.to_string()),
+            source: Some(observation.source),
+            destination: Some(observation.destination),
             class: Some(observation.class),
             proto: Some(observation.protocol),
             port: Some(observation.port),
@@ -308,12 +311,12 @@ mod tests {
     #[test]
     fn values_of_other_versions_are_ignored() {
         let text = json!({
-            "event": "ponder", "source": "192.0.2.7", "class": "warp", "proto": "quic", "evidence": "certain", "method": "ebpf",
+            "event": "ponder", "source": "192.0.2.7", "destination": "mac", "subject": "everyone", "class": "warp", "proto": "quic", "evidence": "certain", "method": "ebpf",
             "ports": [{"proto": "quic", "port": 1}, {"proto": "tcp", "port": 23, "class": "warp"}], "new": [1]
         });
         let port = PortRecord { proto: Protocol::Tcp, port: 23, class: None };
-        let read =
-            EventRecord { source: Some("192.0.2.7".to_owned()), ports: Some(vec![port]), ..EventRecord::default() };
+        let source = "192.0.2.7".parse().ok();
+        let read = EventRecord { source, ports: Some(vec![port]), ..EventRecord::default() };
         assert_eq!(serde_json::from_value::<EventRecord>(text).unwrap(), read);
         assert_eq!(serde_json::from_str::<EventRecord>("{\"event\":\"stop\"}").unwrap().event, EventName::Stop);
         assert!(serde_json::from_str::<EventRecord>("{}").is_err(), "the name is required");

@@ -10,6 +10,7 @@ use std::thread;
 use std::time::Duration;
 
 use tracing::Level;
+use tracing::field;
 use tracing_subscriber::Layer;
 use tracing_subscriber::fmt::format;
 use tracing_subscriber::layer::SubscriberExt;
@@ -121,16 +122,16 @@ fn emit(line: LogLine) {
         ($level:ident) => {
             tracing::$level!(
                 portsentry_event = record.event.key(),
-                portsentry_source = record.source.as_deref(),
+                portsentry_source = record.source.map(field::display),
                 portsentry_name = name.as_deref(),
-                portsentry_subject = record.target.as_deref(),
-                portsentry_destination = record.destination.as_deref(),
+                portsentry_subject = record.target.map(field::display),
+                portsentry_destination = record.destination.map(field::display),
                 portsentry_class = record.class.map(Class::key),
                 portsentry_proto = record.proto.map(Protocol::key),
                 portsentry_port = record.port,
                 portsentry_method = record.method.map(Backend::name),
                 portsentry_reason = record.reason.as_deref(),
-                portsentry_expires = record.expires.map(tracing::field::display),
+                portsentry_expires = record.expires.map(field::display),
                 portsentry_json = %record.to_json(),
                 "{line}"
             )
@@ -144,8 +145,8 @@ fn emit(line: LogLine) {
     if let Some(line) = addition {
         tracing::info!(
             portsentry_event = record.event.key(),
-            portsentry_source = record.source.as_deref(),
-            portsentry_subject = record.target.as_deref(),
+            portsentry_source = record.source.map(field::display),
+            portsentry_subject = record.target.map(field::display),
             "{line}"
         );
     }

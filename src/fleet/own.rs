@@ -73,15 +73,11 @@ impl OwnReports {
     pub(super) fn apply(&mut self, event: &OwnBanEvent, now: Timestamp) {
         match event {
             OwnBanEvent::Ban { target, remaining_s, grade, distinct_ports, class } => {
-                let (Some(class), Ok(target)) = (Class::from_key(class), target.parse()) else { return };
+                let Some(class) = Class::from_key(class) else { return };
                 let left = remaining_s.map_or(Duration::MAX, Duration::from_secs);
-                self.ban(target, (*grade, *distinct_ports, class), left, now);
+                self.ban(*target, (*grade, *distinct_ports, class), left, now);
             }
-            OwnBanEvent::Lift { target } => {
-                if let Ok(target) = target.parse() {
-                    self.remove(target);
-                }
-            }
+            OwnBanEvent::Lift { target } => self.remove(*target),
             OwnBanEvent::Lost { .. } => {}
         }
     }
@@ -229,7 +225,7 @@ mod tests {
 
     fn ban(target: &str, grade: Grade, remaining_s: Option<u64>) -> OwnBanEvent {
         let class = if grade == Grade::Proven { "connect" } else { "syn" }.to_owned();
-        OwnBanEvent::Ban { target: target.to_owned(), remaining_s, grade, distinct_ports: 5, class }
+        OwnBanEvent::Ban { target: target.parse().unwrap(), remaining_s, grade, distinct_ports: 5, class }
     }
 
     fn reports(limit: u32) -> OwnReports {
@@ -302,7 +298,7 @@ mod tests {
         }
         let batch = own.take_pending(at(1));
         own.written(&batch, at(1));
-        own.apply(&OwnBanEvent::Lift { target: "203.0.113.1".to_owned() }, at(2));
+        own.apply(&OwnBanEvent::Lift { target: "203.0.113.1".parse().unwrap() }, at(2));
         assert_eq!(own.take_withdrawn().len(), 1);
         own.connected(at(100));
         own.apply(&ban("203.0.113.2", Grade::Proven, None), at(101));

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::engine::Grade;
 pub use crate::types::LineMessage;
-use crate::types::nullable;
+use crate::types::{BanTarget, nullable};
 
 /// Maximum remaining time of a report, a lift, and a ban because of reports.
 pub const MAX_REMAINING: Duration = Duration::from_secs(4 * 3_600);
@@ -39,7 +39,7 @@ pub enum FleetRequest {
         scan_ends: bool,
     },
     /// An operator of the fleet has lifted the ban of `target`.
-    Lift { target: String },
+    Lift { target: BanTarget },
     /// The state of the connection; sent when it changes, and as a heartbeat every [`LINK_INTERVAL_S`] seconds.
     Link {
         state: LinkState,
@@ -125,7 +125,7 @@ pub enum ReportOutcome {
 #[serde(tag = "event", rename_all = "lowercase", deny_unknown_fields)]
 pub enum OwnBanEvent {
     Ban {
-        target: String,
+        target: BanTarget,
         /// Remaining time in seconds; null: no end.
         #[serde(deserialize_with = "nullable")]
         remaining_s: Option<u64>,
@@ -135,7 +135,7 @@ pub enum OwnBanEvent {
         class: String,
     },
     /// An operator of this host has lifted it, or the target has become protected or allowed.
-    Lift { target: String },
+    Lift { target: BanTarget },
     /// This many events were lost because they were not read; reconnect for the bans in force.
     Lost { events: u64 },
 }
@@ -181,7 +181,7 @@ mod tests {
             ),
             (
                 r#"{"command":"lift","target":"192.0.2.7"}"#.to_owned(),
-                FleetRequest::Lift { target: "192.0.2.7".to_owned() },
+                FleetRequest::Lift { target: "192.0.2.7".parse().unwrap() },
             ),
             (
                 r#"{"command":"link","state":"connected","ignored":[{"author":"web-2","reason":"keys without a TTL"}]}"#
@@ -239,15 +239,18 @@ mod tests {
             assert_eq!(FleetReply::parse(reply.to_line().as_bytes()), Ok(reply));
         }
         let ban = |remaining_s| OwnBanEvent::Ban {
-            target: "2001:db8::/64".to_owned(),
+            target: "2001:db8::/64".parse().unwrap(),
             remaining_s,
             grade: Grade::Forgeable,
             distinct_ports: 3,
             class: "syn".to_owned(),
         };
-        for event in
-            [ban(None), ban(Some(1)), OwnBanEvent::Lift { target: String::new() }, OwnBanEvent::Lost { events: 3 }]
-        {
+        for event in [
+            ban(None),
+            ban(Some(1)),
+            OwnBanEvent::Lift { target: "192.0.2.7".parse().unwrap() },
+            OwnBanEvent::Lost { events: 3 },
+        ] {
             assert_eq!(OwnBanEvent::parse(event.to_line().as_bytes()), Ok(event));
         }
     }

@@ -237,7 +237,7 @@ impl Relay {
             return;
         }
         // Also sent if the lift is already known, because the daemon may be a new process.
-        daemon.ask(&FleetRequest::Lift { target: target.to_string() }).await;
+        daemon.ask(&FleetRequest::Lift { target }).await;
         self.lifts.insert(target, now.after(left));
     }
 

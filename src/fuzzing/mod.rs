@@ -3,11 +3,14 @@
 //! hold. The tests run them over the corpus, truncated at every length and with every byte changed; `fuzz/fuzz_targets`
 //! has a program for each.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
+
+use ipnet::IpNet;
 
 use crate::capture::file::Reader;
-use crate::config::{self, Config, ignore_file};
+use crate::config::{Config, ignore_file};
 use crate::control::protocol::{LineMessage as _, Request, parse_reply, reply_to_line};
+use crate::control::scoped_network::ScopedNetwork;
 use crate::import::{self, InputFile, Sources};
 use crate::{daemon, enforce, fleet, host, ledger, netlink};
 
@@ -63,21 +66,9 @@ pub fn control(bytes: &[u8]) {
         let line = request.to_line();
         assert_eq!(line.matches('\n').count(), 1, "{line:?}");
         assert_eq!(Request::parse(line.as_bytes()).as_ref(), Ok(&request));
-        // The texts in the request, which the daemon parses before it acts.
-        match &request {
-            Request::Block { target, expire, .. } => {
-                let _ = (config::parse_network(target), expire.as_deref().map(config::parse_expiry));
-            }
-            Request::Allow { target, span, .. } => {
-                let _ = (config::parse_network(target), span.as_deref().map(config::parse_expiry));
-            }
-            Request::Trial { span: Some(span), .. } => drop(config::parse_span(span)),
-            Request::Disallow { target } => drop(config::parse_network(target)),
-            Request::Explain { address } => drop(address.parse::<IpAddr>()),
-            _ => {}
-        }
     }
-    let address = String::new();
+    let address = IpNet::from(IpAddr::V4(Ipv4Addr::LOCALHOST));
+    let address = ScopedNetwork { network: address, link: None };
     for request in [Request::Status, Request::Explain { address }, Request::Allowed, Request::Reload, Request::Confirm]
     {
         if let Ok(reply) = parse_reply(bytes, &request) {

@@ -10,6 +10,7 @@ use std::time::{Duration, SystemTime};
 
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
+use serde_with::{DeserializeFromStr, SerializeDisplay};
 
 use crate::engine::{Ban, Class, Grade, LinkId, Service};
 use crate::types::{Backend, Backends, BanTarget, Expiry, Protocol};
@@ -215,17 +216,17 @@ pub struct LedgerEntry {
 
 /// A place in the order of the pages: permanent bans, then the others by their ends. Bans with the same end are in the
 /// order in which they were recorded.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Position {
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, SerializeDisplay, DeserializeFromStr)]
+pub struct PageCursor {
     /// End of the ban in microseconds; `None`: permanent.
     pub(super) until: Option<i64>,
     pub(super) id: i64,
 }
 
 /// Bans in order, each with its position; `None` for an invalid row.
-pub type Page = Vec<(Position, Option<LedgerEntry>)>;
+pub type Page = Vec<(PageCursor, Option<LedgerEntry>)>;
 
-impl fmt::Display for Position {
+impl fmt::Display for PageCursor {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.until {
             Some(until) => write!(f, "{until}.{}", self.id),
@@ -234,7 +235,7 @@ impl fmt::Display for Position {
     }
 }
 
-impl FromStr for Position {
+impl FromStr for PageCursor {
     type Err = ParseIntError;
 
     fn from_str(text: &str) -> Result<Self, ParseIntError> {
@@ -374,11 +375,11 @@ mod tests {
     #[test]
     fn position_reads_back_as_written() {
         for (until, id) in [(None, 1), (Some(0), i64::MAX), (Some(1_795_242_733_123_456), 7), (Some(-1), -1)] {
-            let position = Position { until, id };
+            let position = PageCursor { until, id };
             assert_eq!(position.to_string().parse(), Ok(position));
         }
         for wrong in ["", ".", "never", "never.", "1.", ".1", "1.2.3", "1.x", "192.0.2.7", "99999999999999999999.1"] {
-            assert!(wrong.parse::<Position>().is_err(), "{wrong:?}");
+            assert!(wrong.parse::<PageCursor>().is_err(), "{wrong:?}");
         }
     }
 }

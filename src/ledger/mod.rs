@@ -33,7 +33,7 @@ pub use crate::types::{Backend, Backends};
 pub use crate::worker::Stopped;
 pub use ban::{
     Allowance, BanAuthor, BanRecord, BanSummary, EndRecord, Ending, FleetLift, KnownPeer, LedgerChange, LedgerEntry,
-    LiftedBy, Logged, Page, Position,
+    LiftedBy, Logged, Page, PageCursor,
 };
 pub use error::LedgerError;
 pub use legacy_files::{BLOCKED, HISTORY, LegacyFiles};

@@ -21,7 +21,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use rusqlite::{Connection, Error, OpenFlags, Row, ToSql, ffi, named_params};
 
-use super::ban::{BanSummary, LedgerEntry, Page, Position};
+use super::ban::{BanSummary, LedgerEntry, Page, PageCursor};
 use super::error::LedgerError;
 use super::row::{self, micros};
 use super::rows::Rows;
@@ -167,12 +167,12 @@ impl Reader {
 
     /// At most `most` bans in force at `now`: the first ones, or those after the position of an earlier page. The cost
     /// does not depend on the number of bans, or of rows.
-    pub fn page(&self, after: Option<Position>, most: usize, now: SystemTime) -> Result<Page, LedgerError> {
-        let Position { until, id } = after.unwrap_or(Position { until: None, id: i64::MIN });
+    pub fn page(&self, after: Option<PageCursor>, most: usize, now: SystemTime) -> Result<Page, LedgerError> {
+        let PageCursor { until, id } = after.unwrap_or(PageCursor { until: None, id: i64::MIN });
         let now = micros(now);
         let limit = |bans: &Page| i64::try_from(most.saturating_sub(bans.len())).unwrap_or(i64::MAX);
         let read = |found: &Row<'_>| {
-            let position = Position { until: found.get(3).ok()?, id: found.get(18).ok()? };
+            let position = PageCursor { until: found.get(3).ok()?, id: found.get(18).ok()? };
             Some((position, row::entry(found)))
         };
         let mut bans = Page::new();

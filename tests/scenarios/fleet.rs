@@ -13,6 +13,7 @@ use portsentry::engine::Grade;
 use portsentry::fleet::protocol::{
     FleetReply, FleetReport, FleetRequest, LineMessage as _, LinkState, MAX_REPORTS, OwnBanEvent, ReportOutcome,
 };
+use portsentry::types::BanTarget;
 
 use crate::support::{FAR_NETWORK, is_served, is_served_at_last, scene};
 
@@ -123,7 +124,7 @@ fn two_reports_block_a_source() {
     assert!(reason(&peer.report(&[report("c", v4)])[0]).contains("an operator has lifted"));
     assert!(is_served_at_last(&lab, false), "the lift is in force");
     assert_eq!(
-        peer.ask(&FleetRequest::Lift { target: v6.clone() }),
+        peer.ask(&FleetRequest::Lift { target: v6.parse().unwrap() }),
         FleetReply::Lifted { lifted: true },
         "an operator of the fleet"
     );
@@ -194,7 +195,7 @@ fn lifts_survive_restart_and_crash() {
     let mut peer = Peer::connect(&lab);
     assert_eq!(peer.report(&reports), [const { ReportOutcome::Accepted }; 3]);
     lab.succeed(&["unblock", &v4.to_string()]);
-    let lift = FleetRequest::Lift { target: "192.0.2.7".to_owned() };
+    let lift = FleetRequest::Lift { target: "192.0.2.7".parse().unwrap() };
     assert_eq!(peer.ask(&lift), FleetReply::Lifted { lifted: true }, "an operator of the fleet");
     daemon.stop();
 
@@ -462,7 +463,7 @@ fn own_bans_are_sent_with_grade() {
         peer
     };
     let mut peer = watch();
-    let banned = lab.provoke_ban("attacker").to_string();
+    let banned = BanTarget::containing(lab.provoke_ban("attacker"));
     let event = peer.event();
     let OwnBanEvent::Ban { target, remaining_s: Some(left), grade: Grade::Forgeable, .. } = &event else {
         panic!("{event:?}");
@@ -472,7 +473,7 @@ fn own_bans_are_sent_with_grade() {
         matches!(watch().event(), OwnBanEvent::Ban { target, .. } if target == banned),
         "a later subscriber receives existing bans"
     );
-    lab.succeed(&["unblock", &banned]);
+    lab.succeed(&["unblock", &banned.to_string()]);
     assert_eq!(peer.event(), OwnBanEvent::Lift { target: banned });
     daemon.stop();
 }

@@ -66,7 +66,7 @@ pub(super) fn reports(socket: &Path, target: Option<ScopedNetwork>) -> Option<Ve
         else {
             return None;
         };
-        after = bans.last().map(|ban| ban.target.to_string());
+        after = bans.last().map(|ban| ban.target);
         let wanted = |ban: &FleetBan| target.is_none_or(|target| target.overlaps(ban.target));
         all.extend(bans.into_iter().filter(wanted));
         if !more || after.is_none() {

@@ -212,8 +212,8 @@ const GAP: u16 = 2;
 /// Widths of the columns in screen order; 0 if omitted. They get room by importance: address with its mark, time,
 /// reason, ports, number of bans.
 fn column_widths(bans: &[&BanRow], width: u16) -> [u16; 5] {
-    let longest = |text: fn(&BanRow) -> &str| {
-        let longest = bans.iter().map(|ban| text(ban).chars().count()).max().unwrap_or(0);
+    let longest = |length: fn(&BanRow) -> usize| {
+        let longest = bans.iter().map(|ban| length(ban)).max().unwrap_or(0);
         u16::try_from(longest).unwrap_or(u16::MAX)
     };
     // The first column marks the selected ban.
@@ -226,10 +226,10 @@ fn column_widths(bans: &[&BanRow], width: u16) -> [u16; 5] {
         room = room.saturating_sub(got + GAP);
         got
     };
-    let address = column(longest(|ban| &ban.target).clamp(7, (width / 2).max(15)) + 2, 1);
+    let address = column(longest(|ban| ban.target.to_string().len()).clamp(7, (width / 2).max(15)) + 2, 1);
     let left = column(7, 7);
-    let class = column(longest(|ban| &ban.class).max(6), 4);
-    let ports = column(longest(|ban| &ban.ports).max(5), 5);
+    let class = column(longest(|ban| ban.class.len()).max(6), 4);
+    let ports = column(longest(|ban| ban.ports.len()).max(5), 5);
     let bans = column(4, 4);
     [address, left, class, bans, ports]
 }

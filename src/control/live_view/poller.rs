@@ -17,6 +17,7 @@ use crate::control::protocol::{Answer, Request};
 use crate::control::status::Status;
 use crate::engine::Class;
 use crate::events::json::EventRecord;
+use crate::types::BanTarget;
 
 /// Interval between two status requests, and between two connection attempts.
 const POLL_INTERVAL: Duration = Duration::from_secs(1);
@@ -35,7 +36,7 @@ const MAX_PENDING: usize = 4_096;
 /// A ban in the view.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct BanRow {
-    pub(super) target: String,
+    pub(super) target: BanTarget,
     pub(super) class: String,
     pub(super) ports: String,
     /// Number of bans of the target, including this one; `None` if unknown.
@@ -53,7 +54,7 @@ impl BanRow {
         let class = ban.map_or("unknown", |ban| ban.class.map_or(ban.author.label(), Class::key));
         let ports = ban.iter().flat_map(|ban| &ban.ports);
         Self {
-            target: listed.target.to_string(),
+            target: listed.target,
             class: class.to_owned(),
             ports: compact_ports(ports.copied()),
             bans: entry.map(|entry| entry.strikes.saturating_add(1)),

@@ -44,8 +44,8 @@ fn status(second: u64, packets: u64, probes: u64, bans: u64) -> Message {
 }
 
 fn ban(target: &str, class: &str, ports: &str, left: Option<u64>) -> BanRow {
-    let [target, class, ports] = [target, class, ports].map(str::to_owned);
-    BanRow { target, class, ports, bans: Some(1), until: left.map(at), lacking: false }
+    let [class, ports] = [class, ports].map(str::to_owned);
+    BanRow { target: target.parse().unwrap(), class, ports, bans: Some(1), until: left.map(at), lacking: false }
 }
 
 fn event(second: u64, kind: &str, source: &str, port: u16, rest: Value) -> Message {
@@ -175,9 +175,9 @@ fn screens_match_their_files() {
     assert_matches_file("help-80x24.txt", &screen(&view, 80, 24));
     assert_matches_file("help-40x20.txt", &screen(&view, 40, 20));
     view.press(Key::Esc);
-    let address = "203.0.113.77".to_owned();
+    let known = AddressInfo::unsuspected("203.0.113.77");
     let ban = PastBan {
-        target: address.parse().unwrap(),
+        target: known.target,
         since: "2026-11-20T06:32:13Z".parse().unwrap(),
         expires: "2026-11-21T06:32:13Z".parse().unwrap(),
         class: Some(Class::Syn),
@@ -192,15 +192,13 @@ fn screens_match_their_files() {
     };
     let expires = "2026-11-21T06:42:13Z".parse().unwrap();
     let info = AddressInfo {
-        address: address.clone(),
-        target: address.clone(),
         blocked: Some(VerdictEnd { expires, left_s: Some(600), ..VerdictEnd::default() }),
         strikes: 1,
         bans: Some(2),
         history: Some(vec![ban]),
-        ..AddressInfo::default()
+        ..known
     };
-    view.apply(Message::Answer(Request::Explain { address }, Ok(Answer::Explained(Box::new(info)))));
+    view.apply(Message::Answer(Request::Explain { address: info.address }, Ok(Answer::Explained(Box::new(info)))));
     assert_matches_file("explain-80x24.txt", &screen(&view, 80, 24));
     assert_matches_file("explain-40x20.txt", &screen(&view, 40, 20));
     view.press(Key::Esc);
@@ -260,16 +258,16 @@ fn keys_act_only_after_confirmation() {
     view.press(Key::Down);
     assert_eq!(view.press(Key::Char('u')), None);
     assert_eq!(view.press(Key::Char('x')), None, "the key is neither yes nor no");
-    let unblock = Request::Unblock { target: Some("198.51.100.9".to_owned()), all: false };
+    let unblock = Request::Unblock { target: "198.51.100.9".parse().ok(), all: false };
     assert_eq!(view.press(Key::Char('y')), Some(Action::Ask(unblock)));
     assert_eq!((view.press(Key::Char('a')), view.press(Key::Char('n'))), (None, None));
     view.press(Key::Char('a'));
-    let allow = Request::Allow { target: "198.51.100.9".to_owned(), span: None, force: false };
+    let allow = Request::Allow { target: "198.51.100.9/32".parse().unwrap(), span: None, force: false };
     assert_eq!(view.press(Key::Char('y')), Some(Action::Ask(allow)));
     view.press(Key::End);
     view.press(Key::Char('k'));
     view.press(Key::Char('k'));
-    let explain = Request::Explain { address: "2001:db8:1234:5678::".to_owned() };
+    let explain = Request::Explain { address: "2001:db8:1234:5678::".parse().unwrap() };
     assert_eq!(view.press(Key::Char('e')), Some(Action::Ask(explain)));
     assert_eq!(view.press(Key::Char('q')), Some(Action::Quit));
     for key in ['u', '/', '?'] {
@@ -303,7 +301,7 @@ fn letter_in_filter_is_text() {
     view.press(Key::Char('/'));
     "null".chars().for_each(|c| drop(view.press(Key::Char(c))));
     view.press(Key::Enter);
-    assert_eq!(view.bans().map(|ban| ban.target.as_str()).collect::<Vec<_>>(), ["198.51.100.9"]);
+    assert_eq!(view.bans().map(|ban| ban.target.to_string()).collect::<Vec<_>>(), ["198.51.100.9"]);
     assert_eq!((view.press(Key::Char('j')), view.selected()), (None, Some(0)));
     view.press(Key::Esc);
     assert_eq!(view.bans().count(), 5);
@@ -316,7 +314,7 @@ fn selection_stays_with_its_ban() {
     view.press(Key::Char('j'));
     assert_eq!(view.selected(), Some(1), "198.51.100.9");
     view.apply(block(12, "192.0.2.5", 21, "2026-11-21T06:33:00Z"));
-    assert_eq!(view.bans().next().unwrap().target, "192.0.2.5", "the next to expire comes first");
+    assert_eq!(view.bans().next().unwrap().target.to_string(), "192.0.2.5", "the next to expire comes first");
     assert_eq!(view.selected(), Some(2));
     view.tick(at(700));
     assert_eq!(view.bans().count(), 4, "two have expired");
@@ -387,9 +385,9 @@ fn attacker_text_is_escaped_for_terminal() {
     let times = json!({"event": "block", "time": "2026-11-21T06:32:13Z", "subject": evil, "expires": "never", "ports": [{"proto": evil, "port": 1, "class": evil}, {"proto": "tcp", "port": 2, "class": evil}]});
     view.apply(received(times));
     view.apply(Message::Answer(Request::Confirm, Err(evil.to_owned())));
-    let info = AddressInfo { address: evil.to_owned(), ..AddressInfo::default() };
-    let explained = Answer::Explained(Box::new(info));
-    view.apply(Message::Answer(Request::Explain { address: evil.to_owned() }, Ok(explained)));
+    let info = AddressInfo { protected: Some(evil.to_owned()), ..AddressInfo::unsuspected("192.0.2.7") };
+    let address = info.address;
+    view.apply(Message::Answer(Request::Explain { address }, Ok(Answer::Explained(Box::new(info)))));
     let painted = screen(&view, 80, 24);
     assert!(!painted.chars().any(|c| c != '\n' && c.is_control() || c == '\u{202e}'), "{painted:?}");
     // Lines that are no JSON object, or another object, must not end the view.

@@ -5,6 +5,7 @@ use std::cmp::Ordering;
 use std::collections::VecDeque;
 use std::time::{Duration, SystemTime};
 
+use ipnet::IpNet;
 use ratatui::crossterm::event::{KeyCode, KeyEvent, KeyModifiers};
 
 use super::poller::{BanRow, Message};
@@ -12,12 +13,13 @@ use super::top_counts::TopCounts;
 use crate::clock::{BanEnd, WallTime};
 use crate::control::format::compact_ports;
 use crate::control::protocol::{Answer, Request};
+use crate::control::scoped_network::ScopedNetwork;
 use crate::control::status::Status;
 use crate::engine::Class;
 use crate::events::json::{EventName, EventRecord};
 use crate::ledger::BanAuthor;
-use crate::types::counted;
 use crate::types::printable::{is_hidden, masked};
+use crate::types::{BanTarget, counted, plain};
 
 /// Maximum number of events: some screens of them.
 const MAX_EVENTS: usize = 500;
@@ -98,7 +100,7 @@ pub(super) struct View {
     /// False while only bans that began recently are known.
     pub(super) known: bool,
     bans: Vec<BanRow>,
-    selected: Option<String>,
+    selected: Option<BanTarget>,
     buffered: VecDeque<Message>,
     /// Number of messages dropped while the view was paused.
     skipped: usize,
@@ -153,13 +155,13 @@ impl View {
 
     /// The bans that match the filter.
     pub(super) fn bans(&self) -> impl Iterator<Item = &BanRow> {
-        self.bans.iter().filter(|ban| matches(&self.filter, &[&ban.target, &ban.class, &ban.ports]))
+        self.bans.iter().filter(|ban| matches(&self.filter, &[&ban.target.to_string(), &ban.class, &ban.ports]))
     }
 
     /// The index of the selected ban among them.
     pub(super) fn selected(&self) -> Option<usize> {
-        let selected = self.selected.as_ref()?;
-        self.bans().position(|ban| ban.target == *selected)
+        let selected = self.selected?;
+        self.bans().position(|ban| ban.target == selected)
     }
 
     /// Number of messages held while the view is paused.
@@ -217,30 +219,31 @@ impl View {
     }
 
     fn take_event(&mut self, event: &EventRecord) {
-        let text = |field: Option<&str>| field.map(single_line).unwrap_or_default();
-        let (target, source) = (text(event.target.as_deref()), text(event.source.as_deref()));
+        let source = event.source.map(|source| source.to_string());
         let port = event.proto.zip(event.port).map(|(protocol, port)| format!("{}/{port}", protocol.key()));
-        if matches!(event.event, EventName::Probe | EventName::Scan | EventName::Block) && !source.is_empty() {
-            self.sources.add(&source);
+        if matches!(event.event, EventName::Probe | EventName::Scan | EventName::Block)
+            && let Some(source) = &source
+        {
+            self.sources.add(source);
             port.iter().for_each(|port| self.ports.add(port));
         }
-        match event.event {
-            EventName::Block if !target.is_empty() => self.begin(event, &target),
-            EventName::Unblock | EventName::Expire if !target.is_empty() => self.keep_bans(|ban| ban.target != target),
+        match (event.event, event.target) {
+            (EventName::Block, Some(target)) => self.begin(event, target),
+            (EventName::Unblock | EventName::Expire, Some(target)) => self.keep_bans(|ban| ban.target != target),
             _ => {}
         }
-        let target = if target.is_empty() { source } else { target };
+        let target = event.target.map(|target| target.to_string()).or(source).unwrap_or_default();
+        let reason = event.reason.as_deref().map(single_line).unwrap_or_default();
         let lost = event.events.map(|lost| format!("{} lost, because they came too fast", counted(lost, "event")));
         let class = event.class.map_or("", Class::key).to_owned();
-        let mut parts =
-            vec![target, port.unwrap_or_default(), class, text(event.reason.as_deref()), lost.unwrap_or_default()];
+        let mut parts = vec![target, port.unwrap_or_default(), class, reason, lost.unwrap_or_default()];
         parts.retain(|part| !part.is_empty());
         let time = clock(event.time.map_or(self.now, |time| time.0));
         push_bounded(&mut self.events, EventRow { time, name: event.event, text: parts.join(" ") }, MAX_EVENTS);
     }
 
     /// Adds the ban that an event reports.
-    fn begin(&mut self, event: &EventRecord, target: &str) {
+    fn begin(&mut self, event: &EventRecord, target: BanTarget) {
         // A second backend blocks the same source; the event of the first one contains the expiry.
         let Some(BanEnd(until)) = event.expires else { return };
         let ports = compact_ports(event.ports.iter().flatten().map(|port| (port.proto, port.port)));
@@ -248,7 +251,7 @@ impl View {
         self.all += usize::from(known.is_none());
         let author = if event.evidence.is_some() { BanAuthor::Detector } else { BanAuthor::Operator };
         let ban = BanRow {
-            target: target.to_owned(),
+            target,
             class: event.class.map_or(author.label(), Class::key).to_owned(),
             ports,
             bans: event.strikes.or(known.and_then(|known| known.bans)),
@@ -263,11 +266,12 @@ impl View {
         let (text, done) = match (request, answer) {
             (Request::Explain { address }, Ok(answer)) => {
                 let lines = answer.to_string().lines().map(single_line).collect();
-                self.mode = Mode::Explained(single_line(address), lines, 0);
+                self.mode = Mode::Explained(address.to_string(), lines, 0);
                 return;
             }
             (Request::Unblock { target: Some(target), .. }, Ok(_)) => (format!("{target} is unblocked"), true),
             (Request::Allow { target, .. }, Ok(_)) => {
+                let target = plain(*target);
                 (format!("{target} is allowed until `portsentry disallow {target}`"), true)
             }
             (_, Ok(_)) => ("done".to_owned(), true),
@@ -345,19 +349,23 @@ impl View {
             KeyCode::Esc => (self.selected, self.answer, self.filter) = (None, None, String::new()),
             KeyCode::Char('p') => self.pause(),
             KeyCode::Char('u' | 'a' | 'e') | KeyCode::Enter => {
-                let Some(target) = self.selected().and_then(|at| Some(self.bans().nth(at)?.target.clone())) else {
+                let Some(target) = self.selected().and_then(|at| Some(self.bans().nth(at)?.target)) else {
                     self.show_answer("select a ban first, with the arrows or j and k", false);
                     return None;
                 };
+                let network = target.network();
                 let (question, request) = match key {
                     KeyCode::Char('u') => {
-                        (format!("Unblock {target}? y/n"), Request::Unblock { target: Some(target), all: false })
+                        let question = format!("Unblock {target}? y/n");
+                        (question, Request::Unblock { target: Some(target.into()), all: false })
                     }
                     KeyCode::Char('a') => {
-                        (format!("Never block {target}? y/n"), Request::Allow { target, span: None, force: false })
+                        let question = format!("Never block {}? y/n", plain(network));
+                        (question, Request::Allow { target: network, span: None, force: false })
                     }
                     _ => {
-                        let address = target.split('/').next().unwrap_or_default().to_owned();
+                        let network = IpNet::from(network.addr());
+                        let address = ScopedNetwork { network, ..ScopedNetwork::from(target) };
                         return Some(Action::Ask(Request::Explain { address }));
                     }
                 };
@@ -376,7 +384,7 @@ impl View {
             None => 0,
             Some(at) => at.saturating_add_signed(by).min(last),
         };
-        let chosen = self.bans().nth(place).map(|ban| ban.target.clone());
+        let chosen = self.bans().nth(place).map(|ban| ban.target);
         self.selected = chosen;
     }
 

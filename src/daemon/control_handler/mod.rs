@@ -9,21 +9,21 @@ pub(super) use status::scrape;
 use std::future::ready;
 use std::net::IpAddr;
 use std::pin::Pin;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
+use ipnet::IpNet;
 use tokio::net::unix::UCred;
 
 use super::allow_sources::protected;
 use super::components::Components;
 use super::service_tracker::ServiceState;
 use crate::clock::{BanEnd, WallTime};
-use crate::config::{parse_expiry, parse_network};
 use crate::control::address_info::AddressInfo;
 use crate::control::protocol::{
     Allowed, AllowedEntry, AllowedList, Answer, Blocked, Disallowed, Failure, MAX_LISTED, Reply, Request,
     ServiceForgotten, ServicePort, Unblocked,
 };
-use crate::control::scoped_network::{parse_address, parse_target};
+use crate::control::scoped_network::ScopedNetwork;
 use crate::control::server::IncomingRequest;
 use crate::engine::Protection;
 use crate::events::event::EventKind;
@@ -58,7 +58,7 @@ async fn start(components: &mut Components, request: Request, by: String) -> Res
     Ok(match request {
         Request::Status => Box::pin(status(components)),
         Request::Block { target, expire, reason, force } => {
-            let (target, expiry) = admit(components, &target, expire.as_deref(), force).await?;
+            let (target, expiry) = admit(components, target, expire, force).await?;
             let note = reason.map(|text| masked(&text, ' ').take(MAX_NOTE_LEN).collect());
             let done = components.sensor.ask(|answer| SensorRequest::Block { target, expiry, by, note, answer });
             Box::pin(async move {
@@ -66,13 +66,13 @@ async fn start(components: &mut Components, request: Request, by: String) -> Res
                 Ok(Answer::Blocked(Blocked { target, expires: BanEnd::new(expiry, SystemTime::now()) }))
             })
         }
-        Request::Unblock { target, all } => Box::pin(unblock(components, by, target.as_deref(), all).await?),
-        Request::Explain { address } => Box::pin(explain(components, &address)?),
-        Request::Bans { after } => Box::pin(queries::bans(components.sink.ban_recorder.recorder(), after.as_deref())?),
+        Request::Unblock { target, all } => Box::pin(unblock(components, by, target, all).await?),
+        Request::Explain { address } => Box::pin(explain(components, address)),
+        Request::Bans { after } => Box::pin(queries::bans(components.sink.ban_recorder.recorder(), after)?),
         Request::Allow { target, span, force } => {
-            Box::pin(ready(allow(components, by, &target, span.as_deref(), force).await))
+            Box::pin(ready(allow(components, by, target, span.and_then(Expiry::span), force).await))
         }
-        Request::Disallow { target } => Box::pin(ready(disallow(components, &by, &target).await)),
+        Request::Disallow { target } => Box::pin(ready(disallow(components, &by, target).await)),
         Request::Allowed => {
             let mut allowed = components.host_state.allow_sources().entries();
             let more = allowed.len().saturating_sub(MAX_LISTED);
@@ -80,15 +80,12 @@ async fn start(components: &mut Components, request: Request, by: String) -> Res
             Box::pin(ready(Ok(Answer::Allowances(AllowedList { allowed, more }))))
         }
         Request::Fleet { after } => {
-            let after = after
-                .map(|text| text.parse().map_err(|_| Failure::usage("`after` is not an address or prefix")))
-                .transpose()?;
             let bans = components.fleet().map(|fleet| fleet.list(after)).unwrap_or_default();
             Box::pin(ready(Ok(Answer::FleetBans(bans))))
         }
         Request::ForgetService { port } => Box::pin(ready(forget_service(components, &by, port).await)),
         Request::Trial { span, end } => {
-            let request = (span.as_deref(), end);
+            let request = (span, end);
             Box::pin(ready(
                 components.trial.request(&by, request, &components.config.current, &mut components.sink).await,
             ))
@@ -101,17 +98,15 @@ async fn start(components: &mut Components, request: Request, by: String) -> Res
     })
 }
 
-/// Checks whether an operator may block `target`; returns the target of the ban and its expiry. With `force`, a
+/// Checks whether an operator may block `asked`; returns the target of the ban and its expiry. With `force`, a
 /// protected target loses its protection.
 async fn admit(
     components: &mut Components,
-    target: &str,
-    expire: Option<&str>,
+    asked: IpNet,
+    expire: Option<Expiry>,
     force: bool,
 ) -> Result<(BanTarget, Expiry), Failure> {
-    let asked = parse_network(target).map_err(Failure::usage)?;
-    let expiry =
-        expire.map_or(Ok(components.config.current.expire), |text| parse_expiry(text).map_err(Failure::usage))?;
+    let expiry = expire.unwrap_or(components.config.current.expire);
     let target = BanTarget::from_prefix(asked).map_err(Failure::usage)?;
     if let Some(why) = no_source(asked.addr()) {
         return Err(Failure::refused(format!(
@@ -143,12 +138,12 @@ async fn admit(
 async fn unblock(
     components: &mut Components,
     by: String,
-    target: Option<&str>,
+    target: Option<ScopedNetwork>,
     all: bool,
 ) -> Result<impl Future<Output = Reply> + use<>, Failure> {
     let target = match (target, all) {
         (None, true) => None,
-        (Some(target), false) => Some(parse_target(target).map_err(Failure::usage)?),
+        (Some(target), false) => Some(target.target().map_err(Failure::usage)?),
         _ => return Err(Failure::usage("give an address or prefix, or --all")),
     };
     let by_fleet = match (&mut components.fleet, target) {
@@ -185,8 +180,7 @@ async fn unblock(
     })
 }
 
-fn explain(components: &mut Components, address: &str) -> Result<impl Future<Output = Reply> + use<>, Failure> {
-    let asked = parse_address(address).map_err(Failure::usage)?;
+fn explain(components: &mut Components, asked: ScopedNetwork) -> impl Future<Output = Reply> + use<> {
     let (address, link) = (asked.network.addr(), asked.link);
     let known = components.sensor.ask(|answer| SensorRequest::Explain { address, link, answer });
     let states = components.host_state.services().into_iter().filter(|state| !state.is_served);
@@ -195,10 +189,10 @@ fn explain(components: &mut Components, address: &str) -> Result<impl Future<Out
     unserved.dedup();
     let (recorder, hold) = (components.sink.ban_recorder.recorder(), components.trial.hold(&components.config.current));
     let fleet = components.fleet().and_then(|fleet| fleet.explain(BanTarget::containing(address)));
-    Ok(async move {
+    async move {
         let info = queries::explain(asked, of_sensor(known).await?, recorder, hold).await;
         Ok(Answer::Explained(Box::new(AddressInfo { unserved, fleet, ..info })))
-    })
+    }
 }
 
 async fn forget_service(components: &mut Components, by: &str, named: ServicePort) -> Reply {
@@ -215,9 +209,7 @@ async fn forget_service(components: &mut Components, by: &str, named: ServicePor
     Ok(Answer::ServiceForgotten(ServiceForgotten { forgotten }))
 }
 
-async fn allow(components: &mut Components, by: String, target: &str, span: Option<&str>, force: bool) -> Reply {
-    let span = span.map(parse_expiry).transpose().map_err(Failure::usage)?.and_then(Expiry::span);
-    let network = parse_network(target).map_err(Failure::usage)?;
+async fn allow(components: &mut Components, by: String, network: IpNet, span: Option<Duration>, force: bool) -> Reply {
     let allowed = plain(network);
     let is_too_wide = network.prefix_len() < if network.addr().is_ipv4() { 8 } else { 16 };
     if is_too_wide && !force {
@@ -240,20 +232,23 @@ async fn allow(components: &mut Components, by: String, target: &str, span: Opti
     Ok(Answer::Allowed(Allowed { allowed, until, lifted, bans }))
 }
 
-async fn disallow(components: &mut Components, by: &str, target: &str) -> Reply {
-    let network = parse_network(target).map_err(Failure::usage)?;
+async fn disallow(components: &mut Components, by: &str, network: IpNet) -> Reply {
     let disallowed = plain(network);
     let is_revoked = components.host_state.disallow(network).await.map_err(Failure::failed)?;
     let still = components.host_state.host().allow.covers(network).map(|why| why.to_string());
     if !is_revoked {
-        let contains = |entry: &AllowedEntry| parse_network(&entry.network).is_ok_and(|it| it.contains(&network));
+        let contains = |entry: &AllowedEntry| entry.network.contains(&network);
         let around = components.host_state.allow_sources().entries().into_iter().find(contains);
         return Err(Failure::refused(match (around, still) {
             (Some(AllowedEntry { network, since: Some(_), .. }), _) => {
+                let network = plain(network);
                 format!("{disallowed} is allowed as part of {network}; run `portsentry disallow {network}`")
             }
             (Some(AllowedEntry { network, by, .. }), _) => {
-                format!("{disallowed} is allowed by {by} ({network}); remove it there and run `portsentry reload`")
+                format!(
+                    "{disallowed} is allowed by {by} ({}); remove it there and run `portsentry reload`",
+                    plain(network)
+                )
             }
             (None, Some(why)) => format!("{disallowed} is protected without an allowance: it is {why}"),
             (None, None) => format!("{disallowed} is not allowed; `portsentry allowed` lists the allowed networks"),

@@ -11,7 +11,7 @@ use crate::control::protocol::{Answer, Failure, Reply};
 use crate::control::scoped_network::ScopedNetwork;
 use crate::enforce::nft::{Table, trap_sets};
 use crate::engine::Explanation;
-use crate::ledger::{LedgerEntry, Position, Recorder};
+use crate::ledger::{LedgerEntry, PageCursor, Recorder};
 
 /// Waits for the sensor's answer, which fails while the daemon is shutting down.
 pub(super) async fn of_sensor<T>(answer: Receiver<T>) -> Result<T, Failure> {
@@ -24,13 +24,11 @@ const AS_ROOT: &str = "run `sudo portsentry list`, which reads the kernel's sets
 /// The page of bans that begins after `after`, which is `next` of an earlier page.
 ///
 /// # Errors
-/// `after` is not a position, or the ledger could not be opened.
+/// The ledger could not be opened.
 pub(super) fn bans(
     recorder: Option<Recorder>,
-    after: Option<&str>,
+    after: Option<PageCursor>,
 ) -> Result<impl Future<Output = Reply> + use<>, Failure> {
-    let wrong = |_| Failure::usage("`after` is not `next` of an earlier answer");
-    let after = after.map(str::parse::<Position>).transpose().map_err(wrong)?;
     let recorder =
         recorder.ok_or_else(|| Failure::failed(format!("the daemon has no ledger, see its log; {AS_ROOT}")))?;
     Ok(async move {

@@ -72,7 +72,7 @@ pub(super) fn status(components: &mut Components) -> impl Future<Output = Reply>
         },
         trial_left_s: components.trial.left().map(|left| left.as_secs()),
         expire_s: config.expire.seconds(),
-        methods: config.block.method.iter().map(|method| method.name().to_owned()).collect(),
+        methods: config.block.method.clone(),
         interfaces: config.interfaces.clone(),
         tcp: monitored(&config.tcp, &host.tcp.everywhere(), components.enforces()),
         udp: monitored(&config.udp, &host.udp.everywhere(), components.enforces()),

@@ -21,7 +21,7 @@ use super::allow_sources::protected;
 use super::ban_recorder::RememberedBan;
 use super::optional::deadline_reached;
 use crate::clock::boot_time;
-use crate::config::{Fleet as FleetConfig, parse_network};
+use crate::config::Fleet as FleetConfig;
 use crate::control::fleet_info::{
     FleetBan, FleetBanState, FleetBans, FleetReportInfo, FleetStatus, MAX_FLEET_BANS, MAX_FLEET_REPORTS,
 };
@@ -176,8 +176,6 @@ impl Fleet {
                 FleetReply::Reports { outcomes }
             }
             FleetRequest::Lift { target } => {
-                let target = parse_network(&target).and_then(BanTarget::from_prefix);
-                let target = target.map_err(|_| "refused: the target of a lift is not an address or a /64")?;
                 let lifted = self.lift(target, LiftedBy::Fleet);
                 if lifted {
                     let text = format!("fleet: an operator of the fleet has lifted the ban of {target}");

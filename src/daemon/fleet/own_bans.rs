@@ -91,12 +91,12 @@ impl OwnBans {
     }
 
     pub(super) fn lift(&mut self, target: BanTarget) -> Option<OwnBanEvent> {
-        self.0.remove(&target).map(|_| OwnBanEvent::Lift { target: target.to_string() })
+        self.0.remove(&target).map(|_| OwnBanEvent::Lift { target })
     }
 
     /// Records that all bans were lifted.
     pub(super) fn lift_all(&mut self) -> Vec<OwnBanEvent> {
-        std::mem::take(&mut self.0).into_keys().map(|target| OwnBanEvent::Lift { target: target.to_string() }).collect()
+        std::mem::take(&mut self.0).into_keys().map(|target| OwnBanEvent::Lift { target }).collect()
     }
 
     pub(super) fn in_force(&mut self, now: SystemTime) -> Vec<OwnBanEvent> {
@@ -107,7 +107,7 @@ impl OwnBans {
     fn event(&self, target: BanTarget, now: SystemTime) -> Option<OwnBanEvent> {
         let OwnBan { until, grade, distinct_ports, class } = self.0.get(&target)?;
         Some(OwnBanEvent::Ban {
-            target: target.to_string(),
+            target,
             remaining_s: until.map(|until| until.duration_since(now).unwrap_or_default().as_secs()),
             grade: *grade,
             distinct_ports: *distinct_ports,
@@ -138,7 +138,7 @@ mod tests {
         assert!(own.in_force(SystemTime::now() + Duration::from_secs(61)).is_empty());
         assert!(own.follow(&blocked(Expiry::Never)).is_some());
         let lifted = Event::now(EventKind::Unblocked { target, by: "root".to_owned() });
-        assert_eq!(own.follow(&lifted), Some(OwnBanEvent::Lift { target: target.to_string() }));
+        assert_eq!(own.follow(&lifted), Some(OwnBanEvent::Lift { target }));
         assert_eq!(own.follow(&lifted), None);
     }
 

@@ -58,7 +58,7 @@ impl FakeDaemon {
     /// Announces a ban of this host on proven evidence.
     pub fn ban(&self, target: &str) {
         self.change(OwnBanEvent::Ban {
-            target: target.to_owned(),
+            target: target.parse().unwrap(),
             remaining_s: Some(86_400),
             grade: Grade::Proven,
             distinct_ports: 5,
@@ -67,7 +67,7 @@ impl FakeDaemon {
     }
 
     pub fn unban(&self, target: &str) {
-        self.change(OwnBanEvent::Lift { target: target.to_owned() });
+        self.change(OwnBanEvent::Lift { target: target.parse().unwrap() });
     }
 
     fn change(&self, event: OwnBanEvent) {
@@ -125,7 +125,7 @@ fn serve(stream: UnixStream, shared: &Shared) {
                 FleetReply::Reports { outcomes }
             }
             FleetRequest::Lift { target } => {
-                shared.received.lock().unwrap().lifts.push(target);
+                shared.received.lock().unwrap().lifts.push(target.to_string());
                 FleetReply::Lifted { lifted: true }
             }
             FleetRequest::Link { state, ignored } => {
