@@ -761,8 +761,8 @@ proptest! {
             for error in errors.iter() {
                 let shown = error.to_string();
                 prop_assert!(!shown.contains('\n'), "{}", shown);
-                if let Some(place) = error.position {
-                    prop_assert!((1..=text.lines().count() + 1).contains(&place.line), "{}", shown);
+                if let Some(line) = error.line {
+                    prop_assert!((1..=text.lines().count() + 1).contains(&line), "{}", shown);
                 }
             }
         }

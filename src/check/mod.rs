@@ -82,7 +82,7 @@ pub fn run(options: &CheckOptions, out: &mut impl Write) -> Result<Vec<String>, 
     let report = match read(options) {
         Err(CheckError::Config(errors)) => {
             if options.json {
-                let refused = json!({"ok": false, "errors": render::errors(errors.iter())});
+                let refused = json!({"ok": false, "errors": errors});
                 print(out, &format!("{refused}\n")).map_err(unwritten)?;
             }
             return Err(errors.into());

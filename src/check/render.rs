@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 
 use super::backends::BackendCheck;
 use super::warnings::Findings;
-use crate::config::{Config, ConfigError, DEFAULT_CONFIG, Mode, Warning};
+use crate::config::{Config, DEFAULT_CONFIG, Mode, Warning};
 use crate::control::line;
 use crate::control::status::MonitoredPorts;
 use crate::enforce::command::quoted;
@@ -162,15 +162,6 @@ fn joined(items: &[impl ToString]) -> String {
     items.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
 }
 
-/// Renders errors as JSON.
-pub(super) fn errors<'a>(errors: impl Iterator<Item = &'a ConfigError>) -> Value {
-    let object = |ConfigError { file, position, key, message }: &ConfigError| {
-        let (line, column) = position.map(|position| (position.line, position.column)).unzip();
-        json!({"file": file, "line": line, "column": column, "key": key, "message": message})
-    };
-    errors.map(object).collect::<Vec<_>>().into()
-}
-
 pub(super) fn json(report: &CheckReport) -> Value {
     let config = &report.config;
     let interfaces = report.interfaces.iter().map(|interface| {
@@ -191,7 +182,7 @@ pub(super) fn json(report: &CheckReport) -> Value {
     json!({
         "ok": report.findings.wrong.is_empty(),
         "settings": report.file,
-        "errors": errors(report.findings.wrong.iter()),
+        "errors": report.findings.wrong,
         "warnings": warnings.collect::<Vec<_>>(),
         "notes": report.findings.notes,
         "tcp": report.tcp,

@@ -2,7 +2,7 @@
 
 use ipnet::IpNet;
 
-use crate::config::{BlockPolicy, Config, ConfigError, HalfOpenPolicy, Mode, Warning};
+use crate::config::{BlockPolicy, Config, Diagnostic, HalfOpenPolicy, Mode, Warning};
 use crate::enforce::nft::RulesetSpec;
 use crate::types::{Backend, Expiry};
 
@@ -12,7 +12,7 @@ pub(super) struct Findings {
     pub(super) origin: String,
     pub(super) warnings: Vec<Warning>,
     /// Errors that prevent the program from running on this host.
-    pub(super) wrong: Vec<ConfigError>,
+    pub(super) wrong: Vec<Diagnostic>,
     /// Notes about skipped checks.
     pub(super) notes: Vec<String>,
 }
@@ -21,7 +21,7 @@ impl Findings {
     /// Adds an error about `key`, or about the whole file.
     pub(super) fn wrong<'a>(&mut self, key: impl Into<Option<&'a str>>, message: impl ToString) {
         let (file, key) = (self.origin.clone(), key.into().map(str::to_owned));
-        self.wrong.push(ConfigError { file, position: None, key, message: message.to_string() });
+        self.wrong.push(Diagnostic { file, line: None, column: None, key, message: message.to_string() });
     }
 
     pub(super) fn warn(&mut self, key: &'static str, message: impl Into<String>) {

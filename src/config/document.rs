@@ -2,7 +2,7 @@
 //! alone, so that each error has the position of its own value. The accepted keys are then deserialized together, for
 //! the checks across keys.
 
-use super::error::{ConfigError, ConfigErrors, Lines};
+use super::error::{ConfigErrors, Diagnostic, Lines};
 use super::parse::{expected_names, quoted_excerpt};
 use serde::de::DeserializeOwned;
 use std::collections::{BTreeMap, BTreeSet};
@@ -34,17 +34,17 @@ pub(super) fn read<T: DeserializeOwned>(
     }));
 
     let lines = Lines::new(text);
-    let mut errors: Vec<ConfigError> = slips.iter().map(|slip| syntax_error(file, text, &lines, slip)).collect();
-    errors.sort_by_key(|error| error.position);
-    errors.dedup_by_key(|error| error.position.map(|position| position.line));
+    let mut errors: Vec<Diagnostic> = slips.iter().map(|slip| syntax_error(file, text, &lines, slip)).collect();
+    errors.sort_by_key(|error| (error.line, error.column));
+    errors.dedup_by_key(|error| error.line);
     if !slips.iter().any(|slip| hides_the_rest(text, slip)) {
-        let line = |error: &ConfigError| error.position.map(|position| position.line);
-        let broken: BTreeSet<_> = errors.iter().map(line).collect();
+        let broken: BTreeSet<_> = errors.iter().map(|error| error.line).collect();
         let refused = refusals.into_iter().map(|(key, span, message)| {
-            let position = span.map(|span| lines.position(span.start));
-            ConfigError { file: file.to_owned(), position, key: Some(key), message }
+            let (line, column) = span.map(|span| lines.position(span.start)).unzip();
+            Diagnostic { file: file.to_owned(), line, column, key: Some(key), message }
         });
-        errors.extend(refused.filter(|error| !broken.contains(&line(error))));
+        errors.extend(refused.filter(|error| !broken.contains(&error.line)));
+        errors.sort_by_key(|error| (error.line, error.column));
     }
     ConfigErrors::unless_empty(errors, ())?;
     value.map_err(|error| {
@@ -62,7 +62,7 @@ fn hides_the_rest(text: &str, slip: &Error) -> bool {
     after.trim().is_empty() || line.trim_start().starts_with('[') || (line.is_empty() && after.starts_with('['))
 }
 
-fn syntax_error(file: &str, text: &str, lines: &Lines<'_>, slip: &Error) -> ConfigError {
+fn syntax_error(file: &str, text: &str, lines: &Lines<'_>, slip: &Error) -> Diagnostic {
     let span = slip.span().unwrap_or(text.len()..text.len());
     let found = text.get(span.clone()).unwrap_or_default().trim();
     let before = text.get(..span.start).and_then(|before| before.rsplit('\n').next()).unwrap_or_default();
@@ -76,7 +76,8 @@ fn syntax_error(file: &str, text: &str, lines: &Lines<'_>, slip: &Error) -> Conf
             format!("{found}{message}; write key = \"text\", key = 5, key = true or [table]")
         }
     };
-    ConfigError { file: file.to_owned(), position: Some(lines.position(span.start)), key: None, message }
+    let (line, column) = lines.position(span.start);
+    Diagnostic { file: file.to_owned(), line: Some(line), column: Some(column), key: None, message }
 }
 
 fn document<T: DeserializeOwned>(root: DeTable<'_>) -> Result<T, Error> {

@@ -1,14 +1,7 @@
 //! Defines configuration errors for operators: file, line, column, key, and remedy.
 
+use serde::Serialize;
 use std::fmt;
-
-/// A position in a text. Both numbers start at 1.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Position {
-    pub line: usize,
-    /// In characters.
-    pub column: usize,
-}
 
 /// The start offsets of all lines of a text. They are computed once, because a long file may have an error in every
 /// line.
@@ -23,32 +16,36 @@ impl<'t> Lines<'t> {
         Self { text, starts }
     }
 
-    /// The position of byte `offset`.
-    pub(super) fn position(&self, offset: usize) -> Position {
+    /// The line and the column of byte `offset`.
+    pub(super) fn position(&self, offset: usize) -> (usize, usize) {
         let line = self.starts.partition_point(|start| *start <= offset);
         let start = self.starts.get(line.saturating_sub(1)).copied().unwrap_or(0);
         let before = self.text.get(start..offset).map_or(0, |before| before.chars().count());
-        Position { line, column: before + 1 }
+        (line, before + 1)
     }
 }
 
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ConfigError {
+/// An error or a note about a file.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Diagnostic {
     /// The file, as the operator named it.
     pub file: String,
-    /// The position in the file; `None` if the error is about the whole file.
-    pub position: Option<Position>,
-    /// The dotted key, for example `detect.window`; `None` if the error is not about a key.
+    /// The line, from 1; `None` if the message is about the whole file.
+    pub line: Option<usize>,
+    /// The character in the line, from 1; `None` for a message about the whole line.
+    pub column: Option<usize>,
+    /// The dotted key, for example `detect.window`, or the classic option; `None` if the message is not about a single
+    /// one.
     pub key: Option<String>,
     /// What is wrong and what to write instead.
     pub message: String,
 }
 
-impl fmt::Display for ConfigError {
+impl fmt::Display for Diagnostic {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.file)?;
-        if let Some(Position { line, column }) = self.position {
-            write!(f, ":{line}:{column}")?;
+        for number in [self.line, self.column].into_iter().flatten() {
+            write!(f, ":{number}")?;
         }
         if let Some(key) = &self.key {
             write!(f, ": {key}")?;
@@ -58,26 +55,23 @@ impl fmt::Display for ConfigError {
 }
 
 /// All errors of a configuration: at least one, in the order of the file. Displayed with one line per error.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{}", .0.iter().map(ConfigError::to_string).collect::<Vec<_>>().join("\n"))]
-pub struct ConfigErrors(pub(super) Vec<ConfigError>);
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, thiserror::Error)]
+#[error("{}", .0.iter().map(Diagnostic::to_string).collect::<Vec<_>>().join("\n"))]
+pub struct ConfigErrors(pub(super) Vec<Diagnostic>);
 
 impl ConfigErrors {
     /// Returns `value` if there are no errors.
-    pub(crate) fn unless_empty<T>(mut errors: Vec<ConfigError>, value: T) -> Result<T, Self> {
-        if errors.is_empty() {
-            return Ok(value);
-        }
-        errors.sort_by_key(|error| error.position);
-        Err(Self(errors))
+    pub(crate) fn unless_empty<T>(errors: Vec<Diagnostic>, value: T) -> Result<T, Self> {
+        if errors.is_empty() { Ok(value) } else { Err(Self(errors)) }
     }
 
-    /// Returns one error about `file` as a whole, or about `position` in it.
-    pub(super) fn about(file: &str, position: Option<Position>, message: String) -> Self {
-        Self(vec![ConfigError { file: file.to_owned(), position, key: None, message }])
+    /// Returns one error about `file` as a whole, or about `position` (line and column) in it.
+    pub(super) fn about(file: &str, position: Option<(usize, usize)>, message: String) -> Self {
+        let (line, column) = position.unzip();
+        Self(vec![Diagnostic { file: file.to_owned(), line, column, key: None, message }])
     }
 
-    pub fn iter(&self) -> impl Iterator<Item = &ConfigError> {
+    pub fn iter(&self) -> impl Iterator<Item = &Diagnostic> {
         self.0.iter()
     }
 }

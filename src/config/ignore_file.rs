@@ -2,7 +2,7 @@
 //! line. A line that cannot be parsed is an error: an entry that silently matched nothing would let a trusted host be
 //! blocked.
 
-use super::error::{ConfigError, ConfigErrors, Position};
+use super::error::{ConfigErrors, Diagnostic};
 use super::parse::parse_network;
 use super::{Allow, read_text};
 use ipnet::IpNet;
@@ -58,7 +58,7 @@ pub fn parse(name: &str, text: &str) -> Result<Vec<IpNet>, ConfigErrors> {
 }
 
 /// As [`parse`], but also returns the networks of a text with errors.
-pub fn parse_lines(name: &str, text: &str) -> (Vec<IpNet>, Vec<ConfigError>) {
+pub fn parse_lines(name: &str, text: &str) -> (Vec<IpNet>, Vec<Diagnostic>) {
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
     let mut networks = Vec::new();
     let mut errors = Vec::new();
@@ -71,8 +71,8 @@ pub fn parse_lines(name: &str, text: &str) -> (Vec<IpNet>, Vec<ConfigError>) {
             Ok(network) => networks.push(network),
             Err(message) => {
                 let blanks = entry.chars().take_while(|c| c.is_whitespace()).count();
-                let position = Some(Position { line: index + 1, column: blanks + 1 });
-                errors.push(ConfigError { file: name.to_owned(), position, key: None, message });
+                let (line, column) = (Some(index + 1), Some(blanks + 1));
+                errors.push(Diagnostic { file: name.to_owned(), line, column, key: None, message });
             }
         }
     }

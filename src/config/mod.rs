@@ -18,7 +18,7 @@ mod schema;
 mod table;
 
 pub use choices::{AckPolicy, BlockPolicy, Facility, HalfOpenPolicy, LogTarget, Mode};
-pub use error::{ConfigError, ConfigErrors, Position};
+pub use error::{ConfigErrors, Diagnostic};
 pub use fleet::{Fleet, FleetAccept, FleetUrl, MAX_NAME_LEN, parse_fleet_name};
 pub use ignore_file::read_ignore_file;
 pub(crate) use parse::MAX_BANNER_LEN;
@@ -81,8 +81,16 @@ impl Config {
 
     /// Returns this configuration if its keys do not contradict each other after changes. Error messages name `origin`.
     pub(crate) fn consistent(self, origin: &str) -> Result<Self, ConfigErrors> {
-        let about = |(key, message)| ConfigError { file: origin.to_owned(), position: None, key: Some(key), message };
-        let errors = consistency::contradictions(&self).into_iter().map(about).collect();
+        let errors = consistency::contradictions(&self)
+            .into_iter()
+            .map(|(key, message)| Diagnostic {
+                file: origin.to_owned(),
+                line: None,
+                column: None,
+                key: Some(key),
+                message,
+            })
+            .collect();
         ConfigErrors::unless_empty(errors, self)
     }
 

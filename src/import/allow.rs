@@ -76,11 +76,10 @@ fn networks(source: &InputFile, skips_wrong: bool, output: &mut Output) -> Vec<I
     let text = String::from_utf8_lossy(&source.bytes);
     let (mut networks, errors) = ignore_file::parse_lines(&source.name, &text);
     for error in errors {
-        let line = error.position.map(|position| position.line);
         if skips_wrong {
-            output.notes.add(&source.name, line, None, format!("{}; left out", error.message));
+            output.notes.add(&source.name, error.line, None, format!("{}; left out", error.message));
         } else {
-            output.errors.add(&source.name, line, None, error.message);
+            output.errors.add(&source.name, error.line, None, error.message);
         }
     }
     networks.retain(|network| {

@@ -2,38 +2,11 @@
 //! file, because a megabyte of junk has half a million invalid lines.
 
 use super::source::Sources;
-use serde::Serialize;
-use std::fmt;
 use std::io;
 use std::path::PathBuf;
 
+use crate::config::{ConfigErrors, Diagnostic};
 use crate::types::printable::is_hidden;
-
-/// An error or a note.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Diagnostic {
-    /// Name of the file, as the operator gave it.
-    pub file: String,
-    /// Line number from 1; `None` if the message is about the whole file.
-    pub line: Option<usize>,
-    /// The option; `None` if the message is not about a single option.
-    pub key: Option<String>,
-    /// A sentence that states the problem and the remedy.
-    pub message: String,
-}
-
-impl fmt::Display for Diagnostic {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.file)?;
-        if let Some(line) = self.line {
-            write!(f, ":{line}")?;
-        }
-        if let Some(key) = &self.key {
-            write!(f, ": {key}")?;
-        }
-        write!(f, ": {}", self.message)
-    }
-}
 
 /// Why a translation fails.
 #[derive(Debug, thiserror::Error)]
@@ -42,10 +15,9 @@ pub enum ImportError {
     Read { path: PathBuf, error: io::Error },
     #[error("{}: cannot write the file: {error}{}", path.display(), remedy(error))]
     Write { path: PathBuf, error: io::Error },
-    /// The text is not a configuration of PortSentry, or has errors. Contains at least one error, in the order of the
-    /// text.
-    #[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"))]
-    Wrong(Vec<Diagnostic>),
+    /// The text is not a configuration of PortSentry, or has errors.
+    #[error(transparent)]
+    Wrong(#[from] ConfigErrors),
 }
 
 fn remedy(error: &io::Error) -> &'static str {
@@ -79,7 +51,7 @@ impl Diagnostics {
         let Some(file) = self.0.get_mut(index) else { return };
         if file.list.len() < MAX_PER_FILE {
             let (file_name, key) = (name.to_owned(), key.map(shown));
-            file.list.push(Diagnostic { file: file_name, line, key, message: message.into() });
+            file.list.push(Diagnostic { file: file_name, line, column: None, key, message: message.into() });
         } else {
             file.more += 1;
         }
@@ -94,6 +66,7 @@ impl Diagnostics {
                 all.push(Diagnostic {
                     file,
                     line: None,
+                    column: None,
                     key: None,
                     message: format!("further messages about this file: {more}"),
                 });

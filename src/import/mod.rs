@@ -25,7 +25,7 @@ mod source;
 mod translate;
 mod words;
 
-pub use diagnostics::{Diagnostic, ImportError};
+pub use diagnostics::ImportError;
 pub use files::{read, write};
 pub use output::Import;
 pub use source::{InputFile, ReadFile, Sources};

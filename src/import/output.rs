@@ -1,10 +1,12 @@
 //! Collects the output of a translation in progress: the document, and the errors and notes about the lines it comes
 //! from.
 
-use super::diagnostics::{Diagnostic, Diagnostics, ImportError, quoted};
+use super::diagnostics::{Diagnostics, ImportError, quoted};
 use super::document::{Document, TomlValue};
 use super::source::Sources;
-use serde::Serialize;
+use crate::config::{ConfigErrors, Diagnostic};
+use serde::{Serialize, Serializer};
+use serde_json::json;
 
 /// The result of a translation; its JSON form is the output of `portsentry import --json`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -12,7 +14,15 @@ pub struct Import {
     /// The configuration, with comments that state the origin of each line.
     pub toml: String,
     /// Notes for the operator, in the order of the input.
+    #[serde(serialize_with = "without_column")]
     pub notes: Vec<Diagnostic>,
+}
+
+/// A note is about a whole line.
+fn without_column<S: Serializer>(notes: &[Diagnostic], serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_seq(notes.iter().map(|Diagnostic { file, line, key, message, .. }| {
+        json!({"file": file, "line": line, "key": key, "message": message})
+    }))
 }
 
 /// One option as written in its file, the unit of translation.
@@ -50,10 +60,8 @@ impl<'s> Output<'s> {
     }
 
     pub(super) fn finish(self) -> Result<Import, ImportError> {
-        match self.errors.into_vec() {
-            errors if errors.is_empty() => Ok(Import { toml: self.document.to_string(), notes: self.notes.into_vec() }),
-            errors => Err(ImportError::Wrong(errors)),
-        }
+        let import = Import { toml: self.document.to_string(), notes: self.notes.into_vec() };
+        Ok(ConfigErrors::unless_empty(self.errors.into_vec(), import)?)
     }
 
     /// Adds a note about the configuration as a whole.

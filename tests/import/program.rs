@@ -19,6 +19,7 @@ fn import_separates_result_and_notes() {
     assert_eq!(object["notes"].as_array().unwrap().len(), err.lines().count());
     let note = object["notes"].as_array().unwrap().iter().find(|note| note["key"] == "KILL_ROUTE").unwrap();
     assert_eq!((note["line"].as_u64(), note["file"].as_str()), (Some(13), corpus("odd.conf").to_str()));
+    assert_eq!(note.get("column"), None, "a note is about a whole line");
 }
 
 #[test]
