@@ -1,11 +1,17 @@
 //! Tests `portsentry import` as a program: its output streams, the files that it writes, and its exit codes.
 
 use super::{assert_valid, corpus};
-use assert_cmd::cargo::cargo_bin_cmd;
+use std::process::Command;
+
+fn import() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_portsentry"));
+    command.arg("import");
+    command
+}
 
 #[test]
 fn import_separates_result_and_notes() {
-    let output = cargo_bin_cmd!("portsentry").arg("import").arg(corpus("odd.conf")).output().unwrap();
+    let output = import().arg(corpus("odd.conf")).output().unwrap();
     assert_eq!(output.status.code(), Some(0));
     let (out, err) = (String::from_utf8(output.stdout).unwrap(), String::from_utf8(output.stderr).unwrap());
     assert_valid(&out);
@@ -13,7 +19,7 @@ fn import_separates_result_and_notes() {
         err.lines().all(|line| line.starts_with("portsentry: ")) && err.contains("odd.conf:13: KILL_ROUTE: left out"),
         "{err}"
     );
-    let output = cargo_bin_cmd!("portsentry").args(["import", "--json"]).arg(corpus("odd.conf")).output().unwrap();
+    let output = import().arg("--json").arg(corpus("odd.conf")).output().unwrap();
     let object: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
     assert_eq!(object["toml"], out);
     assert_eq!(object["notes"].as_array().unwrap().len(), err.lines().count());
@@ -27,9 +33,8 @@ fn existing_file_is_replaced_only_by_force() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("portsentry.toml");
     let import = |force: bool| {
-        let mut command = cargo_bin_cmd!("portsentry");
-        command.arg("import").arg(corpus("stock-2.0.conf")).arg("-o").arg(&path).args(force.then_some("--force"));
-        command.output().unwrap()
+        let mut command = import();
+        command.arg(corpus("stock-2.0.conf")).arg("-o").arg(&path).args(force.then_some("--force")).output().unwrap()
     };
     assert_eq!(import(false).status.code(), Some(0));
     let written = std::fs::read_to_string(&path).unwrap();
@@ -51,7 +56,7 @@ fn exit_codes_distinguish_failures() {
     std::fs::write(&large, "TCP_PORTS=\"1\"\n".repeat(80_000)).unwrap();
     let unreadable = dir.path().join("unreadable");
     std::fs::write(&unreadable, format!("TCP_PORTS=\"1\"\nIGNORE_FILE=\"{}\"\n", dir.path().display())).unwrap();
-    let code = |words: &[&str]| cargo_bin_cmd!("portsentry").arg("import").args(words).output().unwrap().status.code();
+    let code = |words: &[&str]| import().args(words).output().unwrap().status.code();
     let stock = corpus("stock-2.0.conf");
     let stock = stock.to_str().unwrap();
     assert_eq!(code(&["/nonexistent/portsentry.conf"]), Some(1));
@@ -73,7 +78,7 @@ fn invalid_ignore_file_is_reported_by_check() {
     std::fs::write(&config, format!("TCP_PORTS=\"1\"\nIGNORE_FILE=\"{}\"\n", ignore.display())).unwrap();
     std::fs::write(&ignore, "127.0.0.1\nlocalhost\n").unwrap();
     let errors = || {
-        let output = cargo_bin_cmd!("portsentry").arg("import").arg(&config).output().unwrap();
+        let output = import().arg(&config).output().unwrap();
         assert_eq!(output.status.code(), Some(0));
         String::from_utf8(output.stderr).unwrap()
     };
@@ -89,7 +94,7 @@ fn ignore_entries_survive_purge_of_classic() {
     std::fs::write(&config, format!("TCP_PORTS=\"1\"\nIGNORE_FILE=\"{}\"\n", ignore.display())).unwrap();
     std::fs::write(&ignore, "127.0.0.1\nlocalhost\n192.0.2.7\n0.0.0.0/0\n").unwrap();
     let networks = || {
-        let output = cargo_bin_cmd!("portsentry").arg("import").arg(&config).output().unwrap();
+        let output = import().arg(&config).output().unwrap();
         assert_eq!(output.status.code(), Some(0));
         let toml = String::from_utf8(output.stdout).unwrap();
         assert_valid(&toml);

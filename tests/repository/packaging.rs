@@ -426,7 +426,7 @@ fn zsh_and_fish_complete_values() {
 
 #[test]
 fn completions_refuse_unknown_shell() {
-    let program = || Command::new(assert_cmd::cargo::cargo_bin!("portsentry"));
+    let program = || Command::new(env!("CARGO_BIN_EXE_portsentry"));
     let output = run(program().args(["completions", "zsh"]));
     assert_eq!((output.status.code(), shown(&output)), (Some(0), Shell::Zsh.completions()));
     assert_eq!(run(program().args(["completions", "csh"])).status.code(), Some(i32::from(cli::EXIT_USAGE)));
