@@ -8,6 +8,7 @@ use std::time::{Duration, SystemTime};
 
 use ipnet::IpNet;
 use serde::{Serialize, Serializer};
+use serde_with::{As, DisplayFromStr};
 
 use super::port_inference::{HostPort, Sign};
 use crate::clock::{BanEnd, WallTime};
@@ -144,7 +145,7 @@ pub(super) struct Suspect {
 #[derive(Clone, Debug, Serialize)]
 pub(super) struct ExemptSource {
     pub(super) source: IpAddr,
-    #[serde(rename = "reason", serialize_with = "shown")]
+    #[serde(rename = "reason", serialize_with = "As::<DisplayFromStr>::serialize")]
     pub(super) protection: Protection,
     /// The probed ports, up to the list limit.
     #[serde(serialize_with = "values")]
@@ -185,10 +186,6 @@ pub(super) struct UndecodedFrames {
     pub(super) not_ip: u64,
     pub(super) truncated: u64,
     pub(super) malformed: u64,
-}
-
-fn shown<S: Serializer>(value: &impl fmt::Display, serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.collect_str(value)
 }
 
 fn values<K, V: Serialize, S: Serializer>(map: &BTreeMap<K, V>, serializer: S) -> Result<S::Ok, S::Error> {

@@ -1,10 +1,10 @@
 //! Defines the numbers of the report and their JSON form: spans in seconds, times in RFC 3339.
 
-use std::fmt::Display;
 use std::time::{Duration, SystemTime};
 
 use ipnet::IpNet;
 use serde::{Serialize, Serializer};
+use serde_with::{As, DisplayFromStr};
 
 use super::calendar::WEEKDAYS;
 use super::services;
@@ -92,7 +92,7 @@ pub struct Top<T> {
 /// A network with banned targets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct Network {
-    #[serde(rename = "network", serialize_with = "text")]
+    #[serde(rename = "network", serialize_with = "As::<DisplayFromStr>::serialize")]
     pub prefix: IpNet,
     pub bans: u64,
     pub sources: u64,
@@ -166,10 +166,6 @@ fn time<S: Serializer>(time: &SystemTime, serializer: S) -> Result<S::Ok, S::Err
 
 fn seconds<S: Serializer>(span: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.serialize_u64(span.as_secs())
-}
-
-fn text<S: Serializer>(value: &impl Display, serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.collect_str(value)
 }
 
 fn counts<K: Serialize, S: Serializer>(counts: &[(K, u64)], serializer: S) -> Result<S::Ok, S::Error> {
