@@ -1,13 +1,14 @@
 //! Translates ignore files to `[allow]`. Their entries are copied, because the package of the classic program removes
 //! its files when it is purged.
 
-use super::diagnostics::{printable, shown};
+use super::diagnostics::shown;
 use super::document::TomlValue;
 use super::options::Options;
 use super::output::{OptionLine, Output};
 use super::source::{InputFile, MAX_LEN, ReadFile};
 use crate::config::ignore_file;
 use crate::types::plain;
+use crate::types::printable::escaped;
 use ipnet::IpNet;
 use std::collections::BTreeSet;
 use std::io;
@@ -39,7 +40,7 @@ pub(super) fn translate(options: &Options, ignore: &[InputFile], read: &ReadFile
     };
     match result {
         Ok(bytes) => {
-            let name = path.chars().map(printable).collect();
+            let name = path.chars().map(escaped).collect();
             write_networks(&[InputFile { name, bytes }], Some(entry), output);
         }
         Err(error) => {

@@ -6,7 +6,7 @@ use std::io;
 use std::path::PathBuf;
 
 use crate::config::{ConfigErrors, Diagnostic};
-use crate::types::printable::is_hidden;
+use crate::types::printable::escaped;
 
 /// Why a translation fails.
 #[derive(Debug, thiserror::Error)]
@@ -79,7 +79,7 @@ impl Diagnostics {
 /// Formats `text` for a terminal or a comment: unprintable characters are escaped, and a long text is cut.
 pub(super) fn shown(text: &str) -> String {
     const MAX_SHOWN: usize = 80;
-    let mut shown: String = text.chars().take(MAX_SHOWN).map(printable).collect();
+    let mut shown: String = text.chars().take(MAX_SHOWN).map(escaped).collect();
     if text.chars().nth(MAX_SHOWN).is_some() {
         shown.push('…');
     }
@@ -91,16 +91,6 @@ pub(super) fn quoted(text: &str) -> String {
     format!("\"{}\"", shown(text))
 }
 
-/// Formats a character so that it cannot affect its surroundings: control characters, direction marks and the like
-/// are escaped as `\u{202e}`.
-pub(super) fn printable(c: char) -> String {
-    match c {
-        '"' | '\'' | '\\' => c.to_string(),
-        c if is_hidden(c) || c.is_whitespace() && c != ' ' => c.escape_unicode().to_string(),
-        c => c.escape_debug().to_string(),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -108,7 +98,7 @@ mod tests {
 
     #[test]
     fn unprintable_text_is_escaped_and_cut() {
-        assert_eq!(quoted("a\x1b[2J\t\"b\\"), "\"a\\u{1b}[2J\\u{9}\"b\\\"");
+        assert_eq!(quoted("a\x1b[2J\t\"b\\"), "\"a\\u{1b}[2J\\t\"b\\\"");
         assert_eq!(shown("\u{202e}\u{2028}é"), "\\u{202e}\\u{2028}é");
         assert_eq!(shown(&"x".repeat(81)), format!("{}…", "x".repeat(80)));
     }

@@ -3,7 +3,7 @@
 
 use std::fmt;
 
-use super::diagnostics::printable;
+use crate::types::printable::escaped;
 
 /// A value of a key.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -45,7 +45,7 @@ fn escape(c: char) -> String {
         '\n' => "\\n".to_owned(),
         '\r' => "\\r".to_owned(),
         '\t' => "\\t".to_owned(),
-        c if printable(c).starts_with('\\') => format!("\\U{:08x}", u32::from(c)),
+        c if escaped(c).starts_with('\\') => format!("\\U{:08x}", u32::from(c)),
         c => c.to_string(),
     }
 }
@@ -123,7 +123,7 @@ fn comment(text: &mut String, remark: &str) {
     for paragraph in remark.lines() {
         let mut column = 0;
         for word in paragraph.split(' ').filter(|word| !word.is_empty()) {
-            let word: String = word.chars().map(printable).collect();
+            let word: String = word.chars().map(escaped).collect();
             let length = word.chars().count();
             let (glue, start) = match column {
                 0 => ("# ", 2),
@@ -160,7 +160,7 @@ mod tests {
     fn comments_are_wrapped_and_stay_comments() {
         let mut text = String::new();
         comment(&mut text, &format!("a\tb \r x\n\n{} {}", "y".repeat(70), "z".repeat(40)));
-        assert_eq!(text, format!("# a\\u{{9}}b \\u{{d}} x\n#\n# {}\n# {}\n", "y".repeat(70), "z".repeat(40)));
+        assert_eq!(text, format!("# a\\tb \\r x\n#\n# {}\n# {}\n", "y".repeat(70), "z".repeat(40)));
     }
 
     #[test]

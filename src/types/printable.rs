@@ -36,12 +36,12 @@ pub fn quotable(text: &str, max_len: usize) -> String {
     masked_to(&text.replace(':', ";"), ' ', max_len)
 }
 
-/// Appends `c`, escaped as in a Rust literal if it is hidden. Quotes and backslashes are not escaped.
-pub fn push_escaped(out: &mut String, c: char) {
+/// `c`, escaped as in a Rust literal if it is hidden. Quotes and backslashes are not escaped.
+pub fn escaped(c: char) -> String {
     match c {
-        '\\' | '"' | '\'' => out.push(c),
-        c if is_hidden(c) && !c.is_control() => out.extend(c.escape_unicode()),
-        c => out.extend(c.escape_debug()),
+        '\\' | '"' | '\'' => c.to_string(),
+        c if is_hidden(c) && !c.is_control() => c.escape_unicode().to_string(),
+        c => c.escape_debug().to_string(),
     }
 }
 
@@ -70,8 +70,7 @@ mod tests {
 
     #[test]
     fn hidden_characters_are_escaped_quotes_stay() {
-        let mut out = String::new();
-        "\"'\\\n\0\u{202e}é".chars().for_each(|c| push_escaped(&mut out, c));
+        let out: String = "\"'\\\n\0\u{202e}é".chars().map(escaped).collect();
         assert_eq!(out, "\"'\\\\n\\0\\u{202e}é");
     }
 }

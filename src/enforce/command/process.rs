@@ -15,7 +15,7 @@ use rustix::process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open};
 use serde::{Deserialize, Serialize};
 
 use crate::enforce::helper_socket::serialize_plain;
-use crate::types::printable::push_escaped;
+use crate::types::printable::escaped;
 
 /// Time between SIGTERM and SIGKILL for a process group.
 const KILL_DELAY: Duration = Duration::from_secs(2);
@@ -229,8 +229,7 @@ fn outcome(status: ExitStatus) -> ExitOutcome {
 /// that an attacker chose, which must neither end the line nor control a terminal.
 fn printable(bytes: &[u8]) -> String {
     let text = String::from_utf8_lossy(bytes.get(..MAX_KEPT_OUTPUT).unwrap_or(bytes));
-    let mut line = String::new();
-    text.trim_end().chars().take(MAX_KEPT_OUTPUT).for_each(|c| push_escaped(&mut line, c));
+    let line: String = text.trim_end().chars().take(MAX_KEPT_OUTPUT).map(escaped).collect();
     line.chars().take(MAX_KEPT_OUTPUT).collect()
 }
 
