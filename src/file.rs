@@ -1,6 +1,8 @@
-//! Identifies files: whether two are the same, whether one has changed, and in which directory it is.
+//! Opens and reads files within limits, and identifies them: whether two are the same, whether one has changed, and in
+//! which directory it is.
 
-use std::fs::Metadata;
+use std::fs::{File, Metadata};
+use std::io::{self, Read};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
@@ -35,6 +37,21 @@ impl From<&Metadata> for FileStamp {
             changed: [(found.mtime(), found.mtime_nsec()), (found.ctime(), found.ctime_nsec())],
         }
     }
+}
+
+/// Opens a regular file. Others are refused: opening a FIFO would block until it has a writer.
+pub fn open_regular(path: &Path) -> io::Result<File> {
+    match path.metadata()?.is_file() {
+        true => File::open(path),
+        false => Err(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file")),
+    }
+}
+
+/// Reads a file to its end, but at most `limit` bytes.
+pub fn read_up_to(file: impl Read, limit: u64) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    file.take(limit).read_to_end(&mut bytes)?;
+    Ok(bytes)
 }
 
 /// The directory of `path`; `None` for `/` and for a bare file name.

@@ -240,6 +240,11 @@ fn wrong_value_is_refused_with_remedy() {
              example \"192.0.2.254\"",
         ),
         (
+            "block.route.via = \"255.255.255.255\"",
+            "1:19: block.route.via: \"255.255.255.255\" is not a gateway address; write an unused address, for \
+             example \"192.0.2.254\"",
+        ),
+        (
             "block.hosts_deny.line = \"ALL: ALL\"",
             "1:25: block.hosts_deny.line: \"ALL: ALL\" is not a line for TCP wrappers; write for example \"ALL: $TARGET$\"",
         ),
@@ -692,7 +697,7 @@ fn allow_list_joins_networks_and_files() {
     allow.files.extend([bad.clone(), none.clone()]);
     let errors = allow.read().unwrap_err().to_string();
     assert_eq!(errors.lines().count(), 2, "{errors}");
-    assert!(errors.contains(&format!("{}:1:1: \"localhost\" is not an address", bad.display())), "{errors}");
+    assert!(errors.starts_with(&format!("{}:1:1: \"localhost\" is not an address", bad.display())), "{errors}");
     assert!(errors.contains(&format!("{}: cannot read the file: No such file", none.display())), "{errors}");
 }
 

@@ -97,10 +97,7 @@ pub fn run(options: &CheckOptions, out: &mut impl Write) -> Result<Vec<String>, 
 
 fn read(options: &CheckOptions) -> Result<CheckReport, CheckError> {
     let config = Config::load_or_builtin(options.file.as_deref())?;
-    let file = match &options.file {
-        Some(file) => Some(file.display().to_string()),
-        None => std::fs::exists(DEFAULT_CONFIG).is_ok_and(|is_there| is_there).then(|| DEFAULT_CONFIG.to_owned()),
-    };
+    let file = Config::source(options.file.as_deref()).map(|file| file.display().to_string());
     let ignored = config.allow.read()?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(|error| CheckError::System("start the event loop", error))?;

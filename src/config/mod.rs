@@ -23,17 +23,19 @@ pub use fleet::{Fleet, FleetAccept, FleetUrl, MAX_NAME_LEN, parse_fleet_name};
 pub use ignore_file::read_ignore_file;
 pub(crate) use parse::MAX_BANNER_LEN;
 pub use parse::{
-    DEFAULT_DENY_LINE, DenyLineError, check_deny_line, is_command_word, is_gateway, parse_expiry, parse_interface,
-    parse_name, parse_network, parse_span, parse_watched,
+    DEFAULT_DENY_LINE, DenyLineError, check_deny_line, is_command_word, parse_expiry, parse_interface, parse_name,
+    parse_network, parse_span, parse_watched,
 };
-pub use pitfalls::{Warning, classic_only_logs, pitfalls};
+pub use pitfalls::{Warning, pitfalls};
 pub use schema::{
     Allow, Block, Config, Detect, Escalation, HostsDeny, Metrics, NftBlock, Notify, ProtocolConfig, Report, Run, Trap,
 };
 
-use std::io::{self, Read};
+use std::fs::File;
+use std::io;
 use std::path::Path;
 
+use crate::file::read_up_to;
 use crate::sandbox::{Policy, Untrusted, only_ours};
 use crate::types::Backend;
 
@@ -58,20 +60,19 @@ impl Config {
         Self::parse(&path.display().to_string(), &text)
     }
 
-    /// Reads the named file, otherwise [`DEFAULT_CONFIG`]. Returns the built-in configuration if no file is named and
-    /// the default file does not exist.
+    /// The configuration file: the named one, otherwise [`DEFAULT_CONFIG`]. `None` if no file is named and the default
+    /// file is known not to exist: one that is merely inaccessible must not silently become the built-in configuration.
+    pub fn source(named: Option<&Path>) -> Option<&Path> {
+        let default = Path::new(DEFAULT_CONFIG);
+        named.or_else(|| (!matches!(default.try_exists(), Ok(false))).then_some(default))
+    }
+
+    /// Reads the file [`Config::source`]. Returns the built-in configuration if there is none.
     ///
     /// # Errors
     /// As [`Config::load`].
     pub fn load_or_builtin(named: Option<&Path>) -> Result<Self, ConfigErrors> {
-        let default = Path::new(DEFAULT_CONFIG);
-        match named {
-            Some(file) => Self::load(file),
-            // Only if the file is known not to exist: a file that is merely inaccessible must not silently become the
-            // defaults.
-            None if matches!(default.try_exists(), Ok(false)) => Ok(Self::default()),
-            None => Self::load(default),
-        }
+        Self::source(named).map_or_else(|| Ok(Self::default()), Self::load)
     }
 
     /// Every key that a file may hold, dotted (`detect.window`), in alphabetical order.
@@ -170,17 +171,15 @@ fn read_text(path: &Path, missing: &str) -> Result<String, ConfigErrors> {
     /// Far above the size of any real list, but low enough to stop reading a wrong file such as /dev/zero or a capture.
     const MAX_BYTES: u64 = 16 << 20;
     let name = path.display().to_string();
-    let mut bytes = Vec::new();
-    let read = std::fs::File::open(path).and_then(|file| file.take(MAX_BYTES + 1).read_to_end(&mut bytes));
-    if let Err(error) = read {
+    let bytes = File::open(path).and_then(|file| read_up_to(file, MAX_BYTES + 1)).map_err(|error| {
         let remedy = match error.kind() {
             io::ErrorKind::NotFound => missing,
             io::ErrorKind::PermissionDenied => "give the user that runs portsentry read permission",
             io::ErrorKind::IsADirectory => "name a file in this directory",
             _ => "check the file and its disk",
         };
-        return Err(ConfigErrors::about(&name, None, format!("cannot read the file: {error}; {remedy}")));
-    }
+        ConfigErrors::about(&name, None, format!("cannot read the file: {error}; {remedy}"))
+    })?;
     if u64::try_from(bytes.len()).is_ok_and(|length| length > MAX_BYTES) {
         return Err(ConfigErrors::about(&name, None, "the file is larger than 16 MiB; name a text file".to_owned()));
     }

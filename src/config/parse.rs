@@ -5,7 +5,7 @@
 use super::choices::{AckPolicy, BlockPolicy, Facility, HalfOpenPolicy, LogTarget, Mode};
 use super::port_lists;
 use crate::types::shared64::{self, MAX_NAT64};
-use crate::types::{Action, Backend, Expiry, PortSet, Rate, RouteKind};
+use crate::types::{Action, Backend, Expiry, PortSet, Rate, RouteKind, is_host_address};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use serde::Deserialize;
 use serde::de::value::{Error as PlainError, StrDeserializer};
@@ -154,11 +154,6 @@ pub fn parse_name(text: &str) -> Result<String, String> {
         return Ok(text.to_ascii_lowercase());
     }
     Err(format!("{} is not {NAME}", quoted_excerpt(text)))
-}
-
-/// True for an address that can be a gateway.
-pub fn is_gateway(address: &IpAddr) -> bool {
-    !(address.is_unspecified() || address.is_loopback() || address.is_multicast())
 }
 
 /// Why a line for hosts.deny is refused. The message continues a sentence whose subject is the line.
@@ -423,7 +418,7 @@ values! {
     facility(value) -> Facility { choice(value, "a syslog facility") }
     route_via(value) -> Option<IpAddr> {
         let expected = "a gateway address; write an unused address, for example \"192.0.2.254\"";
-        like(value, expected, |text| text.parse().ok().filter(is_gateway).map(Some))
+        like(value, expected, |text| text.parse().ok().filter(is_host_address).map(Some))
     }
     deny_line(value) -> String {
         let expected = format!("a line for TCP wrappers; write for example \"{DEFAULT_DENY_LINE}\"");

@@ -2,7 +2,6 @@
 //! that the host's own connections use.
 
 use std::fmt;
-use std::path::Path;
 
 use super::{BlockPolicy, Config, Mode, ProtocolConfig};
 use crate::types::{PORT_GROUPS, PortSet};
@@ -80,31 +79,6 @@ fn counting(tcp: &PortSet, udp: &PortSet) -> u32 {
     groups.map(|_| 1).sum()
 }
 
-/// The pitfall of a migration: the classic configuration on this host only logs, but this configuration blocks, which
-/// the operator may not expect.
-pub fn classic_only_logs(config: &Config, directory: &Path) -> Option<Warning> {
-    let classic = directory.join("portsentry.conf");
-    let blocks = config.tcp.mode != Mode::Off && config.tcp.block == BlockPolicy::Yes;
-    if !blocks || !only_logs(&std::fs::read_to_string(&classic).ok()?) {
-        return None;
-    }
-    let message = format!(
-        "scans are blocked, although {} of classic PortSentry says to only log (BLOCK_TCP is 0): that file is not \
-         read. `portsentry trial 1d` only logs for a day; `portsentry import` translates the file; remove it to end \
-         this warning",
-        classic.display()
-    );
-    Some(Warning::new("tcp.block", message))
-}
-
-/// True if a classic configuration contains `BLOCK_TCP="0"`.
-fn only_logs(text: &str) -> bool {
-    let values =
-        text.lines().filter_map(|line| line.trim_start().strip_prefix("BLOCK_TCP")?.trim_start().strip_prefix('='));
-    let mut values = values.map(|value| value.trim_matches(|c: char| c.is_whitespace() || c == '"'));
-    values.next() == Some("0")
-}
-
 /// The number of ephemeral ports that an operator may have listed on purpose.
 const MAX_INTENDED_PORTS: u32 = 64;
 
@@ -139,20 +113,6 @@ mod tests {
         assert_eq!(keys(&honeypot.replace("[udp]", "block = false\n[udp]"), "22"), [""; 0], "it is not meant to ban");
         let both = honeypot.replace("mode = \"off\"", "mode = \"stealth\"\nports = \"69\"\nblock = true");
         assert_eq!(keys(&both, "22"), [""; 0], "ports of both protocols count together");
-    }
-
-    #[test]
-    fn classic_that_only_logs_is_named() {
-        let directory = tempfile::tempdir().unwrap();
-        let named = |text: &str| classic_only_logs(&Config::parse("test", text).unwrap(), directory.path());
-        assert_eq!(named(""), None, "there is no classic configuration");
-        for (classic, warns) in
-            [("BLOCK_TCP=\"0\"\n", true), ("# BLOCK_TCP=\"0\"\nBLOCK_TCP=\"1\"\n", false), ("", false)]
-        {
-            std::fs::write(directory.path().join("portsentry.conf"), classic).unwrap();
-            assert_eq!(named("").is_some(), warns, "{classic}");
-            assert_eq!(named("[tcp]\nblock = false\n"), None, "both only log");
-        }
     }
 
     #[test]

@@ -3,9 +3,10 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::config::{Config, ConfigErrors, Mode, ProtocolConfig, classic_only_logs, pitfalls};
+use crate::config::{Config, ConfigErrors, Mode, ProtocolConfig, pitfalls};
 use crate::control::protocol::Reloaded;
 use crate::engine::Host;
+use crate::import::classic_only_logs;
 use crate::sandbox::Sandbox;
 
 /// Reads the configuration again, including command-line flags.

@@ -2,13 +2,13 @@
 //! that is missing, unreadable or not a regular file counts as empty.
 
 use std::collections::BTreeSet;
-use std::fs::{self, File};
-use std::io::{self, Read, Seek, SeekFrom};
+use std::fs;
+use std::io::{self, Seek, SeekFrom};
 use std::net::{IpAddr, Ipv6Addr};
 use std::path::{Path, PathBuf};
 
-use crate::file::FileStamp;
-use crate::types::update;
+use crate::file::{FileStamp, open_regular, read_up_to};
+use crate::types::{is_host_address, update};
 
 /// The first `limit` bytes of a file.
 pub(super) fn beginning(path: &Path, limit: u64) -> Vec<u8> {
@@ -17,31 +17,17 @@ pub(super) fn beginning(path: &Path, limit: u64) -> Vec<u8> {
 
 /// As [`beginning`], but returns errors.
 pub(super) fn read(path: &Path, limit: u64) -> io::Result<Vec<u8>> {
-    open(path).and_then(|(file, _)| contents(file, limit))
+    open_regular(path).and_then(|file| read_up_to(file, limit))
 }
 
 /// The last `limit` bytes of a file that is only appended to.
 pub(super) fn end(path: &Path, limit: u64) -> Vec<u8> {
-    let read = open(path).and_then(|(mut file, length)| {
+    let read = open_regular(path).and_then(|mut file| {
+        let length = file.metadata()?.len();
         file.seek(SeekFrom::Start(length.saturating_sub(limit)))?;
-        contents(file, limit)
+        read_up_to(file, limit)
     });
     read.unwrap_or_default()
-}
-
-/// Opens a regular file and returns its length. Others are refused: opening a FIFO would block until it has a writer.
-fn open(path: &Path) -> io::Result<(File, u64)> {
-    let metadata = fs::metadata(path)?;
-    match metadata.is_file() {
-        true => Ok((File::open(path)?, metadata.len())),
-        false => Err(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file")),
-    }
-}
-
-fn contents(file: File, limit: u64) -> io::Result<Vec<u8>> {
-    let mut bytes = Vec::new();
-    file.take(limit).read_to_end(&mut bytes)?;
-    Ok(bytes)
 }
 
 /// At most `limit` entries of a directory whose names match `wanted`, sorted.
@@ -74,9 +60,7 @@ pub(super) fn parse_zoned(text: &str) -> Option<IpAddr> {
 
 /// `address` in canonical form, if it can belong to another host.
 pub fn foreign(address: IpAddr) -> Option<IpAddr> {
-    let address = address.to_canonical();
-    let broadcast = matches!(address, IpAddr::V4(v4) if v4.is_broadcast());
-    (!address.is_unspecified() && !address.is_loopback() && !address.is_multicast() && !broadcast).then_some(address)
+    Some(address.to_canonical()).filter(is_host_address)
 }
 
 /// `addresses` sorted, without duplicates, at most `limit`.

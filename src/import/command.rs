@@ -3,8 +3,8 @@
 //! matches no row of the table remains a command of the user.
 
 use super::words::ShellLine;
-use crate::config::{is_gateway, parse_expiry};
-use crate::types::{Rate, RouteKind};
+use crate::config::parse_expiry;
+use crate::types::{Rate, RouteKind, is_host_address};
 use std::net::IpAddr;
 
 /// How a command blocks.
@@ -289,7 +289,7 @@ fn gateway(words: &[&str]) -> Option<Block> {
     match word.parse::<IpAddr>() {
         // A route over this host itself loses the answers, as a blackhole does.
         Ok(address) if address.is_loopback() => Some(Block::Route(RouteKind::Blackhole)),
-        Ok(address) if is_gateway(&address) => Some(Block::Route(RouteKind::Via(address))),
+        Ok(address) if is_host_address(&address) => Some(Block::Route(RouteKind::Via(address))),
         Err(_) if word.bytes().all(|byte| byte.is_ascii_digit() || byte == b'.') => Some(Block::DeadGateway),
         Ok(_) | Err(_) => None,
     }

@@ -1,15 +1,18 @@
 //! Reads the files to translate and writes the result. No other part of the import accesses the system.
 
 use std::fs::File;
-use std::io::{self, Read, Write};
+use std::io::{self, Write};
 use std::path::Path;
 
 use super::ImportOptions;
 use super::diagnostics::ImportError;
-use super::output::Import;
+use super::options::Options;
+use super::output::{Import, Output};
 use super::source::{InputFile, MAX_LEN, Sources};
 use super::translate::translate;
 use crate::atomic_file::{AtomicFile, TemporaryName};
+use crate::config::{BlockPolicy, Config, Mode, Warning};
+use crate::file::{open_regular, read_up_to};
 
 const CONFIG: &str = "/etc/portsentry/portsentry.conf";
 const DEFAULTS: &str = "/etc/default/portsentry";
@@ -32,11 +35,27 @@ pub fn read(options: &ImportOptions) -> Result<Import, ImportError> {
         },
     };
     let ignore = options.ignore.iter().map(|path| source(path)).collect::<Result<_, _>>()?;
-    translate(&Sources { config, defaults, ignore }, &|path| {
-        // Opening a FIFO would block until it has a writer.
-        let is_file = path.metadata()?.is_file();
-        if is_file { bytes(path) } else { Err(io::Error::other("not a regular file")) }
-    })
+    translate(&Sources { config, defaults, ignore }, &|path| bytes(open_regular(path)?))
+}
+
+/// The pitfall of a migration: the classic configuration in `directory` only logs, but `config` blocks, which the
+/// operator may not expect.
+pub fn classic_only_logs(config: &Config, directory: &Path) -> Option<Warning> {
+    let path = directory.join("portsentry.conf");
+    let blocks = config.tcp.mode != Mode::Off && config.tcp.block == BlockPolicy::Yes;
+    let classic = InputFile { bytes: open_regular(&path).and_then(bytes).ok()?, ..InputFile::default() };
+    let sources = Sources { config: classic, ..Sources::default() };
+    let options = Options::parse(&sources.config, &mut Output::new(&sources))?;
+    if !blocks || options.get("BLOCK_TCP")?.value.trim() != "0" {
+        return None;
+    }
+    let message = format!(
+        "scans are blocked, although {} of classic PortSentry says to only log (BLOCK_TCP is 0): that file is not \
+         read. `portsentry trial 1d` only logs for a day; `portsentry import` translates the file; remove it to end \
+         this warning",
+        path.display()
+    );
+    Some(Warning::new("tcp.block", message))
 }
 
 /// The modes of the enabled instances of classic's unit in `directory`, in the form of `/etc/default/portsentry`.
@@ -51,15 +70,13 @@ fn instances(directory: &Path) -> Option<InputFile> {
 }
 
 fn source(path: &Path) -> Result<InputFile, ImportError> {
-    let bytes = bytes(path).map_err(|error| ImportError::Read { path: path.to_owned(), error })?;
+    let bytes = File::open(path).and_then(bytes).map_err(|error| ImportError::Read { path: path.to_owned(), error })?;
     Ok(InputFile { name: path.display().to_string(), bytes })
 }
 
-fn bytes(path: &Path) -> io::Result<Vec<u8>> {
-    let mut bytes = Vec::new();
+fn bytes(file: File) -> io::Result<Vec<u8>> {
     // One byte above the limit shows that the file is too long.
-    File::open(path)?.take(MAX_LEN as u64 + 1).read_to_end(&mut bytes)?;
-    Ok(bytes)
+    read_up_to(file, MAX_LEN as u64 + 1)
 }
 
 /// Writes `text` to `path`, which must not exist unless `force` is true. The write is atomic: a reader sees the
@@ -90,5 +107,19 @@ mod tests {
         let found = instances(directory.path()).unwrap();
         assert_eq!(String::from_utf8(found.bytes).unwrap(), "TCP_MODE=atcp\nUDP_MODE=sudp\n");
         assert_eq!(instances(Path::new("/nosuch")), None);
+    }
+
+    #[test]
+    fn classic_that_only_logs_is_named() {
+        let directory = tempfile::tempdir().unwrap();
+        let named = |text: &str| classic_only_logs(&Config::parse("test", text).unwrap(), directory.path());
+        assert_eq!(named(""), None, "there is no classic configuration");
+        for (classic, warns) in
+            [("BLOCK_TCP=\"0\"\n", true), ("# BLOCK_TCP=\"0\"\nBLOCK_TCP=\"1\"\n", false), ("", false)]
+        {
+            std::fs::write(directory.path().join("portsentry.conf"), classic).unwrap();
+            assert_eq!(named("").is_some(), warns, "{classic}");
+            assert_eq!(named("[tcp]\nblock = false\n"), None, "both only log");
+        }
     }
 }

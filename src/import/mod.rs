@@ -26,7 +26,7 @@ mod translate;
 mod words;
 
 pub use diagnostics::ImportError;
-pub use files::{read, write};
+pub use files::{classic_only_logs, read, write};
 pub use output::Import;
 pub use source::{InputFile, ReadFile, Sources};
 pub use translate::translate;

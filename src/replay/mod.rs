@@ -23,7 +23,7 @@ pub use clock::Clock;
 
 use crate::capture::file::{FileError, Reader};
 use crate::clock::WallTime;
-use crate::config::{Config, ConfigErrors, DEFAULT_CONFIG, parse_network};
+use crate::config::{Config, ConfigErrors, parse_network};
 use crate::engine::{Engine, HashKey, Host, IgnoreReason, Local, NoLookup, Observation, Protection, Settings, Verdict};
 use crate::events;
 use crate::events::event::{Event, EventKind};
@@ -113,7 +113,9 @@ impl<'a> Replay<'a> {
             host.allow.insert(network, Protection::Listed);
         }
         let engine = Engine::new(settings.clone(), HASH_KEY);
-        let summary = Summary::new(&settings, configuration(options), &options.local);
+        let file = Config::source(options.config.as_deref());
+        let configuration = file.map_or_else(|| "built-in values".to_owned(), |file| file.display().to_string());
+        let summary = Summary::new(&settings, configuration, &options.local);
         let refusals = options.local.is_empty().then(|| Refusals::new(settings.scan_trigger));
         Ok(Self { options, settings, host, engine, clock: Clock::default(), summary, used: Used::default(), refusals })
     }
@@ -289,15 +291,6 @@ fn local(options: &ReplayOptions) -> Local {
         [] => Local::Any,
         hosts if hosts.iter().all(is_host) => Local::own(hosts.iter().map(ipnet::IpNet::addr)),
         prefixes => Local::Prefixes(prefixes.to_vec()),
-    }
-}
-
-/// The file of the configuration, as text.
-fn configuration(options: &ReplayOptions) -> String {
-    let default = Path::new(DEFAULT_CONFIG);
-    match options.config.as_deref().or_else(|| default.exists().then_some(default)) {
-        Some(path) => path.display().to_string(),
-        None => "built-in values".to_owned(),
     }
 }
 

@@ -109,6 +109,19 @@ fn all_errors_are_reported_in_one_run() {
 }
 
 #[test]
+fn inaccessible_default_file_is_refused() {
+    const LOOP: &str = "mount -t tmpfs tmpfs /etc && mkdir /etc/portsentry && \
+        ln -s portsentry.toml /etc/portsentry/portsentry.toml && exec \"$0\" \"$@\"";
+    let host = Host::new();
+    for command in [&["check"][..], &["replay", "/dev/null"]] {
+        let program = env!("CARGO_BIN_EXE_portsentry");
+        let output = host.namespace.command("sh").args(["-c", LOOP, program]).args(command).output().unwrap();
+        assert_eq!((output.status.code(), output.stdout.len()), (Some(78), 0), "{command:?}: {}", stderr(&output));
+        assert!(stderr(&output).contains("/etc/portsentry/portsentry.toml: cannot read the file: Too many levels"));
+    }
+}
+
+#[test]
 fn monitored_and_protected_match_this_host() {
     let host = Host::new();
     let _listeners = host.namespace.inside(|| {

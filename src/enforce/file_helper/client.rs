@@ -2,7 +2,7 @@
 //! fails until the daemon is restarted.
 
 use std::fs::File;
-use std::io::{self, IoSliceMut, Read};
+use std::io::{self, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -13,6 +13,7 @@ use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendFlag
 use super::protocol::{FileReply, FileRequest, MAX_IN_MESSAGE, MAX_MESSAGE_LEN};
 use crate::enforce::BanContext;
 use crate::enforce::helper_socket::{decode, encode};
+use crate::file::read_up_to;
 use crate::types::BanTarget;
 
 /// The daemon's handle of the file helper. Cheap to clone.
@@ -49,10 +50,7 @@ impl FileHelper {
     /// # Errors
     /// As for [`FileHelper::edit`]; also if the file cannot be read.
     pub fn read(&self, limit: u64) -> io::Result<Option<Vec<u8>>> {
-        let Some(file) = self.ask(std::iter::once(FileRequest::Read))? else { return Ok(None) };
-        let mut bytes = Vec::new();
-        file.take(limit).read_to_end(&mut bytes)?;
-        Ok(Some(bytes))
+        self.ask(std::iter::once(FileRequest::Read))?.map(|file| read_up_to(file, limit)).transpose()
     }
 
     /// Opens `report.json_file` for appending.

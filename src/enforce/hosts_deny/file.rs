@@ -3,7 +3,7 @@
 
 use std::ffi::CString;
 use std::fs::{File, Metadata, Permissions};
-use std::io::{self, Read, Write};
+use std::io::{self, Write};
 use std::os::unix::fs::{MetadataExt, PermissionsExt, fchown};
 use std::path::Path;
 
@@ -12,7 +12,7 @@ use rustix::io::Errno;
 
 use super::error::{HostsDenyError, MAX_FILE_LEN};
 use crate::atomic_file::{AtomicFile, TemporaryName};
-use crate::file::FileStamp;
+use crate::file::{FileStamp, read_up_to};
 
 /// Mode of a new file: readable for every user, as in distributions.
 const MODE: u32 = 0o644;
@@ -56,9 +56,8 @@ pub(super) fn read(path: &Path) -> Result<Option<Old>, HostsDenyError> {
     let Some(file) = open(path)? else { return Ok(None) };
     // Read before the content, so that a concurrent write is detected.
     let found = file.metadata().map_err(system("inspect"))?;
-    let mut bytes = Vec::new();
-    let read = (&file).take(MAX_FILE_LEN + 1).read_to_end(&mut bytes).map_err(system("read"))?;
-    if u64::try_from(read).is_ok_and(|read| read > MAX_FILE_LEN) {
+    let bytes = read_up_to(&file, MAX_FILE_LEN + 1).map_err(system("read"))?;
+    if u64::try_from(bytes.len()).is_ok_and(|read| read > MAX_FILE_LEN) {
         return Err(HostsDenyError::TooBig(path.to_owned()));
     }
     Ok(Some(Old { bytes, file, found }))

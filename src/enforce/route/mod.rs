@@ -32,7 +32,7 @@ use crate::enforce::{
 use crate::engine::{ActiveBan, Host};
 pub use crate::netlink::routes::{KernelRefusal, PROTOCOL, RouteError};
 use crate::netlink::routes::{Route, RouteSocket, is_closed};
-use crate::types::{Backend, BanTarget, Expiry, RouteKind, Timestamp};
+use crate::types::{Backend, BanTarget, Expiry, RouteKind, Timestamp, is_host_address};
 
 pub(super) use definition::RouteDefinition;
 use route_table::RouteTable;
@@ -274,12 +274,9 @@ impl Routes {
     /// Checks that a route to `target` may be added.
     fn admit(&self, target: BanTarget) -> Result<(), Failure> {
         let net = target.network();
-        match net {
-            IpNet::V6(v6) if v6.addr().is_unicast_link_local() => return Err(Failure::LinkLocal),
-            IpNet::V4(v4) if v4.addr().is_broadcast() => return Err(Failure::NoHost),
-            _ if net.addr().is_unspecified() || net.addr().is_loopback() || net.addr().is_multicast() => {
-                return Err(Failure::NoHost);
-            }
+        match net.addr() {
+            IpAddr::V6(v6) if v6.is_unicast_link_local() => return Err(Failure::LinkLocal),
+            address if !is_host_address(&address) => return Err(Failure::NoHost),
             _ => {}
         }
         self.exempt.check(target)?;

@@ -12,8 +12,8 @@ use rustix::io::Errno;
 
 use super::dump::Dump;
 use super::error::HostError;
-use super::tunnels::is_peer;
 use crate::netlink::message::attributes;
+use crate::types::is_host_address;
 
 const XFRM_MSG_NEWPOLICY: u16 = 0x13;
 const XFRM_MSG_GETPOLICY: u16 = 0x15;
@@ -85,5 +85,5 @@ fn peer(template: &[u8]) -> Option<IpAddr> {
         AF_INET6 => IpAddr::from(*template.first_chunk::<16>()?),
         _ => return None,
     };
-    Some(peer).filter(is_peer)
+    Some(peer).filter(is_host_address)
 }

@@ -11,6 +11,8 @@ use netlink_packet_route::link::{
     LinkMessage,
 };
 
+use crate::types::is_host_address;
+
 /// The outer address of the remote end, if the tunnel is up and the address is unicast.
 pub(super) fn peer(link: &LinkMessage) -> Option<IpAddr> {
     if !link.header.flags.contains(LinkFlags::Up) {
@@ -21,12 +23,7 @@ pub(super) fn peer(link: &LinkMessage) -> Option<IpAddr> {
         _ => None,
     });
     let data = infos?.iter().find_map(|info| if let LinkInfo::Data(data) = info { Some(data) } else { None });
-    outer(data?).filter(is_peer)
-}
-
-/// True for a valid address of a tunnel's remote end.
-pub(super) fn is_peer(address: &IpAddr) -> bool {
-    !address.is_unspecified() && !address.is_multicast() && !address.is_loopback()
+    outer(data?).filter(is_host_address)
 }
 
 fn outer(data: &InfoData) -> Option<IpAddr> {
