@@ -11,7 +11,6 @@
 //! References: linux/netfilter/nfnetlink_conntrack.h, and ctnetlink_get_conntrack and ctnetlink_dump_table in the
 //! kernel's net/netfilter/nf_conntrack_netlink.c.
 
-use std::io;
 use std::net::{IpAddr, SocketAddr};
 
 use netlink_packet_core::NLM_F_DUMP;
@@ -77,7 +76,8 @@ impl Conntrack {
         source: SocketAddr,
         destination: SocketAddr,
     ) -> Result<TrackedFlow, SocketError> {
-        let requested = Tuple::new(protocol, source, destination).ok_or_else(|| invalid("not a packet with ports"))?;
+        let requested = Tuple::new(protocol, source, destination)
+            .ok_or_else(|| SocketError::Malformed("not a packet with ports"))?;
         let family = if requested.source.0.is_ipv4() { FAMILY_V4 } else { FAMILY_V6 };
         // The flow of this tuple, in either direction.
         put_request(&mut self.request, 0, family, |list| {
@@ -85,7 +85,9 @@ impl Conntrack {
         });
         let mut flow = None;
         match self.socket.find(&mut self.request, |answer| flow = read(answer, &requested))? {
-            true => flow.ok_or_else(|| invalid("the kernel's connection tracking answer cannot be read")),
+            true => {
+                flow.ok_or_else(|| SocketError::Malformed("the kernel's connection tracking answer cannot be read"))
+            }
             false => Ok(TrackedFlow::Untracked),
         }
     }
@@ -111,10 +113,6 @@ impl Conntrack {
             }
         })
     }
-}
-
-fn invalid(text: &'static str) -> SocketError {
-    SocketError::Io(io::Error::new(io::ErrorKind::InvalidData, text))
 }
 
 /// One direction of a flow.

@@ -4,7 +4,6 @@
 //! References: the kernel's `net/ipv4/tcp_diag.c` and `tcp_abort()` in `net/ipv4/tcp.c`.
 
 use std::collections::{HashMap, HashSet};
-use std::io;
 use std::net::IpAddr;
 
 use netlink_packet_core::NLM_F_ACK;
@@ -76,20 +75,20 @@ fn end(diag: &mut SockDiag, record: Record) -> Result<bool, SockDiagError> {
     let message = SockDiagDestroy::new(request(IPPROTO_TCP, 0, record.id));
     match diag.exchange(Protocol::Tcp, message, NLM_F_ACK, &mut |_| {}) {
         Ok(()) => Ok(true),
-        Err(SockDiagError::Refused(_, error)) => meaning(error, record.state),
+        Err(SockDiagError::Refused(_, errno)) => meaning(errno, record.state),
         Err(error) => Err(error),
     }
 }
 
 /// Interprets an error number for a connection in `state`.
-fn meaning(error: io::Error, state: u8) -> Result<bool, SockDiagError> {
-    match Errno::from_io_error(&error) {
+fn meaning(errno: Errno, state: u8) -> Result<bool, SockDiagError> {
+    match errno {
         // Ended, or ended and its ports are in use by another connection.
-        Some(Errno::NOENT | Errno::STALE) => Ok(false),
+        Errno::NOENT | Errno::STALE => Ok(false),
         // This may be a connection in its final timeout, which older kernels do not end.
-        Some(Errno::OPNOTSUPP) if state == TCP_FIN_WAIT2 => Ok(false),
-        Some(Errno::OPNOTSUPP | Errno::PERM) => Err(SockDiagError::NoDestroy(error)),
-        _ => Err(SockDiagError::Refused(Protocol::Tcp, error)),
+        Errno::OPNOTSUPP if state == TCP_FIN_WAIT2 => Ok(false),
+        Errno::OPNOTSUPP | Errno::PERM => Err(SockDiagError::NoDestroy(errno)),
+        _ => Err(SockDiagError::Refused(Protocol::Tcp, errno)),
     }
 }
 
@@ -99,12 +98,11 @@ mod tests {
 
     #[test]
     fn missing_kernel_support_differs_from_ended_connection() {
-        let of = |errno: Errno, state| meaning(errno.into(), state);
-        assert!(matches!(of(Errno::NOENT, TCP_ESTABLISHED), Ok(false)));
-        assert!(matches!(of(Errno::STALE, TCP_ESTABLISHED), Ok(false)));
-        assert!(matches!(of(Errno::OPNOTSUPP, TCP_FIN_WAIT2), Ok(false)));
-        assert!(matches!(of(Errno::OPNOTSUPP, TCP_ESTABLISHED), Err(SockDiagError::NoDestroy(_))));
-        assert!(matches!(of(Errno::PERM, TCP_ESTABLISHED), Err(SockDiagError::NoDestroy(_))));
-        assert!(matches!(of(Errno::NOMEM, TCP_ESTABLISHED), Err(SockDiagError::Refused(..))));
+        assert!(matches!(meaning(Errno::NOENT, TCP_ESTABLISHED), Ok(false)));
+        assert!(matches!(meaning(Errno::STALE, TCP_ESTABLISHED), Ok(false)));
+        assert!(matches!(meaning(Errno::OPNOTSUPP, TCP_FIN_WAIT2), Ok(false)));
+        assert!(matches!(meaning(Errno::OPNOTSUPP, TCP_ESTABLISHED), Err(SockDiagError::NoDestroy(_))));
+        assert!(matches!(meaning(Errno::PERM, TCP_ESTABLISHED), Err(SockDiagError::NoDestroy(_))));
+        assert!(matches!(meaning(Errno::NOMEM, TCP_ESTABLISHED), Err(SockDiagError::Refused(..))));
     }
 }

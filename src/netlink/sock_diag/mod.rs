@@ -11,6 +11,7 @@
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::ops::ControlFlow::{Break, Continue};
 use std::time::{Duration, Instant};
 
 use netlink_packet_core::{
@@ -22,17 +23,15 @@ use netlink_packet_sock_diag::constants::{
     TCP_FIN_WAIT1, TCP_FIN_WAIT2, TCP_LAST_ACK, TCP_LISTEN, TCP_TIME_WAIT,
 };
 use netlink_packet_sock_diag::inet::{ExtensionFlags, InetRequest, SocketId, StateFlags};
-use netlink_sys::protocols::NETLINK_SOCK_DIAG;
-use netlink_sys::{Socket, SocketAddr as NetlinkAddress};
-use nix::libc::MSG_TRUNC;
-use rustix::net::sockopt::{Timeout, set_socket_timeout};
+use rustix::io::Errno;
 
 mod destroy;
 mod reply;
 
 pub use destroy::{DestroyedCount, end_connections};
-use reply::{DumpState, Record};
+use reply::Record;
 
+use super::socket::{Socket, SocketError};
 use crate::types::Protocol;
 
 /// The protocol number, and the state of a socket that receives packets from any sender; `None` for protocols that are
@@ -121,11 +120,7 @@ pub enum SockDiagError {
     #[error("sockets of {} are not looked up over sock_diag", .0.name())]
     Unsupported(Protocol),
     #[error("cannot ask the kernel for sockets over sock_diag: {0}")]
-    Send(#[source] io::Error),
-    #[error("cannot receive the kernel's list of sockets over sock_diag: {0}")]
-    Receive(#[source] io::Error),
-    #[error("the kernel did not answer over sock_diag within {} s; the next request opens a new socket", REPLY_TIMEOUT.as_secs())]
-    Timeout,
+    Socket(#[from] SocketError),
     #[error(
         "listing {} sockets takes longer than {} s, which happens with very many sockets on one port; see: ss -anp \
          --{}",
@@ -133,13 +128,11 @@ pub enum SockDiagError {
     )]
     Late(Protocol, Duration),
     #[error("the kernel refused to show {} sockets over sock_diag: {}", .0.name(), .1)]
-    Refused(Protocol, #[source] io::Error),
-    #[error("the kernel's sock_diag answer cannot be read: {0}")]
-    Malformed(&'static str),
+    Refused(Protocol, #[source] Errno),
     #[error(
         "the kernel cannot end connections over sock_diag ({0}); it needs CONFIG_INET_DIAG_DESTROY, and portsentry needs CAP_NET_ADMIN"
     )]
-    NoDestroy(#[source] io::Error),
+    NoDestroy(#[source] Errno),
     #[error("{0} and {1} are of different families: write two IPv4 or two IPv6 addresses")]
     MixedFamilies(IpAddr, IpAddr),
 }
@@ -163,9 +156,6 @@ pub const TABLES: [(Protocol, IpAddr); 4] = [
     (Protocol::Udp, IpAddr::V6(Ipv6Addr::UNSPECIFIED)),
 ];
 
-/// The kernel fills at most 32 KiB per datagram of a dump (`net/netlink/af_netlink.c`); twice that is sufficient.
-const DATAGRAM_BUFFER: usize = 64 * 1024;
-
 /// INET_DIAG_NOCOOKIE: matches any socket.
 const NO_COOKIE: [u8; 8] = [0xff; 8];
 
@@ -173,9 +163,7 @@ const NO_COOKIE: [u8; 8] = [0xff; 8];
 pub struct SockDiag {
     /// `None` after a failure: the old socket would still deliver the rest of a broken answer.
     socket: Option<Socket>,
-    sequence: u32,
     request: Vec<u8>,
-    answer: Vec<u8>,
     /// The maximum time for a whole answer.
     limit: Duration,
 }
@@ -189,13 +177,7 @@ impl SockDiag {
     /// Netlink cannot be opened, or the kernel lacks the diag modules. Without them every look-up would find no socket,
     /// and every client of this host would look like a scanner.
     pub fn open() -> Result<Self, SockDiagError> {
-        let mut diag = Self {
-            socket: Some(connect()?),
-            sequence: 0,
-            request: Vec::new(),
-            answer: Vec::with_capacity(DATAGRAM_BUFFER),
-            limit: Duration::MAX,
-        };
+        let mut diag = Self { socket: Some(connect()?), request: Vec::new(), limit: Duration::MAX };
         // Requests sockets in no state, so that the answer is empty, regardless of the number of sockets.
         TABLES.into_iter().try_for_each(|table| diag.dump(table, 0, &mut |_| {}))?;
         Ok(diag)
@@ -242,9 +224,7 @@ impl SockDiag {
         let (number, _) = transport(protocol).ok_or(SockDiagError::Unsupported(protocol))?;
         let id = SocketId { source_address: any, destination_address: any, ..SocketId::new_v4() };
         self.exchange(protocol, request(number, states, id), NLM_F_DUMP, keep).map_err(|error| match error {
-            SockDiagError::Refused(_, error) if error.kind() == io::ErrorKind::NotFound => {
-                SockDiagError::Missing(protocol)
-            }
+            SockDiagError::Refused(_, Errno::NOENT) => SockDiagError::Missing(protocol),
             error => error,
         })
     }
@@ -322,7 +302,7 @@ impl SockDiag {
             owner = if record.state == listening { Owner::Listener } else { Owner::Flow };
         };
         match self.exchange(protocol, request(number, u32::MAX, id), 0, &mut keep) {
-            Err(SockDiagError::Refused(_, error)) if error.kind() == io::ErrorKind::NotFound => Ok(Owner::None),
+            Err(SockDiagError::Refused(_, Errno::NOENT)) => Ok(Owner::None),
             answered => answered.map(|()| owner),
         }
     }
@@ -339,36 +319,22 @@ impl SockDiag {
     where
         M: NetlinkSerializable + Into<NetlinkPayload<M>>,
     {
-        let socket = match self.socket.take() {
-            Some(socket) => socket,
-            None => connect()?,
-        };
-        self.sequence = self.sequence.wrapping_add(1);
+        let mut socket = self.socket.take().map_or_else(connect, Ok)?;
         let mut header = NetlinkHeader::default();
         header.flags = NLM_F_REQUEST | flags;
-        header.sequence_number = self.sequence;
         let mut message = NetlinkMessage::new(header, message.into());
         message.finalize();
         self.request.clear();
         self.request.resize(message.buffer_len(), 0);
         message.serialize(&mut self.request);
-        socket.send_to(&self.request, &NetlinkAddress::new(0, 0), 0).map_err(SockDiagError::Send)?;
-
         let begin = Instant::now();
-        let outcome = loop {
-            receive(&socket, &mut self.answer)?;
-            match reply::read(&self.answer, self.sequence, keep).map_err(SockDiagError::Malformed)? {
-                // The rest of the answer ends with the socket.
-                DumpState::More if begin.elapsed() >= self.limit => {
-                    return Err(SockDiagError::Late(protocol, self.limit));
-                }
-                DumpState::More => {}
-                DumpState::Complete => break Ok(()),
-                DumpState::Refused(error) => break Err(SockDiagError::Refused(protocol, error)),
-            }
-        };
+        let refused = socket.answers(&mut self.request, |message| match reply::read(message, keep) {
+            // The rest of the answer ends with the socket.
+            Continue(()) if begin.elapsed() >= self.limit => Break(Err(SockDiagError::Late(protocol, self.limit))),
+            state => state.map_break(|end| end.map_err(|why| SocketError::Malformed(why).into())),
+        })??;
         self.socket = Some(socket);
-        outcome
+        refused.map_or(Ok(()), |errno| Err(SockDiagError::Refused(protocol, errno)))
     }
 }
 
@@ -384,27 +350,7 @@ fn request(protocol: u8, states: u32, socket_id: SocketId) -> SockDiagMessage {
 }
 
 fn connect() -> Result<Socket, SockDiagError> {
-    let mut socket = Socket::new(NETLINK_SOCK_DIAG).map_err(SockDiagError::Open)?;
-    socket.bind_auto().map_err(SockDiagError::Open)?;
-    set_socket_timeout(&socket, Timeout::Recv, Some(REPLY_TIMEOUT))
-        .map_err(|error| SockDiagError::Open(error.into()))?;
-    Ok(socket)
-}
-
-/// Reads one datagram from the kernel into `answer`. Datagrams of other processes, which may send to a netlink socket
-/// too, are skipped.
-fn receive(socket: &Socket, answer: &mut Vec<u8>) -> Result<(), SockDiagError> {
-    loop {
-        answer.clear();
-        match socket.recv_from(answer, MSG_TRUNC) {
-            Ok((_, sender)) if sender.port_number() != 0 => {}
-            Ok((length, _)) if length > answer.len() => return Err(SockDiagError::Malformed("a datagram over 64 KiB")),
-            Ok(_) => return Ok(()),
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Err(SockDiagError::Timeout),
-            Err(error) => return Err(SockDiagError::Receive(error)),
-        }
-    }
+    Socket::open_sock_diag(REPLY_TIMEOUT).map_err(SockDiagError::Open)
 }
 
 /// The listener in a record of a dump; `None` if it is in another state than requested.
@@ -425,9 +371,11 @@ fn listener(protocol: Protocol, listening: u8, record: &Record) -> Option<Listen
 /// Runs any datagram through the reader of sockets. For the fuzzer.
 #[cfg(any(test, fuzzing))]
 pub(crate) fn fuzz(datagram: &[u8]) {
+    use super::socket::read_answers;
+
     for sequence in 0..4 {
         let mut records = 0;
-        let _ = reply::read(datagram, sequence, &mut |_| records += 1);
+        let _ = read_answers(datagram, sequence, 0, &mut |_, message| reply::read(message, &mut |_| records += 1));
         // A message has a header of 16 bytes and a socket record of 72 bytes.
         assert!(records <= datagram.len() / 88);
     }
@@ -444,7 +392,7 @@ mod tests {
         let nobodys = 254;
         let request = request(nobodys, u32::MAX, SocketId::new_v4());
         let answer = diag.exchange(Protocol::Tcp, request, NLM_F_DUMP, &mut |_| {});
-        assert!(matches!(answer, Err(SockDiagError::Refused(_, error)) if error.kind() == io::ErrorKind::NotFound));
+        assert!(matches!(answer, Err(SockDiagError::Refused(_, Errno::NOENT))));
         assert!(diag.listeners().is_ok(), "the socket still works after an error of the kernel");
     }
 

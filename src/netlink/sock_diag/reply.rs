@@ -1,13 +1,17 @@
-//! Decodes one sock_diag datagram into [`Record`]s. Never panics: every input gives records, an error number of the
-//! kernel, or a description of its malformed part. Does no I/O.
+//! Decodes sock_diag messages into [`Record`]s. Never panics: every input gives a record, an error number of the kernel,
+//! or a description of its malformed part. Does no I/O.
 
-use std::io;
+use std::ops::ControlFlow::{self, Break, Continue};
 
 use netlink_packet_core::{
-    NLM_F_MULTIPART, NLMSG_DONE, NLMSG_ERROR, NLMSG_NOOP, NLMSG_OVERRUN, NetlinkBuffer, NlasIterator, Parseable,
+    NLM_F_MULTIPART, NLMSG_DONE, NLMSG_ERROR, NLMSG_NOOP, NLMSG_OVERRUN, NlasIterator, Parseable,
 };
 use netlink_packet_sock_diag::constants::{INET_DIAG_SKV6ONLY, SOCK_DIAG_BY_FAMILY};
 use netlink_packet_sock_diag::inet::{InetResponseHeader, SocketId};
+use rustix::io::Errno;
+
+use crate::netlink::message::Message;
+use crate::netlink::socket::Ack;
 
 /// The relevant fields of one socket's `struct inet_diag_msg` and its attributes.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -23,54 +27,26 @@ pub(super) struct Record {
     pub(super) v6_only: bool,
 }
 
-/// State of an answer after one of its datagrams.
-#[derive(Debug)]
-pub(super) enum DumpState {
-    More,
-    Complete,
-    /// The kernel ends the answer with this error number.
-    Refused(io::Error),
-}
-
 /// `struct inet_diag_msg` of `linux/inet_diag.h`, in bytes; attributes follow.
 const INET_DIAG_MSG: usize = 72;
 
-/// Reads the messages of one datagram that answer request `sequence`, and passes each socket to `keep`. Messages of
-/// other requests are skipped: they are leftovers of an abandoned request.
-pub(super) fn read(datagram: &[u8], sequence: u32, keep: &mut impl FnMut(Record)) -> Result<DumpState, &'static str> {
-    let mut rest = datagram;
-    while !rest.is_empty() {
-        let message = NetlinkBuffer::new_checked(rest).map_err(|_| "invalid length of a message")?;
-        let payload = message.payload();
-        // The last message may lack its padding.
-        let length = usize::try_from(message.length()).unwrap_or(usize::MAX).next_multiple_of(4);
-        rest = rest.get(length..).unwrap_or_default();
-        if message.sequence_number() != sequence {
-            continue;
-        }
-        match message.message_type() {
-            NLMSG_NOOP => {}
-            NLMSG_DONE if payload.is_empty() => return Ok(DumpState::Complete),
-            NLMSG_DONE | NLMSG_ERROR => return status(payload),
-            NLMSG_OVERRUN => return Err("data was lost (NLMSG_OVERRUN)"),
-            SOCK_DIAG_BY_FAMILY => {
-                keep(record(payload)?);
-                if message.flags() & NLM_F_MULTIPART == 0 {
-                    return Ok(DumpState::Complete);
-                }
-            }
-            _ => return Err("a message of an unknown type"),
-        }
-    }
-    Ok(DumpState::More)
-}
-
-/// The negative error number at the start of the payload of NLMSG_ERROR and NLMSG_DONE; 0 means success.
-fn status(payload: &[u8]) -> Result<DumpState, &'static str> {
-    let (code, _) = payload.split_first_chunk().ok_or("an error message without its number")?;
-    Ok(match i32::from_ne_bytes(*code) {
-        0 => DumpState::Complete,
-        code => DumpState::Refused(io::Error::from_raw_os_error(code.saturating_neg())),
+/// Reads one message of an answer, and passes a socket to `keep`. Breaks at the end of the answer, which may be an error
+/// number of the kernel.
+pub(super) fn read(
+    message: &Message<'_>,
+    keep: &mut impl FnMut(Record),
+) -> ControlFlow<Result<Option<Errno>, &'static str>> {
+    Break(match (message.kind, Ack::read(message)) {
+        (_, Some(ack)) => Ok(ack.errno),
+        (NLMSG_NOOP, None) => return Continue(()),
+        (NLMSG_DONE, None) => Ok(None),
+        (NLMSG_ERROR, None) => Err("an error message without its number"),
+        (NLMSG_OVERRUN, None) => Err("data was lost (NLMSG_OVERRUN)"),
+        (SOCK_DIAG_BY_FAMILY, None) => match record(message.body).map(&mut *keep) {
+            Ok(()) if message.flags & NLM_F_MULTIPART != 0 => return Continue(()),
+            kept => kept.map(|()| None),
+        },
+        (_, None) => Err("a message of an unknown type"),
     })
 }
 
@@ -93,6 +69,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::netlink::socket::{SocketError, read_answers};
 
     /// Linux 6.18's answer to request 7, a dump of IPv6 TCP listeners: [::]:1000 dual-stack, and [fd09::1]:1001 with
     /// IPV6_V6ONLY on device 2.
@@ -119,10 +96,13 @@ mod tests {
         hex.as_bytes().chunks(2).map(|pair| digit(pair[0]) << 4 | digit(pair[1])).collect()
     }
 
-    fn records(datagram: &[u8], sequence: u32) -> (Result<DumpState, &'static str>, Vec<Record>) {
+    /// The sockets in the answer to request `sequence`, and its end: `None` if more datagrams follow.
+    fn records(datagram: &[u8], sequence: u32) -> (Result<Option<Option<Errno>>, SocketError>, Vec<Record>) {
         let mut records = Vec::new();
-        let outcome = read(datagram, sequence, &mut |record| records.push(record));
-        (outcome, records)
+        let mut keep = |record| records.push(record);
+        let outcome = read_answers(datagram, sequence, 0, &mut |_, message| read(message, &mut keep));
+        let end = outcome.and_then(|end| end.break_value().transpose().map_err(SocketError::Malformed));
+        (end, records)
     }
 
     fn error(code: i32) -> Vec<u8> {
@@ -134,8 +114,8 @@ mod tests {
 
     #[test]
     fn kernel_dump_reads_as_sockets() {
-        let (outcome, records) = records(&bytes(DUMP), 7);
-        assert!(matches!(outcome, Ok(DumpState::More)));
+        let (outcome, sockets) = records(&bytes(DUMP), 7);
+        assert!(matches!(outcome, Ok(None)));
         let id = SocketId { source_port: 1000, cookie: [0x81, 1, 0, 0, 0, 0, 0, 0], ..SocketId::new_v6() };
         let any = Record { state: 10, id, user: 0, v6_only: false };
         let id = SocketId {
@@ -146,15 +126,15 @@ mod tests {
             ..SocketId::new_v6()
         };
         let one = Record { id, v6_only: true, ..any.clone() };
-        assert_eq!(records, [any, one]);
-        assert!(matches!(read(&bytes(DONE), 7, &mut |_| ()), Ok(DumpState::Complete)));
+        assert_eq!(sockets, [any, one]);
+        assert!(matches!(records(&bytes(DONE), 7).0, Ok(Some(None))));
     }
 
     #[test]
     fn answer_to_other_request_is_skipped() {
         for datagram in [bytes(DUMP), bytes(DONE), error(-2)] {
             let (outcome, records) = records(&datagram, 8);
-            assert!(matches!(outcome, Ok(DumpState::More)) && records.is_empty());
+            assert!(matches!(outcome, Ok(None)) && records.is_empty());
         }
     }
 
@@ -164,20 +144,17 @@ mod tests {
         datagram.truncate(132);
         datagram[6] = 0;
         let (outcome, records) = records(&datagram, 7);
-        assert!(matches!(outcome, Ok(DumpState::Complete)) && records.len() == 1);
+        assert!(matches!(outcome, Ok(Some(None))) && records.len() == 1);
     }
 
     #[test]
     fn kernel_error_is_reported_zero_is_success() {
-        assert!(matches!(records(&error(-2), 7).0, Ok(DumpState::Refused(e)) if e.kind() == io::ErrorKind::NotFound));
-        assert!(matches!(records(&error(0), 7).0, Ok(DumpState::Complete)));
-        assert!(matches!(records(&error(i32::MIN), 7).0, Ok(DumpState::Refused(_))));
+        assert!(matches!(records(&error(-2), 7).0, Ok(Some(Some(Errno::NOENT)))));
+        assert!(matches!(records(&error(0), 7).0, Ok(Some(None))));
+        assert!(matches!(records(&error(i32::MIN), 7).0, Ok(Some(Some(_)))));
         let mut failed_dump = bytes(DONE);
         failed_dump[16..20].copy_from_slice(&(-2i32).to_ne_bytes());
-        assert!(
-            matches!(records(&failed_dump, 7).0, Ok(DumpState::Refused(_))),
-            "the last message of a dump may be an error"
-        );
+        assert!(matches!(records(&failed_dump, 7).0, Ok(Some(Some(_)))), "the last message of a dump may be an error");
     }
 
     #[test]

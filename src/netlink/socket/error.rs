@@ -29,8 +29,10 @@ pub enum SocketError {
         text: String,
     },
     /// No answer arrived. The request may have taken effect.
-    #[error("the kernel did not answer within {} s; if this repeats, restart portsentry", ANSWER_TIMEOUT.as_secs())]
+    #[error("the kernel did not answer in time; if this repeats, restart portsentry")]
     NoAnswer,
+    #[error("the kernel's answer cannot be read: {0}")]
+    Malformed(&'static str),
     /// Answers were lost because the receive buffer was full. The request may have taken effect.
     #[error(
         "answers of the kernel were lost, because the receive buffer of {0} bytes was full; raise net.core.rmem_max"
@@ -60,7 +62,7 @@ impl SocketError {
         match self {
             Self::NoNfTables(errno) | Self::NotPermitted(errno) | Self::Refused { errno, .. } => Some(*errno),
             Self::Io(error) => Errno::from_io_error(error),
-            Self::NoAnswer | Self::Overrun(_) | Self::Unsteady | Self::TooBig { .. } => None,
+            Self::NoAnswer | Self::Malformed(_) | Self::Overrun(_) | Self::Unsteady | Self::TooBig { .. } => None,
         }
     }
 

@@ -12,10 +12,11 @@ use std::ops::ControlFlow::{self, Break, Continue};
 use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
 
 use netlink_packet_core::{NLM_F_ACK_TLVS, NLM_F_CAPPED, NLM_F_DUMP_INTR, NLMSG_DONE, NLMSG_ERROR};
 use netlink_sys::SocketAddr;
-use netlink_sys::protocols::{NETLINK_NETFILTER, NETLINK_ROUTE};
+use netlink_sys::protocols::{NETLINK_NETFILTER, NETLINK_ROUTE, NETLINK_SOCK_DIAG};
 use nix::libc::MSG_TRUNC;
 use rtnetlink::sys::{AsyncSocket, TokioSocket};
 use rustix::io::Errno;
@@ -49,6 +50,13 @@ impl Socket {
         let socket = Self::connected(NETLINK_ROUTE)?;
         // Enables filtering of lists in the kernel. Kernels before 4.20 lack it; then the reader has to filter.
         let _ = socket.inner.set_netlink_get_strict_chk(true);
+        Ok(socket)
+    }
+
+    /// Opens a socket to the socket tables, on which each wait ends after `timeout`.
+    pub(in crate::netlink) fn open_sock_diag(timeout: Duration) -> std::io::Result<Self> {
+        let socket = Self::connected(NETLINK_SOCK_DIAG)?;
+        sockopt::set_socket_timeout(&socket.inner, Timeout::Recv, Some(timeout))?;
         Ok(socket)
     }
 
@@ -122,22 +130,27 @@ impl Socket {
         mut take: impl FnMut(u32, &Message<'_>) -> ControlFlow<T>,
     ) -> Result<T, SocketError> {
         loop {
-            for message in Messages(receive(&self.inner, &mut self.replies)?) {
-                let place = message.sequence.wrapping_sub(first);
-                if place <= more
-                    && let Break(end) = take(place, &message)
-                {
-                    return Ok(end);
-                }
+            if let Break(end) = read_answers(receive(&self.inner, &mut self.replies)?, first, more, &mut take)? {
+                return Ok(end);
             }
         }
     }
 
-    /// Sends a request for one object and passes its answer to `take`.
-    pub(crate) fn ask(&mut self, request: &mut [u8], mut take: impl FnMut(&Message<'_>)) -> Result<(), SocketError> {
+    /// Sends a request once, and passes each message of the answer to `take` until that breaks. Then the rest of the
+    /// answer is still to come.
+    pub(in crate::netlink) fn answers<T>(
+        &mut self,
+        request: &mut [u8],
+        mut take: impl FnMut(&Message<'_>) -> ControlFlow<T>,
+    ) -> Result<T, SocketError> {
         let sequence = self.number(request);
         send(&self.inner, request)?;
-        let refused = self.receive_answers(sequence, 0, |_, message| {
+        self.receive_answers(sequence, 0, |_, message| take(message))
+    }
+
+    /// Sends a request for one object and passes its answer to `take`.
+    pub(crate) fn ask(&mut self, request: &mut [u8], mut take: impl FnMut(&Message<'_>)) -> Result<(), SocketError> {
+        let refused = self.answers(request, |message| {
             let ack = Ack::read(message);
             if ack.is_none() {
                 take(message);
@@ -165,9 +178,7 @@ impl Socket {
     ) -> Result<T, SocketError> {
         for _ in 0..MAX_ATTEMPTS {
             let mut list = start();
-            let sequence = self.number(request);
-            send(&self.inner, request)?;
-            match self.read_list(sequence, |message| take(&mut list, message)) {
+            match self.read_list(request, |message| take(&mut list, message)) {
                 Ok(true) => return Ok(list),
                 Ok(false) | Err(SocketError::Overrun(_)) => {}
                 Err(error) => return Err(error),
@@ -176,10 +187,10 @@ impl Socket {
         Err(SocketError::Unsteady)
     }
 
-    /// Reads a list to its end; false if it changed meanwhile.
-    fn read_list(&mut self, sequence: u32, mut take: impl FnMut(&Message<'_>)) -> Result<bool, SocketError> {
+    /// Requests a list and reads it to its end; false if it changed meanwhile.
+    fn read_list(&mut self, request: &mut [u8], mut take: impl FnMut(&Message<'_>)) -> Result<bool, SocketError> {
         let mut steady = true;
-        self.receive_answers(sequence, 0, |_, message| {
+        self.answers(request, |message| {
             steady &= message.flags & NLM_F_DUMP_INTR == 0;
             Break(match Ack::read(message) {
                 // EINTR: the kernel aborted the list.
@@ -229,15 +240,15 @@ impl Socket {
 }
 
 /// The kernel's acknowledgement of one message: NLMSG_ERROR with zero or an error, or NLMSG_DONE with an error.
-struct Ack<'a> {
+pub(super) struct Ack<'a> {
     /// `None` on success.
-    errno: Option<Errno>,
+    pub(super) errno: Option<Errno>,
     text: &'a str,
 }
 
 impl<'a> Ack<'a> {
     /// Reads an acknowledgement; `None` if the message is not one.
-    fn read(message: &Message<'a>) -> Option<Self> {
+    pub(super) fn read(message: &Message<'a>) -> Option<Self> {
         let (code, rest) = message.body.split_first_chunk::<4>()?;
         let code = i32::from_ne_bytes(*code);
         let words = match message.kind {
@@ -297,6 +308,27 @@ pub(crate) fn listen(protocol: isize, groups: impl IntoIterator<Item = u32>) -> 
     socket.socket_mut().bind_auto()?;
     groups.into_iter().try_for_each(|group| socket.socket_ref().add_membership(group))?;
     Ok(socket)
+}
+
+/// Passes each message of a datagram that answers the requests with the sequence number `first` and the `more` following
+/// ones to `take`, until that breaks.
+#[inline]
+pub(super) fn read_answers<T>(
+    datagram: &[u8],
+    first: u32,
+    more: u32,
+    take: &mut impl FnMut(u32, &Message<'_>) -> ControlFlow<T>,
+) -> Result<ControlFlow<T>, SocketError> {
+    let mut messages = Messages(datagram);
+    for message in messages.by_ref() {
+        let place = message.sequence.wrapping_sub(first);
+        if place <= more
+            && let Break(end) = take(place, &message)
+        {
+            return Ok(Break(end));
+        }
+    }
+    if messages.0.is_empty() { Ok(Continue(())) } else { Err(SocketError::Malformed("invalid length of a message")) }
 }
 
 fn receive<'a>(socket: &netlink_sys::Socket, replies: &'a mut Vec<u8>) -> Result<&'a [u8], SocketError> {
