@@ -11,21 +11,19 @@
 //! `cargo bench --bench block_latency -- "first probe" busy` measures only the rows with all of these words.
 #![cfg(test)]
 
-mod support;
-
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
 use netns_lab::Lab;
+use netns_lab::bench::{self, Frames, remote_source};
 use netns_lab::daemon::Daemon;
 use netns_lab::raw::SYN;
 use pcap::{Active, Capture};
 use portsentry::enforce::nft::Table;
 use portsentry::types::BanTarget;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, connect, socket_with};
-use support::{Frames, remote_source};
 use thread_priority::{
     RealtimeThreadSchedulePolicy, ThreadPriority, ThreadSchedulePolicy, set_thread_priority_and_policy,
     thread_native_id,
@@ -40,14 +38,14 @@ const NOISE: u32 = 5_000;
 const PORTS: [u16; 3] = [23, 110, 445];
 
 fn main() {
-    let runs = u8::try_from(support::runs(RUNS).min(100)).unwrap();
+    let runs = u8::try_from(bench::runs(RUNS).min(100)).unwrap();
     let forked_nft = forked(&[], runs);
     let shell = forked(&["sh", "-c"], runs);
-    support::table(
+    bench::table(
         "From the packets to the ban, in microseconds",
         "what | runs | median | p90 | p99 | worst | times faster than a forked nft",
     );
-    let base = support::median(&forked_nft);
+    let base = bench::median(&forked_nft);
     row("`nft add element`, forked, alone", || forked_nft, base);
     row("the same through `sh -c`, as classic PortSentry runs it", || shell, base);
     for (trigger, trap, name) in [
@@ -123,7 +121,7 @@ impl Around {
 /// Captures the same probes without judging them.
 fn bare(around: Around) -> Vec<f64> {
     let lab = Lab::new(&["attacker", "noise"]);
-    let runs = u32::try_from(support::runs(OWN_RUNS)).unwrap();
+    let runs = u32::try_from(bench::runs(OWN_RUNS)).unwrap();
     let mut frames = Frames::new(&lab, "attacker", SYN, (0..runs).map(|run| (remote_source(run), 23)));
     around.during(&lab, || {
         std::thread::scope(|scope| {
@@ -165,11 +163,11 @@ fn use_sensor_priority() {
 
 /// Measures and prints, unless the command line selects other rows.
 fn row(name: &str, measure: impl FnOnce() -> Vec<f64>, base: f64) {
-    if !support::is_selected(name) {
+    if !bench::is_selected(name) {
         return;
     }
     let spans = &measure();
-    let [median, ninth, late, worst] = [0.5, 0.9, 0.99, 1.0].map(|share| support::quantile(spans, share));
+    let [median, ninth, late, worst] = [0.5, 0.9, 0.99, 1.0].map(|share| bench::quantile(spans, share));
     let runs = spans.len();
     println!("| {name} | {runs} | {median:.0} | {ninth:.0} | {late:.0} | {worst:.0} | {:.1} |", base / median);
 }
@@ -187,7 +185,7 @@ fn own(trigger: u8, around: Around) -> Vec<f64> {
     let file = lab.path("events.json");
     let report = format!("[report]\njson_file = \"{}\"\n", file.display());
     let daemon = Daemon::start_configured(&lab, &settings(trigger, false, &report), &[]);
-    let runs = u32::try_from(support::runs(OWN_RUNS)).unwrap();
+    let runs = u32::try_from(bench::runs(OWN_RUNS)).unwrap();
     let ports = &PORTS[..=usize::from(trigger)];
     let probes = (0..runs).flat_map(|run| ports.iter().map(move |port| (remote_source(run), *port)));
     let mut frames = Frames::new(&lab, "attacker", SYN, probes);

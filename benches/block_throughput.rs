@@ -3,17 +3,15 @@
 //! Needs root.
 #![cfg(test)]
 
-mod support;
-
 use std::fmt::Write as _;
 use std::time::{Duration, Instant};
 
 use netns_lab::Lab;
+use netns_lab::bench::{self, Cost, Frames, remote_source};
 use netns_lab::daemon::Daemon;
 use netns_lab::raw::SYN;
 use portsentry::enforce::nft::Table;
 use portsentry::types::BanTarget;
-use support::{Cost, Frames, remote_source};
 
 /// Sources of one measurement.
 const SOURCES: u32 = 100_000;
@@ -30,15 +28,15 @@ const WITH_TRAP: &str = "expire = \"1h\"\n[detect]\nscan_trigger = 0\n[block]\nm
                          [block.nft]\nsize = 262144\n[trap]\ntcp = true\n";
 
 fn main() {
-    let runs = support::runs(RUNS);
+    let runs = bench::runs(RUNS);
     let (forked, whole): (Vec<f64>, Vec<f64>) = (0..runs).map(|_| baseline()).unzip();
-    let base = support::median(&forked);
-    support::table(
+    let base = bench::median(&forked);
+    bench::table(
         &format!("Blocks a second, each source by one packet; median of {runs} runs"),
         "what | blocks/s | times a forked nft | lost, at most",
     );
     println!("| `nft add element`, forked for each | {base:.0} | 1 | 0 |");
-    let all = support::median(&whole);
+    let all = bench::median(&whole);
     println!("| `nft -f` of a file with {SOURCES} elements | {all:.0} | {:.0} | 0 |", all / base);
     // No flags: the sensor bans after one packet, and the trap ignores it.
     let (alone, trap) = ((SETTINGS, 0), (WITH_TRAP, SYN));
@@ -51,11 +49,11 @@ fn main() {
         (format!("trap, {SOURCES} sources, at link speed"), SOURCES, None, trap),
     ] {
         let runs: Vec<(f64, usize)> = (0..runs).map(|_| blocks(count, pace, mode)).collect();
-        let rate = support::median(&runs.iter().map(|run| run.0).collect::<Vec<_>>());
+        let rate = bench::median(&runs.iter().map(|run| run.0).collect::<Vec<_>>());
         let lost = runs.iter().map(|run| run.1).max().unwrap();
         println!("| portsentry, {name} | {rate:.0} | {:.0} | {lost} |", rate / base);
     }
-    support::table(
+    bench::table(
         &format!("One source that is blocked already, {PACKETS} packets at link speed; each run"),
         "packets/s | lost by the capture | processor time a packet, µs | lines in the log",
     );
@@ -121,7 +119,7 @@ fn repeated_packets() {
     let mut frames = Frames::new(&lab, "forger", 0, (0..PACKETS).map(|_| (remote_source(1), 23)));
     lab.wire("forger").send(&netns_lab::raw::tcp(remote_source(1), lab.victim_v4("forger").into(), 23, 0));
     lab.expect_ban(remote_source(1));
-    let Cost { rate, lost, processor, .. } = support::cost_of(&lab, &daemon, &mut frames, None);
+    let Cost { rate, lost, processor, .. } = bench::cost_of(&lab, &daemon, &mut frames, None);
     let lines = daemon.lines_with("10.128.0.1").len();
     println!("| {rate:.0} | {lost} | {processor:.2} | {lines} |");
     daemon.stop();

@@ -7,13 +7,12 @@
 //! redis-server; no root.
 #![cfg(test)]
 
-mod support;
-
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+use netns_lab::bench;
 use netns_lab::fleet::{Engine, Member, Users, processor_time_of};
 
 /// Reports whose propagation is measured.
@@ -27,10 +26,10 @@ const AUTHORS: usize = 1_000;
 const OF_EACH: usize = 100;
 
 fn main() {
-    if support::is_selected("fleet") {
+    if bench::is_selected("fleet") {
         fleet();
     }
-    if support::is_selected("late joiner") {
+    if bench::is_selected("late joiner") {
         late_joiner();
     }
 }
@@ -46,15 +45,15 @@ fn fleet() {
         member.await_scan();
     }
 
-    support::table(
+    bench::table(
         &format!("A report of one of {hosts} hosts, until the others have it, in milliseconds"),
         "what | deliveries | median | p99 | worst | times the bare notice | server's processor time per report, ms",
     );
     let bare = bare_notices(&engine);
     let cells =
-        |spans: &[f64]| [0.5, 0.99, 1.0].map(|share| format!("{:.2}", support::quantile(spans, share))).join(" | ");
+        |spans: &[f64]| [0.5, 0.99, 1.0].map(|share| format!("{:.2}", bench::quantile(spans, share))).join(" | ");
     println!("| bare notice, to one subscriber | {} | {} | 1 | |", bare.len(), cells(&bare));
-    let reports = support::runs(REPORTS);
+    let reports = bench::runs(REPORTS);
     let before = engine_time(&engine);
     let mut spans = Vec::new();
     for number in 0..reports {
@@ -68,10 +67,10 @@ fn fleet() {
         }
     }
     let each = (engine_time(&engine) - before).as_secs_f64() * 1e3 / reports as f64;
-    let times = support::quantile(&spans, 0.5) / support::quantile(&bare, 0.5);
+    let times = bench::quantile(&spans, 0.5) / bench::quantile(&bare, 0.5);
     println!("| report to the daemon of another host | {} | {} | {times:.0} | {each:.2} |", spans.len(), cells(&spans));
 
-    support::table(
+    bench::table(
         &format!("A burst: each of {hosts} hosts reports {BURST} sources at once, until one of them has all"),
         "reports | seconds | reports/s | deliveries/s | processor time of a host per 1,000 reports, ms | server's, ms",
     );
@@ -134,7 +133,7 @@ fn start(host: &str, engine: &Engine) -> Member {
 
 /// A host joins a fleet with 100,000 reports.
 fn late_joiner() {
-    support::table(
+    bench::table(
         &format!("A late joiner that finds {} reports of {AUTHORS} authors", AUTHORS * OF_EACH),
         "run | seconds until its daemon has all | times redis-cli --scan | resident after it, MiB | its processor time, s \
          | server's, s | server's memory, MiB",
@@ -147,7 +146,7 @@ fn late_joiner() {
         AUTHORS * OF_EACH - 1
     );
     engine.admin(&["EVAL", &fill, "0"]);
-    for run in 1..=support::runs(3) {
+    for run in 1..=bench::runs(3) {
         let begun = Instant::now();
         let mut scan = Command::new("redis-cli");
         scan.arg("-s").arg(engine.socket()).args(["--user", "admin", "--pass", "admin", "--no-auth-warning", "--scan"]);

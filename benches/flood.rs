@@ -7,16 +7,14 @@
 //! `cargo bench --bench flood -- forged 240000` measures only the rows with all of these words, and the real scanner.
 #![cfg(test)]
 
-mod support;
-
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
+use netns_lab::bench::{self, Cost, Frames, Scanner, remote_source};
 use netns_lab::daemon::Daemon;
 use netns_lab::raw::SYN;
 use netns_lab::services::{EIGHT, Services};
 use netns_lab::{Lab, TIMEOUT};
-use support::{Cost, Frames, Scanner, remote_source};
 
 /// Packets of a flood.
 const PACKETS: u32 = 1_000_000;
@@ -40,8 +38,8 @@ const SETTINGS: &str = "expire = \"24h\"\n[trap]\ntcp = false\n";
 const WITH_TRAP: &str = "expire = \"24h\"\n[trap]\ntcp = true\n";
 
 fn main() {
-    let runs = support::runs(RUNS);
-    support::table(
+    let runs = bench::runs(RUNS);
+    bench::table(
         &format!("A flood of {PACKETS} SYNs; median of {runs} runs, the memory and the losses of the worst"),
         "flood | packets/s, no program | packets/s | lost by the capture | processor time for a million packets, s | \
          resident at most, MiB | bans of full length | afterwards as before",
@@ -58,17 +56,17 @@ fn main() {
     let all = all.flat_map(|(flood, pace)| hosts.map(|host| (flood, pace, host)));
     for ((kind, packets), (how, pace), (host, firewall, settings)) in all {
         let name = format!("{kind}, {how}{host}");
-        if !support::is_selected(&name) {
+        if !bench::is_selected(&name) {
             continue;
         }
         let flood = Flood { packets: *packets, pace: *pace, firewall, settings };
         let alone: Vec<f64> = (0..runs).map(|_| unguarded(&flood)).collect();
         let runs: Vec<Run> = (0..runs).map(|_| guarded(&flood)).collect();
-        let of = |figure: fn(&Run) -> f64| support::median(&runs.iter().map(figure).collect::<Vec<_>>());
+        let of = |figure: fn(&Run) -> f64| bench::median(&runs.iter().map(figure).collect::<Vec<_>>());
         let most = |figure: fn(&Run) -> u64| runs.iter().map(figure).max().unwrap();
         println!(
             "| {name} | {:.0} | {:.0} | {} | {:.2} | {:.1} | {} | {} |",
-            support::median(&alone),
+            bench::median(&alone),
             of(|run| run.cost.rate),
             most(|run| run.cost.lost),
             of(|run| run.cost.processor),
@@ -78,7 +76,7 @@ fn main() {
         );
     }
     let hidden_among = format!("among {AROUND} forged SYNs a second: from its start to its ban, ms; each run");
-    support::table(
+    bench::table(
         &format!("A real scanner (`nmap -sS`) {hidden_among}"),
         "ports of each forged source | first closed ports to ban | others blocked",
     );
@@ -136,7 +134,7 @@ fn guarded(flood: &Flood) -> Run {
     let _services = Services::open(&lab, &EIGHT);
     let daemon = Daemon::start_configured(&lab, flood.settings, &[]);
     let mut frames = flood.frames(&lab);
-    let cost = support::cost_of(&lab, &daemon, &mut frames, flood.pace);
+    let cost = bench::cost_of(&lab, &daemon, &mut frames, flood.pace);
     let bans = lab.set("blocked");
     let long = bans.iter().filter(|ban| ban.timeout.is_none_or(|timeout| timeout > SHORT)).count();
     let served = lab.is_served("client", lab.victim_v4("client").into(), EIGHT[0], Duration::from_secs(3));
@@ -158,7 +156,7 @@ fn hidden(ports: u32) {
         let _scanner = Scanner::start(&lab, "scanner", lab.victim_v4("scanner").into(), &["-sS"]);
         let begin = Instant::now();
         let within_timeout = || begin.elapsed() < TIMEOUT;
-        let banned = support::wait_for_ban(&lab, lab.v4("scanner").into(), Duration::from_millis(1), within_timeout);
+        let banned = bench::wait_for_ban(&lab, lab.v4("scanner").into(), Duration::from_millis(1), within_timeout);
         assert!(banned, "the real scanner was not banned");
         begin.elapsed()
     });

@@ -3,12 +3,11 @@
 //! single probe of a closed port leads to a ban. Needs root.
 #![cfg(test)]
 
-mod support;
-
 use std::net::{SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 
 use netns_lab::Lab;
+use netns_lab::bench;
 use netns_lab::daemon::Daemon;
 use netns_lab::services::Services;
 
@@ -19,7 +18,7 @@ const FIRST: u16 = 700;
 const SETTINGS: &str = "expire = \"1h\"\n[detect]\nscan_trigger = 0\n[trap]\ntcp = true\n";
 
 fn main() {
-    let runs = support::runs(RUNS);
+    let runs = bench::runs(RUNS);
     let lab = Lab::new(&["client", "attacker"]);
     let daemon = Daemon::start_configured(&lab, SETTINGS, &[]);
     let ports: Vec<u16> = (FIRST..).take(runs).collect();
@@ -44,11 +43,11 @@ fn main() {
     assert_eq!(lab.provoke_ban("attacker"), std::net::IpAddr::from(lab.v4("attacker")), "the trap is not armed");
     daemon.stop();
     let title = format!("A service that has just started, {runs} of them, in milliseconds");
-    support::table(&title, "what | median | worst");
+    bench::table(&title, "what | median | worst");
     for (label, spans) in
         [("until its first client is connected", &served), ("until its port has left `trapped`", &untrapped)]
     {
-        println!("| {label} | {:.1} | {:.1} |", support::median(spans), support::quantile(spans, 1.0));
+        println!("| {label} | {:.1} | {:.1} |", bench::median(spans), bench::quantile(spans, 1.0));
     }
     println!("\nClients banned for it: {banned} of {runs}");
 }

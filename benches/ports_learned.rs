@@ -11,20 +11,18 @@
 //! measures them with one kind of scan.
 #![cfg(test)]
 
-mod support;
-
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::net::{IpAddr, Ipv6Addr, UdpSocket};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use netns_lab::Lab;
+use netns_lab::bench::{self, Frames, Scanner};
 use netns_lab::daemon::Daemon;
 use netns_lab::raw::SYN;
 use netns_lab::services::{EIGHT, Services};
 use pcap::{Active, Capture};
 use portsentry::wire::{self, LinkType, TcpFlags, Transport};
-use support::{Frames, Scanner};
 
 /// Runs of each cell, and of those without the program, which vary little.
 const RUNS: usize = 9;
@@ -77,14 +75,14 @@ const SETTINGS: [(&str, Option<Setting>); 7] = [
 ];
 
 fn main() {
-    let runs = support::runs(RUNS);
-    let both = |setting: &str, scan: &str| support::is_selected(&format!("{setting} {scan}"));
+    let runs = bench::runs(RUNS);
+    let both = |setting: &str, scan: &str| bench::is_selected(&format!("{setting} {scan}"));
     let settings = SETTINGS.iter().filter(|(setting, _)| SCANS.iter().any(|(scan, _)| both(setting, scan)));
     let scans: Vec<&Scan> =
         SCANS.iter().filter(|(scan, _)| SETTINGS.iter().any(|(name, _)| both(name, scan))).collect();
     let tables: Vec<_> = settings.map(|(name, setting)| (*name, guarded(*setting, &scans, runs))).collect();
     for (_, cells) in tables.iter().filter(|(name, _)| *name == SETTINGS[0].0) {
-        let known = cells.iter().flatten().all(|learned| support::median(learned) == 8.0);
+        let known = cells.iter().flatten().all(|learned| bench::median(learned) == 8.0);
         assert!(known, "nmap does not find unprotected ports: {cells:?}");
     }
     println!("\nOpen ports that nmap learns, of eight: median [least to most] and mean of {runs} runs");
@@ -100,7 +98,7 @@ fn main() {
 }
 
 fn cell(learned: &[f64]) -> String {
-    let [least, median, most] = [0.0, 0.5, 1.0].map(|share| support::quantile(learned, share));
+    let [least, median, most] = [0.0, 0.5, 1.0].map(|share| bench::quantile(learned, share));
     let mean = learned.iter().sum::<f64>() / learned.len() as f64;
     format!("{median:.0} [{least:.0} to {most:.0}], mean {mean:.2}")
 }
@@ -155,7 +153,7 @@ fn flood(lab: &Lab, stop: &AtomicBool) {
         .map(|second| {
             let numbers = second * FORGED_RATE..(second + 1) * FORGED_RATE;
             let packets =
-                numbers.map(|number| (support::remote_source(number), u16::try_from(1 + number % 1_000).unwrap()));
+                numbers.map(|number| (bench::remote_source(number), u16::try_from(1 + number % 1_000).unwrap()));
             Frames::new(lab, "forger", SYN, packets)
         })
         .collect();
@@ -187,7 +185,7 @@ fn once(lab: &Lab, host: &str, (source, target): (IpAddr, IpAddr), arguments: &[
         let mut scanner = Scanner::start(lab, host, target, arguments);
         let begin = Instant::now();
         let goes_on = || scanner.is_running() && begin.elapsed() <= LIMIT;
-        let banned = support::wait_for_ban(lab, source, Duration::from_millis(5), goes_on);
+        let banned = bench::wait_for_ban(lab, source, Duration::from_millis(5), goes_on);
         if banned {
             std::thread::sleep(AFTER);
         }

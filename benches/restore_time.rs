@@ -6,13 +6,12 @@
 //! `RUNS=1` shortens it, `MILLION=no` omits the second table.
 #![cfg(test)]
 
-mod support;
-
 use std::fmt::Write as _;
 use std::net::Ipv4Addr;
 use std::time::{Duration, Instant, SystemTime};
 
 use netns_lab::Lab;
+use netns_lab::bench;
 use netns_lab::daemon::{Daemon, binary};
 use portsentry::enforce::nft::Table;
 use portsentry::ledger::{BanAuthor, BanRecord, Ledger, LoadedState};
@@ -32,8 +31,8 @@ const BOUND: Duration = Duration::from_secs(110);
 const DAY: Duration = Duration::from_secs(86_400);
 
 fn main() {
-    let runs = support::runs(RUNS);
-    support::table(
+    let runs = bench::runs(RUNS);
+    bench::table(
         &format!("Until all bans are in the kernel again, in milliseconds; median and worst of {runs} runs"),
         "bans | `nft -f` with a file: median | worst | after a start: median | worst | \
          after `nft flush ruleset`: median | worst | missing then | `recall`",
@@ -63,7 +62,7 @@ struct Run {
 /// The median and the worst, as two cells.
 fn median_and_worst(spans: impl Iterator<Item = Duration>) -> String {
     let millis: Vec<f64> = spans.map(|span| span.as_secs_f64() * 1e3).collect();
-    format!("{:.0} | {:.0}", support::median(&millis), support::quantile(&millis, 1.0))
+    format!("{:.0} | {:.0}", bench::median(&millis), bench::quantile(&millis, 1.0))
 }
 
 fn source(number: u32) -> BanTarget {
@@ -130,7 +129,7 @@ fn once(bans: u32) -> Run {
     // restore.
     for last in [source(0), source(bans - 1)] {
         let within_timeout = || begin.elapsed() < netns_lab::TIMEOUT;
-        let back = support::wait_for_ban(&lab, last.element(), Duration::from_millis(2), within_timeout);
+        let back = bench::wait_for_ban(&lab, last.element(), Duration::from_millis(2), within_timeout);
         assert!(back, "{last} is not restored");
     }
     let started = begin.elapsed();
@@ -146,7 +145,7 @@ fn once(bans: u32) -> Run {
 
 /// A million bans: each step once, with its time.
 fn million() {
-    support::table("A million bans (`block.nft.size = 1100000`), each step once, in seconds", "step | s");
+    bench::table("A million bans (`block.nft.size = 1100000`), each step once, in seconds", "step | s");
     let (lab, end) = (Lab::new(&["attacker"]), Instant::now() + BOUND);
     let row = |step: &str, begin: Instant, done: bool| {
         let took = begin.elapsed().as_secs_f64();

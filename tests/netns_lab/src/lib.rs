@@ -16,6 +16,7 @@
     reason = "a test fails by panicking, in its helpers too"
 )]
 
+pub mod bench;
 pub mod daemon;
 mod disk;
 pub mod fleet;

@@ -1,6 +1,5 @@
 //! Provides helpers for the benchmarks of the whole program: the number of runs, tables of results, packets at a known
 //! rate, a scanner, the wait for its ban, and the resources that the program used.
-#![allow(dead_code, reason = "each benchmark uses its own part of it")]
 
 use std::fs;
 use std::io::IoSlice;
@@ -16,27 +15,27 @@ use portsentry::control::client::Client;
 use portsentry::enforce::nft::Table;
 use portsentry::types::BanTarget;
 
-use netns_lab::Lab;
-use netns_lab::daemon::Daemon;
-use netns_lab::raw;
+use crate::Lab;
+use crate::daemon::Daemon;
+use crate::raw;
 
 /// The number of runs of a measurement: the environment's `RUNS`, or else `usual`.
-pub(crate) fn runs(usual: usize) -> usize {
+pub fn runs(usual: usize) -> usize {
     std::env::var("RUNS").ok().and_then(|text| text.parse().ok()).filter(|runs| *runs > 0).unwrap_or(usual)
 }
 
 /// True if this row is selected: it contains all the words of the command line.
-pub(crate) fn is_selected(name: &str) -> bool {
+pub fn is_selected(name: &str) -> bool {
     std::env::args().skip(1).filter(|word| !word.starts_with("--")).all(|word| name.contains(&word))
 }
 
 /// Prints the head of a table; the names of its columns are separated by bars.
-pub(crate) fn table(title: &str, columns: &str) {
+pub fn table(title: &str, columns: &str) {
     println!("\n{title}\n\n| {columns} |\n|{}", "---|".repeat(columns.split(" | ").count()));
 }
 
 /// The value below which this share of them lies; NaN if there are none.
-pub(crate) fn quantile(figures: &[f64], share: f64) -> f64 {
+pub fn quantile(figures: &[f64], share: f64) -> f64 {
     let mut sorted = figures.to_vec();
     sorted.sort_by(f64::total_cmp);
     #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "an index into a few figures")]
@@ -44,17 +43,12 @@ pub(crate) fn quantile(figures: &[f64], share: f64) -> f64 {
     sorted.get(index).copied().unwrap_or(f64::NAN)
 }
 
-pub(crate) fn median(figures: &[f64]) -> f64 {
+pub fn median(figures: &[f64]) -> f64 {
     quantile(figures, 0.5)
 }
 
 /// Polls the kernel for a ban of `source` as long as `goes_on` is true; returns whether there is one.
-pub(crate) fn wait_for_ban(
-    lab: &Lab,
-    source: IpAddr,
-    pause: Duration,
-    mut goes_on: impl FnMut() -> bool + Send,
-) -> bool {
+pub fn wait_for_ban(lab: &Lab, source: IpAddr, pause: Duration, mut goes_on: impl FnMut() -> bool + Send) -> bool {
     let target = BanTarget::containing(source);
     lab.inside("victim", || {
         let mut table = Table::open().unwrap();
@@ -70,16 +64,16 @@ pub(crate) fn wait_for_ban(
 }
 
 /// nmap on a host of the lab, against the victim; killed when dropped.
-pub(crate) struct Scanner(Child);
+pub struct Scanner(Child);
 
 impl Scanner {
-    pub(crate) fn start(lab: &Lab, host: &str, target: IpAddr, arguments: &[&str]) -> Self {
+    pub fn start(lab: &Lab, host: &str, target: IpAddr, arguments: &[&str]) -> Self {
         let mut nmap = lab.command(host, "nmap");
         nmap.args(if target.is_ipv6() { &["-6"][..] } else { &[] }).args(["-n", "-Pn"]).args(arguments);
         Self(nmap.arg(target.to_string()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap())
     }
 
-    pub(crate) fn is_running(&mut self) -> bool {
+    pub fn is_running(&mut self) -> bool {
         self.0.try_wait().unwrap().is_none()
     }
 }
@@ -92,7 +86,7 @@ impl Drop for Scanner {
 }
 
 /// Address number `number` of many that exist only in the lab.
-pub(crate) fn remote_source(number: u32) -> IpAddr {
+pub fn remote_source(number: u32) -> IpAddr {
     Ipv4Addr::from_bits(0x0a80_0000 + number).into()
 }
 
@@ -100,7 +94,7 @@ pub(crate) fn remote_source(number: u32) -> IpAddr {
 const BURST: usize = 64;
 
 /// Frames of equal length, ready to be sent.
-pub(crate) struct Frames {
+pub struct Frames {
     link: Capture<Active>,
     bytes: Vec<u8>,
     length: usize,
@@ -108,7 +102,7 @@ pub(crate) struct Frames {
 
 impl Frames {
     /// TCP packets from `host` to the victim with these flags, each from a source to a port.
-    pub(crate) fn new(lab: &Lab, host: &str, flags: u16, packets: impl Iterator<Item = (IpAddr, u16)>) -> Self {
+    pub fn new(lab: &Lab, host: &str, flags: u16, packets: impl Iterator<Item = (IpAddr, u16)>) -> Self {
         let target = lab.victim_v4(host).into();
         let link = lab.inside(host, || Capture::from_device("uplink").unwrap().snaplen(64).open().unwrap());
         let head =
@@ -123,12 +117,12 @@ impl Frames {
         Self { link, bytes, length }
     }
 
-    pub(crate) fn count(&self) -> usize {
+    pub fn count(&self) -> usize {
         self.bytes.len() / self.length
     }
 
     /// Sends the frames in groups of `at_once` with pauses, until all are sent or `enough` is set.
-    pub(crate) fn trickle(&mut self, at_once: usize, pause: Duration, enough: &AtomicBool) {
+    pub fn trickle(&mut self, at_once: usize, pause: Duration, enough: &AtomicBool) {
         for frames in self.bytes.chunks(at_once * self.length) {
             for frame in frames.chunks(self.length) {
                 self.link.sendpacket(frame).unwrap();
@@ -141,7 +135,7 @@ impl Frames {
     }
 
     /// Sends the frames at this rate, or at full speed; returns the time that it took.
-    pub(crate) fn send(&mut self, per_second: Option<u32>) -> Duration {
+    pub fn send(&mut self, per_second: Option<u32>) -> Duration {
         let mut headers = MultiHeaders::<()>::preallocate(BURST, None);
         let begin = Instant::now();
         let mut sent = 0_u32;
@@ -167,17 +161,17 @@ impl Frames {
 
 /// The resources that the program has used, and its counters.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Used {
+pub struct Used {
     /// Processor time of all its threads.
-    pub(crate) processor: Duration,
+    pub processor: Duration,
     /// The maximum resident memory, in KiB.
-    pub(crate) peak: u64,
+    pub peak: u64,
     /// Packets that the sensor has judged.
-    pub(crate) seen: u64,
+    pub seen: u64,
     /// Packets that the capture has lost.
-    pub(crate) dropped: u64,
+    pub dropped: u64,
     /// Bans that it has made.
-    pub(crate) bans: u64,
+    pub bans: u64,
 }
 
 /// Reads the numbers from the program and the kernel.
@@ -215,19 +209,19 @@ fn rest(lab: &Lab, daemon: &Daemon) -> Used {
 }
 
 /// The cost of a flood.
-pub(crate) struct Cost {
+pub struct Cost {
     /// Packets per second.
-    pub(crate) rate: f64,
+    pub rate: f64,
     /// Packets that the capture has lost.
-    pub(crate) lost: u64,
+    pub lost: u64,
     /// Microseconds of processor time for each judged packet.
-    pub(crate) processor: f64,
+    pub processor: f64,
     /// The maximum resident memory, in KiB.
-    pub(crate) peak: u64,
+    pub peak: u64,
 }
 
 /// Sends the frames at this rate, or at full speed, and waits until the program has judged them.
-pub(crate) fn cost_of(lab: &Lab, daemon: &Daemon, frames: &mut Frames, per_second: Option<u32>) -> Cost {
+pub fn cost_of(lab: &Lab, daemon: &Daemon, frames: &mut Frames, per_second: Option<u32>) -> Cost {
     let before = rest(lab, daemon);
     let took = frames.send(per_second);
     let after = rest(lab, daemon);
