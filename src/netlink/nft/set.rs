@@ -12,178 +12,142 @@ use crate::netlink::message::{Attributes, be_u32};
 use crate::netlink::socket::{Batch, Socket, SocketError};
 use crate::types::BanTarget;
 
-/// A named set of the table.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Set {
-    /// Blocked IPv4 addresses.
-    Blocked,
-    /// Blocked IPv6 /64 prefixes, by their first address, and link-local addresses blocked on every link.
-    Blocked6,
-    /// Blocked link-local addresses with their interface.
-    BlockedLink,
-    /// IPv4 prefixes that are never dropped.
-    Allowed,
-    /// IPv6 prefixes that are never dropped.
-    Allowed6,
-    /// Blocked IPv4 networks. Only in a table with [`RulesetSpec::prefix_sets`].
-    BlockedNets,
-    /// Blocked IPv6 networks wider than a /64. Only in a table with [`RulesetSpec::prefix_sets`].
-    BlockedNets6,
-    /// IPv4 addresses blocked because other hosts have reported them. Only with [`RulesetSpec::fleet`].
-    Fleet,
-    /// The same for IPv6, by /64.
-    Fleet6,
-    /// Interfaces on which frames with an own source address are dropped. Only in a table with
-    /// [`RulesetSpec::own_source`].
-    Guarded,
-    /// Trapped TCP ports, or those of decoys. This set and all below exist only in a table with [`RulesetSpec::trap`],
-    /// this one also with [`RulesetSpec::decoys`].
-    Trapped,
-    /// Trapped UDP ports. Sets for UDP exist only with [`Trap::udp`], those for TCP alone only with [`Trap::tcp`].
-    TrappedUdp,
-    /// Interfaces on which probes count, if not all do.
-    TrapInterfaces,
-    /// Sources and the TCP ports that they probed.
-    Probed,
-    /// The same for IPv6, by /64.
-    Probed6,
-    /// Sources and the UDP ports that they probed.
-    ProbedUdp,
-    /// The same for IPv6, by /64.
-    ProbedUdp6,
-    /// Trapped UDP ports from which this host sent recently.
-    Outbound,
-    /// Peers whose SYN a socket on a trapped TCP port has answered recently, with the port.
-    Answered,
-    /// The same for IPv6.
-    Answered6,
-    /// TCP and UDP while the sensor's ceilings have no room: the kernel then blocks no source. Otherwise empty.
-    CeilingReached,
-    /// Sources that probed a port, each with its remaining number of forgiven ports.
-    Suspects,
-    /// The same for IPv6, by /64.
-    Suspects6,
-    /// Sources that are connected to a service of this host, to which more ports are forgiven.
-    Peers,
-    /// The same for IPv6, by /64.
-    Peers6,
-    /// Connected sources that probed a port, each with its remaining number of forgiven ports.
-    PeerSuspects,
-    /// The same for IPv6, by /64.
-    PeerSuspects6,
-    /// Sources that the kernel blocked without the sensor, until the sensor has reviewed them.
-    TrapBanned,
-    /// The same for IPv6, by /64.
-    TrapBanned6,
-    /// Trapped TCP ports whose probes hold the source and are not counted, because they are related to a service. This
-    /// set and all below exist only in a table with [`Trap::hold`].
-    Related,
-    /// TCP ports of services. A source that is not connected is held if it sends SYNs to two of them at once.
-    Services,
-    /// Held sources, whose SYNs are dropped.
-    Held,
-    /// The same for IPv6, by /64, and for link-local addresses.
-    Held6,
-    /// Sources and the TCP ports that they probed within the last seconds.
-    HeldPorts,
-    /// The same for IPv6.
-    HeldPorts6,
-    /// Sources that were held within the window, each with its remaining number of holds.
-    HoldCounts,
-    /// The same for IPv6.
-    HoldCounts6,
-    /// The same within the last seconds, for sources that do not fit into `hold_counts`.
-    HoldRecent,
-    /// The same for IPv6.
-    HoldRecent6,
-    /// Sources that are not connected, with the services to which they sent SYNs within the last 20 ms.
-    ServicePorts,
-    /// The same for IPv6, by /64.
-    ServicePorts6,
-    /// The same sources without ports.
-    ServiceClients,
-    /// The same for IPv6, by /64.
-    ServiceClients6,
+/// Defines the named sets of the table, in the order of creation: each with its name, owning part of the table, key, flags
+/// and size.
+macro_rules! sets {
+    ($($(#[$note:meta])* $set:ident: $name:literal, $part:ident, $key:ident, $flags:expr, $size:expr;)*) => {
+        /// A named set of the table. One whose name ends with a 6 is the same for IPv6, by /64 unless noted otherwise.
+        ///
+        /// The sizes of the trap's sets limit the memory that a flood of forged sources can use, during the flood and for
+        /// the window after it: about 50 MB, or up to 75 MB if datagrams count as well. A full set accepts no new source;
+        /// the sensor still counts it.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        pub enum Set {
+            $($(#[$note])* $set,)*
+        }
+
+        impl Set {
+            const ALL: &[Self] = &[$(Self::$set),*];
+
+            const fn definition(self) -> Definition {
+                match self {
+                    $(Self::$set => Definition {
+                        name: $name,
+                        part: Part::$part,
+                        key: $key,
+                        flags: $flags,
+                        size: $size,
+                    },)*
+                }
+            }
+        }
+    };
 }
 
-/// Name, owning part of the table, key, flags and size of each set, in the order of creation.
-///
-/// The sizes of the trap's sets limit the memory that a flood of forged sources can use, during the flood and for the
-/// window after it: about 50 MB, or up to 75 MB if datagrams count as well. A full set accepts no new source; the
-/// sensor still counts it.
-const DEFINITIONS: [(Set, Definition); 43] = [
-    // The configuration determines the size of these two.
-    (Set::Blocked, define("blocked", Part::Base, IPV4, TIMED, None)),
-    (Set::Blocked6, define("blocked6", Part::Base, IPV6, TIMED, None)),
-    (Set::Allowed, define("allowed", Part::Base, IPV4, RANGES, None)),
-    (Set::Allowed6, define("allowed6", Part::Base, IPV6, RANGES, None)),
-    // Link-local neighbours only.
-    (Set::BlockedLink, define("blocked_link", Part::Base, INTERFACE_AND_IPV6, TIMED, Some(8_192))),
-    // Bounds of 4,096 networks. The time to add one grows with their number, about 0.2 ms here.
-    (Set::BlockedNets, define("blocked_nets", Part::Prefixes, IPV4, RANGES | sys::NFT_SET_TIMEOUT, Some(8_192))),
-    (Set::BlockedNets6, define("blocked_nets6", Part::Prefixes, IPV6, RANGES | sys::NFT_SET_TIMEOUT, Some(8_192))),
-    // The configuration determines their size. It is separate, so that reports of other hosts never displace a local
-    // ban.
-    (Set::Fleet, define("fleet", Part::Fleet, IPV4, TIMED, None)),
-    (Set::Fleet6, define("fleet6", Part::Fleet, IPV6, TIMED, None)),
-    (Set::Guarded, define("guarded_interfaces", Part::OwnSource, INTERFACE, 0, None)),
-    (Set::Trapped, define("trapped", Part::Ports, PORT, RANGES, None)),
-    (Set::TrappedUdp, define("trapped_udp", Part::TrapUdp, PORT, RANGES, None)),
-    // Few elements, and no flags: nft prints none.
-    (Set::TrapInterfaces, define("trap_interfaces", Part::Trap, INTERFACE, 0, None)),
-    (Set::Probed, define("touched", Part::TrapTcp, IPV4_AND_PORT, TIMED, Some(131_072))),
-    (Set::Probed6, define("touched6", Part::TrapTcp, IPV6_AND_PORT, TIMED, Some(65_536))),
-    (Set::ProbedUdp, define("touched_udp", Part::TrapUdp, IPV4_AND_PORT, TIMED, Some(65_536))),
-    (Set::ProbedUdp6, define("touched_udp6", Part::TrapUdp, IPV6_AND_PORT, TIMED, Some(32_768))),
-    // Room for every port.
-    (Set::Outbound, define("asked", Part::TrapUdp, PORT, TIMED, Some(65_536))),
-    // Only needed for the second until a new listener is known and its port has left the trap.
-    (Set::Answered, define("answered", Part::TrapTcp, IPV4_AND_PORT, TIMED, Some(8_192))),
-    (Set::Answered6, define("answered6", Part::TrapTcp, IPV6_AND_PORT, TIMED, Some(8_192))),
-    (Set::Suspects, define("suspects", Part::Trap, IPV4, TIMED, Some(65_536))),
-    (Set::Suspects6, define("suspects6", Part::Trap, IPV6, TIMED, Some(32_768))),
-    // Filled by the daemon; no flags either.
-    (Set::Peers, define("peers", Part::Trap, IPV4, 0, Some(MAX_TRAP_PEERS))),
-    (Set::Peers6, define("peers6", Part::Trap, IPV6, 0, Some(MAX_TRAP_PEERS))),
-    (Set::PeerSuspects, define("peer_suspects", Part::Trap, IPV4, TIMED, Some(MAX_TRAP_PEERS))),
-    (Set::PeerSuspects6, define("peer_suspects6", Part::Trap, IPV6, TIMED, Some(MAX_TRAP_PEERS))),
-    // Filled by the daemon with TCP and UDP; no flags either.
-    (Set::CeilingReached, define("ceiling_reached", Part::Trap, TRANSPORT, 0, None)),
-    // If full, the kernel blocks no source until the sensor has reviewed these.
-    (Set::TrapBanned, define("caught", Part::Trap, IPV4, TIMED, Some(TRAP_BURST))),
-    (Set::TrapBanned6, define("caught6", Part::Trap, IPV6, TIMED, Some(TRAP_BURST))),
-    (Set::Related, define("related", Part::Hold, PORT, RANGES, None)),
-    (Set::Services, define("services", Part::Hold, PORT, RANGES, None)),
-    // Room for 20,000 new sources a second: 900 ms until expiry plus up to a second until removal, and ten seconds.
-    (Set::Held, define("held", Part::Hold, IPV4, TIMED, Some(65_536))),
-    (Set::Held6, define("held6", Part::Hold, IPV6, TIMED, Some(65_536))),
-    (Set::HeldPorts, define("held_ports", Part::Hold, IPV4_AND_PORT, TIMED, Some(262_144))),
-    (Set::HeldPorts6, define("held_ports6", Part::Hold, IPV6_AND_PORT, TIMED, Some(262_144))),
-    // No size suffices for a flood over a whole window: sources without room are counted for ten seconds instead.
-    (Set::HoldCounts, define("hold_counts", Part::Hold, IPV4, TIMED, Some(65_536))),
-    (Set::HoldCounts6, define("hold_counts6", Part::Hold, IPV6, TIMED, Some(65_536))),
-    (Set::HoldRecent, define("hold_recent", Part::Hold, IPV4, TIMED, Some(262_144))),
-    (Set::HoldRecent6, define("hold_recent6", Part::Hold, IPV6, TIMED, Some(262_144))),
-    // Room for 20,000 new clients a second, some of them at several services: the kernel removes expired elements once
-    // a second.
-    (Set::ServicePorts, define("service_ports", Part::Hold, IPV4_AND_PORT, TIMED, Some(65_536))),
-    (Set::ServicePorts6, define("service_ports6", Part::Hold, IPV6_AND_PORT, TIMED, Some(65_536))),
-    (Set::ServiceClients, define("service_clients", Part::Hold, IPV4, TIMED, Some(65_536))),
-    (Set::ServiceClients6, define("service_clients6", Part::Hold, IPV6, TIMED, Some(65_536))),
-];
+sets! {
+    /// Blocked IPv4 addresses. The configuration determines the size.
+    Blocked: "blocked", Base, IPV4, TIMED, None;
+    /// Blocked IPv6 /64 prefixes, by their first address, and link-local addresses blocked on every link.
+    Blocked6: "blocked6", Base, IPV6, TIMED, None;
+    /// IPv4 prefixes that are never dropped.
+    Allowed: "allowed", Base, IPV4, RANGES, None;
+    /// IPv6 prefixes that are never dropped.
+    Allowed6: "allowed6", Base, IPV6, RANGES, None;
+    /// Blocked link-local addresses, of neighbours only, with their interface.
+    BlockedLink: "blocked_link", Base, INTERFACE_AND_IPV6, TIMED, Some(8_192);
+    /// Blocked IPv4 networks. The size has room for the bounds of 4,096 networks: the time to add one grows with their
+    /// number, about 0.2 ms here.
+    BlockedNets: "blocked_nets", Prefixes, IPV4, RANGES | sys::NFT_SET_TIMEOUT, Some(8_192);
+    /// Blocked IPv6 networks wider than a /64.
+    BlockedNets6: "blocked_nets6", Prefixes, IPV6, RANGES | sys::NFT_SET_TIMEOUT, Some(8_192);
+    /// IPv4 addresses blocked because other hosts have reported them. It is a separate set, so that reports of other
+    /// hosts never displace a local ban. The configuration determines the size.
+    Fleet: "fleet", Fleet, IPV4, TIMED, None;
+    Fleet6: "fleet6", Fleet, IPV6, TIMED, None;
+    /// Interfaces on which frames with an own source address are dropped.
+    Guarded: "guarded_interfaces", OwnSource, INTERFACE, 0, None;
+    /// Trapped TCP ports, or those of decoys.
+    Trapped: "trapped", Ports, PORT, RANGES, None;
+    TrappedUdp: "trapped_udp", TrapUdp, PORT, RANGES, None;
+    /// Interfaces on which probes count, if not all do. Few elements, and no flags: nft prints none.
+    TrapInterfaces: "trap_interfaces", Trap, INTERFACE, 0, None;
+    /// Sources and the TCP ports that they probed.
+    Probed: "touched", TrapTcp, IPV4_AND_PORT, TIMED, Some(131_072);
+    Probed6: "touched6", TrapTcp, IPV6_AND_PORT, TIMED, Some(65_536);
+    /// Sources and the UDP ports that they probed.
+    ProbedUdp: "touched_udp", TrapUdp, IPV4_AND_PORT, TIMED, Some(65_536);
+    ProbedUdp6: "touched_udp6", TrapUdp, IPV6_AND_PORT, TIMED, Some(32_768);
+    /// Trapped UDP ports from which this host sent recently. Has room for every port.
+    Outbound: "asked", TrapUdp, PORT, TIMED, Some(65_536);
+    /// Peers whose SYN a socket on a trapped TCP port has answered recently, with the port. Only needed for the second
+    /// until a new listener is known and its port has left the trap.
+    Answered: "answered", TrapTcp, IPV4_AND_PORT, TIMED, Some(8_192);
+    /// By whole addresses.
+    Answered6: "answered6", TrapTcp, IPV6_AND_PORT, TIMED, Some(8_192);
+    /// Sources that probed a port, each with its remaining number of forgiven ports.
+    Suspects: "suspects", Trap, IPV4, TIMED, Some(65_536);
+    Suspects6: "suspects6", Trap, IPV6, TIMED, Some(32_768);
+    /// Sources that are connected to a service of this host, to which more ports are forgiven. Filled by the daemon; no
+    /// flags either.
+    Peers: "peers", Trap, IPV4, 0, Some(MAX_TRAP_PEERS);
+    Peers6: "peers6", Trap, IPV6, 0, Some(MAX_TRAP_PEERS);
+    /// Connected sources that probed a port, each with its remaining number of forgiven ports.
+    PeerSuspects: "peer_suspects", Trap, IPV4, TIMED, Some(MAX_TRAP_PEERS);
+    PeerSuspects6: "peer_suspects6", Trap, IPV6, TIMED, Some(MAX_TRAP_PEERS);
+    /// TCP and UDP while the sensor's ceilings have no room: the kernel then blocks no source. Otherwise empty. Filled
+    /// by the daemon; no flags either.
+    CeilingReached: "ceiling_reached", Trap, TRANSPORT, 0, None;
+    /// Sources that the kernel blocked without the sensor, until the sensor has reviewed them. If full, the kernel
+    /// blocks no source until then.
+    TrapBanned: "caught", Trap, IPV4, TIMED, Some(TRAP_BURST);
+    TrapBanned6: "caught6", Trap, IPV6, TIMED, Some(TRAP_BURST);
+    /// Trapped TCP ports whose probes hold the source and are not counted, because they are related to a service.
+    Related: "related", Hold, PORT, RANGES, None;
+    /// TCP ports of services. A source that is not connected is held if it sends SYNs to two of them at once.
+    Services: "services", Hold, PORT, RANGES, None;
+    /// Held sources, whose SYNs are dropped. Room for 20,000 new sources a second: 900 ms until expiry plus up to a
+    /// second until removal, and ten seconds.
+    Held: "held", Hold, IPV4, TIMED, Some(65_536);
+    /// By /64, and by address for link-local ones.
+    Held6: "held6", Hold, IPV6, TIMED, Some(65_536);
+    /// Sources and the TCP ports that they probed within the last seconds.
+    HeldPorts: "held_ports", Hold, IPV4_AND_PORT, TIMED, Some(262_144);
+    HeldPorts6: "held_ports6", Hold, IPV6_AND_PORT, TIMED, Some(262_144);
+    /// Sources that were held within the window, each with its remaining number of holds. No size suffices for a flood
+    /// over a whole window: sources without room are counted for ten seconds instead.
+    HoldCounts: "hold_counts", Hold, IPV4, TIMED, Some(65_536);
+    HoldCounts6: "hold_counts6", Hold, IPV6, TIMED, Some(65_536);
+    /// The same within the last seconds, for sources that do not fit into `hold_counts`.
+    HoldRecent: "hold_recent", Hold, IPV4, TIMED, Some(262_144);
+    HoldRecent6: "hold_recent6", Hold, IPV6, TIMED, Some(262_144);
+    /// Sources that are not connected, with the services to which they sent SYNs within the last 20 ms. Room for 20,000
+    /// new clients a second, some of them at several services: the kernel removes expired elements once a second.
+    ServicePorts: "service_ports", Hold, IPV4_AND_PORT, TIMED, Some(65_536);
+    ServicePorts6: "service_ports6", Hold, IPV6_AND_PORT, TIMED, Some(65_536);
+    /// The same sources without ports.
+    ServiceClients: "service_clients", Hold, IPV4, TIMED, Some(65_536);
+    ServiceClients6: "service_clients6", Hold, IPV6, TIMED, Some(65_536);
+}
 
 /// The part of the table to which a set belongs.
 #[derive(Clone, Copy)]
 enum Part {
     Base,
+    /// [`RulesetSpec::prefix_sets`].
     Prefixes,
+    /// [`RulesetSpec::fleet`].
     Fleet,
+    /// [`RulesetSpec::own_source`].
     OwnSource,
     /// The ports of a trap for TCP, or of decoys.
     Ports,
+    /// [`RulesetSpec::trap`].
     Trap,
+    /// [`Trap::tcp`].
     TrapTcp,
+    /// [`Trap::udp`].
     TrapUdp,
+    /// [`Trap::hold`].
     Hold,
 }
 
@@ -196,22 +160,13 @@ struct Definition {
     size: Option<u32>,
 }
 
-const fn define(name: &'static str, part: Part, key: SetKey, flags: u32, size: Option<u32>) -> Definition {
-    Definition { name, part, key, flags, size }
-}
-
 impl Set {
-    fn definition(self) -> Definition {
-        let [(_, first), ..] = DEFINITIONS;
-        DEFINITIONS.iter().find(|(set, _)| *set == self).map_or(first, |(_, definition)| *definition)
-    }
-
-    pub fn name(self) -> &'static str {
+    pub const fn name(self) -> &'static str {
         self.definition().name
     }
 
     pub(super) fn from_name(name: &str) -> Option<Self> {
-        DEFINITIONS.iter().find(|(_, definition)| definition.name == name).map(|(set, _)| *set)
+        Self::ALL.iter().copied().find(|set| set.name() == name)
     }
 
     /// The IPv6 counterpart of this IPv4 set, whose name has a 6 appended.
@@ -246,7 +201,7 @@ impl Set {
             Part::TrapUdp => spec.trap.is_some_and(|trap| trap.udp),
             Part::Hold => spec.trap.is_some_and(|trap| trap.hold.is_some()),
         };
-        DEFINITIONS.into_iter().filter(move |(_, definition)| needed(definition.part)).map(|(set, _)| set)
+        Self::ALL.iter().copied().filter(move |set| needed(set.definition().part))
     }
 
     /// The sets in which a trap stores probes, sources and its own bans, without those of holds.
@@ -361,10 +316,9 @@ mod tests {
             (Set::ServicePorts, Set::ServicePorts6),
         ];
         assert_eq!(pairs.map(|(v4, _)| v4.for_ipv6()), pairs.map(|(_, v6)| v6));
-        let of_both = DEFINITIONS.iter().filter(|(set, _)| set.name().ends_with('6'));
-        for (v6, definition) in of_both {
-            let v4 = Set::from_name(definition.name.trim_end_matches('6'));
-            assert_eq!(v4.map(Set::for_ipv6), Some(*v6), "{}", definition.name);
+        for v6 in Set::ALL.iter().filter(|set| set.name().ends_with('6')) {
+            let v4 = Set::from_name(v6.name().trim_end_matches('6'));
+            assert_eq!(v4.map(Set::for_ipv6), Some(*v6), "{}", v6.name());
         }
     }
 }
