@@ -202,16 +202,13 @@ impl BanRecorder {
     }
 
     /// A sender of changes for other threads.
-    pub(super) fn recorder(&self) -> Option<Recorder> {
-        self.writer.as_ref().map(Writer::recorder)
+    pub(super) fn recorder(&self) -> Recorder {
+        self.writer.as_ref().map(Writer::recorder).unwrap_or_default()
     }
 
     /// Records a change, such as the decision of an operator.
     pub(super) fn write(&self, change: LedgerChange) {
-        if let Some(writer) = &self.writer {
-            // Changes that do not fit into the queue are counted and reported by the writer.
-            let _ = writer.recorder().send(change);
-        }
+        self.recorder().send(change);
     }
 
     /// Records the ban that `event` reports, if any; true if the event is the first to report a ban on evidence.

@@ -74,9 +74,7 @@ impl Components {
                     events.emit(EventKind::Note(format!("bans lifted by {by}: {count}")));
                     let at = SystemTime::now();
                     let changes = targets.into_iter().map(move |target| lifted(target, &by, at));
-                    if let Some(recorder) = recorder {
-                        tokio::task::spawn_blocking(move || changes.for_each(|change| recorder.write_blocking(change)));
-                    }
+                    tokio::task::spawn_blocking(move || changes.for_each(|change| recorder.write_blocking(change)));
                 }
                 count
             });

@@ -130,15 +130,15 @@ impl EventLoop {
         let changed = components.host_state.tick().await;
         components.host_state.report(changed).into_iter().for_each(|kind| components.sink.emit(kind));
         let recorder = components.sink.ban_recorder.recorder();
-        if let Some(recorder) = &recorder {
-            self.lift_unfounded_bans(recorder);
+        if recorder.is_open() {
+            self.lift_unfounded_bans(&recorder);
         }
         let components = &mut self.components;
-        let guest_bans = self.guest_ports.take_found(&components.host_state.host(), recorder.as_ref());
+        let guest_bans = self.guest_ports.take_found(&components.host_state.host(), &recorder);
         if !guest_bans.is_empty() {
             components.sensor.send(SensorCommand::FollowGuests(guest_bans));
         }
-        self.table_identity.record(recorder.as_ref());
+        self.table_identity.record(&recorder);
         let (command, notice) = components.firewall_watch.poll(&components.sensor.metrics);
         components.sensor.send_all(command);
         notice.into_iter().for_each(|kind| components.sink.emit(kind));

@@ -81,7 +81,7 @@ impl GuestPorts {
 
     /// The bans whose ports have been found since the last call; also records the ports. A port that `host` does not
     /// contain yet is looked for again.
-    pub(super) fn take_found(&mut self, host: &Host, recorder: Option<&Recorder>) -> Vec<GuestBan> {
+    pub(super) fn take_found(&mut self, host: &Host, recorder: &Recorder) -> Vec<GuestBan> {
         let mut found = Vec::new();
         for (mut sought, index) in take_answer(&mut self.answer).unwrap_or_default() {
             let Some(link) = host.links.iter().find(|link| link.id.index == index) else {
@@ -92,9 +92,7 @@ impl GuestPorts {
                 continue;
             };
             let Sought { target, since, .. } = sought;
-            if let Some(recorder) = recorder {
-                let _ = recorder.send(LedgerChange::GuestPort { target, since, port: link.id });
-            }
+            recorder.send(LedgerChange::GuestPort { target, since, port: link.id });
             found.push(GuestBan { target, port: link.id });
         }
         self.search();

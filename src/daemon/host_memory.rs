@@ -40,7 +40,7 @@ pub(super) struct HostRecords {
 #[derive(Default)]
 pub(super) struct HostMemory {
     /// `None` if there is no ledger.
-    recorder: Option<Recorder>,
+    recorder: Recorder,
     pub(super) services: ServiceTracker,
     recent_listeners: RecentListeners,
     known_peers: KnownPeers,
@@ -58,7 +58,7 @@ pub(super) struct HostMemory {
 impl HostMemory {
     /// Restores the memory of earlier runs, also that of `engine`, before the first packet. Later changes go to
     /// `recorder`.
-    pub(super) fn restore(&mut self, records: HostRecords, recorder: Option<Recorder>, engine: &mut Engine) {
+    pub(super) fn restore(&mut self, records: HostRecords, recorder: Recorder, engine: &mut Engine) {
         self.recorder.clone_from(&recorder);
         self.services.restore(records.services, recorder, SystemTime::now());
         if records.booted {
@@ -74,8 +74,8 @@ impl HostMemory {
 
     /// Records the currently open ports and the known peers at the end of the run.
     pub(super) fn write(&mut self, now: Timestamp, wall: SystemTime) {
-        self.recent_listeners.write(self.recorder.as_ref());
-        self.known_peers.write(now, wall, self.recorder.as_ref());
+        self.recent_listeners.write(&self.recorder);
+        self.known_peers.write(now, wall, &self.recorder);
     }
 
     /// True once when the services have started.
@@ -101,8 +101,8 @@ impl HostMemory {
             self.services.publish(ports);
         }
         let observed = self.services.observe(now, wall, listeners, ranges);
-        let appeared = self.recent_listeners.observe(now, wall, listeners, ranges, self.recorder.as_ref());
-        self.known_peers.keep(now, wall, self.recorder.as_ref());
+        let appeared = self.recent_listeners.observe(now, wall, listeners, ranges, &self.recorder);
+        self.known_peers.keep(now, wall, &self.recorder);
         self.served_again |= observed.served_again || appeared;
         observed.changed
     }

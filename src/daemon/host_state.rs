@@ -77,7 +77,7 @@ impl HostState {
         &mut self,
         records: HostRecords,
         allowances: Vec<Allowance>,
-        recorder: Option<Recorder>,
+        recorder: Recorder,
         engine: &mut Engine,
     ) {
         self.memory.restore(records, recorder, engine);

@@ -82,15 +82,15 @@ impl KnownPeers {
     }
 
     /// Writes pending changes if the last write is long ago.
-    pub(super) fn keep(&mut self, now: Timestamp, wall: SystemTime, recorder: Option<&Recorder>) {
+    pub(super) fn keep(&mut self, now: Timestamp, wall: SystemTime, recorder: &Recorder) {
         if now >= self.next_write {
             self.write(now, wall, recorder);
         }
     }
 
     /// Writes pending changes.
-    pub(super) fn write(&mut self, now: Timestamp, wall: SystemTime, recorder: Option<&Recorder>) {
-        if let Some(recorder) = recorder.filter(|_| self.unwritten) {
+    pub(super) fn write(&mut self, now: Timestamp, wall: SystemTime, recorder: &Recorder) {
+        if self.unwritten {
             self.unwritten = !recorder.send(LedgerChange::KnownPeers(self.records(now, wall)));
             self.next_write = now.after(WRITE_INTERVAL);
         }

@@ -51,7 +51,7 @@ impl RecentListeners {
         wall: SystemTime,
         listeners: &[Listener],
         ranges: PortRanges<'_>,
-        recorder: Option<&Recorder>,
+        recorder: &Recorder,
     ) -> bool {
         let mut appeared = false;
         let mut present = BTreeMap::new();
@@ -86,8 +86,8 @@ impl RecentListeners {
     }
 
     /// Writes pending changes.
-    pub(super) fn write(&mut self, recorder: Option<&Recorder>) {
-        if let Some(recorder) = recorder.filter(|_| self.unwritten) {
+    pub(super) fn write(&mut self, recorder: &Recorder) {
+        if self.unwritten {
             self.unwritten = !recorder.send(LedgerChange::Listeners(self.records()));
         }
     }
@@ -117,7 +117,7 @@ mod tests {
 
     fn observe(recent: &mut RecentListeners, seconds: u64, listeners: &[Listener]) -> bool {
         let ranges = PortRanges { ephemeral: &(32_768..=60_999).collect(), first_unprivileged: 1_024 };
-        recent.observe(at(seconds), wall(seconds), listeners, ranges, None)
+        recent.observe(at(seconds), wall(seconds), listeners, ranges, &Recorder::default())
     }
 
     /// The ports that a start restores `seconds` after the origin.

@@ -258,7 +258,7 @@ impl Start {
     async fn recall(
         &mut self,
         earlier_runs: &mut EarlierRuns,
-        recorder: Option<Recorder>,
+        recorder: Recorder,
         engine: &mut Engine,
         blocker: &mut Blocker,
     ) -> Result<(), DaemonError> {
@@ -313,7 +313,7 @@ impl Start {
         &self,
         bans: EarlierBans,
         last_table: Option<&str>,
-        recorder: Option<Recorder>,
+        recorder: Recorder,
         backends: &mut OpenBackends,
     ) -> Result<(), DaemonError> {
         if self.used.backends.is_empty() {
@@ -330,7 +330,7 @@ impl Start {
         StartupReconcile {
             sensor: self.sensor.clone(),
             events: self.events.clone(),
-            has_leftovers: recorder.is_some(),
+            has_leftovers: recorder.is_open(),
             recorder,
             bans,
             backends: self.used.backends.clone(),

@@ -69,8 +69,7 @@ pub struct ServiceTracker {
     remembered: HashMap<Service, KnownService>,
     /// Ports that destination NAT publishes: services without a socket.
     published: Vec<Service>,
-    /// `None` if there is no ledger.
-    recorder: Option<Recorder>,
+    recorder: Recorder,
 }
 
 impl ServiceTracker {
@@ -78,7 +77,7 @@ impl ServiceTracker {
     pub fn restore(
         &mut self,
         services: impl IntoIterator<Item = (Service, SystemTime)>,
-        recorder: Option<Recorder>,
+        recorder: Recorder,
         wall: SystemTime,
     ) {
         self.recorder = recorder;
@@ -109,12 +108,12 @@ impl ServiceTracker {
                 let step = wall.duration_since(known.recorded).unwrap_or(RECORD_INTERVAL);
                 if step >= RECORD_INTERVAL {
                     known.recorded = wall;
-                    record(self.recorder.as_ref(), LedgerChange::Served(service, wall));
+                    self.recorder.send(LedgerChange::Served(service, wall));
                 }
             } else if self.has_lasted(service, now) && self.make_room() {
                 self.candidates.remove(&service);
                 self.remembered.insert(service, KnownService { served: wall, recorded: wall, is_served: true });
-                record(self.recorder.as_ref(), LedgerChange::Served(service, wall));
+                self.recorder.send(LedgerChange::Served(service, wall));
                 observed = Observed { changed: true, served_again: true };
             }
         }
@@ -122,7 +121,7 @@ impl ServiceTracker {
         let gone = |known: &KnownService| known.is_served && known.served != wall;
         for (service, known) in self.remembered.iter_mut().filter(|(_, known)| gone(known)) {
             (known.is_served, known.recorded) = (false, known.served);
-            record(self.recorder.as_ref(), LedgerChange::Served(*service, known.served));
+            self.recorder.send(LedgerChange::Served(*service, known.served));
         }
         observed.changed |= self.forget_old(wall);
         observed
@@ -185,7 +184,7 @@ impl ServiceTracker {
 
     fn remove(&mut self, service: Service) {
         self.remembered.remove(&service);
-        record(self.recorder.as_ref(), LedgerChange::ServiceForgotten(service));
+        self.recorder.send(LedgerChange::ServiceForgotten(service));
     }
 
     /// The remembered services for the engine.
@@ -203,13 +202,6 @@ impl ServiceTracker {
         let mut states: Vec<_> = self.remembered.iter().map(state).collect();
         states.sort_unstable_by_key(|state| state.service);
         states
-    }
-}
-
-fn record(recorder: Option<&Recorder>, change: LedgerChange) {
-    if let Some(recorder) = recorder {
-        // A change that does not fit into the queue is counted by the writer, and written at the next interval.
-        let _ = recorder.send(change);
     }
 }
 
@@ -382,11 +374,11 @@ mod tests {
         let mut scene = Scene::new();
         let service = Service { protocol: Protocol::Tcp, port: 80, address: [0; 4].into() };
         let (wall, ahead) = (scene.wall(), scene.wall() + 365 * DAY);
-        scene.tracker.restore([(service, ahead)], None, wall);
+        scene.tracker.restore([(service, ahead)], Recorder::default(), wall);
         scene.seconds += (7 * DAY).as_secs() + 1;
         assert!(scene.runs(&[], 1).changed, "a clock that was ahead must not keep it permanently");
         let old = wall - 8 * DAY;
-        scene.tracker.restore([(service, old)], None, wall);
+        scene.tracker.restore([(service, old)], Recorder::default(), wall);
         assert_eq!(scene.ports(), [0; 0]);
     }
 }

@@ -21,12 +21,10 @@ impl TableIdentity {
     }
 
     /// Records the current table if it is a new one, for example after a repair.
-    pub(super) fn record(&mut self, recorder: Option<&Recorder>) {
+    pub(super) fn record(&mut self, recorder: &Recorder) {
         let Some(handle) = self.socket.as_mut().and_then(|socket| table_handle(socket).ok().flatten()) else { return };
         let id = identity(self.boot.as_deref(), handle);
-        if self.recorded.as_ref() != Some(&id)
-            && recorder.is_some_and(|recorder| recorder.send(LedgerChange::Table(id.clone())))
-        {
+        if self.recorded.as_ref() != Some(&id) && recorder.send(LedgerChange::Table(id.clone())) {
             self.recorded = Some(id);
         }
     }

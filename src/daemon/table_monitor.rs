@@ -26,8 +26,7 @@ pub(super) struct TableMonitor {
     /// `None` if nft is not a backend.
     monitor: Option<Monitor>,
     pub(super) bulk: BulkChanges,
-    /// `None` if there is no ledger.
-    ledger: Option<Recorder>,
+    ledger: Recorder,
     /// Time until which further changes wait in the kernel for the ledger.
     ledger_wait: Option<Instant>,
     /// Rate limits for repairs of the rules, the allow-list and the trap.
@@ -38,7 +37,7 @@ pub(super) struct TableMonitor {
 impl TableMonitor {
     /// Monitors the table from now on; without `table` it monitors nothing. Own changes through the socket of `table`
     /// are ignored, and `table` pauses the notifications while it makes many changes. `ledger` records the changes.
-    pub(super) fn open(table: Option<&mut Table>, ledger: Option<Recorder>) -> Result<Self, DaemonError> {
+    pub(super) fn open(table: Option<&mut Table>, ledger: Recorder) -> Result<Self, DaemonError> {
         let mut monitor = None;
         if let Some(table) = table {
             let monitor = monitor.insert(Monitor::open()?);
@@ -64,12 +63,10 @@ impl TableMonitor {
     /// them. Cancel safe.
     pub(super) async fn changed(&mut self) -> Result<(Vec<SensorCommand>, Vec<EventKind>), DaemonError> {
         let Some(monitor) = &mut self.monitor else { return pending().await };
-        if let (Some(ledger), Some(end)) = (&self.ledger, self.ledger_wait) {
-            while !ledger.has_room() && Instant::now() < end {
-                sleep(LEDGER_POLL_INTERVAL).await;
-            }
-            self.ledger_wait = None;
+        while self.ledger_wait.is_some_and(|end| !self.ledger.has_room() && Instant::now() < end) {
+            sleep(LEDGER_POLL_INTERVAL).await;
         }
+        self.ledger_wait = None;
         loop {
             let turn = self.paces.iter().filter_map(RepairPace::due).min();
             let (mut commands, mut events) = tokio::select! {

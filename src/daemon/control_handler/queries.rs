@@ -26,11 +26,12 @@ const AS_ROOT: &str = "run `sudo portsentry list`, which reads the kernel's sets
 /// # Errors
 /// The ledger could not be opened.
 pub(super) fn bans(
-    recorder: Option<Recorder>,
+    recorder: Recorder,
     after: Option<PageCursor>,
 ) -> Result<impl Future<Output = Reply> + use<>, Failure> {
-    let recorder =
-        recorder.ok_or_else(|| Failure::failed(format!("the daemon has no ledger, see its log; {AS_ROOT}")))?;
+    if !recorder.is_open() {
+        return Err(Failure::failed(format!("the daemon has no ledger, see its log; {AS_ROOT}")));
+    }
     Ok(async move {
         let now = SystemTime::now();
         let page = recorder.ask(move |ledger| ledger.page(after, MAX_BANS, now)).await;
@@ -41,18 +42,14 @@ pub(super) fn bans(
 }
 
 /// Answers `explain` with what the sensor, the ledger and the kernel know; the caller adds services and the fleet.
-/// `recorder` is `None` if the ledger could not be opened. `hold` is the length of a hold and the window in which holds
-/// count; `None` if no source is held.
+/// `hold` is the length of a hold and the window in which holds count; `None` if no source is held.
 pub(super) async fn explain(
     asked: ScopedNetwork,
     known: Explanation,
-    recorder: Option<Recorder>,
+    recorder: Recorder,
     hold: Option<(Duration, Duration)>,
 ) -> AddressInfo {
-    let past = match recorder {
-        Some(recorder) => past(&recorder, &known).await,
-        None => None,
-    };
+    let past = past(&recorder, &known).await;
     let mut info = AddressInfo::new(asked, &known, past.as_deref(), SystemTime::now());
     if let Some((length, window)) = hold {
         let held = tokio::task::spawn_blocking(move || trap_sets::hold(&mut Table::open().ok()?, known.target).ok());

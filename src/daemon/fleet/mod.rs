@@ -54,8 +54,7 @@ pub(super) struct Fleet {
     config: FleetConfig,
     acceptance: Acceptance,
     own_bans: OwnBans,
-    /// `None` if there is no ledger.
-    recorder: Option<Recorder>,
+    recorder: Recorder,
     server: FleetServer,
     kernel: KernelSets,
     link: FleetConnection,
@@ -81,7 +80,7 @@ impl Fleet {
             acceptance: Acceptance::new(config.accept.clone(), config.host.clone()),
             config: config.clone(),
             own_bans: OwnBans::default(),
-            recorder: None,
+            recorder: Recorder::default(),
             server,
             kernel: KernelSets::new(sets),
             link: FleetConnection::default(),
@@ -97,15 +96,8 @@ impl Fleet {
 
     /// Restores the state from the ledger, if there is one, and adopts the contents of the kernel's sets, or empties
     /// them in shadow mode. Called before the first request.
-    pub(super) async fn restore(
-        &mut self,
-        recorder: Option<Recorder>,
-        remembered: &[RememberedBan],
-        lifts: &[FleetLift],
-    ) {
-        if let Some(recorder) = &recorder {
-            self.own_bans.restore(recorder, remembered).await;
-        }
+    pub(super) async fn restore(&mut self, recorder: Recorder, remembered: &[RememberedBan], lifts: &[FleetLift]) {
+        self.own_bans.restore(&recorder, remembered).await;
         self.recorder = recorder;
         self.acceptance.lifts.restore(boot_time(), SystemTime::now(), lifts);
         if self.is_shadow() {
@@ -325,9 +317,11 @@ impl Fleet {
 
     /// Writes changed lifts to the ledger; at the end of the process (`is_last`) without a delay.
     pub(super) fn write_lifts(&mut self, is_last: bool) {
-        let Some(recorder) = &self.recorder else { return };
+        if !self.recorder.is_open() {
+            return;
+        }
         let Some(lifts) = self.acceptance.lifts.take_unwritten(boot_time(), SystemTime::now(), is_last) else { return };
-        if !recorder.send(LedgerChange::FleetLifts(lifts)) {
+        if !self.recorder.send(LedgerChange::FleetLifts(lifts)) {
             self.acceptance.lifts.keep_unwritten();
         }
     }

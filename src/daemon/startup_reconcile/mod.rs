@@ -41,7 +41,7 @@ const RESTORE_BATCH: usize = 10_000;
 pub(super) struct StartupReconcile {
     pub(super) sensor: SensorHandle,
     pub(super) events: channel::Sender,
-    pub(super) recorder: Option<Recorder>,
+    pub(super) recorder: Recorder,
     /// True until the removal of objects in backends that are not in use has begun. A panic does not repeat it.
     pub(super) has_leftovers: bool,
     pub(super) bans: EarlierBans,
@@ -101,12 +101,6 @@ impl StartupReconcile {
         items.chunks(size).for_each(|batch| self.sensor.send_blocking(command(batch.to_vec())));
     }
 
-    fn record(&self, change: LedgerChange) {
-        if let Some(recorder) = &self.recorder {
-            recorder.write_blocking(change);
-        }
-    }
-
     /// Records which backends enforce the bans now, where `block.method` or the exempt prefixes have changed.
     fn record_backends(&self) {
         for ban in self.bans.remembered.iter().map(|remembered| &remembered.ban) {
@@ -115,7 +109,7 @@ impl StartupReconcile {
                 backends = backends.iter().filter(|backend| *backend == Backend::Nft).collect();
             }
             if backends != ban.backends {
-                self.record(LedgerChange::Moved { target: ban.target, since: ban.since, backends });
+                self.recorder.write_blocking(LedgerChange::Moved { target: ban.target, since: ban.since, backends });
             }
         }
     }
@@ -182,7 +176,8 @@ impl StartupReconcile {
             for (backend, target) in &self.bans.unheard {
                 bans.push(ActiveBan::new(*target, expire));
                 let now = SystemTime::now();
-                self.record(BanRecord::wanted_by(BanAuthor::Import, *target, now, expire, *backend).into());
+                self.recorder
+                    .write_blocking(BanRecord::wanted_by(BanAuthor::Import, *target, now, expire, *backend).into());
                 self.add_entries(*target, expire);
             }
             for backend in others {
@@ -248,7 +243,7 @@ impl StartupReconcile {
             if let LedgerChange::Ended { target, .. } = &change {
                 gone.insert(*target);
             }
-            self.record(change);
+            self.recorder.write_blocking(change);
         }
         if !gone.is_empty() {
             self.send(Task::Release { targets: gone.iter().copied().collect() });
@@ -279,9 +274,9 @@ impl StartupReconcile {
         let is_merged = self.table_origin == TableOrigin::Merged;
         let known: HashSet<BanTarget> = remembered.iter().map(|ban| ban.target).collect();
         let unknown = elements.iter().map(|(target, _)| *target).filter(|target| !known.contains(target));
-        let mut saved = match (&mut self.nft, &self.recorder) {
-            (Some(nft), Some(recorder)) => {
-                elements::former_bans(&unknown.collect::<Vec<_>>(), is_merged, &mut nft.table, recorder)
+        let mut saved = match &mut self.nft {
+            Some(nft) if self.recorder.is_open() => {
+                elements::former_bans(&unknown.collect::<Vec<_>>(), is_merged, &mut nft.table, &self.recorder)
             }
             _ => HashSet::new(),
         };

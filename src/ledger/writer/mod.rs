@@ -35,7 +35,7 @@ use crate::worker::{Handle, Inbox, Stopped, Worker};
 const QUEUE: usize = 8_192;
 
 /// Maximum number of queued queries.
-const QUESTIONS: usize = 64;
+const MAX_QUERIES: usize = 64;
 
 /// Maximum number of pending changes while the disk refuses writes; about 20 MB.
 const MAX_PENDING: usize = 65_536;
@@ -71,7 +71,7 @@ impl Writer {
         classic: Option<LegacyFiles>,
         tell: impl FnMut(WriterEvent) + Send + 'static,
     ) -> io::Result<Self> {
-        let shared = Arc::new(Shared { questions: ArrayQueue::new(QUESTIONS), written: AtomicU64::new(0) });
+        let shared = Arc::new(Shared { queries: ArrayQueue::new(MAX_QUERIES), written: AtomicU64::new(0) });
         let now = Instant::now();
         let worker = Worker::start("ledger", QUEUE, |inbox| {
             let mut work = WriterThread {
@@ -98,7 +98,8 @@ impl Writer {
             };
             move || work.run()
         })?;
-        Ok(Self { recorder: Recorder { changes: worker.handle().clone(), shared }, worker })
+        let handle = WriterHandle { changes: worker.handle().clone(), shared };
+        Ok(Self { recorder: Recorder(Some(handle)), worker })
     }
 
     pub fn recorder(&self) -> Recorder {
@@ -112,9 +113,13 @@ impl Writer {
     }
 }
 
-/// Sends changes to the thread. Cheap to clone.
+/// Sends changes to the thread. Cheap to clone. The default one is for a daemon without a ledger: it refuses changes and
+/// answers no query.
+#[derive(Clone, Default)]
+pub struct Recorder(Option<WriterHandle>);
+
 #[derive(Clone)]
-pub struct Recorder {
+struct WriterHandle {
     changes: Handle<LedgerChange>,
     shared: Arc<Shared>,
 }
@@ -124,19 +129,25 @@ type ReadQuery = Box<dyn FnOnce(&Reader) + Send>;
 
 /// State shared between the thread and recorders, in addition to the queue of changes.
 struct Shared {
-    questions: ArrayQueue<ReadQuery>,
+    queries: ArrayQueue<ReadQuery>,
     written: AtomicU64,
 }
 
 impl Recorder {
-    /// Sends `change` and never waits; false if the queue is full: the change is then lost and counted.
+    /// False if there is no ledger.
+    pub fn is_open(&self) -> bool {
+        self.0.is_some()
+    }
+
+    /// Sends `change` and never waits; false if there is no ledger, or if the queue is full: the change is then lost,
+    /// and the writer counts and reports it.
     pub fn send(&self, change: LedgerChange) -> bool {
-        self.changes.send(change).is_ok()
+        self.0.as_ref().is_some_and(|writer| writer.changes.send(change).is_ok())
     }
 
     /// True if most of the queue is free.
     pub fn has_room(&self) -> bool {
-        self.changes.inbox().len() < QUEUE / 4
+        self.0.as_ref().is_none_or(|writer| writer.changes.inbox().len() < QUEUE / 4)
     }
 
     /// Sends `change`, and waits up to a few seconds for room; after that it is lost and counted. For many changes at a
@@ -151,24 +162,26 @@ impl Recorder {
         self.send(change);
     }
 
-    /// Runs `question` on the ledger after all changes that were sent before it. The answer is an error if too many
+    /// Runs `query` on the ledger after all changes that were sent before it. The answer is an error if too many
     /// queries are queued, or if there is no ledger now.
-    pub fn ask<T: Send + 'static>(&self, question: impl FnOnce(&Reader) -> T + Send + 'static) -> Receiver<T> {
+    pub fn ask<T: Send + 'static>(&self, query: impl FnOnce(&Reader) -> T + Send + 'static) -> Receiver<T> {
         let (sent, answer) = oneshot::channel();
         // A query that is dropped closes the channel.
-        drop(self.shared.questions.push(Box::new(move |ledger| drop(sent.send(question(ledger))))));
-        self.changes.wake();
+        if let Some(WriterHandle { changes, shared }) = &self.0 {
+            drop(shared.queries.push(Box::new(move |ledger| drop(sent.send(query(ledger))))));
+            changes.wake();
+        }
         answer
     }
 
     /// Changes that are in the database.
     pub fn written(&self) -> u64 {
-        self.shared.written.load(Ordering::Relaxed)
+        self.0.as_ref().map_or(0, |writer| writer.shared.written.load(Ordering::Relaxed))
     }
 
     /// Changes that are lost because there was no room.
     pub fn dropped(&self) -> u64 {
-        self.changes.inbox().refused()
+        self.0.as_ref().map_or(0, |writer| writer.changes.inbox().refused())
     }
 }
 
@@ -242,10 +255,10 @@ impl WriterThread {
 
     /// Answers the pending queries. Those that arrive meanwhile wait for the next changes to be written.
     fn answer(&mut self) {
-        for _ in 0..self.shared.questions.len() {
-            let Some(question) = self.shared.questions.pop() else { return };
+        for _ in 0..self.shared.queries.len() {
+            let Some(query) = self.shared.queries.pop() else { return };
             if let Some(ledger) = &self.ledger {
-                question(ledger.reader());
+                query(ledger.reader());
             }
         }
     }

@@ -11,7 +11,7 @@ use portsentry::daemon::host_memory::{
 };
 use portsentry::engine::{Ban, LastBan, Service, ServiceMemory, StrikeHistory};
 use portsentry::host::service_ports::{FIRST_UNPRIVILEGED, PortRanges, listening};
-use portsentry::ledger::{BanRecord, KnownPeer};
+use portsentry::ledger::{BanRecord, KnownPeer, Recorder};
 use portsentry::netlink::sock_diag::{Bound, Listener};
 use portsentry::types::{Backend, BanTarget, Expiry, PortSet, Timestamp};
 
@@ -178,7 +178,11 @@ impl Daemon {
         if keeps_ledger {
             let wall = daemon.wall(now);
             for (tracker, old) in daemon.services.iter_mut().zip(&before.services) {
-                tracker.restore(old.states().into_iter().map(|state| (state.service, state.served)), None, wall);
+                tracker.restore(
+                    old.states().into_iter().map(|state| (state.service, state.served)),
+                    Recorder::default(),
+                    wall,
+                );
             }
             daemon.recall(now, &before);
             daemon.ledger = before.ledger;
@@ -276,9 +280,13 @@ impl Daemon {
         }
         if !self.rules.services_last {
             let system = listeners.iter().filter(|one| one.user == 0 && !self.ephemeral.contains(one.port));
-            self.services[0].restore(system.flat_map(services).map(|service| (service, wall)), None, wall);
+            self.services[0].restore(
+                system.flat_map(services).map(|service| (service, wall)),
+                Recorder::default(),
+                wall,
+            );
         }
-        served_again |= self.recent_listeners.observe(at, exact_wall(at), &listeners, ranges, None);
+        served_again |= self.recent_listeners.observe(at, exact_wall(at), &listeners, ranges, &Recorder::default());
         for (number, tracker) in self.services.iter_mut().enumerate() {
             let seen = if shards == 1 {
                 tracker.observe(at, wall, &listeners, ranges)
@@ -306,7 +314,7 @@ impl Daemon {
             if recalls {
                 let wall = self.wall(at);
                 let all = host.published_ports().map(|service| (service, wall));
-                self.services[0].restore(all, None, wall);
+                self.services[0].restore(all, Recorder::default(), wall);
             }
             self.published = published;
             self.busy_until = at.after(BUSY);
