@@ -5,10 +5,13 @@ use super::ban_recorder::BanRecorder;
 use super::log_writer::LogWriter;
 use super::notifier::Notifier;
 use super::optional::or_never;
+use crate::clock::boot_time;
 use crate::control::server::{IncomingRequest, Server};
 use crate::engine::Host;
 use crate::events::channel::Sender;
 use crate::events::event::{Event, EventKind};
+use crate::types::counted;
+use crate::worker::LossReport;
 
 pub(super) struct EventSink {
     pub(super) ban_recorder: BanRecorder,
@@ -21,6 +24,7 @@ pub(super) struct EventSink {
     pub(super) last_event: Option<Event>,
     /// Number of events that arrived faster than they could be logged.
     pub(super) lost: u64,
+    pub(super) losses: LossReport<1>,
 }
 
 impl EventSink {
@@ -45,8 +49,9 @@ impl EventSink {
         self.log.turn_minute();
         self.lost += lost;
         self.notifier.count_dropped(lost);
-        if let Some(kind) = self.log.count_lost(lost) {
-            self.emit(kind);
+        if let Some([lost]) = self.losses.take([self.lost], boot_time()) {
+            let lost = counted(lost, "event");
+            self.emit(EventKind::Error(format!("{lost} lost, because they came faster than they could be logged")));
         }
     }
 
@@ -67,6 +72,7 @@ impl EventSink {
         if let Some(kind) = std::mem::take(&mut self.ban_recorder).close() {
             self.log.write(&Event::now(kind));
         }
+        self.losses.expedite();
         self.report_lost(lost);
         self.log.write(&Event::now(EventKind::Stopped));
     }

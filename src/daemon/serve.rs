@@ -53,6 +53,7 @@ use crate::netlink::socket::{Socket, SocketError};
 use crate::sandbox::{InstanceLock, Sandbox};
 use crate::sensor::{Blocker, KernelPorts, Sensor, SensorMessage};
 use crate::types::{Span, Timestamp};
+use crate::worker::LossReport;
 
 /// Maximum number of events that wait for the log.
 const MAX_EVENTS: usize = 8192;
@@ -143,7 +144,16 @@ pub(super) async fn serve(
             host_state,
             sensor,
             fleet,
-            sink: EventSink { ban_recorder, log, notifier, control, events, last_event: None, lost: 0 },
+            sink: EventSink {
+                ban_recorder,
+                log,
+                notifier,
+                control,
+                events,
+                last_event: None,
+                lost: 0,
+                losses: LossReport::default(),
+            },
             sandbox,
             command_helper,
             firewall_watch,

@@ -14,8 +14,9 @@ use rustix::fs::{Mode, OFlags};
 use super::channel::Sender;
 use super::event::EventKind;
 use crate::atomic_file::{append, end_last_line, is_at};
+use crate::clock::boot_time;
 use crate::types::counted;
-use crate::worker::{Inbox, Worker};
+use crate::worker::{Inbox, LossReport, Worker};
 
 /// Maximum number of lines that wait for the thread.
 const MAX_QUEUED_LINES: usize = 4_096;
@@ -25,8 +26,6 @@ const MAX_PENDING_BYTES: usize = 1 << 20;
 const MAX_BATCH_BYTES: usize = 1 << 16;
 /// Interval at which the file is compared with its path, and at which a failing disk is retried.
 const POLL_INTERVAL: Duration = Duration::from_secs(1);
-/// Minimum interval between reports of losses.
-const LOSS_INTERVAL: Duration = Duration::from_secs(60);
 /// Time for writing the remaining lines when the program ends.
 const FLUSH_TIMEOUT: Duration = Duration::from_millis(300);
 
@@ -59,9 +58,8 @@ impl LineFile {
                 waiting: String::new(),
                 inbox,
                 dropped: 0,
-                lost_reported: 0,
+                losses: LossReport::default(),
                 failing: false,
-                last_reported: None,
                 events,
             };
             move || writer.run()
@@ -102,11 +100,10 @@ struct Writer {
     looked: Instant,
     waiting: String,
     inbox: Arc<Inbox<Command>>,
-    /// Lines that did not fit into `waiting`, and all reported losses.
+    /// Lines that did not fit into `waiting`.
     dropped: u64,
-    lost_reported: u64,
+    losses: LossReport<1>,
     failing: bool,
-    last_reported: Option<Instant>,
     events: Sender,
 }
 
@@ -164,21 +161,21 @@ impl Writer {
     }
 
     fn report_losses(&mut self) {
-        let lost = self.dropped + self.inbox.refused() - self.lost_reported;
-        let due = lost > 0 && self.last_reported.is_none_or(|last| last.elapsed() >= LOSS_INTERVAL);
-        if !self.failing && !due {
-            return;
+        if self.failing {
+            self.losses.expedite();
         }
+        let lost = self.losses.take([self.dropped + self.inbox.refused()], boot_time());
         let path = self.path.display();
-        self.events.emit(EventKind::Note(if self.failing {
-            format!("events are written to {path} again; events lost: {lost}")
-        } else {
-            let lost = counted(lost, "event");
-            format!("{lost} lost, because they came faster than they could be written to {path}")
+        self.events.emit(EventKind::Note(match lost {
+            _ if self.failing => {
+                format!("events are written to {path} again; events lost: {}", lost.map_or(0, |[lost]| lost))
+            }
+            Some([lost]) => {
+                let lost = counted(lost, "event");
+                format!("{lost} lost, because they came faster than they could be written to {path}")
+            }
+            None => return,
         }));
-        if lost > 0 {
-            (self.lost_reported, self.last_reported) = (self.lost_reported + lost, Some(Instant::now()));
-        }
     }
 
     fn try_write(&mut self) -> io::Result<()> {

@@ -65,9 +65,9 @@ impl LegacyFiles {
         }
     }
 
-    /// Number of lines dropped since the last call because the buffer was full.
-    pub fn left_out(&mut self) -> u64 {
-        std::mem::take(&mut self.left_out)
+    /// Number of lines dropped since the start because the buffer was full.
+    pub fn left_out(&self) -> u64 {
+        self.left_out
     }
 
     /// Appends the queued lines to the history in one write. On failure they stay queued.

@@ -17,7 +17,7 @@ use crate::events::json::EventRecord;
 use crate::events::json_log::{self, LineFile, OpenFile};
 use crate::events::log;
 use crate::events::log_limiter::LogLimiter;
-use crate::types::{Backend, Expiry, LineLimiter, MINUTE, Protocol, counted};
+use crate::types::{Backend, Expiry, Protocol};
 
 mod daily_count;
 mod naming;
@@ -29,8 +29,6 @@ pub(super) struct LogWriter {
     log_limit: LogLimiter,
     /// Separate, because single probes that have no line in the log still have one in the file.
     file_limit: LogLimiter,
-    /// Number of events dropped by the channel since the last report, and the rate limit of that report.
-    lost: (u64, LineLimiter),
     /// `None` if lines have no names.
     naming: Option<Naming>,
     /// The modes of TCP and UDP, which decide the wording of their lines.
@@ -51,7 +49,6 @@ impl LogWriter {
         let mut lines = Self {
             log_limit: LogLimiter::default(),
             file_limit: LogLimiter::default(),
-            lost: (0, LineLimiter::new(1, MINUTE)),
             naming: None,
             modes: [Mode::Off; 2],
             daily: None,
@@ -114,8 +111,6 @@ impl LogWriter {
     pub(super) fn write(&mut self, event: &Event) {
         self.turn_minute();
         if matches!(event.kind, EventKind::Stopped) {
-            let lost = (self.lost.0 > 0).then(|| lost_events(self.lost.0));
-            lost.into_iter().for_each(|kind| self.write_both(kind));
             let (log, file) = (self.log_limit.summary(), self.file_limit.summary());
             self.write_summaries(log, file);
             let daily = self.daily.take().and_then(|daily| daily.sentence(boot_time())).map(EventKind::Note);
@@ -143,15 +138,6 @@ impl LogWriter {
         if let Some(summary) = self.daily.as_mut().and_then(|daily| daily.take_summary(boot_time())) {
             self.write_both(EventKind::Note(summary));
         }
-    }
-
-    /// Adds the number of events dropped by the channel; returns the error event, at most once a minute.
-    pub(super) fn count_lost(&mut self, events: u64) -> Option<EventKind> {
-        self.lost.0 += events;
-        if self.lost.0 == 0 || !self.lost.1.admit(boot_time()) {
-            return None;
-        }
-        Some(lost_events(std::mem::take(&mut self.lost.0)))
     }
 
     /// Waits until lines that waited for a name can be written, and writes them; never returns if none waits. Cancel
@@ -206,10 +192,6 @@ fn after_stop(config: &Config) -> Option<String> {
     };
     let sentences: Vec<&str> = config.block.method.iter().map(sentence).collect();
     Some(format!("while portsentry is stopped, {}", sentences.join("; ")))
-}
-
-fn lost_events(lost: u64) -> EventKind {
-    EventKind::Error(format!("{} lost, because they came faster than they could be logged", counted(lost, "event")))
 }
 
 #[cfg(test)]

@@ -17,17 +17,14 @@ use super::task::{Adopted, Left, MAX_BANS, MAX_TASKS, SharedExempt, SlowBackends
 use crate::clock::boot_time;
 use crate::enforce::{BanContext, ExemptPrefixes};
 use crate::panic_guard;
-use crate::types::{Backend, BanTarget, Timestamp};
-use crate::worker::{Inbox, Stop};
+use crate::types::{Backend, BanTarget, MINUTE, Timestamp};
+use crate::worker::{Inbox, LossReport, Stop};
 
 /// Maximum wait while there is a deadline: after a suspend, the clock of the wait is behind the clock of the bans.
 const MAX_WAIT: Duration = Duration::from_secs(5);
 
 /// Interval between checks of running commands, at the end.
 const FINAL_POLL_INTERVAL: Duration = Duration::from_millis(10);
-
-/// Interval between reports of losses.
-const LOSS_INTERVAL: Duration = Duration::from_secs(60);
 
 /// The configured slow backends.
 struct ConfiguredBackends {
@@ -60,9 +57,7 @@ pub(super) struct BackendWorker {
     bans: BanQueue,
     report: Box<dyn FnMut(BackendEvent) + Send>,
     inbox: Arc<Inbox<Task>>,
-    /// Reported numbers of lost tasks and commands, and the time of the next report.
-    reported: (u64, u64),
-    losses_due: Timestamp,
+    losses: LossReport<2>,
 }
 
 impl BackendWorker {
@@ -85,8 +80,7 @@ impl BackendWorker {
             bans: BanQueue::default(),
             report,
             inbox,
-            reported: (0, 0),
-            losses_due: Timestamp::ZERO,
+            losses: LossReport::default(),
         }
     }
 
@@ -107,7 +101,7 @@ impl BackendWorker {
         self.backends.entries.iter_mut().for_each(EntryQueue::end_waits);
         self.run_due(Backend::HostsDeny, now);
         self.end_commands(stop);
-        self.losses_due = Timestamp::ZERO;
+        self.losses.expedite();
         self.report_losses(boot_time());
         Left {
             lines: self.backends.entries.as_ref().map_or(0, EntryQueue::waiting),
@@ -280,7 +274,7 @@ impl BackendWorker {
         let slow = ConfiguredBackends::ORDER.into_iter().filter_map(next_due).min();
         match [self.bans.next(), self.connections.next(), slow].into_iter().flatten().min() {
             Some(next) => thread::park_timeout(next.since(boot_time()).min(MAX_WAIT)),
-            None if self.losses() != self.reported => thread::park_timeout(LOSS_INTERVAL),
+            None if self.losses.is_pending(self.lost()) => thread::park_timeout(MINUTE),
             None => thread::park(),
         }
     }
@@ -302,16 +296,14 @@ impl BackendWorker {
         }
     }
 
-    fn losses(&self) -> (u64, u64) {
-        (self.inbox.refused(), self.backends.commands.as_ref().map_or(0, |commands| commands.lost))
+    /// Numbers of lost tasks and commands.
+    fn lost(&self) -> [u64; 2] {
+        [self.inbox.refused(), self.backends.commands.as_ref().map_or(0, |commands| commands.lost)]
     }
 
     fn report_losses(&mut self, now: Timestamp) {
-        let (tasks, commands) = self.losses();
-        if (tasks, commands) != self.reported && now >= self.losses_due {
-            (self.report)(BackendEvent::Lost { tasks: tasks - self.reported.0, commands: commands - self.reported.1 });
-            self.reported = (tasks, commands);
-            self.losses_due = now.after(LOSS_INTERVAL);
+        if let Some([tasks, commands]) = self.losses.take(self.lost(), now) {
+            (self.report)(BackendEvent::Lost { tasks, commands });
         }
     }
 }

@@ -29,7 +29,7 @@ use events::Trouble;
 use crate::clock::boot_time;
 use crate::panic_guard;
 use crate::types::Backoff;
-use crate::worker::{Handle, Inbox, Stopped, Worker};
+use crate::worker::{Handle, Inbox, LossReport, Stopped, Worker};
 
 /// Maximum number of queued changes: those that arrive while one transaction is written.
 const QUEUE: usize = 8_192;
@@ -54,9 +54,6 @@ const BACKOFF: Backoff = Backoff::new(Duration::from_millis(250), Duration::from
 
 /// Delay between attempts at the end, when little time is left.
 const FINAL_RETRY_DELAY: Duration = Duration::from_millis(20);
-
-/// Minimum interval between reports of losses.
-const LOSS_INTERVAL: Duration = Duration::from_secs(60);
 
 /// The thread. Only [`Writer::stop`] ends it before the process does.
 pub struct Writer {
@@ -92,8 +89,7 @@ impl Writer {
                 stale: true,
                 // A start has more urgent work.
                 list_due: now + TICK_INTERVAL,
-                losses_due: now,
-                losses: 0,
+                losses: LossReport::default(),
                 unreadable: (0, 0),
             };
             move || work.run()
@@ -206,9 +202,7 @@ struct WriterThread {
     /// True if the list of bans in force is out of date.
     stale: bool,
     list_due: Instant,
-    losses_due: Instant,
-    /// Number of reported dropped changes.
-    losses: u64,
+    losses: LossReport<2>,
     /// Maximum number of invalid rows in force, and how many of them were reported.
     unreadable: (u64, u64),
 }
@@ -238,7 +232,7 @@ impl WriterThread {
                 continue;
             }
             self.keep_texts(now);
-            self.report_losses(now);
+            self.report_losses();
             self.answer();
             if self.has_nothing() || !self.database.0.is_over(boot_time()) {
                 thread::park_timeout(self.rest());
@@ -248,8 +242,8 @@ impl WriterThread {
         self.list_due = self.tick;
         self.texts.0.reset();
         self.keep_texts(Instant::now());
-        self.losses_due = self.tick;
-        self.report_losses(Instant::now());
+        self.losses.expedite();
+        self.report_losses();
         (self.pending.len() + self.saved.len() + self.inbox.len()) as u64
     }
 
@@ -430,17 +424,10 @@ impl WriterThread {
         }
     }
 
-    fn report_losses(&mut self, now: Instant) {
-        if now < self.losses_due {
-            return;
-        }
-        let dropped = self.inbox.refused();
-        let changes = dropped - self.losses;
-        let lines = self.classic.as_mut().map_or(0, LegacyFiles::left_out);
-        if changes > 0 || lines > 0 {
+    fn report_losses(&mut self) {
+        let lost = [self.inbox.refused(), self.classic.as_ref().map_or(0, LegacyFiles::left_out)];
+        if let Some([changes, lines]) = self.losses.take(lost, boot_time()) {
             (self.tell)(WriterEvent::Lost { changes, lines });
-            self.losses = dropped;
-            self.losses_due = now + LOSS_INTERVAL;
         }
         let (rows, reported) = self.unreadable;
         if rows > reported {
