@@ -304,17 +304,17 @@ fn start_writer(
     }
     let classic = LegacyFiles::open(directory).map_err(|error| messages.push(EventKind::Error(error.to_string()))).ok();
     let events = events.clone();
-    let tell = move |news: WriterEvent| {
-        let text = news.to_string();
-        match news {
+    let emit = move |event: WriterEvent| {
+        let text = event.to_string();
+        match event {
             WriterEvent::Expired(targets) => {
                 targets.into_iter().for_each(|target| events.emit(EventKind::Expired { target }));
             }
-            news if news.is_error() => events.emit(EventKind::Error(text)),
+            event if event.is_error() => events.emit(EventKind::Error(text)),
             _ => events.emit(EventKind::Note(text)),
         }
     };
-    let writer = Writer::start(ledger, classic, tell).map_err(LedgerError::system("start a thread for", directory))?;
+    let writer = Writer::start(ledger, classic, emit).map_err(LedgerError::system("start a thread for", directory))?;
     Ok((writer, earlier_runs, messages))
 }
 

@@ -38,8 +38,8 @@ pub(super) struct HostReadings {
     listeners_changed: bool,
     /// Ports of the decoys. Their sockets belong to this program and do not count as listeners.
     decoys: DecoyPorts,
-    /// The lists that could not be read completely, each with its error.
-    unlisted: BTreeMap<&'static str, String>,
+    /// The error of each list that could not be read completely.
+    unlisted: BTreeMap<&'static str, Option<String>>,
     events: Sender,
     ticks: u32,
 }
@@ -170,11 +170,7 @@ impl HostReadings {
     /// Reports once that a list cannot be read, and once that it can be read again. Meanwhile the last list stays in
     /// use.
     fn report_list(&mut self, name: &'static str, error: Option<String>) {
-        let last = match &error {
-            Some(error) => self.unlisted.insert(name, error.clone()),
-            None => self.unlisted.remove(name),
-        };
-        if error != last {
+        if update(self.unlisted.entry(name).or_default(), error.clone()) {
             self.events.emit(match error {
                 Some(error) => EventKind::Error(format!("{error}; retrying, the last list is used")),
                 None => EventKind::Note(format!("the {name} of this host can be listed again")),

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::ledger::LedgerError;
-use crate::types::{BanTarget, counted};
+use crate::types::{Backoff, BanTarget, counted, update};
 
 /// An event for the operator or the engine.
 #[derive(Debug)]
@@ -88,27 +88,31 @@ impl fmt::Display for WriterEvent {
     }
 }
 
-/// A failure that may persist.
-#[derive(Default)]
-pub(super) struct Trouble(Option<(String, u32)>);
+/// When to try again after failures, and which of them was reported last.
+pub(super) struct Retry {
+    pub(super) backoff: Backoff,
+    reported: Option<String>,
+}
 
-impl Trouble {
-    /// Records a failed attempt; returns the event if the failure is new.
-    pub(super) fn failed(&mut self, error: LedgerError, waiting: usize) -> Option<WriterEvent> {
-        let text = error.to_string();
-        let (known, attempts) = self.0.take().unwrap_or_default();
-        let new = known != text;
-        self.0 = Some((text, attempts.saturating_add(1)));
-        new.then_some(WriterEvent::Failing { error, waiting })
+impl Retry {
+    pub(super) const fn new(backoff: Backoff) -> Self {
+        Self { backoff, reported: None }
     }
 
-    /// True if the last attempt failed.
+    /// Returns the event for a failed attempt if the failure is new.
+    pub(super) fn report(&mut self, error: LedgerError, waiting: usize) -> Option<WriterEvent> {
+        update(&mut self.reported, Some(error.to_string())).then_some(WriterEvent::Failing { error, waiting })
+    }
+
+    /// True if a failure was reported since the last success.
     pub(super) fn is_failing(&self) -> bool {
-        self.0.is_some()
+        self.reported.is_some()
     }
 
-    /// Records a successful attempt; returns the event if the previous one failed.
+    /// Records a successful attempt; returns the event if a failure was reported before.
     pub(super) fn succeeded(&mut self) -> Option<WriterEvent> {
-        self.0.take().map(|(_, attempts)| WriterEvent::Recovered { attempts })
+        let attempts = self.backoff.failures();
+        self.backoff.reset();
+        self.reported.take().map(|_| WriterEvent::Recovered { attempts })
     }
 }

@@ -24,7 +24,7 @@ use super::error::LedgerError;
 use super::legacy_files::LegacyFiles;
 use super::{Ledger, Opened, Reader, Retention, Rows, decisions};
 use clock::{ClockStep, WallClock};
-use events::Trouble;
+use events::Retry;
 
 use crate::clock::boot_time;
 use crate::panic_guard;
@@ -62,11 +62,11 @@ pub struct Writer {
 }
 
 impl Writer {
-    /// Starts the thread. `tell` is called on it with events for the operator, and must not block for long.
+    /// Starts the thread. `emit` is called on it with events for the operator, and must not block for long.
     pub fn start(
         ledger: Ledger,
         classic: Option<LegacyFiles>,
-        tell: impl FnMut(WriterEvent) + Send + 'static,
+        emit: impl FnMut(WriterEvent) + Send + 'static,
     ) -> io::Result<Self> {
         let shared = Arc::new(Shared { queries: ArrayQueue::new(MAX_QUERIES), written: AtomicU64::new(0) });
         let now = Instant::now();
@@ -77,13 +77,13 @@ impl Writer {
                 undoes_commands: ledger.undoes_commands,
                 ledger: Some(ledger),
                 classic,
-                tell: Box::new(tell),
+                emit: Box::new(emit),
                 inbox,
                 shared: Arc::clone(&shared),
                 pending: VecDeque::new(),
                 saved: Vec::new(),
-                database: (BACKOFF, Trouble::default()),
-                texts: (BACKOFF, Trouble::default()),
+                database: Retry::new(BACKOFF),
+                text_files: Retry::new(BACKOFF),
                 tick: now,
                 clock: WallClock::new(),
                 stale: true,
@@ -189,14 +189,14 @@ struct WriterThread {
     retention: Retention,
     undoes_commands: bool,
     classic: Option<LegacyFiles>,
-    tell: Box<dyn FnMut(WriterEvent) + Send>,
+    emit: Box<dyn FnMut(WriterEvent) + Send>,
     inbox: Arc<Inbox<LedgerChange>>,
     shared: Arc<Shared>,
     pending: VecDeque<LedgerChange>,
     /// Bans to carry over from an abandoned database.
     saved: Vec<LedgerChange>,
-    database: (Backoff, Trouble),
-    texts: (Backoff, Trouble),
+    database: Retry,
+    text_files: Retry,
     tick: Instant,
     clock: WallClock,
     /// True if the list of bans in force is out of date.
@@ -221,34 +221,34 @@ impl WriterThread {
                 panic_guard::failpoint("ledger");
             }
             let now = Instant::now();
-            if deadline.is_some() || self.database.0.is_over(boot_time()) {
-                self.keep_books(now);
+            if deadline.is_some() || self.database.backoff.is_over(boot_time()) {
+                self.write_due(now);
             }
             if let Some(deadline) = deadline {
                 if self.has_nothing() || Instant::now() >= deadline {
                     break;
                 }
-                thread::sleep(if self.database.0.failures() > 0 { FINAL_RETRY_DELAY } else { Duration::ZERO });
+                thread::sleep(if self.database.backoff.failures() > 0 { FINAL_RETRY_DELAY } else { Duration::ZERO });
                 continue;
             }
-            self.keep_texts(now);
+            self.write_text_files(now);
             self.report_losses();
-            self.answer();
-            if self.has_nothing() || !self.database.0.is_over(boot_time()) {
+            self.answer_queries();
+            if self.has_nothing() || !self.database.backoff.is_over(boot_time()) {
                 thread::park_timeout(self.rest());
             }
         }
         self.stale = true;
         self.list_due = self.tick;
-        self.texts.0.reset();
-        self.keep_texts(Instant::now());
+        self.text_files.backoff.end_wait();
+        self.write_text_files(Instant::now());
         self.losses.expedite();
         self.report_losses();
         (self.pending.len() + self.saved.len() + self.inbox.len()) as u64
     }
 
     /// Answers the pending queries. Those that arrive meanwhile wait for the next changes to be written.
-    fn answer(&mut self) {
+    fn answer_queries(&mut self) {
         for _ in 0..self.shared.queries.len() {
             let Some(query) = self.shared.queries.pop() else { return };
             if let Some(ledger) = &self.ledger {
@@ -263,29 +263,28 @@ impl WriterThread {
 
     /// Time without work, unless a change arrives.
     fn rest(&self) -> Duration {
-        let rest = match self.database.0.failures() {
+        let rest = match self.database.backoff.failures() {
             0 => (self.tick + TICK_INTERVAL).saturating_duration_since(Instant::now()),
-            _ => self.database.0.until().since(boot_time()),
+            _ => self.database.backoff.until().since(boot_time()),
         };
         rest.min(TICK_INTERVAL).max(Duration::from_millis(1))
     }
 
     /// Writes pending changes, and once a second marks ended bans.
-    fn keep_books(&mut self, now: Instant) {
+    fn write_due(&mut self, now: Instant) {
         let due = now >= self.tick + TICK_INTERVAL;
         if self.pending.is_empty() && self.saved.is_empty() && !due && self.clock.step().is_none() {
             return;
         }
-        match self.try_books(due) {
+        match self.try_write(due) {
             Ok(()) => {
-                self.database.0.reset();
-                self.database.1.succeeded().into_iter().for_each(&mut self.tell);
+                self.database.succeeded().into_iter().for_each(&mut self.emit);
                 if due {
                     self.tick = now;
                 }
             }
             Err(error) => {
-                self.database.0.extend(boot_time());
+                self.database.backoff.extend(boot_time());
                 if error.is_damage() {
                     self.give_up(error.to_string(), |ledger| ledger.quarantine().map(Some));
                 } else {
@@ -295,7 +294,7 @@ impl WriterThread {
         }
     }
 
-    fn try_books(&mut self, due: bool) -> Result<(), LedgerError> {
+    fn try_write(&mut self, due: bool) -> Result<(), LedgerError> {
         if due && self.ledger.as_ref().is_some_and(|ledger| !ledger.is_in_place()) {
             self.give_up("its file was removed or cannot be reached".to_owned(), |_| Ok(None));
         }
@@ -308,7 +307,7 @@ impl WriterThread {
             None => {
                 let (opened, how) = Ledger::open(&self.directory).map_err(LedgerError::while_running)?;
                 if let Opened::Rebuilt { aside, damage } = how {
-                    (self.tell)(WriterEvent::Rebuilt { damage, aside: Some(aside), carried: saved.len() });
+                    (self.emit)(WriterEvent::Rebuilt { damage, aside: Some(aside), carried: saved.len() });
                 }
                 ledger.insert(opened.with_retention(self.retention).undoing_commands(self.undoes_commands))
             }
@@ -328,11 +327,11 @@ impl WriterThread {
         if due {
             let Rows { items, unreadable } = ledger.expire(self.clock.now())?;
             if unreadable > 0 {
-                (self.tell)(WriterEvent::Unreadable { rows: unreadable });
+                (self.emit)(WriterEvent::Unreadable { rows: unreadable });
             }
             if !items.is_empty() {
                 self.stale = true;
-                (self.tell)(WriterEvent::Expired(items));
+                (self.emit)(WriterEvent::Expired(items));
             }
         }
         Ok(())
@@ -374,12 +373,12 @@ impl WriterThread {
         }
         self.clock.follow(step);
         self.stale = true;
-        (self.tell)(WriterEvent::ClockSet { back: step.by < 0, by: Duration::from_micros(step.by.unsigned_abs()) });
+        (self.emit)(WriterEvent::ClockSet { back: step.by < 0, by: Duration::from_micros(step.by.unsigned_abs()) });
         Ok(())
     }
 
     fn report_failure(&mut self, error: LedgerError) {
-        self.database.1.failed(error, self.pending.len()).into_iter().for_each(&mut self.tell);
+        self.database.report(error, self.pending.len()).into_iter().for_each(&mut self.emit);
     }
 
     /// Abandons an unusable database, and keeps its readable bans in force.
@@ -390,20 +389,20 @@ impl WriterThread {
             self.saved.extend(decisions::all(ledger.reader()).unwrap_or_default());
         }
         match leave(ledger) {
-            Ok(aside) => (self.tell)(WriterEvent::Rebuilt { damage, aside, carried: self.saved.len() }),
+            Ok(aside) => (self.emit)(WriterEvent::Rebuilt { damage, aside, carried: self.saved.len() }),
             Err(error) => self.report_failure(error),
         }
     }
 
-    fn keep_texts(&mut self, now: Instant) {
+    fn write_text_files(&mut self, now: Instant) {
         let (Some(classic), Some(ledger)) = (&mut self.classic, &self.ledger) else { return };
-        if !self.texts.0.is_over(boot_time()) {
+        if !self.text_files.backoff.is_over(boot_time()) {
             return;
         }
         let started = Instant::now();
         let mut result = classic.append();
         // After a failure this is the only sign that writing works again.
-        if result.is_ok() && self.stale && (now >= self.list_due || self.texts.1.is_failing()) {
+        if result.is_ok() && self.stale && (now >= self.list_due || self.text_files.is_failing()) {
             let active = ledger.reader().in_force(self.clock.now());
             result = active.and_then(|found| {
                 self.unreadable.0 = self.unreadable.0.max(found.unreadable);
@@ -414,12 +413,11 @@ impl WriterThread {
         }
         match result {
             Ok(()) => {
-                self.texts.0.reset();
-                self.texts.1.succeeded().into_iter().for_each(&mut self.tell);
+                self.text_files.succeeded().into_iter().for_each(&mut self.emit);
             }
             Err(error) => {
-                self.texts.0.extend(boot_time());
-                self.texts.1.failed(error, 0).into_iter().for_each(&mut self.tell);
+                self.text_files.backoff.extend(boot_time());
+                self.text_files.report(error, 0).into_iter().for_each(&mut self.emit);
             }
         }
     }
@@ -427,11 +425,11 @@ impl WriterThread {
     fn report_losses(&mut self) {
         let lost = [self.inbox.refused(), self.classic.as_ref().map_or(0, LegacyFiles::left_out)];
         if let Some([changes, lines]) = self.losses.take(lost, boot_time()) {
-            (self.tell)(WriterEvent::Lost { changes, lines });
+            (self.emit)(WriterEvent::Lost { changes, lines });
         }
         let (rows, reported) = self.unreadable;
         if rows > reported {
-            (self.tell)(WriterEvent::Unreadable { rows });
+            (self.emit)(WriterEvent::Unreadable { rows });
             self.unreadable.1 = rows;
         }
     }
