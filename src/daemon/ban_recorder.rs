@@ -213,16 +213,10 @@ impl BanRecorder {
 
     /// Records the ban that `event` reports, if any; true if the event is the first to report a ban on evidence.
     pub(super) fn record(&mut self, event: &Event, host: Option<&Host>) -> bool {
-        let banned = match &event.kind {
-            EventKind::Blocked { ban, backend, .. } | EventKind::Entered { ban: Some(ban), backend, .. } => {
-                Some((ban, *backend))
-            }
-            EventKind::Ran { ban: Some(ban), well: true, .. } if self.backends.contains(&Backend::Command) => {
-                Some((ban, Backend::Command))
-            }
-            _ => None,
-        };
-        let Some((ban, backend)) = banned else {
+        // A command enforces a ban only if it is one of the backends and has succeeded.
+        let enforces =
+            !matches!(event.kind, EventKind::Ran { well, .. } if !well || !self.backends.contains(&Backend::Command));
+        let Some((ban, backend)) = event.kind.reported_ban().filter(|_| enforces) else {
             if let Some(change) = self.other(&event.kind, event.time) {
                 self.write(change);
             }

@@ -9,7 +9,7 @@ use tokio::sync::oneshot::{self, Receiver};
 
 use super::optional::take_answer;
 use crate::engine::Host;
-use crate::events::event::{Event, EventKind};
+use crate::events::event::Event;
 use crate::ledger::{LedgerChange, Recorder};
 use crate::netlink::routes::RouteSocket;
 use crate::sensor::GuestBan;
@@ -41,12 +41,7 @@ pub(super) struct GuestPorts {
 impl GuestPorts {
     /// Looks for the bridge port of the ban that `event` reports, if a guest is banned for connections to decoys.
     pub(super) fn follow(&mut self, event: &Event, host: &Host) {
-        let (EventKind::Blocked { ban, .. }
-        | EventKind::Entered { ban: Some(ban), .. }
-        | EventKind::Ran { ban: Some(ban), .. }) = &event.kind
-        else {
-            return;
-        };
+        let Some((ban, _)) = event.kind.reported_ban() else { return };
         let (target, observation) = (ban.probe.target, &ban.probe.observation);
         // Several backends report the same ban.
         let is_known = self.waiting.iter().any(|sought| (sought.target, sought.since) == (target, event.time));

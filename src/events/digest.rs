@@ -76,18 +76,14 @@ impl Digest {
 
     /// Adds `event`. `begins` is true for the first event that reports a ban, as several backends may report it.
     pub fn add(&mut self, event: &Event, begins: bool) {
-        match &event.kind {
-            EventKind::Blocked { ban, .. }
-            | EventKind::Entered { ban: Some(ban), .. }
-            | EventKind::Ran { ban: Some(ban), .. }
-                if begins =>
-            {
-                self.capped += u64::from(ban.capped);
-                match ban.grade {
-                    Grade::Forgeable => self.forgeable.push(event),
-                    Grade::Proven => self.proven.push(event),
-                }
+        if let Some((ban, _)) = event.kind.reported_ban().filter(|_| begins) {
+            self.capped += u64::from(ban.capped);
+            match ban.grade {
+                Grade::Forgeable => self.forgeable.push(event),
+                Grade::Proven => self.proven.push(event),
             }
+        }
+        match &event.kind {
             EventKind::Shortened { .. } => {
                 self.capped += 1;
                 self.forgeable.push(event);

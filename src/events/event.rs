@@ -174,17 +174,22 @@ impl EventKind {
         }
     }
 
-    /// The class of the event, for the log line limit. No wildcard, so that a new kind must be classified.
+    /// The ban on evidence that a backend reports, also for a command that failed. Several backends report the same ban.
+    pub fn reported_ban(&self) -> Option<(&Ban, Backend)> {
+        match self {
+            Self::Blocked { ban, backend, .. } | Self::Entered { ban: Some(ban), backend, .. } => Some((ban, *backend)),
+            Self::Ran { ban: Some(ban), .. } => Some((ban, Backend::Command)),
+            _ => None,
+        }
+    }
+
+    /// The class of the event, for the log line limit. No wildcard at the end, so that a new kind must be classified.
     pub fn line_class(&self) -> LineClass {
         match self {
             Self::Probe(_) | Self::Scan(_) | Self::Exempt { .. } | Self::Repeated { .. } => LineClass::Probe,
             // Short bans also end: minutes after a flood there are as many ends as there were bans.
             Self::Shortened { .. } | Self::Expired { .. } | Self::Ran { ban: None, .. } => LineClass::Probe,
-            Self::Blocked { ban, .. } | Self::Entered { ban: Some(ban), .. } | Self::Ran { ban: Some(ban), .. }
-                if ban.capped =>
-            {
-                LineClass::Probe
-            }
+            _ if self.reported_ban().is_some_and(|(ban, _)| ban.capped) => LineClass::Probe,
             Self::Blocked { .. } | Self::Entered { .. } | Self::Ran { .. } => LineClass::Ban,
             Self::Disconnected { .. } | Self::DistributedScan(_) | Self::Capped { .. } | Self::BanVanished { .. } => {
                 LineClass::Ban
