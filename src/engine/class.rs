@@ -123,11 +123,6 @@ impl Class {
         self.into()
     }
 
-    /// The class with this name in JSON.
-    pub fn from_key(key: &str) -> Option<Self> {
-        key.parse().ok()
-    }
-
     pub(super) fn from_code(code: u8) -> Option<Self> {
         Self::ALL.get(usize::from(code).checked_sub(1)?).copied()
     }
@@ -157,10 +152,6 @@ impl Grade {
     /// The grade as in JSON, metrics and the ledger.
     pub fn key(self) -> &'static str {
         self.into()
-    }
-
-    pub fn from_key(key: &str) -> Option<Self> {
-        key.parse().ok()
     }
 }
 
@@ -214,6 +205,6 @@ mod tests {
         ] {
             assert_eq!(Grade::from_classes(classes.iter().copied(), trigger), grade, "{classes:?} above {trigger}");
         }
-        assert!(Grade::ALL.into_iter().all(|grade| Grade::from_key(grade.key()) == Some(grade)));
+        assert!(Grade::ALL.into_iter().all(|grade| grade.key().parse() == Ok(grade)));
     }
 }

@@ -73,7 +73,7 @@ impl OwnReports {
     pub(super) fn apply(&mut self, event: &OwnBanEvent, now: Timestamp) {
         match event {
             OwnBanEvent::Ban { target, remaining_s, grade, distinct_ports, class } => {
-                let Some(class) = Class::from_key(class) else { return };
+                let Ok(class) = class.parse() else { return };
                 let left = remaining_s.map_or(Duration::MAX, Duration::from_secs);
                 self.ban(*target, (*grade, *distinct_ports, class), left, now);
             }

@@ -57,8 +57,8 @@ impl BanReport {
     /// [`BanReport::to_json`].
     pub fn parse(value: &[u8]) -> Result<Self, &'static str> {
         let ReportWire { class, ports, grade, seq, .. } = parse(value)?;
-        let class = Class::from_key(&class).ok_or("its class is unknown")?;
-        let grade = Grade::from_key(&grade).ok_or("its evidence grade is unknown")?;
+        let class = class.parse().map_err(|_| "its class is unknown")?;
+        let grade = grade.parse().map_err(|_| "its evidence grade is unknown")?;
         Ok(Self { class, ports, grade, sequence: seq })
     }
 }

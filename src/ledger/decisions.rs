@@ -61,8 +61,7 @@ pub(super) fn replace_lifts(connection: &Connection, lifts: &[FleetLift]) -> Res
 }
 
 fn lift(row: &Row<'_>) -> Option<FleetLift> {
-    let target = row::target(row::text(row, 0)?)?;
-    Some(FleetLift { target, until: time(row.get(1).ok()?), by: row::text(row, 2)?.parse().ok()? })
+    Some(FleetLift { target: row::parsed(row, 0)?, until: time(row.get(1).ok()?), by: row::parsed(row, 2)? })
 }
 
 fn allowance(row: &Row<'_>) -> Option<Allowance> {

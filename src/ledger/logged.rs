@@ -11,7 +11,6 @@ use super::reader::Reader;
 use super::row::{self, micros, time};
 use super::rows::Rows;
 use super::schema::WITH_LOGGED;
-use crate::engine::Class;
 
 /// Maximum number of rows. Beyond it, those with the oldest last scan are deleted.
 pub(super) const MAX_ROWS: u32 = 50_000;
@@ -64,12 +63,12 @@ pub fn all(ledger: &Reader) -> Result<Rows<Logged>, LedgerError> {
 /// The row, if it is valid.
 fn read(found: &Row<'_>) -> Option<Logged> {
     Some(Logged {
-        target: row::target(row::text(found, 0)?)?,
-        source: row::text(found, 1)?.parse().ok()?,
+        target: row::parsed(found, 0)?,
+        source: row::parsed(found, 1)?,
         first: time(found.get(2).ok()?),
         last: time(found.get(3).ok()?),
         times: found.get(4).ok()?,
-        class: Class::from_key(row::text(found, 5)?)?,
+        class: row::parsed(found, 5)?,
         ports: row::ports(row::text(found, 6)?)?,
         probes: found.get(7).ok()?,
         reason: found.get(8).ok()?,

@@ -172,7 +172,7 @@ impl Reader {
         let now = micros(now);
         let limit = |bans: &Page| i64::try_from(most.saturating_sub(bans.len())).unwrap_or(i64::MAX);
         let read = |found: &Row<'_>| {
-            let position = PageCursor { until: found.get(3).ok()?, id: found.get(18).ok()? };
+            let position = PageCursor { until: found.get(row::UNTIL).ok()?, id: found.get(row::ID).ok()? };
             Some((position, row::entry(found)))
         };
         let mut bans = Page::new();

@@ -2,17 +2,22 @@
 //! permissions may have written anything to the file: an invalid row gives `None`, never a panic and never a partial
 //! ban.
 
+use std::str::FromStr;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use rusqlite::{Connection, Params, Row};
 
 use super::ban::{BanRecord, BanSummary, EndRecord, Ending, LedgerEntry};
-use crate::engine::{Class, Grade, LinkId};
+use crate::engine::LinkId;
 use crate::types::{BanTarget, Protocol};
 
 /// The columns that [`entry`] reads, in its order, and the id.
 pub(super) const COLUMNS: &str = "subject, source, since, until, class, ports, probes, interface, strikes, method, author, \
                                   ended, ending, lifted_by, capped, note, evidence, guest_port, id";
+
+/// Indexes of columns; that of `until` is the same in [`IN_FORCE`].
+pub(super) const UNTIL: usize = 3;
+pub(super) const ID: usize = 18;
 
 /// The columns that [`in_force`] reads, in its order.
 pub(super) const IN_FORCE: &str = "subject, source, since, until, class, ports, evidence, method, guest_port";
@@ -28,35 +33,35 @@ pub(super) fn entry(row: &Row<'_>) -> Option<LedgerEntry> {
         Some(at) => Some(EndRecord { how: ending(row)?, at }),
     };
     let ban = BanRecord {
-        target: target(text(row, 0)?)?,
-        source: text(row, 1)?.parse().ok()?,
+        target: parsed(row, 0)?,
+        source: parsed(row, 1)?,
         since: time(row.get(2).ok()?),
-        until: optional_time(row, 3).ok()?,
-        class: optional(row, 4, Class::from_key)?,
+        until: optional_time(row, UNTIL).ok()?,
+        class: optional(row, 4, |class| class.parse().ok())?,
         ports: ports(text(row, 5)?)?,
         probes: row.get(6).ok()?,
         interface: row.get(7).ok()?,
         guest_port: optional(row, 17, guest_port)?,
-        backends: text(row, 9)?.parse().ok()?,
-        author: text(row, 10)?.parse().ok()?,
+        backends: parsed(row, 9)?,
+        author: parsed(row, 10)?,
         capped: row.get(14).ok()?,
         note: row.get(15).ok()?,
-        grade: optional(row, 16, Grade::from_key)?,
+        grade: optional(row, 16, |grade| grade.parse().ok())?,
     };
     Some(LedgerEntry { ban, strikes: row.get(8).ok()?, ended })
 }
 
 pub(super) fn in_force(row: &Row<'_>) -> Option<BanSummary> {
     let (who, source) = (text(row, 0)?, text(row, 1)?);
-    let target = target(who)?;
+    let target: BanTarget = who.parse().ok()?;
     Some(BanSummary {
         target,
         // The source is usually the target, which is already parsed.
         source: if source == who { target.element() } else { source.parse().ok()? },
         since: time(row.get(2).ok()?),
-        until: optional_time(row, 3).ok()?,
-        class: optional(row, 4, Class::from_key)?,
-        grade: optional(row, 6, Grade::from_key)?,
+        until: optional_time(row, UNTIL).ok()?,
+        class: optional(row, 4, |class| class.parse().ok())?,
+        grade: optional(row, 6, |grade| grade.parse().ok())?,
         port: ports(text(row, 5)?)?.first().copied(),
         // A later release may have other backends; the ban is still in force.
         backends: text(row, 7)?.parse().unwrap_or_default(),
@@ -67,6 +72,11 @@ pub(super) fn in_force(row: &Row<'_>) -> Option<BanSummary> {
 /// The text of a column.
 pub(super) fn text<'a>(row: &'a Row<'_>, place: usize) -> Option<&'a str> {
     row.get_ref(place).ok()?.as_str().ok()
+}
+
+/// The value of a text column. A target in another spelling is invalid: it would be a second ban of the same host.
+pub(super) fn parsed<T: FromStr>(row: &Row<'_>, place: usize) -> Option<T> {
+    text(row, place)?.parse().ok()
 }
 
 /// The value of a text column that may be null; `None` if it is invalid.
@@ -101,11 +111,6 @@ fn ending(row: &Row<'_>) -> Option<Ending> {
     }
 }
 
-/// The target with exactly this spelling: another spelling would be a second ban of the same host.
-pub(super) fn target(text: &str) -> Option<BanTarget> {
-    text.parse().ok()
-}
-
 /// Ports as "tcp/23 udp/53".
 pub(super) fn ports_text(ports: &[(Protocol, u16)]) -> String {
     let items: Vec<String> = ports.iter().map(|(protocol, port)| format!("{}/{port}", protocol.key())).collect();
@@ -115,7 +120,7 @@ pub(super) fn ports_text(ports: &[(Protocol, u16)]) -> String {
 pub(super) fn ports(text: &str) -> Option<Vec<(Protocol, u16)>> {
     let items = text.split_ascii_whitespace().map(|item| {
         let (key, port) = item.split_once('/')?;
-        Some((Protocol::from_key(key)?, port.parse().ok()?))
+        Some((key.parse().ok()?, port.parse().ok()?))
     });
     items.collect()
 }
@@ -153,13 +158,13 @@ mod tests {
     fn target_parses_only_canonical_spelling() {
         let networks = ["203.0.113.0/24", "203.0.113.6/31", "2001:db8:1::/48", "2001:db8:1:200::/56", "::/48"];
         for text in ["192.0.2.7", "2001:db8:1:2::/64", "fe80::1/128"].into_iter().chain(networks) {
-            assert_eq!(target(text).map(|target| target.to_string()).as_deref(), Some(text));
+            assert_eq!(text.parse().map(|target: BanTarget| target.to_string()).as_deref(), Ok(text));
         }
         let one = ["", "192.0.2.7/32", "192.0.2.07", "2001:DB8::/64", "2001:db8::", "/64", "a/b", "::1\0/64"];
         let networks =
             ["203.0.113.1/24", "10.0.0.0/7", "203.0.113.0/024", "2001:db8::/32", "2001:db8:0:1::/56", "0.0.0.0/0"];
         for text in one.into_iter().chain(networks) {
-            assert_eq!(target(text), None, "{text:?}");
+            assert!(text.parse::<BanTarget>().is_err(), "{text:?}");
         }
     }
 

@@ -77,15 +77,17 @@ pub(super) fn replace_peers(connection: &Connection, peers: &[KnownPeer]) -> rus
 
 fn service(row: &Row<'_>) -> Option<Service> {
     let served = |protocol: &Protocol| matches!(protocol, Protocol::Tcp | Protocol::Udp);
-    let protocol = Protocol::from_key(row::text(row, 0)?).filter(served)?;
+    let protocol = row::parsed(row, 0).filter(served)?;
     let port = row.get::<_, u16>(1).ok().filter(|port| *port > 0)?;
-    let address = row::text(row, 2)?.parse().ok()?;
-    Some(Service { protocol, port, address })
+    Some(Service { protocol, port, address: row::parsed(row, 2)? })
 }
 
 fn peer(row: &Row<'_>) -> Option<KnownPeer> {
-    let target = row::target(row::text(row, 0)?)?;
-    Some(KnownPeer { target, since: row::time(row.get(1).ok()?), last: row::time(row.get(2).ok()?) })
+    Some(KnownPeer {
+        target: row::parsed(row, 0)?,
+        since: row::time(row.get(1).ok()?),
+        last: row::time(row.get(2).ok()?),
+    })
 }
 
 /// At most `most` remembered services with the times at which they were last served, the most recent first.

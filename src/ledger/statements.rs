@@ -83,7 +83,7 @@ pub(super) const USED: [&str; 13] =
 
 /// Marks the bans that have ended at `now`, and returns their targets.
 pub(super) fn expire(connection: &Connection, now: SystemTime) -> rusqlite::Result<Rows<BanTarget>> {
-    collect(connection, EXPIRE, named_params! {":now": micros(now)}, |row| row::target(row::text(row, 0)?))
+    collect(connection, EXPIRE, named_params! {":now": micros(now)}, |row| row::parsed(row, 0))
 }
 
 /// The newest ban of a target.

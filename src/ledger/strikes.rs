@@ -9,7 +9,7 @@ use rusqlite::{Row, named_params};
 use super::ban::BanSummary;
 use super::error::LedgerError;
 use super::reader::Reader;
-use super::row::{self, micros};
+use super::row::{self, UNTIL, micros};
 use crate::engine::{Grade, LastBan, RecentBans, StrikeHistory};
 use crate::types::{BanTarget, DAY, Expiry, MINUTE};
 
@@ -31,9 +31,8 @@ pub(super) fn of_all() -> String {
     )
 }
 
-/// Column indexes of [`of_all`]: four of [`row::IN_FORCE`], and the following ones.
+/// Column indexes of [`of_all`]: of [`row::IN_FORCE`], beside [`UNTIL`], and the following ones.
 const SUBJECT: usize = 0;
-const UNTIL: usize = 3;
 const CLASS: usize = 4;
 const GRADE: usize = 6;
 const ACTIVE: usize = 9;
@@ -101,7 +100,7 @@ impl LoadedState {
         }
         // The target may be readable even if the rest is not.
         if row.get(STRIKE)? {
-            let target = target.or_else(|| row::target(row::text(row, SUBJECT)?));
+            let target = target.or_else(|| row::parsed(row, SUBJECT));
             readable &= target.is_some();
             if let Some(target) = target {
                 let (times, proven, last) = struck.entry(target).or_insert((0, 0, i64::MIN));

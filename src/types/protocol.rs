@@ -54,9 +54,4 @@ impl Protocol {
     pub(crate) fn from_code(code: u8) -> Option<Self> {
         Self::ALL.into_iter().find(|protocol| *protocol as u8 == code)
     }
-
-    /// The protocol with this name in JSON.
-    pub fn from_key(key: &str) -> Option<Self> {
-        key.parse().ok()
-    }
 }

@@ -119,7 +119,7 @@ impl Acceptance {
         if remaining > MAX_REMAINING {
             return Err(ReportRefusal::TooLong);
         }
-        let class = Class::from_key(&report.class).ok_or(ReportRefusal::NoClass)?;
+        let class: Class = report.class.parse().map_err(|_| ReportRefusal::NoClass)?;
         let (target, network) = target(&report.target).ok_or(ReportRefusal::NoTarget)?;
         if let Some(why) = exempt(network) {
             return Err(ReportRefusal::Exempt(why));
