@@ -11,7 +11,6 @@ use std::time::{Duration, Instant};
 
 use crate::lazy_queue::LazyQueue;
 use crate::panic_guard;
-use crate::types::{MINUTE, Timestamp};
 
 /// Delay between two attempts of [`Handle::send_blocking`].
 const RETRY_DELAY: Duration = Duration::from_millis(5);
@@ -161,42 +160,6 @@ impl<T: Send + 'static, R: Send + 'static> Worker<T, R> {
     }
 }
 
-/// Reports `N` kinds of losses together, at most once a minute.
-pub struct LossReport<const N: usize> {
-    reported: [u64; N],
-    due: Timestamp,
-}
-
-impl<const N: usize> Default for LossReport<N> {
-    fn default() -> Self {
-        Self { reported: [0; N], due: Timestamp::ZERO }
-    }
-}
-
-impl<const N: usize> LossReport<N> {
-    /// True if these totals since the start contain losses that were not reported.
-    pub fn is_pending(&self, totals: [u64; N]) -> bool {
-        totals != self.reported
-    }
-
-    /// The losses to report now, given their totals since the start.
-    pub fn take(&mut self, totals: [u64; N], now: Timestamp) -> Option<[u64; N]> {
-        if !self.is_pending(totals) || now < self.due {
-            return None;
-        }
-        self.due = now.after(MINUTE);
-        let mut lost = totals;
-        lost.iter_mut().zip(self.reported).for_each(|(total, reported)| *total -= reported);
-        self.reported = totals;
-        Some(lost)
-    }
-
-    /// Reports pending losses without delay, for example because the program ends.
-    pub fn expedite(&mut self) {
-        self.due = Timestamp::ZERO;
-    }
-}
-
 /// How a worker ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[must_use]
@@ -296,19 +259,5 @@ mod tests {
         drop(free);
         blocked.join().unwrap();
         assert_eq!((worker.stop(Duration::from_secs(10)), worker.handle().inbox().refused()), (Some(vec![1, 2]), 0));
-    }
-
-    #[test]
-    fn losses_are_reported_once_a_minute() {
-        let at = |seconds| Timestamp::at(Duration::from_secs(seconds));
-        let mut report = LossReport::default();
-        assert_eq!(report.take([0, 0], at(100)), None);
-        assert_eq!(report.take([3, 0], at(100)), Some([3, 0]));
-        assert_eq!(report.take([4, 2], at(159)), None);
-        assert_eq!(report.take([5, 2], at(160)), Some([2, 2]));
-        assert_eq!(report.take([6, 2], at(161)), None);
-        report.expedite();
-        assert_eq!(report.take([6, 2], at(161)), Some([1, 0]));
-        assert_eq!(report.take([6, 2], at(900)), None);
     }
 }

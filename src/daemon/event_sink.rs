@@ -10,8 +10,7 @@ use crate::control::server::{IncomingRequest, Server};
 use crate::engine::Host;
 use crate::events::channel::Sender;
 use crate::events::event::{Event, EventKind};
-use crate::types::counted;
-use crate::worker::LossReport;
+use crate::types::{LossReport, counted};
 
 pub(super) struct EventSink {
     pub(super) ban_recorder: BanRecorder,

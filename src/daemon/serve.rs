@@ -52,8 +52,7 @@ use crate::netlink::routes::monitor::RouteMonitor;
 use crate::netlink::socket::{Socket, SocketError};
 use crate::sandbox::{InstanceLock, Sandbox};
 use crate::sensor::{Blocker, KernelPorts, Sensor, SensorMessage};
-use crate::types::{Span, Timestamp};
-use crate::worker::LossReport;
+use crate::types::{LossReport, Span, Timestamp};
 
 /// Maximum number of events that wait for the log.
 const MAX_EVENTS: usize = 8192;

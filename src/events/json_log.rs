@@ -15,8 +15,8 @@ use super::channel::Sender;
 use super::event::EventKind;
 use crate::atomic_file::{append, end_last_line, is_at};
 use crate::clock::boot_time;
-use crate::types::counted;
-use crate::worker::{Inbox, LossReport, Worker};
+use crate::types::{LossReport, counted};
+use crate::worker::{Inbox, Worker};
 
 /// Maximum number of lines that wait for the thread.
 const MAX_QUEUED_LINES: usize = 4_096;

@@ -25,7 +25,7 @@ pub(crate) use line_message::{nullable, to_line};
 pub use port_set::{PORT_GROUPS, PortSet, PortSetError, WEB_PORTS};
 pub use protocol::Protocol;
 pub use rate::{Rate, RateError};
-pub use rate_limit::{LineLimiter, TokenBucket};
+pub use rate_limit::{LineLimiter, LossReport, TokenBucket};
 pub(crate) use timestamp::Tick;
 #[cfg(test)]
 pub(crate) use timestamp::at;

@@ -1,9 +1,9 @@
-//! Limits rates: a token bucket for work, and a limiter for log lines that counts suppressed lines. Both take the time
-//! as an argument.
+//! Limits rates: a token bucket for work, a limiter for log lines that counts suppressed lines, and a limiter for reports
+//! of losses. All take the time as an argument.
 
 use std::time::Duration;
 
-use super::Timestamp;
+use super::{MINUTE, Timestamp};
 
 /// A token bucket: refills a number of tokens per span, up to the tokens of one span.
 pub struct TokenBucket {
@@ -96,6 +96,42 @@ impl LineLimiter {
     }
 }
 
+/// Reports `N` kinds of losses together, at most once a minute.
+pub struct LossReport<const N: usize> {
+    reported: [u64; N],
+    due: Timestamp,
+}
+
+impl<const N: usize> Default for LossReport<N> {
+    fn default() -> Self {
+        Self { reported: [0; N], due: Timestamp::ZERO }
+    }
+}
+
+impl<const N: usize> LossReport<N> {
+    /// True if these totals since the start contain losses that were not reported.
+    pub fn is_pending(&self, totals: [u64; N]) -> bool {
+        totals != self.reported
+    }
+
+    /// The losses to report now, given their totals since the start.
+    pub fn take(&mut self, totals: [u64; N], now: Timestamp) -> Option<[u64; N]> {
+        if !self.is_pending(totals) || now < self.due {
+            return None;
+        }
+        self.due = now.after(MINUTE);
+        let mut lost = totals;
+        lost.iter_mut().zip(self.reported).for_each(|(total, reported)| *total -= reported);
+        self.reported = totals;
+        Some(lost)
+    }
+
+    /// Reports pending losses without delay, for example because the program ends.
+    pub fn expedite(&mut self) {
+        self.due = Timestamp::ZERO;
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -127,5 +163,18 @@ mod tests {
         assert_eq!((0..100).filter(|_| limiter.admit_below(4, at(1))).count(), 4);
         assert_eq!((0..100).filter(|_| limiter.admit(at(1))).count(), 6);
         assert!(!limiter.admit_below(4, at(2)));
+    }
+
+    #[test]
+    fn losses_are_reported_once_a_minute() {
+        let mut report = LossReport::default();
+        assert_eq!(report.take([0, 0], at(100)), None);
+        assert_eq!(report.take([3, 0], at(100)), Some([3, 0]));
+        assert_eq!(report.take([4, 2], at(159)), None);
+        assert_eq!(report.take([5, 2], at(160)), Some([2, 2]));
+        assert_eq!(report.take([6, 2], at(161)), None);
+        report.expedite();
+        assert_eq!(report.take([6, 2], at(161)), Some([1, 0]));
+        assert_eq!(report.take([6, 2], at(900)), None);
     }
 }

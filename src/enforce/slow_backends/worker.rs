@@ -17,8 +17,8 @@ use super::task::{Adopted, Left, MAX_BANS, MAX_TASKS, SharedExempt, SlowBackends
 use crate::clock::boot_time;
 use crate::enforce::{BanContext, ExemptPrefixes};
 use crate::panic_guard;
-use crate::types::{Backend, BanTarget, MINUTE, Timestamp};
-use crate::worker::{Inbox, LossReport, Stop};
+use crate::types::{Backend, BanTarget, LossReport, MINUTE, Timestamp};
+use crate::worker::{Inbox, Stop};
 
 /// Maximum wait while there is a deadline: after a suspend, the clock of the wait is behind the clock of the bans.
 const MAX_WAIT: Duration = Duration::from_secs(5);

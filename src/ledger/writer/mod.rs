@@ -28,8 +28,8 @@ use events::Retry;
 
 use crate::clock::boot_time;
 use crate::panic_guard;
-use crate::types::Backoff;
-use crate::worker::{Handle, Inbox, LossReport, Stopped, Worker};
+use crate::types::{Backoff, LossReport};
+use crate::worker::{Handle, Inbox, Stopped, Worker};
 
 /// Maximum number of queued changes: those that arrive while one transaction is written.
 const QUEUE: usize = 8_192;
