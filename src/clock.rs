@@ -58,6 +58,11 @@ impl FromStr for WallTime {
     }
 }
 
+/// The end of a ban or an allowance that begins at `begin`. A time beyond the clock's range counts as no end.
+pub fn end_time(expiry: impl Into<Expiry>, begin: SystemTime) -> Option<SystemTime> {
+    begin.checked_add(expiry.into().span()?)
+}
+
 /// When a ban ends. `None`, printed as "never": it does not end by itself.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, SerializeDisplay, DeserializeFromStr)]
 pub struct BanEnd(pub Option<WallTime>);
@@ -65,9 +70,8 @@ pub struct BanEnd(pub Option<WallTime>);
 impl BanEnd {
     const NEVER: &str = "never";
 
-    /// The end of a ban that begins at `begin`. A time beyond the clock's range counts as "never".
     pub fn new(expiry: Expiry, begin: SystemTime) -> Self {
-        expiry.span().and_then(|span| begin.checked_add(span)).into()
+        end_time(expiry, begin).into()
     }
 }
 

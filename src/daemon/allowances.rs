@@ -5,6 +5,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use ipnet::IpNet;
 
+use crate::clock::end_time;
 use crate::ledger::Allowance;
 
 /// Maximum number of entries of both kinds together; more belong in the configuration.
@@ -46,7 +47,7 @@ impl Allowances {
     /// # Errors
     /// As for [`Allowances::add`].
     pub(super) fn force(&mut self, network: IpNet, span: Option<Duration>, now: Now) -> Result<(), String> {
-        let until = span.and_then(|span| now.1.checked_add(span));
+        let until = end_time(span, now.1);
         self.insert(Kind::Forced, Allowance { network, since: now.1, until, by: String::new() }, now)
     }
 
@@ -93,7 +94,7 @@ impl Allowances {
     pub(super) fn listed(&self, now: Now) -> impl Iterator<Item = Allowance> + '_ {
         self.of_kind(Kind::Allowed).map(move |entry| {
             let left = entry.ends.map(|ends| ends.saturating_duration_since(now.0));
-            Allowance { until: left.and_then(|left| now.1.checked_add(left)), ..entry.allowance.clone() }
+            Allowance { until: end_time(left, now.1), ..entry.allowance.clone() }
         })
     }
 

@@ -12,6 +12,7 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use serde_with::{DeserializeFromStr, SerializeDisplay};
 
+use crate::clock::end_time;
 use crate::engine::{Ban, Class, Grade, LinkId, Service};
 use crate::types::{Backend, Backends, BanTarget, Expiry, Protocol};
 
@@ -104,8 +105,7 @@ impl BanRecord {
             target,
             source: target.element(),
             since: at,
-            // A time span beyond the clock's range counts as "never".
-            until: expiry.span().and_then(|span| at.checked_add(span)),
+            until: end_time(expiry, at),
             class: None,
             grade: None,
             ports: Vec::new(),

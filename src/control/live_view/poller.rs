@@ -10,6 +10,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use tokio::signal::unix::{SignalKind, signal};
 
+use crate::clock::end_time;
 use crate::control::client::{Client, ClientError};
 use crate::control::format::compact_ports;
 use crate::control::list::{self, KernelState, ListedBan};
@@ -58,7 +59,7 @@ impl BanRow {
             class: class.to_owned(),
             ports: compact_ports(ports.copied()),
             bans: entry.map(|entry| entry.strikes.saturating_add(1)),
-            until: listed.left(now).span().and_then(|left| now.checked_add(left)),
+            until: end_time(listed.left(now), now),
             lacking: listed.kernel == KernelState::Absent,
         }
     }

@@ -17,7 +17,7 @@ use tokio::net::unix::UCred;
 use super::allow_sources::protected;
 use super::components::Components;
 use super::service_tracker::ServiceState;
-use crate::clock::{BanEnd, WallTime};
+use crate::clock::{BanEnd, WallTime, end_time};
 use crate::control::address_info::AddressInfo;
 use crate::control::protocol::{
     Allowed, AllowedEntry, AllowedList, Answer, Blocked, Disallowed, Failure, MAX_LISTED, Reply, Request,
@@ -221,7 +221,7 @@ async fn allow(components: &mut Components, by: String, network: IpNet, span: Op
     let bans = components.sensor.ask(|answer| SensorRequest::BansIn { network, most: MAX_LISTED, answer });
     let (bans, lifted) = of_sensor(bans).await?;
     let since = SystemTime::now();
-    let allowance = Allowance { network, since, until: span.and_then(|span| since.checked_add(span)), by };
+    let allowance = Allowance { network, since, until: end_time(span, since), by };
     components.host_state.allow(allowance.clone()).await.map_err(Failure::failed)?;
     let until = allowance.until.map(WallTime);
     let how_long =

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::SystemTime;
 
+use crate::clock::end_time;
 use crate::daemon::ban_recorder::RememberedBan;
 use crate::engine::{Ban, Class, Grade};
 use crate::events::event::{Event, EventKind};
@@ -61,7 +62,7 @@ impl OwnBans {
     /// Adds a ban in force since `at`; `None` for a network, and if a second backend reports the same ban.
     fn add(&mut self, ban: &Ban, at: SystemTime) -> Option<OwnBanEvent> {
         let target = ban.probe.target;
-        let until = ban.expiry.span().and_then(|span| at.checked_add(span));
+        let until = end_time(ban.expiry, at);
         if self.0.get(&target).is_some_and(|known| known.until == until) {
             return None;
         }

@@ -26,7 +26,7 @@ use super::{Ledger, Opened, Reader, Retention, Rows, decisions};
 use clock::{ClockStep, WallClock};
 use events::Retry;
 
-use crate::clock::boot_time;
+use crate::clock::{boot_time, end_time};
 use crate::panic_guard;
 use crate::types::{Backoff, LossReport};
 use crate::worker::{Handle, Inbox, Stopped, Worker};
@@ -347,7 +347,7 @@ impl WriterThread {
                 LedgerChange::Banned(ban) | LedgerChange::Also(ban) => {
                     let length = ban.until.and_then(|until| until.duration_since(ban.since).ok());
                     ban.since = step.moved(ban.since);
-                    ban.until = length.and_then(|length| ban.since.checked_add(length));
+                    ban.until = end_time(length, ban.since);
                 }
                 LedgerChange::Moved { since, .. } | LedgerChange::GuestPort { since, .. } => {
                     *since = step.moved(*since)
