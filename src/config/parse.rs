@@ -5,7 +5,7 @@
 use super::choices::{AckPolicy, BlockPolicy, Facility, HalfOpenPolicy, LogTarget, Mode};
 use super::port_lists;
 use crate::types::shared64::{self, MAX_NAT64};
-use crate::types::{Action, Backend, Expiry, PortSet, Rate, RouteKind, is_host_address};
+use crate::types::{Action, Backend, DAY, Expiry, PortSet, Rate, RouteKind, is_host_address};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use serde::Deserialize;
 use serde::de::value::{Error as PlainError, StrDeserializer};
@@ -16,7 +16,7 @@ use std::time::Duration;
 use toml::Value;
 
 /// A source is rarely remembered for longer than a few days. One month limits how long the source table keeps entries.
-const MAX_WINDOW: Duration = Duration::from_secs(30 * 86_400);
+const MAX_WINDOW: Duration = DAY.saturating_mul(30);
 /// Ten Julian years, as `humantime` reads "10 years".
 const MAX_EXPIRY: Duration = Duration::from_secs(315_576_000);
 /// A command that takes longer is stuck and delays others.
@@ -24,7 +24,7 @@ const MAX_RUN_TIME: Duration = Duration::from_secs(600);
 
 /// Minimum time between two digests, so that a flood of packets does not cause a flood of messages.
 const MIN_INTERVAL: Duration = Duration::from_secs(10);
-const MAX_INTERVAL: Duration = Duration::from_secs(86_400);
+const MAX_INTERVAL: Duration = DAY;
 /// Fits into one segment on every link, so that the banner is sent immediately and as a whole.
 pub(crate) const MAX_BANNER_LEN: usize = 1_024;
 /// Maximum length of a word of a command in bytes. Far above the length of real words; several of them still fit into a

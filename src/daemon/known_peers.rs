@@ -8,7 +8,7 @@ use std::time::{Duration, SystemTime};
 use crate::engine::Host;
 use crate::ledger::{KnownPeer, LedgerChange, Recorder};
 use crate::netlink::sock_diag::Connection;
-use crate::types::{BanTarget, Timestamp};
+use crate::types::{BanTarget, HOUR, MINUTE, Timestamp};
 
 /// Maximum number of known peers. A new one replaces the peer that has had no connection for the longest time.
 pub(super) const MAX_PEERS: usize = 4_096;
@@ -17,10 +17,10 @@ pub(super) const MAX_PEERS: usize = 4_096;
 /// connections for seconds and make mistakes between them. It is longer than the window of their probes
 /// (`detect.window`), so that a peer is still known at the last probe of a window. A longer time helps no scanner that
 /// knows the rule, because it could also leave a connection open.
-const REMEMBERED: Duration = Duration::from_secs(2 * 3_600);
+const REMEMBERED: Duration = HOUR.saturating_mul(2);
 
 /// Interval between two writes. Each connection in between is listed again after a crash, unless it has ended.
-const WRITE_INTERVAL: Duration = Duration::from_secs(60);
+const WRITE_INTERVAL: Duration = MINUTE;
 
 #[derive(Clone, Copy)]
 struct Peer {

@@ -8,7 +8,7 @@ use crate::engine::{MAX_PUBLISHED, Service, ServiceMemory};
 use crate::host::service_ports::{PortRanges, is_eligible, services};
 use crate::ledger::{LedgerChange, Recorder};
 use crate::netlink::sock_diag::Listener;
-use crate::types::{Protocol, Timestamp};
+use crate::types::{DAY, HOUR, Protocol, Timestamp};
 
 /// Minimum age of a listener before it counts as a service. A port that is open only for moments is not a service.
 const MIN_SERVICE_AGE: Duration = Duration::from_secs(600);
@@ -18,7 +18,7 @@ const MIN_SERVICE_AGE: Duration = Duration::from_secs(600);
 const MAX_GAP: Duration = Duration::from_secs(5);
 
 /// Time for which a service that is down is remembered. It covers maintenance, a holiday, or a disk replacement.
-const FORGOTTEN_AFTER: Duration = Duration::from_secs(7 * 86_400);
+const FORGOTTEN_AFTER: Duration = DAY.saturating_mul(7);
 
 /// Maximum number of remembered services.
 pub(super) const MAX_SERVICES: usize = 256;
@@ -27,7 +27,7 @@ pub(super) const MAX_SERVICES: usize = 256;
 const MAX_CANDIDATES: usize = 1_024;
 
 /// Interval at which the last-served time of a running service is written.
-const RECORD_INTERVAL: Duration = Duration::from_secs(3_600);
+const RECORD_INTERVAL: Duration = HOUR;
 
 #[derive(Clone, Copy)]
 struct Candidate {
@@ -210,7 +210,7 @@ mod tests {
     use super::*;
     use crate::host::service_ports::FIRST_UNPRIVILEGED;
     use crate::netlink::sock_diag::Bound;
-    use crate::types::{DAY, PortSet, at};
+    use crate::types::{PortSet, at};
 
     struct Scene {
         tracker: ServiceTracker,

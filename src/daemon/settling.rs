@@ -2,10 +2,10 @@
 
 use std::time::Duration;
 
-use crate::types::Timestamp;
+use crate::types::{MINUTE, Timestamp};
 
 /// Maximum duration of settling. A service that has not started by then is usually not going to start.
-pub const MAX_SETTLING: Duration = Duration::from_secs(60);
+pub const MAX_SETTLING: Duration = MINUTE;
 
 /// Time for which the listeners must not change.
 const QUIET_TIME: Duration = Duration::from_secs(5);

@@ -15,9 +15,10 @@ use crate::engine::Settings;
 use crate::events::event::EventKind;
 use crate::ledger::LedgerChange;
 use crate::sensor::SensorCommand;
+use crate::types::DAY;
 
 /// Maximum duration of a log-only trial: a forgotten trial must not leave a host unprotected permanently.
-const MAX_TRIAL: Duration = Duration::from_secs(30 * 86_400);
+const MAX_TRIAL: Duration = DAY.saturating_mul(30);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum TrialPhase {

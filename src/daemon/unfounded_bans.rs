@@ -8,11 +8,11 @@ use tokio::sync::oneshot::Receiver;
 use super::optional::take_answer;
 use crate::engine::{Class, ServiceMemory};
 use crate::ledger::{BanAuthor, BanRecord, Recorder};
-use crate::types::{BanTarget, Protocol, Timestamp};
+use crate::types::{BanTarget, HOUR, Protocol, Timestamp};
 
 /// Maximum age of a ban that a newly served port can refute if its service is not remembered: a boot or an upgrade
 /// takes minutes.
-const MAX_AGE: Duration = Duration::from_secs(3_600);
+const MAX_AGE: Duration = HOUR;
 
 /// Minimum interval between two queries, so that programs that start and stop continuously do not keep the disk busy.
 const MIN_INTERVAL: Duration = Duration::from_secs(3);

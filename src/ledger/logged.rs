@@ -11,12 +11,13 @@ use super::reader::Reader;
 use super::row::{self, micros, time};
 use super::rows::Rows;
 use super::schema::WITH_LOGGED;
+use crate::types::DAY;
 
 /// Maximum number of rows. Beyond it, those with the oldest last scan are deleted.
 pub(super) const MAX_ROWS: u32 = 50_000;
 
 /// Time for which a row is kept after the last scan of its source.
-pub(super) const RETENTION: Duration = Duration::from_secs(90 * 86_400);
+pub(super) const RETENTION: Duration = DAY.saturating_mul(90);
 
 const ALL: &str = "
     SELECT subject, source, first, last, times, class, ports, probes, reason

@@ -3,15 +3,15 @@
 
 use std::time::Duration;
 
-use crate::types::Timestamp;
+use crate::types::{DAY, MINUTE, Timestamp};
 
 /// Maximum disorder of packets from several interfaces and cores. A larger step back means another clock; the time then
 /// continues from there.
-const MAX_DISORDER: Duration = Duration::from_secs(60);
+const MAX_DISORDER: Duration = MINUTE;
 
 /// Longest gap; a longer one counts as this. No evidence lasts as long, and one damaged time must not use up the 6.8
 /// years that the engine can count.
-const LARGEST_GAP: Duration = Duration::from_secs(60 * 86_400);
+const LARGEST_GAP: Duration = DAY.saturating_mul(60);
 
 /// The clock of a capture.
 #[derive(Clone, Copy, Debug, Default)]

@@ -7,10 +7,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::verdict::ReportRefusal;
-use crate::types::Timestamp;
+use crate::types::{HOUR, Timestamp};
 
 /// Time for which an author above its limit is ignored.
-const IGNORED_TIME: Duration = Duration::from_secs(3_600);
+const IGNORED_TIME: Duration = HOUR;
 
 /// Maximum number of known authors: more than the largest fleet has.
 const MAX_AUTHORS: usize = 16_384;

@@ -8,13 +8,13 @@ use super::verdict::ReportRefusal;
 use crate::config::parse_fleet_name;
 use crate::events::event::EventKind;
 use crate::fleet::protocol::IgnoredAuthor;
-use crate::types::counted;
+use crate::types::{HOUR, counted};
 
 /// Maximum number of tracked authors.
 const MAX_FAULTY: usize = 64;
 
 /// Time without an invalid report after which an author is logged again.
-const FORGET: Duration = Duration::from_secs(3_600);
+const FORGET: Duration = HOUR;
 
 struct Faulty {
     reports: u64,

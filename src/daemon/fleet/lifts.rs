@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime};
 
 use crate::fleet::protocol::MAX_REMAINING;
 use crate::ledger::{FleetLift, LiftedBy};
-use crate::types::{BanTarget, Timestamp};
+use crate::types::{BanTarget, MINUTE, Timestamp};
 
 /// Maximum number of remembered lifts by operators of this host. Further ones last only until the target is reported
 /// again.
@@ -21,7 +21,7 @@ const MAX_FLEET_LIFTS: usize = 16_384;
 const LIFT_EXTENSION: Duration = Duration::from_secs(900);
 
 /// Maximum delay before a change by the fleet process is written to the ledger.
-const FLEET_WRITE_INTERVAL: Duration = Duration::from_secs(60);
+const FLEET_WRITE_INTERVAL: Duration = MINUTE;
 
 #[derive(Clone, Copy)]
 struct Lift {

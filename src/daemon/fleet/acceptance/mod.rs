@@ -19,13 +19,13 @@ use crate::engine::{Class, Grade};
 use crate::fleet::MIN_PROVEN_PORTS;
 use crate::fleet::protocol::{FleetReport, MAX_REMAINING};
 use crate::ledger::LiftedBy;
-use crate::types::{BanTarget, Expiry, HOUR, Timestamp};
+use crate::types::{BanTarget, Expiry, HOUR, MINUTE, Timestamp};
 
 /// Maximum duration of a ban on forgeable evidence, regardless of further reports.
 const MAX_FORGEABLE_TIME: Duration = HOUR;
 
 /// Minimum extension of a ban.
-const MIN_STEP: Duration = Duration::from_secs(60);
+const MIN_STEP: Duration = MINUTE;
 
 /// Maximum number of reports stored per target.
 const MAX_REPORTS: usize = 64;
