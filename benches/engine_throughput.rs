@@ -344,9 +344,9 @@ fn excuse(engine: &mut Engine, host: &mut Host, now: Timestamp) {
     host.find_related();
     let stopped = |port| Service { protocol: Protocol::Tcp, port, address: HERE.into() };
     let listeners: Vec<_> = (600..=1_024).map(|port| (stopped(port), Duration::from_secs(120))).collect();
-    engine.recall_listeners(now, &listeners);
+    engine.restore_listeners(now, &listeners);
     let peers: Vec<_> = (0..CONNECTED).map(|n| (BanTarget::V4(address(PEERS, n)), Duration::from_secs(60))).collect();
-    engine.know_peers(now, &peers);
+    engine.set_peers(now, &peers);
 }
 
 /// Maximum ratio of the cost of the most expensive kind of packets that count against their source to that of the

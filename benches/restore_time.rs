@@ -79,8 +79,8 @@ fn fill_ledger(lab: &Lab, bans: u32) -> Duration {
         ledger.record(&part.iter().copied().map(ban).collect::<Vec<_>>()).unwrap();
     }
     let begin = Instant::now();
-    let recalled = LoadedState::read(ledger.reader(), 90 * DAY, now, usize::MAX).unwrap();
-    assert_eq!(recalled.struck.len(), all.len());
+    let restored = LoadedState::read(ledger.reader(), 90 * DAY, now, usize::MAX).unwrap();
+    assert_eq!(restored.histories.len(), all.len());
     begin.elapsed()
 }
 

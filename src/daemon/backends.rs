@@ -302,7 +302,7 @@ fn reporter(
             },
             BackendEvent::Failed { task: SlowTask::Ban(backend), .. }
             | BackendEvent::Unable { task: SlowTask::Ban(backend), .. } => metrics.failed(*backend),
-            BackendEvent::Restored { targets, .. } => metrics.relined.add(targets.len() as u64),
+            BackendEvent::Restored { targets, .. } => metrics.entries_restored.add(targets.len() as u64),
             _ => {}
         }
         if let Some(event) = event.into_event(entry_file.as_ref()) {

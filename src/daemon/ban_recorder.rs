@@ -69,7 +69,7 @@ pub(super) struct EarlierBans {
     /// Those that have ended, and whose commands have to be undone.
     pub(super) undo_due: Vec<BanSummary>,
     /// Targets with an object of an earlier run in this backend that are missing in the ledger because of a crash.
-    pub(super) unheard: Vec<(Backend, BanTarget)>,
+    pub(super) unrecorded: Vec<(Backend, BanTarget)>,
 }
 
 /// The ledger while a thread opens and reads it. A full ledger takes a few tenths of a second, during which the rest of
@@ -101,7 +101,7 @@ fn read(directory: &Path, config: &Config) -> Result<Read, LedgerError> {
     // Expired bans are marked before the bans are read: a ban that ended while the program was down is not restored.
     let _ = ledger.expire(now)?;
     let reader = ledger.reader();
-    let LoadedState { active, struck, recent, mut unreadable } =
+    let LoadedState { active, histories, recent, mut unreadable } =
         LoadedState::read(reader, config.escalate.forget, now, max_strikes)?;
     let left = |ban: BanSummary| ban.left(now).map(|left| RememberedBan { ban, left });
     let (undo_due, postponed) = match undoes_commands {
@@ -112,9 +112,9 @@ fn read(directory: &Path, config: &Config) -> Result<Read, LedgerError> {
         bans: EarlierBans {
             remembered: active.into_iter().filter_map(left).collect(),
             undo_due: items(undo_due, &mut unreadable),
-            unheard: Vec::new(),
+            unrecorded: Vec::new(),
         },
-        strikes: struck,
+        strikes: histories,
         recent,
         host: HostRecords {
             services: items(services::remembered(reader, MAX_SERVICES)?, &mut unreadable),
@@ -194,7 +194,7 @@ impl BanRecorder {
             Err(error) => {
                 let text =
                     format!("{error}; blocking continues, but bans do not survive a reboot or a flush of the ruleset");
-                let bans = EarlierBans { unheard: leftovers.to_vec(), ..EarlierBans::default() };
+                let bans = EarlierBans { unrecorded: leftovers.to_vec(), ..EarlierBans::default() };
                 (None, EarlierRuns { bans, ..EarlierRuns::default() }, vec![EventKind::Error(text)])
             }
         };
@@ -293,7 +293,7 @@ fn start_writer(
     let (ledger, mut earlier_runs, mut messages) = read;
     for (backend, target) in leftovers {
         if ledger.reader().bans_of(*target)?.items.is_empty() {
-            earlier_runs.bans.unheard.push((*backend, *target));
+            earlier_runs.bans.unrecorded.push((*backend, *target));
         }
     }
     let classic = LegacyFiles::open(directory).map_err(|error| messages.push(EventKind::Error(error.to_string()))).ok();

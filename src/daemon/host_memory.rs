@@ -67,9 +67,9 @@ impl HostMemory {
             self.settling = Some(Settling::new(boot_time()));
         }
         let listeners = self.recent_listeners.restore(records.listeners, SystemTime::now());
-        engine.recall_listeners(Timestamp::default(), &listeners);
+        engine.restore_listeners(Timestamp::default(), &listeners);
         self.known_peers.restore(records.peers, boot_time(), SystemTime::now());
-        engine.know_peers(Timestamp::default(), &self.known_peers.ages(boot_time()));
+        engine.set_peers(Timestamp::default(), &self.known_peers.ages(boot_time()));
     }
 
     /// Records the currently open ports and the known peers at the end of the run.

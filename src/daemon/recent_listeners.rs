@@ -121,7 +121,7 @@ mod tests {
     }
 
     /// The ports that a start restores `seconds` after the origin.
-    fn recalled(recent: &RecentListeners, seconds: u64) -> Vec<(Service, Duration)> {
+    fn restored(recent: &RecentListeners, seconds: u64) -> Vec<(Service, Duration)> {
         RecentListeners::default().restore(recent.known.clone(), wall(seconds))
     }
 
@@ -129,11 +129,11 @@ mod tests {
     fn open_port_counts_two_minutes_after_start() {
         let mut recent = RecentListeners::default();
         assert!(observe(&mut recent, 0, &[listener(80, 0), listener(40_000, 0)]));
-        assert_eq!(recalled(&recent, 500), [(service(80), RECENT_USE)], "no port of the ephemeral range is restored");
+        assert_eq!(restored(&recent, 500), [(service(80), RECENT_USE)], "no port of the ephemeral range is restored");
         assert!(!observe(&mut recent, 1, &[]));
-        assert_eq!(recalled(&recent, 31), [(service(80), RECENT_USE - Duration::from_secs(30))]);
-        assert_eq!(recalled(&recent, 121), [(service(80), Duration::ZERO)]);
-        assert_eq!(recalled(&recent, 122), [], "the rule expires");
+        assert_eq!(restored(&recent, 31), [(service(80), RECENT_USE - Duration::from_secs(30))]);
+        assert_eq!(restored(&recent, 121), [(service(80), Duration::ZERO)]);
+        assert_eq!(restored(&recent, 122), [], "the rule expires");
     }
 
     #[test]

@@ -109,7 +109,7 @@ pub(super) async fn serve(
     let table_monitor = TableMonitor::open(kernel_table, ban_recorder.recorder())?;
     let trial = Trial::new(&start.config, confirm, earlier_runs.trial, start.sensor.clone());
     messages.into_iter().for_each(|kind| start.log.emit(kind));
-    start.recall(&mut earlier_runs, ban_recorder.recorder(), &mut engine, &mut backends.blocker).await?;
+    start.restore(&mut earlier_runs, ban_recorder.recorder(), &mut engine, &mut backends.blocker).await?;
     let mut fleet = match privileged.fleet {
         Some(bound) => start.open_fleet(bound, privileged.fleet_user, &mut backends.blocker, &trial)?,
         None => None,
@@ -264,7 +264,7 @@ impl Start {
     }
 
     /// Restores the state of earlier runs, and protects the allowed networks before a ban of the ledger is restored.
-    async fn recall(
+    async fn restore(
         &mut self,
         earlier_runs: &mut EarlierRuns,
         recorder: Recorder,
@@ -280,7 +280,7 @@ impl Start {
         self.host_state.restore(take(&mut earlier_runs.host), allowances, recorder, engine);
         // Before the first packet, so that returning sources are recognised from the start.
         earlier_runs.strikes.iter().for_each(|strikes| engine.remember(Timestamp::default(), strikes));
-        engine.recall_bans(Timestamp::default(), take(&mut earlier_runs.recent));
+        engine.restore_bans(Timestamp::default(), take(&mut earlier_runs.recent));
         self.host_state.renew().await?;
         if has_allowances {
             backends::protect(blocker, &self.host_state.host()).map_err(DaemonError::Protect)?;

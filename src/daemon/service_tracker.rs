@@ -370,7 +370,7 @@ mod tests {
     }
 
     #[test]
-    fn recalled_service_ahead_of_clock_ages() {
+    fn restored_service_ahead_of_clock_ages() {
         let mut scene = Scene::new();
         let service = Service { protocol: Protocol::Tcp, port: 80, address: [0; 4].into() };
         let (wall, ahead) = (scene.wall(), scene.wall() + 365 * DAY);

@@ -194,7 +194,7 @@ fn respond(changes: &[TableChange], by: &str) -> (Vec<SensorCommand>, Vec<EventK
             TableChange::TableGone
             | TableChange::SetGone(_)
             | TableChange::RulesetChanged
-            | TableChange::Unheard
+            | TableChange::Unmonitored
             | TableChange::Overrun => {}
         }
     }
@@ -250,7 +250,7 @@ fn repair(changes: &[TableChange], restore_at: Option<usize>, by: &str) -> (Opti
     let Some(place) = restore_at else {
         let by = if changes.contains(&TableChange::RulesetChanged) {
             by
-        } else if changes.contains(&TableChange::Unheard) {
+        } else if changes.contains(&TableChange::Unmonitored) {
             // The change usually concerned another table. The comparison finds changes of single elements.
             "an unknown process"
         } else {

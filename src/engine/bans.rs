@@ -171,9 +171,9 @@ impl Bans {
         has_room
     }
 
-    pub(super) fn remember(&mut self, struck: &StrikeHistory, now: Tick) {
-        let key = self.key_of(struck.target);
-        self.strikes.remember(key, (struck.strikes, struck.proven), struck.last, now);
+    pub(super) fn remember(&mut self, history: &StrikeHistory, now: Tick) {
+        let key = self.key_of(history.target);
+        self.strikes.remember(key, (history.strikes, history.proven), history.last, now);
     }
 
     pub(super) fn has_room_for(&mut self, bans: u32, now: Timestamp) -> bool {

@@ -198,13 +198,13 @@ impl Engine {
 
     /// Adds the ban history of a target from before the start; call it once per target. A full table evicts the target
     /// with the fewest strikes.
-    pub fn remember(&mut self, now: Timestamp, struck: &StrikeHistory) {
+    pub fn remember(&mut self, now: Timestamp, history: &StrikeHistory) {
         let now = self.clock(now);
-        self.bans.remember(struck, now.tick());
+        self.bans.remember(history, now.tick());
     }
 
     /// Counts bans from before the start towards the ceilings; call it once.
-    pub fn recall_bans(&mut self, now: Timestamp, recent: RecentBans) {
+    pub fn restore_bans(&mut self, now: Timestamp, recent: RecentBans) {
         let now = self.clock(now);
         self.bans.ceilings.restore(now, recent);
     }
@@ -253,7 +253,7 @@ impl Engine {
     }
 
     /// Records ports that were open before the start. Each counts as open for the given time, at most two minutes.
-    pub fn recall_listeners(&mut self, now: Timestamp, listeners: &[(Service, Duration)]) {
+    pub fn restore_listeners(&mut self, now: Timestamp, listeners: &[(Service, Duration)]) {
         let now = self.clock(now);
         for (service, left) in listeners {
             if self.settings.monitors_port(service.protocol, service.port) {
@@ -304,9 +304,9 @@ impl Engine {
 
     /// Replaces the sources that are known to be connected to a service of this host, each with the age of its
     /// connection.
-    pub fn know_peers(&mut self, now: Timestamp, peers: &[(BanTarget, Duration)]) {
+    pub fn set_peers(&mut self, now: Timestamp, peers: &[(BanTarget, Duration)]) {
         let now = self.clock(now);
-        self.threshold.know_peers(now, peers);
+        self.threshold.set_peers(now, peers);
     }
 
     /// Bans no source until `until`, or until [`Engine::end_settling`].

@@ -50,7 +50,7 @@ impl Threshold {
 
     /// Replaces the connected sources; each comes with the age of its connection at `now`. A source that was known
     /// before keeps its earlier time, so that a late message does not make a connection younger.
-    pub(super) fn know_peers(&mut self, now: Timestamp, peers: &[(BanTarget, Duration)]) {
+    pub(super) fn set_peers(&mut self, now: Timestamp, peers: &[(BanTarget, Duration)]) {
         let since = |peer: BanTarget, age: Duration| {
             let known_since = Timestamp::at(now.since_origin().saturating_sub(age)).tick();
             self.connected_since(peer).map_or(known_since, |before| before.min(known_since))

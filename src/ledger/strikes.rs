@@ -51,7 +51,7 @@ pub struct LoadedState {
     /// The bans in force: permanent ones, then the others in order of their ends.
     pub active: Vec<BanSummary>,
     /// Targets that were banned before, those whose last ban ended last first.
-    pub struck: Vec<StrikeHistory>,
+    pub histories: Vec<StrikeHistory>,
     /// The bans that count towards the ceilings.
     pub recent: RecentBans,
     /// Number of invalid rows, written by another program or a failing disk.
@@ -69,28 +69,28 @@ impl LoadedState {
         let since = now.checked_sub(forget).map_or(i64::MIN, micros);
         let [minute, day] = [MINUTE, DAY].map(|span| now.checked_sub(span).map_or(i64::MIN, micros));
         let values = named_params! {":since": since, ":now": micros(now), ":minute": minute, ":day": day};
-        let (mut state, mut struck) = (Self::default(), StrikeCounts::new());
+        let (mut state, mut counts) = (Self::default(), StrikeCounts::new());
         ledger.run(|connection| {
             let mut statement = connection.prepare(&of_all())?;
             let mut rows = statement.query(values)?;
             while let Some(row) = rows.next()? {
-                state.add_row(row, &mut struck)?;
+                state.add_row(row, &mut counts)?;
             }
             Ok(())
         })?;
         state.active.sort_by_key(|ban| ban.until);
-        let mut struck: Vec<_> = struck.into_iter().collect();
-        struck.sort_unstable_by_key(|(_, (.., last))| std::cmp::Reverse(*last));
-        struck.truncate(limit);
+        let mut counts: Vec<_> = counts.into_iter().collect();
+        counts.sort_unstable_by_key(|(_, (.., last))| std::cmp::Reverse(*last));
+        counts.truncate(limit);
         let history = |(target, (strikes, proven, end))| {
             let last = last_ban(end, now);
             StrikeHistory { target, strikes, proven, last }
         };
-        state.struck = struck.into_iter().map(history).collect();
+        state.histories = counts.into_iter().map(history).collect();
         Ok(state)
     }
 
-    fn add_row(&mut self, row: &Row<'_>, struck: &mut StrikeCounts) -> rusqlite::Result<()> {
+    fn add_row(&mut self, row: &Row<'_>, counts: &mut StrikeCounts) -> rusqlite::Result<()> {
         let (mut readable, mut target) = (true, None);
         if row.get(ACTIVE)? {
             let ban = row::in_force(row);
@@ -103,7 +103,7 @@ impl LoadedState {
             let target = target.or_else(|| row::parsed(row, SUBJECT));
             readable &= target.is_some();
             if let Some(target) = target {
-                let (times, proven, last) = struck.entry(target).or_insert((0, 0, i64::MIN));
+                let (times, proven, last) = counts.entry(target).or_insert((0, 0, i64::MIN));
                 let (until, ended): (Option<i64>, Option<i64>) = (row.get(UNTIL)?, row.get(ENDED)?);
                 *times = times.saturating_add(1);
                 let is_proven = row.get_ref(GRADE)?.as_str().is_ok_and(|grade| grade == Grade::Proven.key());

@@ -187,7 +187,7 @@ pub(super) fn execute(command: SensorCommand, now: Timestamp, packets: &mut Pack
         SensorCommand::StartTrial => enforcement.start_trial(scope),
         SensorCommand::EndTrial(settings) => enforcement.end_trial(scope, *settings),
         SensorCommand::ReviewLoaded(elements, by) => controller.review_loaded(now, &elements, &by),
-        SensorCommand::KnownPeers(peers) => controller.observer.engine.know_peers(now, &peers),
+        SensorCommand::KnownPeers(peers) => controller.observer.engine.set_peers(now, &peers),
         SensorCommand::EndSettling => enforcement.end_settling(scope),
         SensorCommand::LogOnly => enforcement.log_only(scope),
         SensorCommand::Heartbeat => controller.reporter.metrics.beats.add(1),

@@ -66,7 +66,7 @@ pub struct SensorMetrics {
     /// Bans that were missing in the kernel and were put back.
     pub repaired: Metric,
     /// Missing hosts.deny lines that were written again. Written by the slow-backends thread.
-    pub relined: Metric,
+    pub entries_restored: Metric,
     /// Gauge: TCP ports whose connections the kernel redirects to the decoy listener.
     pub decoy_ports: Metric,
     /// SYNs redirected to the decoy listener, and SYNs that it answered.
@@ -115,7 +115,7 @@ impl SensorMetrics {
 
     /// Bans that were missing in any backend and were restored.
     pub fn bans_repaired(&self) -> u64 {
-        self.repaired.get() + self.relined.get()
+        self.repaired.get() + self.entries_restored.get()
     }
 
     pub(super) fn probed(&self, class: Class) {

@@ -335,7 +335,7 @@ mod tests {
             &[],
         );
         let peer: BanTarget = "192.0.2.12".parse().unwrap();
-        observer.engine.know_peers(at(1), &[(peer, Duration::from_secs(1))]);
+        observer.engine.set_peers(at(1), &[(peer, Duration::from_secs(1))]);
         let trap_banned = [blocked, exempt, unknown, excused, half, peer];
         let rules = Trap {
             tcp: true,

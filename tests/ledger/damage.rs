@@ -108,9 +108,9 @@ fn invalid_row_is_skipped_and_counted() {
     let active = ledger.reader().active(at(1)).unwrap();
     // The row with times far in the future or past is valid.
     assert_eq!((active.items.len(), active.unreadable), (5, 15));
-    let recalled = LoadedState::read(ledger.reader(), std::time::Duration::MAX, at(1), 100).unwrap();
+    let restored = LoadedState::read(ledger.reader(), std::time::Duration::MAX, at(1), 100).unwrap();
     // Columns that a start does not need may hold anything: the ban is restored nevertheless.
-    assert_eq!((recalled.active.len(), recalled.struck.len(), recalled.unreadable), (11, 14, 9));
+    assert_eq!((restored.active.len(), restored.histories.len(), restored.unreadable), (11, 14, 9));
     let expired = ledger.expire(at(7200)).unwrap();
     assert_eq!((expired.items.len(), expired.unreadable), (15, 4), "only targets are read here");
     assert_eq!(ledger.reader().bans_of(source(5)).unwrap().unreadable, 1);

@@ -85,9 +85,9 @@ fn agree(state: &State, ledger: &Ledger, model: &Model, now: SystemTime) {
     let active = ledger.reader().active(now).unwrap();
     assert_eq!(active.unreadable, 0);
     let key = |entry: &LedgerEntry| entry.ban.target;
-    let recalled = LoadedState::read(ledger.reader(), Duration::from_secs(50), now, 4).unwrap().active;
-    let as_recalled = |entry: &LedgerEntry| summary(&entry.ban);
-    assert_eq!(recalled, active.items.iter().map(as_recalled).collect::<Vec<_>>());
+    let restored = LoadedState::read(ledger.reader(), Duration::from_secs(50), now, 4).unwrap().active;
+    let as_restored = |entry: &LedgerEntry| summary(&entry.ban);
+    assert_eq!(restored, active.items.iter().map(as_restored).collect::<Vec<_>>());
     assert_eq!(sorted(active.items, key), sorted(model.active(now), key));
     for number in (0..4).map(source) {
         let history: Vec<_> = model.0.iter().filter(|entry| entry.ban.target == number).cloned().collect();
@@ -95,8 +95,8 @@ fn agree(state: &State, ledger: &Ledger, model: &Model, now: SystemTime) {
         let forget = Duration::from_secs(50);
         let strikes = model.strikes(number, forget, now);
         let all = LoadedState::read(ledger.reader(), forget, now, 4).unwrap();
-        let struck = all.struck.iter().find(|struck| struck.target == number);
-        assert_eq!((struck.map_or(0, |struck| struck.strikes) as usize, all.unreadable), (strikes, 0));
+        let history = all.histories.iter().find(|history| history.target == number);
+        assert_eq!((history.map_or(0, |history| history.strikes) as usize, all.unreadable), (strikes, 0));
     }
     let open = model.0.iter().filter(|entry| entry.ended.is_none()).count() as u64;
     assert_eq!(state.counts(), (open, model.0.len() as u64));

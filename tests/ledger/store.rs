@@ -394,7 +394,7 @@ fn strikes_come_newest_first() {
     let all = |limit| {
         let found = LoadedState::read(ledger.reader(), seconds(950), at(1_000), limit).unwrap();
         assert_eq!(found.unreadable, 0);
-        found.struck.into_iter().map(|struck| (struck.target, struck.strikes, struck.last)).collect::<Vec<_>>()
+        found.histories.into_iter().map(|history| (history.target, history.strikes, history.last)).collect::<Vec<_>>()
     };
     let expected = [
         (source(5), 1, LastBan::Lasts(Expiry::Never)),
@@ -473,9 +473,9 @@ fn hundred_thousand_bans_read_back() {
     let (read, start) = (start.elapsed(), Instant::now());
     assert_eq!(active.items.len(), many);
     let again = Instant::now();
-    let recalled = LoadedState::read(ledger.reader(), Duration::from_secs(90 * DAY), at(1), many).unwrap();
+    let restored = LoadedState::read(ledger.reader(), Duration::from_secs(90 * DAY), at(1), many).unwrap();
     let counted = again.elapsed();
-    assert_eq!((recalled.active.len(), recalled.struck.len()), (many, many));
+    assert_eq!((restored.active.len(), restored.histories.len()), (many, many));
     assert_eq!(ledger.expire(at(DAY)).unwrap().items.len(), many);
     let expired = start.elapsed();
     drop(ledger);
@@ -570,8 +570,8 @@ fn older_ledger_gets_grades_of_evidence() {
     let stored: Vec<_> = (1..5).map(|n| ledger.reader().bans_of(source(n)).unwrap().items[0].ban.clone()).collect();
     let bans: Vec<_> = bans.into_iter().map(|ban| BanRecord { guest_port: None, ..ban }).collect();
     assert_eq!(stored, bans, "the daemon migrates the ledger");
-    let recalled = LoadedState::read(ledger.reader(), Duration::from_secs(50), at(1), 9).unwrap();
-    assert_eq!(recalled.active.iter().filter(|ban| ban.grade == Some(Grade::Proven)).count(), 1);
+    let restored = LoadedState::read(ledger.reader(), Duration::from_secs(50), at(1), 9).unwrap();
+    assert_eq!(restored.active.iter().filter(|ban| ban.grade == Some(Grade::Proven)).count(), 1);
 }
 
 #[test]

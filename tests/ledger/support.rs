@@ -146,8 +146,8 @@ impl State {
 
 /// The number of strikes of `target` that a start at `now` would load.
 pub(crate) fn strikes(ledger: &Ledger, target: BanTarget, forget: Duration, now: SystemTime) -> u32 {
-    let struck = LoadedState::read(ledger.reader(), forget, now, usize::MAX).unwrap().struck;
-    struck.iter().find(|struck| struck.target == target).map_or(0, |struck| struck.strikes)
+    let histories = LoadedState::read(ledger.reader(), forget, now, usize::MAX).unwrap().histories;
+    histories.iter().find(|history| history.target == target).map_or(0, |history| history.strikes)
 }
 
 /// Another program's connection to the same database.

@@ -5,7 +5,7 @@ use std::time::Duration;
 use portsentry::enforce::nft::Nft;
 use portsentry::netlink::nft::RulesetSpec;
 use portsentry::netlink::nft::monitor::Monitor;
-use portsentry::netlink::nft::monitor::TableChange::{ElementAdded, TableGone, Unheard};
+use portsentry::netlink::nft::monitor::TableChange::{ElementAdded, TableGone, Unmonitored};
 use portsentry::types::{BanTarget, Expiry};
 
 use super::{assert_quiet, changes_after, next, nft, target, watched};
@@ -34,7 +34,7 @@ fn with_pausable_monitor(test: impl AsyncFnOnce(&mut Monitor, &mut Nft, &mut Nft
 #[test]
 fn paused_restore_reports_nothing() {
     with_pausable_monitor(async |monitor, one, other| {
-        assert!(one.restore_lost_unheard(&bans(0..5_000)).unwrap(), "nothing else changed the table meanwhile");
+        assert!(one.restore_lost_unmonitored(&bans(0..5_000)).unwrap(), "nothing else changed the table meanwhile");
         other.restore_lost(&bans(5_000..9_000)).unwrap();
         let all: Vec<BanTarget> = bans(0..9_000).into_iter().map(|(target, ..)| target).collect();
         assert_eq!(one.table.missing(&all).unwrap(), []);
@@ -51,12 +51,12 @@ fn few_sources_are_reported_singly() {
 }
 
 #[test]
-fn changes_during_pause_report_only_unheard() {
+fn changes_during_pause_report_only_unmonitored() {
     watched(async |monitor, _| {
         let pause = monitor.pause().begin().unwrap();
         nft("delete table inet portsentry");
         pause.end(|| true);
-        assert_eq!(next(monitor).await, [Unheard], "the report names no details");
+        assert_eq!(next(monitor).await, [Unmonitored], "the report names no details");
         let again = changes_after(monitor, "add table inet portsentry; delete table inet portsentry").await;
         assert!(again.contains(&TableGone), "later changes are reported in full: {again:?}");
     });
@@ -73,12 +73,12 @@ fn changes_during_restore_are_detected() {
                     nft("add table ip another; delete table ip another");
                 }
             });
-            let disturbed = (0..200).any(|_| !one.restore_lost_unheard(&bans(0..5_000)).unwrap());
+            let disturbed = (0..200).any(|_| !one.restore_lost_unmonitored(&bans(0..5_000)).unwrap());
             drop(stop);
             busy.join().unwrap();
             assert!(disturbed);
         });
-        assert_eq!(next(monitor).await, [Unheard]);
+        assert_eq!(next(monitor).await, [Unmonitored]);
         assert_quiet(monitor).await;
     });
 }
@@ -87,7 +87,7 @@ fn changes_during_restore_are_detected() {
 fn dropped_pause_counts_as_change() {
     watched(async |monitor, _| {
         drop(monitor.pause().begin().unwrap());
-        assert_eq!(next(monitor).await, [Unheard]);
+        assert_eq!(next(monitor).await, [Unmonitored]);
         assert_quiet(monitor).await;
     });
 }
@@ -109,7 +109,7 @@ fn table_deleted_during_pause_is_reported() {
     with_pausable_monitor(async |monitor, one, _| {
         nft("delete table inet portsentry");
         assert!(next(monitor).await.contains(&TableGone));
-        assert!(one.restore_lost_unheard(&bans(0..5_000)).is_err());
-        assert_eq!(next(monitor).await, [Unheard]);
+        assert!(one.restore_lost_unmonitored(&bans(0..5_000)).is_err());
+        assert_eq!(next(monitor).await, [Unmonitored]);
     });
 }

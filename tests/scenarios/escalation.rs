@@ -125,7 +125,7 @@ fn strikes(backends: &[&str]) -> u32 {
     let target = BanTarget::containing(IpAddr::from(lab.v4("attacker")));
     let hour = Duration::from_secs(3_600);
     let loaded = lab.read_ledger(|ledger| LoadedState::read(ledger, hour, SystemTime::now(), usize::MAX)).unwrap();
-    loaded.struck.iter().find(|struck| struck.target == target).map_or(0, |struck| struck.strikes)
+    loaded.histories.iter().find(|history| history.target == target).map_or(0, |history| history.strikes)
 }
 
 #[test]

@@ -123,7 +123,7 @@ impl Known {
 }
 
 /// Returns the event for addresses that a name no longer has.
-pub(super) fn farewell(name: &str, gone: &[IpAddr]) -> Option<EventKind> {
+pub(super) fn addresses_gone(name: &str, gone: &[IpAddr]) -> Option<EventKind> {
     let text = || {
         format!("{name} on the allow-list no longer resolves to {}; these addresses are no longer exempt", list(gone))
     };
@@ -180,7 +180,7 @@ mod tests {
             "{NAME} on the allow-list no longer resolves to 192.0.2.7, 2001:db8::7; these addresses are no longer \
              exempt"
         );
-        assert_eq!(text(farewell(NAME, &gone)), expected);
+        assert_eq!(text(addresses_gone(NAME, &gone)), expected);
         assert_eq!(held(&known), ["192.0.2.9"]);
     }
 

@@ -71,7 +71,7 @@ impl AllowNames {
             }
             let gone = name.known.forget(now);
             changed |= !gone.is_empty();
-            messages.extend(known::farewell(&name.text, &gone));
+            messages.extend(known::addresses_gone(&name.text, &gone));
         }
         self.begin(now);
         changed

@@ -15,7 +15,7 @@ use crate::types::BanTarget;
 const MAX_OWN_BANS: usize = 4_096;
 
 /// Maximum number of proven bans read from the ledger at the start.
-const MAX_RECALLED: usize = 1_024;
+const MAX_RESTORED: usize = 1_024;
 
 struct OwnBan {
     /// `None`: never expires.
@@ -32,7 +32,7 @@ impl OwnBans {
     /// Adds the ledger's entries of the bans in `remembered` whose evidence is proven.
     pub(super) async fn restore(&mut self, recorder: &Recorder, remembered: &[RememberedBan]) {
         let proven = remembered.iter().filter(|one| one.ban.grade == Some(Grade::Proven));
-        let targets: Vec<BanTarget> = proven.map(|one| one.ban.target).take(MAX_RECALLED).collect();
+        let targets: Vec<BanTarget> = proven.map(|one| one.ban.target).take(MAX_RESTORED).collect();
         let read = recorder.ask(move |ledger| {
             let last = |target: &BanTarget| ledger.bans_of(*target).ok()?.items.pop();
             let entries = targets.iter().filter_map(last).filter(|entry| entry.ended.is_none());

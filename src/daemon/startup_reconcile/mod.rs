@@ -173,7 +173,7 @@ impl StartupReconcile {
             // Neither a crash before the ledger was written nor its loss may lift a ban. The bans are recorded, because
             // otherwise each start would give them the whole duration again.
             let expire = self.config.expire;
-            for (backend, target) in &self.bans.unheard {
+            for (backend, target) in &self.bans.unrecorded {
                 bans.push(ActiveBan::new(*target, expire));
                 let now = SystemTime::now();
                 self.recorder
@@ -315,7 +315,7 @@ impl StartupReconcile {
         let (wide, narrow): (Vec<ActiveBan>, Vec<ActiveBan>) =
             bans.iter().partition(|ban| matches!(ban.target, BanTarget::Prefix(_)));
         let elements: Vec<_> = narrow.iter().map(|ban| (ban.target, ban.length, ban.left)).collect();
-        if self.nft.as_mut().is_some_and(|nft| matches!(nft.restore_lost_unheard(&elements), Ok(true))) {
+        if self.nft.as_mut().is_some_and(|nft| matches!(nft.restore_lost_unmonitored(&elements), Ok(true))) {
             self.events.emit(EventKind::Restored { bans: narrow.len(), backend: Backend::Nft });
             self.send_in_batches(&narrow, ADOPTION_BATCH, SensorCommand::Adopt);
             if !wide.is_empty() {

@@ -224,7 +224,7 @@ impl Nft {
     /// As [`Nft::restore_lost`], without notifications to this table's monitor. False if nothing was done, because
     /// there are too few bans or the monitor cannot be paused; also if another program changed a table meanwhile, so
     /// that some bans may be missing.
-    pub fn restore_lost_unheard(&mut self, bans: &[RestoredBan]) -> Result<bool, BlockError> {
+    pub fn restore_lost_unmonitored(&mut self, bans: &[RestoredBan]) -> Result<bool, BlockError> {
         if bans.len() < MIN_PAUSED_BANS {
             return Ok(false);
         }

@@ -25,7 +25,7 @@ pub struct Table {
     /// Features of the kernel; `None` before the first query. Only tests assign it.
     pub kernel: Option<KernelFeatures>,
     /// Pauses this table's monitor while very many bans are restored. Changes by others in that time are reported as
-    /// [`TableChange::Unheard`](crate::netlink::nft::monitor::TableChange::Unheard).
+    /// [`TableChange::Unmonitored`](crate::netlink::nft::monitor::TableChange::Unmonitored).
     pub monitor_pause: Option<MonitorPause>,
 }
 

@@ -198,7 +198,7 @@ fn routed_packet_is_not_for_host() {
 fn connected_peer_has_threshold_of_eight() {
     let mut scene = Scene::new();
     let minute = Duration::from_secs(60);
-    scene.engine.know_peers(scene.now, &[(target(CLIENT), minute), (target("2001:db8:5::1"), minute)]);
+    scene.engine.set_peers(scene.now, &[(target(CLIENT), minute), (target("2001:db8:5::1"), minute)]);
     assert_eq!(scene.syns(CLIENT, 1..=7), Probe(7), "seven mistaken ports");
     assert_eq!(scene.syn(CLIENT, 8), Block(8), "a scanner that keeps a connection open gains five ports");
     assert_eq!(scene.syns("2001:db8:5::77", 1..=7), Probe(7), "its /64 is one source");
@@ -212,15 +212,15 @@ fn later_connection_and_strikes_excuse_nothing() {
     let mut scene = Scene::new();
     assert_eq!(scene.syn(CLIENT, 1), Probe(1));
     scene.after(1.0);
-    scene.engine.know_peers(scene.now, &[(target(CLIENT), Duration::ZERO)]);
+    scene.engine.set_peers(scene.now, &[(target(CLIENT), Duration::ZERO)]);
     assert_eq!(scene.syn(CLIENT, 2), Probe(2));
     assert_eq!(scene.syn(CLIENT, 3), Block(3), "it connected after its first probe");
     scene.after(100_000.0);
-    scene.engine.know_peers(scene.now, &[(target(CLIENT), Duration::from_secs(60))]);
+    scene.engine.set_peers(scene.now, &[(target(CLIENT), Duration::from_secs(60))]);
     assert_eq!(scene.syns(CLIENT, [11, 12]), Probe(2));
     assert_eq!(scene.syn(CLIENT, 13), Block(3), "it was banned before");
     scene.after(1_000_000.0);
-    scene.engine.know_peers(scene.now, &[]);
+    scene.engine.set_peers(scene.now, &[]);
     assert_eq!(scene.syns("192.0.2.77", [11, 12]), Probe(2));
     assert_eq!(scene.syn("192.0.2.77", 13), Block(3));
 }

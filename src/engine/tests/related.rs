@@ -79,7 +79,7 @@ fn unserved_groups_alone_count_as_one() {
 #[test]
 fn related_ports_of_connected_peer_are_forgiven() {
     let mut scene = mail_server();
-    scene.engine.know_peers(scene.now, &[(target(CLIENT), Duration::from_secs(60))]);
+    scene.engine.set_peers(scene.now, &[(target(CLIENT), Duration::from_secs(60))]);
     assert_eq!(scene.syns(CLIENT, GUESSED.into_iter().chain(1..=4)), Probe(9), "five of them count");
     let is_tolerated = scene.engine.is_tolerated_peer(scene.now, target(CLIENT), &scene.host);
     assert!(is_tolerated, "the trap's ban, for eight ports, has to be lifted");

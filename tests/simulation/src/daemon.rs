@@ -112,9 +112,9 @@ pub(crate) struct Daemon {
     publishes: bool,
     ledger: BTreeMap<BanTarget, BanRecord>,
     /// The bans of each target that count as strikes: their number, and the end of the last one.
-    struck: BTreeMap<BanTarget, (u32, Timestamp)>,
+    strikes: BTreeMap<BanTarget, (u32, Timestamp)>,
     /// The recently open ports that the start has restored.
-    recalled: Vec<(Service, Duration)>,
+    restored: Vec<(Service, Duration)>,
     /// Until this time listeners are new and must be observed every few seconds.
     busy_until: Timestamp,
     next: Timestamp,
@@ -161,8 +161,8 @@ impl Daemon {
             ephemeral: host.ephemeral.clone().collect(),
             listeners: Vec::new(),
             ledger: BTreeMap::new(),
-            struck: BTreeMap::new(),
-            recalled: Vec::new(),
+            strikes: BTreeMap::new(),
+            restored: Vec::new(),
             busy_until: now.after(BUSY),
             next: now,
             seen_at: None,
@@ -184,9 +184,9 @@ impl Daemon {
                     wall,
                 );
             }
-            daemon.recall(now, &before);
+            daemon.restore(now, &before);
             daemon.ledger = before.ledger;
-            daemon.struck = before.struck;
+            daemon.strikes = before.strikes;
         }
         if booted && daemon.rules.settling {
             daemon.settles = Some(Settling::new(now));
@@ -195,7 +195,7 @@ impl Daemon {
     }
 
     /// Restores peers and recently open ports.
-    fn recall(&mut self, now: Timestamp, before: &Self) {
+    fn restore(&mut self, now: Timestamp, before: &Self) {
         let (rules, wall) = (self.rules, exact_wall(now));
         if rules.stores_peers {
             let aged =
@@ -203,17 +203,17 @@ impl Daemon {
             self.known_peers.restore(before.known_peers.records(now, wall).into_iter().map(aged), now, wall);
         }
         if rules.stores_listeners {
-            self.recalled = self.recent_listeners.restore(before.recent_listeners.records(), wall);
+            self.restored = self.recent_listeners.restore(before.recent_listeners.records(), wall);
         }
     }
 
     /// Passes the contents of the ledger to a new engine.
     pub(crate) fn brief(&self, now: Timestamp, detector: &mut Detector) {
-        detector.recall_listeners(now, &self.recalled);
+        detector.restore_listeners(now, &self.restored);
         if self.rules.known_peers {
             self.tell_peers(now, detector);
         }
-        for (target, (strikes, until)) in &self.struck {
+        for (target, (strikes, until)) in &self.strikes {
             let left = until.since(now);
             let last =
                 if left.is_zero() { LastBan::Over(now.since(*until)) } else { LastBan::Lasts(Expiry::After(left)) };
@@ -226,7 +226,7 @@ impl Daemon {
         if !self.rules.peers_before_probe {
             peers.iter_mut().for_each(|(_, age)| *age = Duration::MAX);
         }
-        detector.know_peers(now, &peers);
+        detector.set_peers(now, &peers);
     }
 
     /// The time until which the engine settles.
@@ -308,10 +308,10 @@ impl Daemon {
         self.publishes |= host.published_ports().next().is_some();
         let asks = self.rules.published_ports && self.publishes;
         let published = if asks { detector.published(at) } else { Vec::new() };
-        let recalls = published != self.published && !self.rules.bounded_published;
+        let restores = published != self.published && !self.rules.bounded_published;
         if published != self.published {
             self.services[0].publish(published.clone());
-            if recalls {
+            if restores {
                 let wall = self.wall(at);
                 let all = host.published_ports().map(|service| (service, wall));
                 self.services[0].restore(all, Recorder::default(), wall);
@@ -324,7 +324,7 @@ impl Daemon {
         if listeners_changed {
             self.busy_until = at.after(BUSY);
         }
-        let changed = listeners_changed || services_changed || recalls;
+        let changed = listeners_changed || services_changed || restores;
         if changed {
             detector.host_changed(at, host, self.services());
         }
@@ -335,7 +335,7 @@ impl Daemon {
             self.tell_peers(at, detector);
         }
         if !self.rules.bounded_stored_listeners {
-            detector.recall_listeners(at, &self.recalled);
+            detector.restore_listeners(at, &self.restored);
         }
         let all_served = self.services[0].are_all_served();
         let settled = self.settles.as_mut().is_some_and(|settling| match self.rules.bounded_settling {
@@ -382,15 +382,15 @@ impl Daemon {
         let at = SystemTime::UNIX_EPOCH + now.since_origin();
         self.ledger.insert(ban.probe.target, BanRecord::from_ban(ban, at, None, Backend::Nft));
         if let (Expiry::After(length), false) = (ban.expiry, ban.capped) {
-            let struck = self.struck.entry(ban.probe.target).or_insert((0, now));
-            *struck = (struck.0 + 1, now.after(length));
+            let strikes = self.strikes.entry(ban.probe.target).or_insert((0, now));
+            *strikes = (strikes.0 + 1, now.after(length));
         }
     }
 
     /// Removes a lifted ban, which does not count as a strike.
     pub(crate) fn remove(&mut self, target: BanTarget) {
         if self.ledger.remove(&target).is_some_and(|ban| !ban.capped)
-            && let Some((strikes, _)) = self.struck.get_mut(&target)
+            && let Some((strikes, _)) = self.strikes.get_mut(&target)
         {
             *strikes = strikes.saturating_sub(1);
         }

@@ -231,20 +231,20 @@ impl Detector {
         self.engine.is_settling(now)
     }
 
-    pub fn know_peers(&mut self, now: Timestamp, peers: &[(BanTarget, Duration)]) {
-        self.engine.know_peers(now, peers);
+    pub fn set_peers(&mut self, now: Timestamp, peers: &[(BanTarget, Duration)]) {
+        self.engine.set_peers(now, peers);
     }
 
     /// Counts ports as open that were open before the start.
-    pub fn recall_listeners(&mut self, now: Timestamp, listeners: &[(Service, Duration)]) {
+    pub fn restore_listeners(&mut self, now: Timestamp, listeners: &[(Service, Duration)]) {
         if self.rules.recent_ports {
-            self.engine.recall_listeners(now, listeners);
+            self.engine.restore_listeners(now, listeners);
         }
     }
 
     /// Restores the strikes of a source.
-    pub fn remember(&mut self, now: Timestamp, struck: &StrikeHistory) {
-        self.engine.remember(now, struck);
+    pub fn remember(&mut self, now: Timestamp, history: &StrikeHistory) {
+        self.engine.remember(now, history);
     }
 
     /// The sources that the trap treats as connected.

@@ -34,7 +34,7 @@ pub enum TableChange {
     /// The ports or interfaces monitored by the trap changed.
     TrapChanged,
     /// Some table changed during a [`MonitorPause`](super::MonitorPause).
-    Unheard,
+    Unmonitored,
     /// Notifications were lost: any change may have happened, including those notified before.
     Overrun,
 }
@@ -196,8 +196,8 @@ impl Decoder {
 
     /// Records that changes may have happened during a pause.
     pub(super) fn miss(&mut self) {
-        if !self.lost && self.changes.last() != Some(&TableChange::Unheard) {
-            self.changes.push(TableChange::Unheard);
+        if !self.lost && self.changes.last() != Some(&TableChange::Unmonitored) {
+            self.changes.push(TableChange::Unmonitored);
         }
     }
 

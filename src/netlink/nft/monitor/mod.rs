@@ -64,7 +64,7 @@ impl Monitor {
         Ok(Self {
             state: Arc::new(MonitorState {
                 socket: asynchronous,
-                unheard: Notify::new(),
+                unmonitored: Notify::new(),
                 pauses: Mutex::default(),
                 deaf: OnceLock::new(),
             }),
@@ -131,7 +131,7 @@ impl Monitor {
             match arrived {
                 Arrival::Notification => self.decoder.decode(&self.datagram, &self.own),
                 Arrival::Irrelevant => {}
-                Arrival::Unheard => self.decoder.miss(),
+                Arrival::Unmonitored => self.decoder.miss(),
                 Arrival::Overrun => self.decoder.record_overrun(),
                 Arrival::Nothing => {
                     self.decoder.lost = false;
@@ -154,7 +154,7 @@ impl Monitor {
         self.datagram.clear();
         let (state, datagram) = (&self.state, &mut self.datagram);
         let received = tokio::select! {
-            unheard = state.unheard() => return Ok(unheard.map(|()| Arrival::Unheard)?),
+            unmonitored = state.unmonitored() => return Ok(unmonitored.map(|()| Arrival::Unmonitored)?),
             received = state.socket.recv_from(datagram) => received,
         };
         self.arrived(received)
@@ -193,7 +193,7 @@ impl AsFd for Monitor {
 /// State shared by a monitor and its [`MonitorPause`].
 struct MonitorState {
     socket: TokioSocket,
-    unheard: Notify,
+    unmonitored: Notify,
     /// Number of active pauses.
     pauses: Mutex<u32>,
     /// Error that ended the notifications for good.
@@ -205,8 +205,8 @@ impl MonitorState {
     ///
     /// # Errors
     /// The notifications have ended for good.
-    async fn unheard(&self) -> io::Result<()> {
-        self.unheard.notified().await;
+    async fn unmonitored(&self) -> io::Result<()> {
+        self.unmonitored.notified().await;
         self.deaf.get().map_or(Ok(()), |kind| Err((*kind).into()))
     }
 
@@ -246,7 +246,7 @@ impl MonitorPause {
 
 /// The monitor receives no notifications while a span exists. When the last one ends, notifications start again; if
 /// that fails, the monitor fails. Dropping a span instead of ending it makes the monitor report
-/// [`TableChange::Unheard`].
+/// [`TableChange::Unmonitored`].
 pub struct PausedSpan {
     state: Arc<MonitorState>,
     silent: bool,
@@ -273,7 +273,7 @@ impl PausedSpan {
             && let Err(error) = self.state.socket.socket_ref().add_membership(GROUP)
         {
             let _ = self.state.deaf.set(error.kind());
-            self.state.unheard.notify_one();
+            self.state.unmonitored.notify_one();
         }
     }
 }
@@ -282,7 +282,7 @@ impl Drop for PausedSpan {
     fn drop(&mut self) {
         self.listen();
         if self.missed {
-            self.state.unheard.notify_one();
+            self.state.unmonitored.notify_one();
         }
     }
 }
@@ -293,7 +293,7 @@ enum Arrival {
     Notification,
     /// Nothing relevant.
     Irrelevant,
-    Unheard,
+    Unmonitored,
     Overrun,
     Nothing,
 }
