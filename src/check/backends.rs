@@ -6,7 +6,7 @@ use serde::Serialize;
 use super::warnings::Findings;
 use crate::config::Config;
 use crate::enforce::command::check_program;
-use crate::enforce::{CheckOutcome, definition};
+use crate::enforce::{CheckOutcome, implementation};
 use crate::types::Backend;
 
 /// A backend, as in the JSON.
@@ -44,20 +44,20 @@ pub(super) fn inspect(config: &Config, findings: &mut Findings) -> Vec<BackendCh
         findings.wrong("block.run.expire_command", error);
     }
     let mut inspect_one = |backend: &Backend| {
-        let definition = definition(*backend);
-        let checked = (backend.is_slow() || firewall).then(|| definition.check(config));
-        let mut does = definition.describe(config);
+        let implementation = implementation(*backend);
+        let checked = (backend.is_slow() || firewall).then(|| implementation.check(config));
+        let mut does = implementation.describe(config);
         let works = match checked {
             Some(CheckOutcome::Works(state)) => {
                 does.push_str(&state);
                 Some(true)
             }
             Some(CheckOutcome::Fails(error)) => {
-                findings.wrong(backend.key(), error);
+                findings.wrong(implementation.key(), error);
                 Some(false)
             }
             Some(CheckOutcome::FailsForNow(error)) => {
-                findings.warn(backend.key(), error);
+                findings.warn(implementation.key(), error);
                 Some(false)
             }
             Some(CheckOutcome::Unknown(note)) => {

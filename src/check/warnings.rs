@@ -3,6 +3,7 @@
 use ipnet::IpNet;
 
 use crate::config::{BlockPolicy, Config, Diagnostic, HalfOpenPolicy, Mode, Warning};
+use crate::enforce::implementation;
 use crate::enforce::nft::RulesetSpec;
 use crate::types::{Backend, Expiry};
 
@@ -92,7 +93,8 @@ pub(super) fn from_config(config: &Config) -> Vec<Warning> {
         warn("tcp.mode", "TCP is not monitored, and the sources of UDP probes can be forged");
     }
     let strongest = Backend::ALL.into_iter().find(|backend| config.block.method.contains(backend));
-    if let Some(weakness) = strongest.and_then(Backend::weakness).filter(|_| config.uses(BlockPolicy::Yes)) {
+    let weakness = strongest.and_then(|backend| implementation(backend).weakness());
+    if let Some(weakness) = weakness.filter(|_| config.uses(BlockPolicy::Yes)) {
         warn("block.method", weakness);
     }
     for network in &config.allow.networks {

@@ -9,13 +9,9 @@ use super::error::DaemonError;
 use super::sensor_thread::SensorHandle;
 use super::table_identity::FoundTable;
 use crate::config::{BlockPolicy, Config};
-use crate::enforce::command::CommandHelperClient;
-use crate::enforce::hosts_deny::HostsDeny;
 use crate::enforce::nft::{BlockError, Installed, Nft, RulesetError, RulesetSpec, Table, TrapContents, trap_sets};
-use crate::enforce::slow_backends::{
-    BackendEvent, CommandPhase, SlowBackends, SlowBackendsConfig, SlowQueue, SlowTask,
-};
-use crate::enforce::{BackendHandles, BanContext, EntryFile, definition};
+use crate::enforce::slow_backends::{BackendEvent, CommandPhase, SlowBackends, SlowQueue, SlowTask};
+use crate::enforce::{self, BackendHandles, BanContext, Helpers, Opened, implementation};
 use crate::engine::Host;
 use crate::events::channel::Sender;
 use crate::events::event::EventKind;
@@ -23,50 +19,48 @@ use crate::ledger::Reader;
 use crate::netlink::nft::{has_repeated_rules, is_created_by_nft, table_handle};
 use crate::netlink::socket::Socket;
 use crate::sensor::{Blocker, SensorCommand};
-use crate::types::{Backend, BanTarget};
+use crate::types::{Backend, Backends, BanTarget};
 
 /// The backends that this run uses.
+#[derive(Clone)]
 pub(super) struct UsedBackends {
     /// The backends that enforce bans. Empty if the configuration only logs and there are no earlier bans.
     pub(super) backends: Vec<Backend>,
-    /// The file with an entry per ban. If hosts.deny is not in `backends`, it only loses the entries of earlier bans.
-    /// `None` if there are none of these either.
-    pub(super) entry_file: Option<EntryFile>,
-    /// True if commands begin no new bans, but are undone at the end of those that they began.
-    pub(super) undoes_commands: bool,
+    /// Slow backends that begin no bans: hosts.deny loses the lines of earlier bans, and commands are undone at the end of
+    /// bans that they began.
+    pub(super) ending: Backends,
     /// True if commands of `block.run` are run or undone.
     pub(super) runs_commands: bool,
 }
 
 impl UsedBackends {
     /// The backends that `config` uses. `earlier_bans` is true if an earlier run has left bans, which continue even if
-    /// `config` only logs; `has_entries` is true for a file that contains some of them.
-    ///
-    /// # Errors
-    /// The configuration of a backend is invalid.
-    pub(super) fn new(
-        config: &Config,
-        earlier_bans: bool,
-        has_entries: fn(&EntryFile) -> bool,
-    ) -> Result<Self, DaemonError> {
+    /// `config` only logs; `earlier_lines` is true if some of them have lines in hosts.deny.
+    pub(super) fn new(config: &Config, earlier_bans: bool, earlier_lines: bool) -> Self {
         let enforces = config.blocks() || earlier_bans;
         let backends = if enforces { config.block.method.clone() } else { Vec::new() };
-        let runs = backends.contains(&Backend::Command) || config.uses(BlockPolicy::Run);
-        let undoes_commands = enforces && !runs && !config.block.run.expire_command.is_empty();
-        let entry_file = match HostsDeny::from_config(config).map(EntryFile::from) {
-            Ok(file) => {
-                Some(file).filter(|file| backends.contains(&Backend::HostsDeny) || enforces && has_entries(file))
-            }
-            Err(error) if backends.contains(&Backend::HostsDeny) => return Err(error.into()),
-            Err(_) => None,
+        let leaves = |backend: &Backend| match backend {
+            Backend::HostsDeny => earlier_lines,
+            Backend::Command => !config.block.run.expire_command.is_empty(),
+            Backend::Nft | Backend::Route => false,
         };
-        Ok(Self { entry_file, undoes_commands, runs_commands: runs || undoes_commands, backends })
+        let ending =
+            Backend::ALL.into_iter().filter(|backend| enforces && !backends.contains(backend) && leaves(backend));
+        let ending: Backends = ending.collect();
+        let runs = backends.contains(&Backend::Command) || ending.contains(Backend::Command);
+        Self { backends, ending, runs_commands: runs || config.uses(BlockPolicy::Run) }
     }
 
-    /// The file if it loses the entries of earlier bans, and gets no new ones.
-    pub(super) fn file_to_clean(&self) -> Option<&HostsDeny> {
-        let file = self.entry_file.as_ref().filter(|_| !self.backends.contains(&Backend::HostsDeny))?;
-        Some(&file.hosts_deny)
+    /// True if this run opens `backend`.
+    pub(super) fn opens(&self, backend: Backend) -> bool {
+        self.backends.contains(&backend)
+            || self.ending.contains(backend)
+            || backend == Backend::Command && self.runs_commands
+    }
+
+    /// The slow backends that enforce or end bans.
+    pub(super) fn slow(&self) -> Backends {
+        self.ending.and(self.backends.iter().copied().filter(|backend| backend.is_slow()).collect())
     }
 }
 
@@ -106,11 +100,11 @@ impl Drop for NewTable {
     }
 }
 
-/// Opens the backends in use. Commands are run by `helper_client`; `spec` is the ruleset for nftables.
+/// Opens the backends in use, with `spec` as the ruleset for nftables.
 pub(super) fn open(
     config: &Config,
     host: &Host,
-    helper_client: Option<CommandHelperClient>,
+    helpers: &Helpers,
     used: &UsedBackends,
     spec: RulesetSpec,
     events: &Sender,
@@ -118,13 +112,17 @@ pub(super) fn open(
 ) -> Result<OpenBackends, DaemonError> {
     let mut opened = OpenBackends::default();
     let has = |backend: Backend| used.backends.contains(&backend);
-    let (mut nft, mut others, mut slow_queue) = (None, BackendHandles::new(), None);
-    // Fallible checks come before the first change.
-    for backend in used.backends.iter().copied().filter(|backend| *backend != Backend::Nft) {
-        let Some(mut handle) = definition(backend).open(config)? else { continue };
-        opened.leftovers.extend(handle.unexpiring_targets()?.into_iter().map(|target| (backend, target)));
-        opened.route_port_id = opened.route_port_id.or(handle.route_port_id());
-        others.push((backend, handle));
+    let (mut nft, mut others, mut slow, mut slow_queue) = (None, BackendHandles::new(), Vec::new(), None);
+    // Fallible checks come before the first change. The command is before hosts.deny, because its end can make a line due.
+    for backend in Backend::ALL.into_iter().rev().filter(|backend| *backend != Backend::Nft && used.opens(*backend)) {
+        match enforce::open(backend, config, helpers.clone())? {
+            Opened::Inline(mut handle) => {
+                opened.leftovers.extend(handle.unexpiring_targets()?.into_iter().map(|target| (backend, target)));
+                opened.route_port_id = opened.route_port_id.or(handle.route_port_id());
+                others.push((backend, handle));
+            }
+            Opened::Slow(handle) => slow.push((backend, handle)),
+        }
     }
     if has(Backend::Nft) {
         let nft = nft.insert(Nft::open()?);
@@ -157,19 +155,13 @@ pub(super) fn open(
             drop(trap_sets::arm(&mut table, contents));
         }
     }
-    opened.messages.extend(used.entry_file.as_ref().and_then(EntryFile::warning).map(EventKind::Error));
-    let settings = SlowBackendsConfig {
-        entry_file: used.entry_file.clone(),
-        run: helper_client.map(|helper_client| (config.block.run.clone(), helper_client)),
-        end_connections: nft.is_some() && config.block.nft.end_connections,
-    };
-    if settings.entry_file.is_some() || settings.run.is_some() || settings.end_connections {
-        let report = reporter(used.entry_file.clone(), events.clone(), sensor.clone());
-        let end_connections = settings.end_connections;
-        let slow = SlowBackends::start(settings, report).map_err(DaemonError::system("start a thread"))?;
+    opened.messages.extend(slow.iter().filter_map(|(_, handle)| handle.warning()).map(EventKind::Error));
+    let end_connections = nft.is_some() && config.block.nft.end_connections;
+    if !slow.is_empty() || end_connections {
+        let report = reporter(events.clone(), sensor.clone());
+        let slow = SlowBackends::start(slow, end_connections, report).map_err(DaemonError::system("start a thread"))?;
         let command_first = has(Backend::Command) && config.block.run.first;
-        let queue = slow_queue.insert(SlowQueue::new(&slow, &used.backends, command_first, end_connections));
-        queue.undoes_commands = used.undoes_commands;
+        slow_queue = Some(SlowQueue::new(&slow, &used.backends, command_first, !used.ending.is_empty()));
         opened.slow_backends = Some(slow);
     }
     opened.blocker = Blocker::new(config, &used.backends, nft, others, slow_queue);
@@ -182,8 +174,13 @@ pub(super) fn open(
 /// # Errors
 /// Netlink cannot be opened.
 pub(super) fn open_again(config: &Config) -> Result<BackendHandles, DaemonError> {
-    let open = |backend: &Backend| Ok(definition(*backend).open(config)?.map(|handle| (*backend, handle)));
-    config.block.method.iter().filter_map(|backend| open(backend).transpose()).collect()
+    let mut handles = BackendHandles::new();
+    for backend in config.block.method.iter().copied().filter(|backend| !backend.is_slow()) {
+        if let Opened::Inline(handle) = enforce::open(backend, config, Helpers::default())? {
+            handles.push((backend, handle));
+        }
+    }
+    Ok(handles)
 }
 
 /// Sets the allow-list again, because it has grown since [`open`].
@@ -281,16 +278,12 @@ fn install_less(nft: &mut Nft, spec: &mut RulesetSpec) -> Result<Installed, Rule
 const MAX_ATTEMPTS: u32 = 10;
 
 /// Handles the events of the slow-backends thread. Waits only for the sensor.
-fn reporter(
-    entry_file: Option<EntryFile>,
-    events: Sender,
-    sensor: SensorHandle,
-) -> impl FnMut(BackendEvent) + Send + 'static {
+fn reporter(events: Sender, sensor: SensorHandle) -> impl FnMut(BackendEvent) + Send + 'static {
     move |event| {
         let metrics = &sensor.metrics;
         match &event {
             BackendEvent::Ready { context } => sensor.send_blocking(SensorCommand::CommandEnded(context.target)),
-            BackendEvent::Done { context: BanContext { ban: Some(ban), .. }, backend } => {
+            BackendEvent::Done { context: BanContext { ban: Some(ban), .. }, backend, .. } => {
                 metrics.blocked(*backend, ban.probe.observation.class, ban.grade);
             }
             BackendEvent::Ran { context, phase, outcome, .. } => match (outcome.is_success(), phase, &context.ban) {
@@ -305,7 +298,7 @@ fn reporter(
             BackendEvent::Restored { targets, .. } => metrics.entries_restored.add(targets.len() as u64),
             _ => {}
         }
-        if let Some(event) = event.into_event(entry_file.as_ref()) {
+        if let Some(event) = event.into_event() {
             events.send(event);
         }
     }
@@ -316,7 +309,7 @@ fn reporter(
 pub(super) fn remove_leftovers(config: &Config) -> Vec<EventKind> {
     let used = config.block.method.iter().map(|backend| backend.name()).collect::<Vec<_>>().join(", ");
     let unused = Backend::ALL.into_iter().filter(|backend| !config.block.method.contains(backend));
-    let reports = unused.filter_map(|backend| match definition(backend).open(config).ok()??.discard_leftovers(&used) {
+    let reports = unused.filter_map(|backend| match implementation(backend).discard_leftovers(config, &used) {
         Ok(note) => note.map(EventKind::Note),
         Err(error) => Some(EventKind::Error(error)),
     });
@@ -327,10 +320,6 @@ pub(super) fn remove_leftovers(config: &Config) -> Vec<EventKind> {
 /// undone. Must be called before the daemon opens the ledger. A table may contain bans of a fleet, and counts even if
 /// it is empty, because the kernel takes seconds to list a full set.
 pub(super) fn have_leftovers(config: &Config, state_dir: &Path) -> bool {
-    let has_objects = |backend| {
-        let opened = definition(backend).open(config).ok().flatten();
-        opened.is_some_and(|mut handle| handle.has_leftovers())
-    };
     let has_records = || {
         let undoes_commands = !config.block.run.expire_command.is_empty();
         let found = Reader::read(state_dir, |reader| {
@@ -339,11 +328,5 @@ pub(super) fn have_leftovers(config: &Config, state_dir: &Path) -> bool {
         });
         found.unwrap_or(false)
     };
-    let has_lines = || HostsDeny::from_config(config).is_ok_and(|hosts_deny| has_entries(&hosts_deny.into()));
-    Backend::ALL.into_iter().any(has_objects) || has_lines() || has_records()
-}
-
-/// True if `file` contains entries of earlier bans.
-pub(super) fn has_entries(file: &EntryFile) -> bool {
-    file.targets().is_ok_and(|targets| !targets.is_empty())
+    Backend::ALL.into_iter().any(|backend| implementation(backend).has_leftovers(config)) || has_records()
 }

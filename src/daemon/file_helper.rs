@@ -8,7 +8,6 @@ use super::error::DaemonError;
 use super::helper::{self, Helper, HelperKind};
 use super::sandbox_policy;
 use crate::config::Config;
-use crate::enforce::EntryFile;
 use crate::enforce::file_helper::{FileHelper, Files, Open};
 use crate::enforce::hosts_deny::HostsDeny;
 use crate::events::json_log;
@@ -17,6 +16,8 @@ use crate::sandbox::Sandbox;
 /// The helper and the files that it handles.
 #[derive(Clone, Debug, Default)]
 pub(super) struct RootFiles {
+    /// Writes hosts.deny.
+    pub(super) hosts_deny: Option<FileHelper>,
     /// Opens this file.
     pub(super) json_file: Option<(PathBuf, FileHelper)>,
     pub(super) warnings: Vec<String>,
@@ -24,7 +25,7 @@ pub(super) struct RootFiles {
 
 impl RootFiles {
     /// Starts the helper if one of the files that the daemon writes is in a directory of `closed`, which its user
-    /// cannot write. The helper then also writes `entry_file`, if that is such a file.
+    /// cannot write. If `writes_hosts_deny`, hosts.deny is one of these files.
     ///
     /// # Errors
     /// It cannot be started.
@@ -32,23 +33,20 @@ impl RootFiles {
         config: &Config,
         config_path: &Path,
         closed: &[PathBuf],
-        entry_file: Option<&mut EntryFile>,
+        writes_hosts_deny: bool,
     ) -> Result<Self, DaemonError> {
         let is_closed = |file: &Path| closed.iter().any(|directory| file.parent() == Some(directory));
-        let hosts_deny = entry_file.filter(|file| is_closed(file.hosts_deny.path()));
+        let hosts_deny = writes_hosts_deny && is_closed(&config.block.hosts_deny.file);
         let json_file = config.report.json_file.as_ref().filter(|file| is_closed(file));
-        if hosts_deny.is_none() && json_file.is_none() {
+        if !hosts_deny && json_file.is_none() {
             return Ok(Self::default());
         }
-        let work = HelperKind::Files { hosts_deny: hosts_deny.is_some(), json_file: json_file.is_some() };
+        let work = HelperKind::Files { hosts_deny, json_file: json_file.is_some() };
         // It ends with the daemon, which need not wait for it.
         let Helper { socket, child, warnings, .. } = Helper::start(work, config_path, true, Stdio::null())?;
         let helper = FileHelper::new(socket, child.id());
         let json_file = json_file.map(|file| (file.clone(), helper.clone()));
-        if let Some(file) = hosts_deny {
-            file.helper = Some(helper);
-        }
-        Ok(Self { json_file, warnings })
+        Ok(Self { hosts_deny: hosts_deny.then_some(helper), json_file, warnings })
     }
 }
 

@@ -53,10 +53,11 @@ use std::time::Duration;
 use crate::capture::decoy::SharedListener;
 use crate::config::{Config, LogTarget};
 use crate::control::server::{Access, BoundSocket};
+use crate::enforce::implementation;
 use crate::events::log::{self, LogThread};
 use crate::panic_guard;
 use crate::sandbox::{self, InstanceLock, Sandbox, check_directories, closed_directories};
-use crate::types::shared64;
+use crate::types::{Backend, shared64};
 use backends::UsedBackends;
 use command_helper::CommandHelper;
 use decoys::FirewallWatch;
@@ -85,7 +86,8 @@ pub fn run(
     // Without blocking there is nothing to confirm.
     let confirm = confirm.filter(|_| config.blocks());
     let earlier_bans = !config.blocks() && backends::have_leftovers(&config, &paths.state_dir);
-    let mut used = UsedBackends::new(&config, earlier_bans, backends::has_entries)?;
+    let earlier_lines = implementation(Backend::HostsDeny).has_leftovers(&config);
+    let used = UsedBackends::new(&config, earlier_bans, earlier_lines);
     let mut policy = sandbox_policy::of_daemon(&config, &paths, &used);
     if sandboxed {
         check_directories(&policy)?;
@@ -96,7 +98,7 @@ pub fn run(
         false => None,
     };
     let closed = if sandboxed { closed_directories(&policy) } else { Vec::new() };
-    let root_files = RootFiles::start(&config, &paths.config, &closed, used.entry_file.as_mut())?;
+    let root_files = RootFiles::start(&config, &paths.config, &closed, used.opens(Backend::HostsDeny))?;
     policy.write.retain(|directory| !closed.contains(directory));
     let firewall_watch = FirewallWatch::open(&config);
     let shared = config.shares_decoys().then(SharedListener::open);

@@ -12,7 +12,9 @@ use crate::capture::decoy::DecoyPorts;
 use crate::config::Config;
 use crate::enforce::file_helper::Files;
 use crate::enforce::hosts_deny::HostsDeny;
+use crate::enforce::implementation;
 use crate::sandbox::{Policy, Process, Sandbox};
+use crate::types::Backend;
 use crate::{file, ledger};
 
 /// Read-only files about the host: name servers, leases and sessions, if they exist ([`crate::host`]); kernel settings;
@@ -60,7 +62,9 @@ pub(super) fn of_daemon(config: &Config, paths: &DaemonPaths, used: &UsedBackend
         policy.read.extend(LIBRARIES.map(PathBuf::from));
     }
     policy.write.extend(config.report.json_file.as_deref().and_then(directory));
-    policy.write.extend(used.entry_file.iter().filter_map(|file| directory(file.hosts_deny.path())));
+    let files = Backend::ALL.into_iter().filter(|backend| used.opens(*backend));
+    let files = files.filter_map(|backend| implementation(backend).file(config));
+    policy.write.extend(files.filter_map(|file| directory(&file)));
     policy
 }
 
@@ -131,7 +135,7 @@ mod tests {
             config: "/etc/portsentry/portsentry.toml".into(),
         };
         let config = Config::parse("test", text).unwrap();
-        of_daemon(&config, &paths, &UsedBackends::new(&config, false, |_| false).unwrap())
+        of_daemon(&config, &paths, &UsedBackends::new(&config, false, false))
     }
 
     #[test]
@@ -159,8 +163,8 @@ mod tests {
         let only_logs = "[tcp]\nblock = false\n[udp]\nblock = false\n[block]\nmethod = [\"hosts-deny\"]";
         assert_eq!(needs(only_logs), plain, "no source is blocked, so nothing is written");
         let only_logs = Config::parse("test", only_logs).unwrap();
-        let earlier = UsedBackends::new(&only_logs, true, |_| false).unwrap();
-        assert!(earlier.entry_file.is_some(), "lines of earlier bans are removed when these end");
+        let earlier = UsedBackends::new(&only_logs, true, false);
+        assert!(earlier.opens(Backend::HostsDeny), "lines of earlier bans are removed when these end");
         let deny = needs("[block]\nmethod = [\"hosts-deny\"]");
         assert_eq!(
             (&deny.write, deny.root),

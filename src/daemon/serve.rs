@@ -39,9 +39,10 @@ use crate::capture::live::{Live, Ring};
 use crate::config::Config;
 use crate::control::fleet_server::FleetServer;
 use crate::control::server::{BoundSocket, ControlError, Server};
-use crate::enforce::ExemptPrefixes;
+use crate::enforce::file_helper::FileHelper;
 use crate::enforce::nft::{DecoyRules, FleetSets, RulesetSpec, Table};
 use crate::enforce::slow_backends::SlowBackends;
+use crate::enforce::{ExemptPrefixes, Helpers};
 use crate::engine::{Engine, HashKey, Settings};
 use crate::events::channel::{self, Sender};
 use crate::events::event::EventKind;
@@ -52,7 +53,7 @@ use crate::netlink::routes::monitor::RouteMonitor;
 use crate::netlink::socket::{Socket, SocketError};
 use crate::sandbox::{InstanceLock, Sandbox};
 use crate::sensor::{Blocker, KernelPorts, Sensor, SensorMessage};
-use crate::types::{LossReport, Span, Timestamp};
+use crate::types::{Backend, LossReport, Span, Timestamp};
 
 /// Maximum number of events that wait for the log.
 const MAX_EVENTS: usize = 8192;
@@ -99,7 +100,7 @@ pub(super) async fn serve(
         Some(address) => Some(Scrapes::listen(address).await.map_err(|error| DaemonError::Metrics { address, error })?),
         None => None,
     };
-    let mut backends = start.open_backends(capture.decoy_rules, confirm.is_some())?;
+    let mut backends = start.open_backends(capture.decoy_rules, confirm.is_some(), root_files.hosts_deny)?;
     let refused = |error| EventKind::Error(format!("{error}; the daemon runs without a control socket"));
     let control = privileged.control.and_then(Server::serve).map_err(|error| start.log.emit(refused(error))).ok();
     let mut engine = Engine::new(Settings::from_config(&start.config), hash_key()?);
@@ -244,16 +245,21 @@ impl Start {
         Decoys::open(&ports, shared, &self.config.tcp.port_banner, self.firewall_watch.cookies())
     }
 
-    fn open_backends(&mut self, decoys: Option<DecoyRules>, on_trial: bool) -> Result<OpenBackends, DaemonError> {
+    fn open_backends(
+        &mut self,
+        decoys: Option<DecoyRules>,
+        on_trial: bool,
+        hosts_deny: Option<FileHelper>,
+    ) -> Result<OpenBackends, DaemonError> {
         let mut spec = RulesetSpec { decoys, ..RulesetSpec::from_config(&self.config) };
         if on_trial {
             spec = spec.without_hold();
         }
-        let helper = self.command_helper.as_ref().filter(|_| self.used.runs_commands);
+        let commands = self.command_helper.as_ref().map(|helper| helper.helper_client.clone());
         let mut backends = backends::open(
             &self.config,
             &self.host_state.host(),
-            helper.map(|helper| helper.helper_client.clone()),
+            &Helpers { commands, hosts_deny },
             &self.used,
             spec,
             &self.events,
@@ -285,10 +291,10 @@ impl Start {
         if has_allowances {
             backends::protect(blocker, &self.host_state.host()).map_err(DaemonError::Protect)?;
         }
-        if let Some(hosts_deny) = self.used.file_to_clean() {
+        if self.used.ending.contains(Backend::HostsDeny) {
             self.log.emit(EventKind::Note(format!(
                 "lines of earlier bans are removed from {}, because \"hosts-deny\" is not in block.method",
-                hosts_deny.path().display()
+                self.config.block.hosts_deny.file.display()
             )));
         }
         Ok(())
@@ -339,18 +345,15 @@ impl Start {
         StartupReconcile {
             sensor: self.sensor.clone(),
             events: self.events.clone(),
-            has_leftovers: recorder.is_open(),
             recorder,
             bans,
-            backends: self.used.backends.clone(),
+            used: self.used.clone(),
             exempt: ExemptPrefixes::new(self.host_state.host().allow.networks()),
             table_origin,
             trap_banned: take(trap_banned),
             marker: self.paths.state_dir.join(ledger::RESTORING),
             config: self.config.clone(),
             tasks: slow_backends.as_ref().map(SlowBackends::tasks),
-            removes_stale_entries: self.used.file_to_clean().is_some(),
-            undoes_commands: self.used.undoes_commands,
             nft: blocker.nft().map(|backend| backend.try_clone()).transpose()?,
         }
         .start()

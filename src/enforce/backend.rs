@@ -1,169 +1,59 @@
-//! Defines the trait of all backends: begin a ban, end it, and restore the bans that the backend has lost.
+//! Defines the trait of all backends: their texts, the check of their configuration, and what earlier runs left in them.
 
-use std::error::Error;
-use std::fmt;
+use std::path::PathBuf;
 
-use super::BanContext;
-use crate::engine::{ActiveBan, Host};
-use crate::types::{Backend, BanTarget, Timestamp};
+use crate::config::Config;
 
-/// A ban that a backend refused.
-#[derive(Debug)]
-pub struct Refused {
-    pub backend: Backend,
-    pub target: BanTarget,
-    pub reason: String,
+/// The result of [`BanBackend::check`].
+#[derive(Debug, PartialEq, Eq)]
+pub enum CheckOutcome {
+    /// The backend would work. The text describes its present state; it is empty or begins with a semicolon.
+    Works(String),
+    /// It would not work, and the daemon would not start.
+    Fails(String),
+    /// It would not work now, but the daemon would start and retry.
+    FailsForNow(String),
+    /// This user cannot determine it; why, and what to do.
+    Unknown(String),
 }
 
-impl Refused {
-    pub(super) fn new(backend: Backend, target: BanTarget, reason: &impl ToString) -> Self {
-        Self { backend, target, reason: reason.to_string() }
-    }
-
-    /// A refusal of all `targets` for the same reason.
-    pub fn all(backend: Backend, targets: impl Iterator<Item = BanTarget>, reason: &impl ToString) -> Vec<Self> {
-        targets.map(|target| Self::new(backend, target, reason)).collect()
-    }
-}
-
-/// A target that could not be blocked or lifted, with the reason.
-#[derive(Debug)]
-pub struct Failed<R> {
-    pub target: BanTarget,
-    pub reason: R,
-}
-
-impl<R: fmt::Display> Failed<R> {
-    fn first(failed: &[Self]) -> String {
-        failed.first().map_or_else(String::new, |Self { target, reason }| format!("{target}: {reason}"))
+impl CheckOutcome {
+    /// [`Self::Works`] or [`Self::Fails`], for a backend that the daemon needs to start.
+    pub(super) fn required<E: ToString>(state: Result<String, E>) -> Self {
+        state.map_or_else(|error| Self::Fails(error.to_string()), Self::Works)
     }
 }
 
-/// Failure of a change in the kernel: `R` is the reason for one target, `E` that for all.
-#[derive(Debug, thiserror::Error)]
-pub enum BlockError<R: fmt::Display, E> {
-    /// The table or one of its sets was deleted, for example with `nft flush ruleset`: no ban is in force.
-    #[error("table inet portsentry, or one of its sets, is missing; portsentry creates it again and restores the bans")]
-    Gone,
-    /// Some of the targets failed; all others were changed.
-    #[error("{} of {asked} changes failed; {}", failed.len(), Failed::first(failed))]
-    Failed {
-        asked: usize,
-        /// The failed ones with their reasons; at least one.
-        failed: Vec<Failed<R>>,
-    },
-    /// The socket failed, or the kernel refused the whole change.
-    #[error(transparent)]
-    System(#[from] E),
-}
+/// A place where bans are enforced. [`open`](super::open) opens it as one of two kinds: the sensor thread calls an
+/// [`InlineBackend`](super::InlineBackend), and the slow-backends thread runs a
+/// [`SlowBackend`](super::slow_backends::SlowBackend).
+pub trait BanBackend {
+    /// What the backend does, for `portsentry check`.
+    fn describe(&self, config: &Config) -> String;
 
-impl<R: fmt::Display, E: fmt::Display> BlockError<R, E> {
-    /// The result of a change of `asked` targets, of which these failed.
-    pub(super) fn check(asked: usize, failed: Vec<Failed<R>>) -> Result<(), Self> {
-        if failed.is_empty() { Ok(()) } else { Err(Self::Failed { asked, failed }) }
+    /// Checks whether the backend would work on this host; changes nothing and runs no command. For an inline backend,
+    /// the caller needs CAP_NET_ADMIN.
+    fn check(&self, config: &Config) -> CheckOutcome;
+
+    /// The configuration key to which errors of this backend refer.
+    fn key(&self) -> &'static str {
+        "block.method"
     }
 
-    /// The refusals of `backend` in the result of a change of `targets`.
-    pub(super) fn refusals(
-        changed: Result<(), Self>,
-        backend: Backend,
-        targets: impl Iterator<Item = BanTarget>,
-    ) -> Result<Vec<Refused>, BackendGone> {
-        match changed {
-            Ok(()) => Ok(Vec::new()),
-            Err(Self::Gone) => Err(BackendGone),
-            Err(Self::Failed { failed, .. }) => {
-                Ok(failed.iter().map(|one| Refused::new(backend, one.target, &one.reason)).collect())
-            }
-            Err(Self::System(error)) => Ok(Refused::all(backend, targets, &error)),
-        }
-    }
-}
+    /// A warning for a configuration without a stronger backend: what stays unprotected, and the remedy. `None` if the
+    /// backend stops all packets.
+    fn weakness(&self) -> Option<&'static str>;
 
-/// Another program deleted the object that holds the backend's bans, so that none of them is in force. It must be
-/// created and filled again before the backend can enforce a ban.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct BackendGone;
+    /// What happens to its bans while the program does not run, as a clause for the log.
+    fn after_stop(&self, config: &Config) -> &'static str;
 
-/// Open backends, each with its kind.
-pub type BackendHandles = Vec<(Backend, Box<dyn BanBackend>)>;
-
-/// The error of a backend that cannot be opened or read.
-pub type OpenError = Box<dyn Error + Send + Sync>;
-
-/// What a backend has done by itself, for the log.
-#[derive(Debug, Default)]
-pub struct MaintenanceReport {
-    pub note: Option<String>,
-    /// A failure, which the backend retries.
-    pub error: Option<String>,
-}
-
-/// A place where bans are enforced. The defaults suit a backend that expires its bans itself.
-pub trait BanBackend: Send {
-    /// Blocks each target from `now` on for its expiry, even if it is already blocked. Returns the refused bans; all
-    /// others are in force or, with a slow backend, queued.
-    ///
-    /// # Errors
-    /// [`BackendGone`]: no ban is in force.
-    fn block(&mut self, bans: &[BanContext], now: Timestamp) -> Result<Vec<Refused>, BackendGone>;
-
-    /// Ends the bans of `targets`; targets without a ban are skipped.
-    ///
-    /// # Errors
-    /// A text for the log if a ban could not be ended. The backend retries if it can.
-    fn lift(&mut self, targets: &[BanTarget]) -> Result<(), String>;
-
-    /// Restores bans that the backend has lost, for their remaining times. Returns the refused bans. By default nothing
-    /// is restored: the thread of the slow backends restores its own entries, and what a command did is unknown.
-    ///
-    /// # Errors
-    /// [`BackendGone`], as for [`BanBackend::block`].
-    fn restore(&mut self, _bans: &[ActiveBan], _now: Timestamp) -> Result<Vec<Refused>, BackendGone> {
-        Ok(Vec::new())
-    }
-
-    /// True if the ban of `target` should be in force in this backend. False for one that it has refused.
-    fn wants(&self, _target: BanTarget) -> bool {
-        true
-    }
-
-    /// Those of `targets` whose bans are not in force in this backend, as far as it can tell.
-    fn missing(&mut self, _targets: &[BanTarget]) -> Vec<BanTarget> {
-        Vec::new()
-    }
-
-    /// Keeps bans from affecting the exempt addresses of `host`, and ends those that do; returns notes about them. By
-    /// default nothing is done: the allow-list of the nftables sets is updated separately.
-    fn protect(&mut self, _host: &Host) -> Vec<String> {
-        Vec::new()
-    }
-
-    /// Time at which [`BanBackend::run_due`] has work to do; `None` if there is none.
-    fn next_due(&self) -> Option<Timestamp> {
-        None
-    }
-
-    /// Ends a bounded number of bans that have expired, and retries failed removals.
-    fn run_due(&mut self, _now: Timestamp) -> MaintenanceReport {
-        MaintenanceReport::default()
-    }
-
-    /// The targets of bans that an earlier run left in this backend and that do not expire by themselves.
-    ///
-    /// # Errors
-    /// The backend cannot be read.
-    fn unexpiring_targets(&mut self) -> Result<Vec<BanTarget>, OpenError> {
-        Ok(Vec::new())
-    }
-
-    /// The netlink port id of this backend in the kernel's route notifications; `None` if its bans are not routes.
-    fn route_port_id(&self) -> Option<u32> {
+    /// The file that it writes.
+    fn file(&self, _config: &Config) -> Option<PathBuf> {
         None
     }
 
     /// True if bans of an earlier run may have left something in this backend.
-    fn has_leftovers(&mut self) -> bool {
+    fn has_leftovers(&self, _config: &Config) -> bool {
         false
     }
 
@@ -173,12 +63,7 @@ pub trait BanBackend: Send {
     ///
     /// # Errors
     /// A text for the log if the removal failed.
-    fn discard_leftovers(&mut self, _used: &str) -> Result<Option<String>, String> {
+    fn discard_leftovers(&self, _config: &Config, _used: &str) -> Result<Option<String>, String> {
         Ok(None)
-    }
-
-    /// Removes what bans of an earlier run have left, unless a ban has claimed it since the start.
-    fn remove_stale(&mut self, _now: Timestamp) -> MaintenanceReport {
-        MaintenanceReport::default()
     }
 }

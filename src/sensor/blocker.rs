@@ -7,7 +7,7 @@ use super::reporter::Reporter;
 use crate::config::{BlockPolicy, Config, Mode};
 use crate::enforce::nft::{Nft, RulesetSpec, Trap};
 use crate::enforce::slow_backends::SlowQueue;
-use crate::enforce::{BackendHandles, BanBackend, BanContext, MaintenanceReport, Refused};
+use crate::enforce::{BackendHandles, BanContext, InlineBackend, MaintenanceReport, Refused};
 use crate::engine::{Ban, Host};
 use crate::types::{Backend, BanTarget, Expiry, Protocol, Timestamp};
 
@@ -66,7 +66,7 @@ impl Blocker {
         self.has_slow_backends() || self.inline().next().is_some()
     }
 
-    pub(super) fn backend(&mut self, backend: Backend) -> Option<&mut dyn BanBackend> {
+    pub(super) fn backend(&mut self, backend: Backend) -> Option<&mut dyn InlineBackend> {
         match backend {
             Backend::Nft => self.nft.as_mut().map(|nft| nft as _),
             _ if backend.is_slow() => self.slow.as_mut().map(|slow| slow as _),
@@ -75,9 +75,9 @@ impl Blocker {
     }
 
     /// Every backend except nftables.
-    fn beside_nft(&mut self) -> impl Iterator<Item = &mut dyn BanBackend> {
-        let slow = self.slow.iter_mut().map(|slow| slow as &mut dyn BanBackend);
-        slow.chain(self.others.iter_mut().map(|(_, handle)| &mut **handle as &mut dyn BanBackend))
+    fn beside_nft(&mut self) -> impl Iterator<Item = &mut dyn InlineBackend> {
+        let slow = self.slow.iter_mut().map(|slow| slow as &mut dyn InlineBackend);
+        slow.chain(self.others.iter_mut().map(|(_, handle)| &mut **handle as &mut dyn InlineBackend))
     }
 
     /// The nftables sets; `None` if nft is not a backend.

@@ -12,7 +12,7 @@ use super::reporter::Reporter;
 use super::table_repair::{Damage, TableRepair};
 use super::trap::TrapControl;
 use crate::enforce::nft::{AllowSet, BlockError, Nft, RulesetSpec, Table, trap_sets};
-use crate::enforce::{BackendGone, BanBackend, BanContext, Refused};
+use crate::enforce::{BackendGone, BanContext, InlineBackend, Refused};
 use crate::engine::{ActiveBan, Ban, Repeated, RepeatedStatus, Settings, Verdict};
 use crate::events::event::EventKind;
 use crate::types::{Backend, BanTarget, Timestamp};
@@ -113,7 +113,7 @@ impl Enforcement {
         scope: &mut Scope<'_>,
         backend: Backend,
         targets: impl Iterator<Item = BanTarget>,
-        attempt: impl Fn(&mut dyn BanBackend) -> Result<Vec<Refused>, BackendGone>,
+        attempt: impl Fn(&mut dyn InlineBackend) -> Result<Vec<Refused>, BackendGone>,
     ) -> Vec<Refused> {
         let attempt = |blocker: &mut Blocker| blocker.backend(backend).map_or(Ok(Vec::new()), &attempt);
         attempt(&mut self.blocker)

@@ -37,9 +37,6 @@ impl Backend {
                 classic_name: "nftables set inet portsentry",
                 title: "nftables set",
                 place: "the kernel's sets",
-                after_stop: "bans in nftables stay until they expire or are lifted",
-                weakness: None,
-                key: "block.method",
                 is_slow: false,
             },
             Self::Route => Facts {
@@ -47,11 +44,6 @@ impl Backend {
                 classic_name: "dropped route",
                 title: "route",
                 place: "the kernel's routes",
-                after_stop: "routes of bans stay until the next start removes the expired ones",
-                weakness: Some(
-                    "a route stops only the answers: packets of a blocked source still arrive; \"nft\" stops both",
-                ),
-                key: "block.method",
                 is_slow: false,
             },
             Self::HostsDeny => Facts {
@@ -59,25 +51,11 @@ impl Backend {
                 classic_name: "wrappers",
                 title: "hosts.deny",
                 place: "hosts.deny",
-                after_stop: "lines in hosts.deny stay until the next start removes the expired ones",
-                weakness: Some(
-                    "hosts-deny alone protects only services that use TCP wrappers; \"nft\" stops all packets",
-                ),
-                key: "block.hosts_deny",
                 is_slow: true,
             },
-            Self::Command => Facts {
-                name: "run",
-                classic_name: "run",
-                title: "command",
-                place: "command",
-                after_stop: "expire_command is not run before the next start",
-                weakness: Some(
-                    "with a command alone, a source is blocked only if the command does it; \"nft\" stops all packets",
-                ),
-                key: "block.run.command",
-                is_slow: true,
-            },
+            Self::Command => {
+                Facts { name: "run", classic_name: "run", title: "command", place: "command", is_slow: true }
+            }
         }
     }
 
@@ -101,22 +79,6 @@ impl Backend {
         self.facts().place
     }
 
-    /// What happens to its bans while the program does not run, as a clause for the log.
-    pub const fn after_stop(self) -> &'static str {
-        self.facts().after_stop
-    }
-
-    /// A warning for a configuration without a stronger backend: what stays unprotected, and the remedy. `None` if the
-    /// backend stops all packets.
-    pub const fn weakness(self) -> Option<&'static str> {
-        self.facts().weakness
-    }
-
-    /// The configuration key to which errors of this backend refer.
-    pub const fn key(self) -> &'static str {
-        self.facts().key
-    }
-
     /// True if the slow-backends thread runs it, because it writes files, starts processes or waits.
     pub const fn is_slow(self) -> bool {
         self.facts().is_slow
@@ -134,9 +96,6 @@ struct Facts {
     classic_name: &'static str,
     title: &'static str,
     place: &'static str,
-    after_stop: &'static str,
-    weakness: Option<&'static str>,
-    key: &'static str,
     is_slow: bool,
 }
 
@@ -147,6 +106,14 @@ pub struct Backends([bool; Backend::ALL.len()]);
 impl Backends {
     pub fn contains(self, backend: Backend) -> bool {
         self.iter().any(|one| one == backend)
+    }
+
+    pub fn is_empty(self) -> bool {
+        self == Self::default()
+    }
+
+    pub fn insert(&mut self, backend: Backend) {
+        *self = self.and(backend.into());
     }
 
     /// The union of both sets.

@@ -4,17 +4,14 @@ use std::fs;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use portsentry::config::{DEFAULT_DENY_LINE, Run};
+use portsentry::config::Run;
 use portsentry::enforce::command::ExitOutcome;
-use portsentry::enforce::hosts_deny::HostsDeny;
-use portsentry::enforce::slow_backends::{
-    Adopted, BackendEvent, CommandPhase, Left, SlowBackendsConfig, SlowQueue, Stopped, Task,
-};
-use portsentry::enforce::{BanBackend, BanContext};
-use portsentry::types::{Backend, BanTarget, Expiry};
+use portsentry::enforce::slow_backends::{Adopted, BackendEvent, CommandPhase, SlowQueue, Stopped, Task};
+use portsentry::enforce::{BanContext, InlineBackend};
+use portsentry::types::{Backend, Backends, BanTarget, Expiry};
 use tempfile::TempDir;
 
-use super::{Bench, context, helper_client};
+use super::{Bench, command, context, hosts_deny};
 use netns_lab::{TIMEOUT, slowness, within};
 
 const RUN: [Backend; 1] = [Backend::Command];
@@ -40,8 +37,7 @@ fn with(run: Run) -> Bench {
 }
 
 fn unchecked(run: Run) -> Bench {
-    let helper_client = helper_client(&run);
-    Bench::start(SlowBackendsConfig { run: Some((run, helper_client)), ..SlowBackendsConfig::default() })
+    Bench::start(vec![command(run)])
 }
 
 /// The report about the next command.
@@ -267,13 +263,15 @@ fn expire_command_runs_after_ban_only() {
     // A ban from before the start.
     let old = context("192.0.2.9", 3_600);
     let left = Expiry::After(Duration::from_millis(1_000));
-    let adopted = Adopted { context: old, backends: RUN.into(), has_run: true, left };
+    let adopted = Adopted { context: old, backends: Backend::Command.into(), done: Backend::Command.into(), left };
     bench.put(Task::Adopt { bans: vec![adopted] });
     let release = ran(&bench);
     assert_eq!((release.phase, release.context), (CommandPhase::Release, old));
     // Another backend blocked it until now.
     let moved = context("192.0.2.10", 3_600);
-    bench.put(Task::Adopt { bans: vec![Adopted { context: moved, backends: RUN.into(), has_run: false, left }] });
+    bench.put(Task::Adopt {
+        bans: vec![Adopted { context: moved, backends: Backend::Command.into(), done: Backends::default(), left }],
+    });
     let phases = [ran(&bench), ran(&bench)].map(|ran| (ran.phase, ran.context));
     assert_eq!(phases, [(CommandPhase::Block, moved), (CommandPhase::Release, moved)]);
 }
@@ -365,7 +363,8 @@ fn refused_commands_are_counted_and_reported() {
     fs::write(&path, "").unwrap();
     while !matches!(bench.next(), BackendEvent::Ran { .. }) {}
     let (stopped, _) = bench.stop(Duration::from_millis(500) * slowness());
-    assert!(matches!(stopped, Stopped::Left(Left { lines: 0, commands: 1.. })), "{stopped:?}");
+    let Stopped::Left(left) = stopped else { panic!("{stopped:?}") };
+    assert!(left.into_keys().eq(RUN));
 }
 
 #[test]
@@ -374,15 +373,25 @@ fn release_of_many_bans_undoes_each() {
     let settings = Run { expire_command: shell("sleep 1000", &[]), at_once: 2, ..run("true") };
     let bench = with(settings);
     let context = |n: u32| context(&std::net::Ipv4Addr::from(0x0a00_0000 + n).to_string(), 3_600);
-    let adopted = |n| Adopted { context: context(n), backends: RUN.into(), has_run: true, left: Expiry::Never };
+    let adopted = |n| Adopted {
+        context: context(n),
+        backends: Backend::Command.into(),
+        done: Backend::Command.into(),
+        left: Expiry::Never,
+    };
     bench.put(Task::Adopt { bans: (0..BANS).map(adopted).collect() });
     let mut queue = SlowQueue::new(bench.backends.as_ref().unwrap(), &RUN, false, false);
     let targets: Vec<BanTarget> = (0..BANS).map(|n| context(n).target).collect();
     queue.lift(&targets).unwrap();
     let (stopped, events) = bench.stop(Duration::from_secs(4) * slowness());
     let ran = events.iter().filter(|event| matches!(event, BackendEvent::Ran { .. })).count();
-    let Stopped::Left(Left { lines: 0, commands }) = stopped else { panic!("{stopped:?}") };
-    assert_eq!((ran + commands, ran > 0), (targets.len(), true), "each command runs or waits for the next start");
+    let Stopped::Left(left) = stopped else { panic!("{stopped:?}") };
+    assert!(left.keys().eq(&RUN), "{left:?}");
+    assert_eq!(
+        (ran + left[&Backend::Command], ran > 0),
+        (targets.len(), true),
+        "each command runs or waits for the next start"
+    );
     let others: Vec<_> = events.iter().filter(|event| !matches!(event, BackendEvent::Ran { .. })).collect();
     assert!(others.is_empty(), "{others:?}");
 }
@@ -395,12 +404,7 @@ fn backends_follow_given_order() {
         format!("sleep 0.2; grep -qx 'ALL: $1' {path} 2>/dev/null && echo denied || echo open", path = path.display());
     let script = script.replace("'ALL: $1'", "\"ALL: $1\"");
     let run = run(&script);
-    let helper_client = helper_client(&run);
-    let bench = Bench::start(SlowBackendsConfig {
-        entry_file: Some(HostsDeny::new(&path, DEFAULT_DENY_LINE).unwrap().into()),
-        run: Some((run, helper_client)),
-        ..SlowBackendsConfig::default()
-    });
+    let bench = Bench::start(vec![command(run), hosts_deny(&path)]);
     bench.block(context("192.0.2.7", 60), &[Backend::Command, Backend::HostsDeny]);
     assert_eq!(ran(&bench).output, "open");
     assert!(matches!(bench.next(), BackendEvent::Done { backend: Backend::HostsDeny, .. }));
@@ -481,12 +485,7 @@ fn late_line_leaves_newer_ban_its_command() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("hosts.deny");
     let run = run("echo ran");
-    let helper_client = helper_client(&run);
-    let bench = Bench::start(SlowBackendsConfig {
-        entry_file: Some(HostsDeny::new(&path, DEFAULT_DENY_LINE).unwrap().into()),
-        run: Some((run, helper_client)),
-        ..SlowBackendsConfig::default()
-    });
+    let bench = Bench::start(vec![command(run), hosts_deny(&path)]);
     let context = context("192.0.2.7", 60);
     bench.block(context, &[Backend::HostsDeny, Backend::Command]);
     // At start the daemon mistakes the new ban for one from before, because it is in the kernel.
@@ -498,6 +497,6 @@ fn late_line_leaves_newer_ban_its_command() {
     assert!(matches!(bench.next(), BackendEvent::Done { context: BanContext { class: Some(_), .. }, .. }));
     assert_eq!(ran(&bench).output, "ran", "the ban continues with its next backend");
     bench.put(unknown(crate::target("192.0.2.8")));
-    let BackendEvent::Done { context, backend: Backend::HostsDeny } = bench.next() else { panic!("no line") };
+    let BackendEvent::Done { context, backend: Backend::HostsDeny, .. } = bench.next() else { panic!("no line") };
     assert_eq!(context.target, crate::target("192.0.2.8"), "a ban that is not known yet gets its line");
 }

@@ -6,7 +6,7 @@ use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 use std::time::Duration;
 
 use portsentry::enforce::ExemptPrefixes;
-use portsentry::enforce::slow_backends::{BackendEvent, SlowBackendsConfig, SlowQueue};
+use portsentry::enforce::slow_backends::{BackendEvent, SlowQueue};
 use portsentry::netlink::sock_diag::{SockDiag, end_connections};
 use portsentry::types::{Backend, BanTarget};
 
@@ -58,9 +58,7 @@ fn only_banned_source_loses_connections() {
     ];
     assert!(to_end.iter_mut().chain(&mut others).all(Connection::is_alive));
     // The thread's sockets belong to the namespace in which it starts.
-    let bench = lab.inside("victim", || {
-        Bench::start(SlowBackendsConfig { end_connections: true, ..SlowBackendsConfig::default() })
-    });
+    let bench = lab.inside("victim", || Bench::start_with(Vec::new(), true));
     let v4 = context(&lab.v4("scanner").to_string(), 60);
     bench.block(v4, &[]);
     // The IPv4 connections, one of them in an IPv6 socket.
@@ -102,10 +100,8 @@ fn exempt_address_keeps_connection_within_ban() {
         Connection { client, server }
     };
     let (mut exempt, mut banned) = (open(lab.v6("scanner").into()), open(neighbour));
-    let bench = lab.inside("victim", || {
-        Bench::start(SlowBackendsConfig { end_connections: true, ..SlowBackendsConfig::default() })
-    });
-    let mut queue = SlowQueue::new(bench.backends.as_ref().unwrap(), &[Backend::Nft], false, true);
+    let bench = lab.inside("victim", || Bench::start_with(Vec::new(), true));
+    let mut queue = SlowQueue::new(bench.backends.as_ref().unwrap(), &[Backend::Nft], false, false);
     let exempt_addresses = [lab.v6("scanner"), lab.victim_v6("scanner")];
     queue.protect(ExemptPrefixes::new(exempt_addresses.map(|address| IpAddr::from(address).into())));
     // The ban covers the whole /64, which also contains this host's own address.
@@ -169,7 +165,7 @@ fn missing_right_to_end_connections_is_reported() {
             ..sets
         };
         rustix::thread::set_capabilities(None, without).unwrap();
-        Bench::start(SlowBackendsConfig { end_connections: true, ..SlowBackendsConfig::default() })
+        Bench::start_with(Vec::new(), true)
     });
     bench.block(context, &[]);
     let BackendEvent::Unable { reason, .. } = bench.next() else { panic!("the failure is reported") };

@@ -9,11 +9,10 @@ use std::path::{Path, PathBuf};
 use std::thread::JoinHandle;
 
 use portsentry::config::DEFAULT_DENY_LINE;
-use portsentry::enforce::EntryFile;
 use portsentry::enforce::file_helper::{FileHelper, Files, serve};
 use portsentry::enforce::helper_socket::{HelperError, pair};
 use portsentry::enforce::hosts_deny::HostsDeny;
-use portsentry::enforce::slow_backends::{BackendEvent, SlowBackendsConfig, Task};
+use portsentry::enforce::slow_backends::{BackendEvent, HostsDenyQueue, Task};
 use portsentry::events::json_log;
 use portsentry::types::Backend;
 use rustix::net::{SendFlags, send};
@@ -53,13 +52,11 @@ fn lines_are_written_by_helper() {
     let (_directory, path, hosts_deny) = setup();
     fs::write(&path, "sshd: x\n").unwrap();
     let (helper, served) = start(&Files { hosts_deny: Some(hosts_deny.clone()), json_file: None });
-    let bench = Bench::start(SlowBackendsConfig {
-        entry_file: Some(EntryFile { hosts_deny: hosts_deny.clone(), helper: Some(helper.clone()) }),
-        ..SlowBackendsConfig::default()
-    });
+    let queue = HostsDenyQueue::new(hosts_deny.clone(), Some(helper.clone()));
+    let bench = Bench::start(vec![(Backend::HostsDeny, Box::new(queue))]);
     let context = context("192.0.2.7", 60);
     bench.block(context, &[Backend::HostsDeny]);
-    assert_eq!(bench.next(), BackendEvent::Done { context, backend: Backend::HostsDeny });
+    assert_eq!(bench.next(), super::done(context));
     assert!(fs::read_to_string(&path).unwrap().starts_with("sshd: x\n# portsentry: 192.0.2.7 until "));
     // Another program replaces the file, without the line: the thread reads it through the helper and rewrites it.
     fs::write(path.with_extension("new"), "sshd: y\n").unwrap();

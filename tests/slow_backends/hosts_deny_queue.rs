@@ -6,25 +6,22 @@ use std::sync::mpsc::channel;
 use std::time::{Duration, Instant};
 
 use portsentry::config::DEFAULT_DENY_LINE;
-use portsentry::enforce::BanBackend;
+use portsentry::enforce::InlineBackend;
 use portsentry::enforce::hosts_deny::HostsDeny;
-use portsentry::enforce::slow_backends::{
-    Adopted, BackendEvent, Left, SlowBackends, SlowBackendsConfig, SlowQueue, SlowTask, Stopped, Task,
-};
-use portsentry::types::{Backend, BanTarget, Expiry, Timestamp};
+use portsentry::enforce::slow_backends::{Adopted, BackendEvent, SlowBackends, SlowQueue, SlowTask, Stopped, Task};
+use portsentry::types::{Backend, Backends, BanTarget, Expiry, Timestamp};
 use tempfile::TempDir;
 
-use super::{Bench, context, target};
+use super::{Bench, context, done, hosts_deny, target};
 use netns_lab::slowness;
 
 const LINE: [Backend; 1] = [Backend::HostsDeny];
 
-fn setup() -> (TempDir, PathBuf, SlowBackendsConfig) {
+fn setup() -> (TempDir, PathBuf) {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("etc/hosts.deny");
     fs::create_dir(directory.path().join("etc")).unwrap();
-    let hosts_deny = HostsDeny::new(&path, DEFAULT_DENY_LINE).unwrap().into();
-    (directory, path, SlowBackendsConfig { entry_file: Some(hosts_deny), ..SlowBackendsConfig::default() })
+    (directory, path)
 }
 
 fn held(path: &Path) -> Vec<BanTarget> {
@@ -35,15 +32,15 @@ fn held(path: &Path) -> Vec<BanTarget> {
 
 #[test]
 fn hosts_deny_line_follows_its_ban() {
-    let (_directory, path, settings) = setup();
-    let bench = Bench::start(settings);
+    let (_directory, path) = setup();
+    let bench = Bench::start(vec![hosts_deny(&path)]);
     let long = context("2001:db8::7", 3_600);
     bench.block(long, &LINE);
-    assert_eq!(bench.next(), BackendEvent::Done { context: long, backend: Backend::HostsDeny });
+    assert_eq!(bench.next(), done(long));
     let started = Instant::now();
     let short = context("192.0.2.7", 4 * u64::from(slowness()));
     bench.block(short, &LINE);
-    assert_eq!(bench.next(), BackendEvent::Done { context: short, backend: Backend::HostsDeny });
+    assert_eq!(bench.next(), done(short));
     assert_eq!(held(&path), [short.target, long.target]);
     assert_eq!(bench.next(), BackendEvent::Released { targets: vec![short.target], backend: Backend::HostsDeny });
     assert!(started.elapsed() >= Duration::from_secs(4) * slowness());
@@ -56,8 +53,8 @@ fn hosts_deny_line_follows_its_ban() {
 
 #[test]
 fn extended_ban_keeps_its_line() {
-    let (_directory, path, settings) = setup();
-    let bench = Bench::start(settings);
+    let (_directory, path) = setup();
+    let bench = Bench::start(vec![hosts_deny(&path)]);
     bench.block(context("192.0.2.7", 1), &LINE);
     bench.block(context("192.0.2.7", 3_600), &LINE);
     bench.next();
@@ -67,17 +64,18 @@ fn extended_ban_keeps_its_line() {
 
 #[test]
 fn lines_outlive_thread_and_are_adopted() {
-    let (_directory, path, settings) = setup();
+    let (_directory, path) = setup();
     fs::write(&path, "sshd: .example.com\n").unwrap();
-    let bench = Bench::start(settings.clone());
+    let bench = Bench::start(vec![hosts_deny(&path)]);
     let contexts = ["192.0.2.1", "192.0.2.2", "192.0.2.3"].map(|source| context(source, 3_600));
     contexts.iter().for_each(|context| bench.block(*context, &LINE));
     // Queued just before the end, and still written.
     assert_eq!(bench.stop(super::time_limit()).0, Stopped::Whole);
     assert_eq!(held(&path), contexts.map(|context| context.target));
 
-    let bench = Bench::start(settings);
-    let adopted = |context, left| Adopted { context, backends: LINE.into(), has_run: false, left };
+    let bench = Bench::start(vec![hosts_deny(&path)]);
+    let adopted =
+        |context, left| Adopted { context, backends: Backend::HostsDeny.into(), done: Backends::default(), left };
     // A new ban before the adopted ones arrive; one adopted for six seconds; one whose line is missing and is restored.
     bench.block(contexts[2], &LINE);
     bench.next();
@@ -95,9 +93,9 @@ fn lines_outlive_thread_and_are_adopted() {
 
 #[test]
 fn unwritable_file_is_retried() {
-    let (directory, path, settings) = setup();
+    let (directory, path) = setup();
     fs::remove_dir(directory.path().join("etc")).unwrap();
-    let bench = Bench::start(settings);
+    let bench = Bench::start(vec![hosts_deny(&path)]);
     let (first, second) = (context("192.0.2.7", 3_600), context("192.0.2.8", 3_600));
     bench.block(first, &LINE);
     let mut delays = Vec::new();
@@ -120,9 +118,9 @@ fn unwritable_file_is_retried() {
 
 #[test]
 fn expired_ban_is_never_written() {
-    let (directory, path, settings) = setup();
+    let (directory, path) = setup();
     fs::remove_dir(directory.path().join("etc")).unwrap();
-    let bench = Bench::start(settings);
+    let bench = Bench::start(vec![hosts_deny(&path)]);
     bench.block(context("192.0.2.7", 3_600), &LINE);
     assert!(matches!(bench.next(), BackendEvent::Failed { .. }));
     bench.put(Task::Release { targets: vec![target("192.0.2.7")] });
@@ -134,20 +132,20 @@ fn expired_ban_is_never_written() {
 
 #[test]
 fn unwritten_lines_are_counted_at_end() {
-    let (directory, _path, settings) = setup();
+    let (directory, path) = setup();
     fs::remove_dir(directory.path().join("etc")).unwrap();
-    let bench = Bench::start(settings);
+    let bench = Bench::start(vec![hosts_deny(&path)]);
     for last in 1..=3 {
         bench.block(context(&format!("192.0.2.{last}"), 3_600), &LINE);
     }
     let (stopped, _) = bench.stop(Duration::from_secs(5) * slowness());
-    assert_eq!(stopped, Stopped::Left(Left { lines: 3, commands: 0 }));
+    assert_eq!(stopped, Stopped::Left([(Backend::HostsDeny, 3)].into()));
 }
 
 #[test]
 fn burst_beyond_queue_is_refused_and_reported() {
-    let (_directory, path, settings) = setup();
-    let bench = Bench::start(settings);
+    let (_directory, path) = setup();
+    let bench = Bench::start(vec![hosts_deny(&path)]);
     let queue = bench.backends.as_ref().unwrap().tasks();
     let mut taken = Vec::new();
     let mut refused = 0;
@@ -173,9 +171,9 @@ fn burst_beyond_queue_is_refused_and_reported() {
 
 #[test]
 fn full_queue_still_accepts_releases() {
-    let (_directory, path, settings) = setup();
+    let (_directory, path) = setup();
     let (free, wait) = channel::<()>();
-    let slow = SlowBackends::start(settings, move |_| _ = wait.recv()).unwrap();
+    let slow = SlowBackends::start(vec![hosts_deny(&path)], false, move |_| _ = wait.recv()).unwrap();
     let mut queue = SlowQueue::new(&slow, &LINE, false, false);
     let context = |n: u32| context(&std::net::Ipv4Addr::from(0x0a00_0000 + n).to_string(), 3_600);
     // The thread reports the first line, and waits there until the queue is full.
@@ -190,12 +188,12 @@ fn full_queue_still_accepts_releases() {
 
 #[test]
 fn missing_backend_is_reported_and_skipped() {
-    let (_directory, path, settings) = setup();
-    let bench = Bench::start(settings);
+    let (_directory, path) = setup();
+    let bench = Bench::start(vec![hosts_deny(&path)]);
     let context = context("192.0.2.7", 3_600);
     bench.block(context, &[Backend::Command, Backend::HostsDeny]);
     assert!(matches!(bench.next(), BackendEvent::Failed { task: SlowTask::Ban(Backend::Command), again: None, .. }));
-    assert_eq!(bench.next(), BackendEvent::Done { context, backend: Backend::HostsDeny });
+    assert_eq!(bench.next(), done(context));
     assert_eq!(held(&path), [context.target]);
     bench.put(Task::Before { context });
     assert_eq!(bench.next(), BackendEvent::Ready { context }, "there is no command to wait for");

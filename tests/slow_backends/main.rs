@@ -10,17 +10,21 @@ mod hosts_deny;
 mod hosts_deny_queue;
 
 use std::cell::RefCell;
+use std::path::Path;
 use std::sync::mpsc::{Receiver, channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, SystemTime};
 
 use netns_lab::{TIMEOUT, slowness};
-use portsentry::config::Mode;
-use portsentry::config::Run;
+use portsentry::config::{DEFAULT_DENY_LINE, Mode, Run};
 use portsentry::enforce::BanContext;
 use portsentry::enforce::command::{CommandHelperClient, serve};
 use portsentry::enforce::helper_socket::pair;
-use portsentry::enforce::slow_backends::{BackendEvent, Left, SlowBackends, SlowBackendsConfig, Stopped, Task};
+use portsentry::enforce::hosts_deny::HostsDeny;
+use portsentry::enforce::slow_backends::{
+    BackendEvent, CommandQueue, HostsDenyQueue, SlowBackend, SlowBackendHandles, SlowBackends, Stopped, Task,
+    Unfinished,
+};
 use portsentry::engine::Class;
 use portsentry::types::{Backend, BanTarget, Expiry, Protocol};
 
@@ -47,6 +51,24 @@ fn target(address: &str) -> BanTarget {
 /// The time limit for any expected event, for a busy machine.
 fn time_limit() -> Duration {
     TIMEOUT * slowness()
+}
+
+/// The hosts.deny backend with the file at `path`.
+fn hosts_deny(path: &Path) -> (Backend, Box<dyn SlowBackend>) {
+    let file = HostsDeny::new(path, DEFAULT_DENY_LINE).unwrap();
+    (Backend::HostsDeny, Box::new(HostsDenyQueue::new(file, None)))
+}
+
+/// The report that the line of this ban is written.
+fn done(context: BanContext) -> BackendEvent {
+    let entry = HostsDeny::new("/etc/hosts.deny", DEFAULT_DENY_LINE).unwrap().entry(&context);
+    BackendEvent::Done { context, backend: Backend::HostsDeny, entry }
+}
+
+/// The command backend.
+fn command(settings: Run) -> (Backend, Box<dyn SlowBackend>) {
+    let helper_client = helper_client(&settings);
+    (Backend::Command, Box::new(CommandQueue::new(settings, helper_client)))
 }
 
 /// The process that runs commands, here as a thread.
@@ -81,9 +103,14 @@ impl Drop for Bench {
 }
 
 impl Bench {
-    fn start(settings: SlowBackendsConfig) -> Self {
+    fn start(backends: SlowBackendHandles) -> Self {
+        Self::start_with(backends, false)
+    }
+
+    fn start_with(backends: SlowBackendHandles, end_connections: bool) -> Self {
         let (sender, events) = channel();
-        let backends = SlowBackends::start(settings, move |event| sender.send(event).unwrap_or_default()).unwrap();
+        let report = move |event| sender.send(event).unwrap_or_default();
+        let backends = SlowBackends::start(backends, end_connections, report).unwrap();
         Self { backends: Some(backends), events }
     }
 
@@ -108,7 +135,7 @@ impl Bench {
     }
 
     /// Stops the thread; returns how it ended and the remaining events.
-    fn stop(mut self, within: Duration) -> (Stopped<Left>, Vec<BackendEvent>) {
+    fn stop(mut self, within: Duration) -> (Stopped<Unfinished>, Vec<BackendEvent>) {
         let stopped = self.backends.take().unwrap().stop(within);
         (stopped, self.events.try_iter().collect())
     }

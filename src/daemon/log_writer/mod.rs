@@ -10,6 +10,7 @@ use super::reverse_dns::{ReverseDns, look_up};
 use crate::clock::boot_time;
 use crate::config::{BlockPolicy, Config, Mode};
 use crate::enforce::file_helper::FileHelper;
+use crate::enforce::implementation;
 use crate::events::channel::Sender;
 use crate::events::classic_log::Wording;
 use crate::events::event::{Event, EventKind};
@@ -17,7 +18,7 @@ use crate::events::json::EventRecord;
 use crate::events::json_log::{self, LineFile, OpenFile};
 use crate::events::log;
 use crate::events::log_limiter::LogLimiter;
-use crate::types::{Backend, Expiry, Protocol};
+use crate::types::Protocol;
 
 mod daily_count;
 mod naming;
@@ -186,11 +187,8 @@ fn after_stop(config: &Config) -> Option<String> {
     if [&config.tcp, &config.udp].iter().all(|protocol| protocol.block == BlockPolicy::No) {
         return None;
     }
-    let sentence = |backend: &Backend| match backend {
-        Backend::Nft if config.expire == Expiry::Never => "bans in nftables stay until they are lifted",
-        backend => backend.after_stop(),
-    };
-    let sentences: Vec<&str> = config.block.method.iter().map(sentence).collect();
+    let sentences = config.block.method.iter().map(|backend| implementation(*backend).after_stop(config));
+    let sentences: Vec<&str> = sentences.collect();
     Some(format!("while portsentry is stopped, {}", sentences.join("; ")))
 }
 

@@ -3,12 +3,11 @@
 
 use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::time::SystemTime;
 
 use tokio::sync::oneshot;
 
-use super::backends;
+use super::backends::{self, UsedBackends};
 use super::ban_recorder::{EarlierBans, RememberedBan};
 use super::error::DaemonError;
 use super::sensor_thread::SensorHandle;
@@ -42,10 +41,8 @@ pub(super) struct StartupReconcile {
     pub(super) sensor: SensorHandle,
     pub(super) events: channel::Sender,
     pub(super) recorder: Recorder,
-    /// True until the removal of objects in backends that are not in use has begun. A panic does not repeat it.
-    pub(super) has_leftovers: bool,
     pub(super) bans: EarlierBans,
-    pub(super) backends: Vec<Backend>,
+    pub(super) used: UsedBackends,
     /// Bans around these prefixes are enforced by nftables only.
     pub(super) exempt: ExemptPrefixes,
     pub(super) table_origin: TableOrigin,
@@ -56,10 +53,6 @@ pub(super) struct StartupReconcile {
     pub(super) config: Config,
     /// The queue of the slow backends, if there are any.
     pub(super) tasks: Option<TaskSender>,
-    /// True if a file of a backend that is not in use loses the entries of earlier bans.
-    pub(super) removes_stale_entries: bool,
-    /// True if commands begin no new bans, but are undone at the end of those that they began.
-    pub(super) undoes_commands: bool,
     /// The kernel's sets, for this thread; `None` if nft is not a backend.
     pub(super) nft: Option<Nft>,
 }
@@ -73,7 +66,9 @@ impl StartupReconcile {
             // The marker file reveals work that a panic interrupted.
             panic_guard::restart_on_panic(|| self.adopt());
             self.follow_guests();
-            panic_guard::restart_on_panic(|| self.remove_leftovers());
+            // Without a ledger only the old backend knows the bans. A panic does not repeat the removal.
+            let mut is_due = self.recorder.is_open();
+            panic_guard::restart_on_panic(|| std::mem::take(&mut is_due).then(|| self.remove_leftovers()));
             panic_guard::restart_on_panic(|| self.record_backends());
         };
         thread.spawn(work).map(drop).map_err(DaemonError::system("start a thread"))
@@ -81,10 +76,9 @@ impl StartupReconcile {
 
     /// Removes objects of earlier bans from other backends, once the sensor has the bans in the current ones. A start
     /// that fails removes nothing.
-    fn remove_leftovers(&mut self) {
-        // Without a ledger only the old backend knows the bans. The start has passed all its checks once the sensor
-        // runs.
-        if self.await_sensor() && std::mem::take(&mut self.has_leftovers) {
+    fn remove_leftovers(&self) {
+        // The start has passed all its checks once the sensor runs.
+        if self.await_sensor() {
             backends::remove_leftovers(&self.config).into_iter().for_each(|kind| self.events.emit(kind));
         }
     }
@@ -104,7 +98,7 @@ impl StartupReconcile {
     /// Records which backends enforce the bans now, where `block.method` or the exempt prefixes have changed.
     fn record_backends(&self) {
         for ban in self.bans.remembered.iter().map(|remembered| &remembered.ban) {
-            let mut backends = continuing(&self.backends, ban);
+            let mut backends = continuing(&self.used.backends, ban);
             if self.exempt.check(ban.target).is_err() {
                 backends = backends.iter().filter(|backend| *backend == Backend::Nft).collect();
             }
@@ -128,23 +122,23 @@ impl StartupReconcile {
         if !undo_due.is_empty() {
             self.send(Task::Undo { bans: undo_due.iter().map(context).collect() });
         }
-        let runs_commands = self.undoes_commands || self.backends.contains(&Backend::Command);
-        let is_slow = |backend: &Backend| backend.is_slow() && (*backend != Backend::Command || runs_commands);
-        if !self.backends.iter().any(is_slow) && !self.removes_stale_entries && !self.undoes_commands {
+        let slow = self.used.slow();
+        if slow.is_empty() {
             return;
         }
         let adopted = |RememberedBan { ban, left }: &RememberedBan| {
             // Entries of bans that have ended are removed.
-            let backends: Arc<[Backend]> = continuing(&self.backends, ban).iter().filter(is_slow).collect();
-            let backends = Some(backends).filter(|backends| !backends.is_empty())?;
-            Some(Adopted { context: context(ban), backends, has_run: has_run(ban), left: *left })
+            let continuing = continuing(&self.used.backends, ban).iter();
+            let backends: Backends = continuing.filter(|backend| slow.contains(*backend)).collect();
+            let adopted = Adopted { context: context(ban), backends, done: ban.backends, left: *left };
+            (!backends.is_empty()).then_some(adopted)
         };
         self.send(Task::Adopt { bans: remembered.iter().filter_map(adopted).collect() });
     }
 
     /// Adds the entries of a ban, such as its line in hosts.deny, that a crash has prevented.
     fn add_entries(&self, target: BanTarget, left: Expiry) {
-        if self.backends.contains(&Backend::HostsDeny) {
+        if self.used.backends.contains(&Backend::HostsDeny) {
             let backends = [Backend::HostsDeny].into();
             self.send(Task::BlockUnknown { context: BanContext::by_hand(target, left, SystemTime::now()), backends });
         }
@@ -159,7 +153,7 @@ impl StartupReconcile {
 
     fn adopt(&mut self) {
         let mut bans: Vec<ActiveBan> = self.bans.remembered.iter().map(RememberedBan::to_active_ban).collect();
-        if self.backends.contains(&Backend::Nft) {
+        if self.used.backends.contains(&Backend::Nft) {
             match self.adopt_elements(&bans) {
                 Some(gone) => bans.retain(|ban| !gone.contains(&ban.target)),
                 // Unreadable sets cannot be compared; their elements stay enforced.
@@ -167,7 +161,8 @@ impl StartupReconcile {
             }
         }
         // The other inline backends get the bans of the ledger.
-        let others = self.backends.iter().copied().filter(|backend| !backend.is_slow() && *backend != Backend::Nft);
+        let others =
+            self.used.backends.iter().copied().filter(|backend| !backend.is_slow() && *backend != Backend::Nft);
         let others: Vec<Backend> = others.collect();
         if !others.is_empty() {
             // Neither a crash before the ledger was written nor its loss may lift a ban. The bans are recorded, because
@@ -184,7 +179,7 @@ impl StartupReconcile {
                 self.send_in_batches(&bans, RESTORE_BATCH, |bans| SensorCommand::Restore(backend, bans));
             }
             self.sensor.send_blocking(SensorCommand::RemoveStale);
-        } else if !self.backends.contains(&Backend::Nft) {
+        } else if !self.used.backends.contains(&Backend::Nft) {
             // The slow backends hold the bans; the sensor has to recognise the sources.
             self.send_in_batches(&bans, ADOPTION_BATCH, SensorCommand::Adopt);
         }
@@ -343,14 +338,9 @@ impl StartupReconcile {
 /// Those of `backends` that enforce a ban of an earlier run from now on. The command runs for earlier bans only if
 /// nothing else blocks their sources; if it has run, it counts until it is undone.
 fn continuing(backends: &[Backend], ban: &BanSummary) -> Backends {
-    let runs = has_run(ban) || *backends == [Backend::Command];
+    let runs = ban.backends.contains(Backend::Command) || *backends == [Backend::Command];
     let others = backends.iter().copied().filter(|backend| *backend != Backend::Command);
     others.chain(runs.then_some(Backend::Command)).collect()
-}
-
-/// True if the command has run for `ban`, and has not been undone.
-fn has_run(ban: &BanSummary) -> bool {
-    ban.backends.contains(Backend::Command)
 }
 
 /// The data of a ban of an earlier run for the slow backends.

@@ -1,18 +1,30 @@
-//! Describes and checks the command backend for a configuration.
+//! Implements the command backend for a configuration.
 
 use super::quoted;
 use crate::config::Config;
-use crate::enforce::{BackendDefinition, CheckOutcome};
+use crate::enforce::{BanBackend, CheckOutcome};
 
-/// The definition of the command backend.
-pub(crate) struct CommandDefinition;
+/// The command backend.
+pub(crate) struct CommandBackend;
 
-impl BackendDefinition for CommandDefinition {
+impl BanBackend for CommandBackend {
     fn describe(&self, config: &Config) -> String {
         format!("the command {}", quoted(&config.block.run.command))
     }
 
     fn check(&self, config: &Config) -> CheckOutcome {
         CheckOutcome::required(config.block.run.check().map(|()| String::new()))
+    }
+
+    fn key(&self) -> &'static str {
+        "block.run.command"
+    }
+
+    fn weakness(&self) -> Option<&'static str> {
+        Some("with a command alone, a source is blocked only if the command does it; \"nft\" stops all packets")
+    }
+
+    fn after_stop(&self, _config: &Config) -> &'static str {
+        "expire_command is not run before the next start"
     }
 }

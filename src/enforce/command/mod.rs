@@ -33,7 +33,7 @@ pub(crate) use notification::fuzz as fuzz_notification;
 #[cfg(any(test, fuzzing))]
 pub(crate) use protocol::fuzz as fuzz_protocol;
 
-pub(super) use definition::CommandDefinition;
+pub(super) use definition::CommandBackend;
 pub use helper::serve;
 pub use helper_client::CommandHelperClient;
 pub use notification::{Delivery, MAX_DIGEST_LEN, Notifications, TIME_LIMIT, serve_notifications};

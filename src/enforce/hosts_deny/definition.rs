@@ -1,15 +1,17 @@
-//! Describes and checks the hosts.deny backend for a configuration.
+//! Implements the hosts.deny backend for a configuration.
+
+use std::path::PathBuf;
 
 use rustix::process::geteuid;
 
 use super::{HostsDeny, TemplateError};
 use crate::config::Config;
-use crate::enforce::{BackendDefinition, CheckOutcome};
+use crate::enforce::{BanBackend, CheckOutcome};
 
-/// The definition of the hosts.deny backend.
-pub(crate) struct HostsDenyDefinition;
+/// The hosts.deny backend.
+pub(crate) struct HostsDenyBackend;
 
-impl BackendDefinition for HostsDenyDefinition {
+impl BanBackend for HostsDenyBackend {
     fn describe(&self, config: &Config) -> String {
         HostsDeny::from_config(config)
             .map_or_else(|_| "entries in hosts.deny".to_owned(), |hosts_deny| hosts_deny.describe())
@@ -32,6 +34,27 @@ impl BackendDefinition for HostsDenyDefinition {
             Ok(targets) => CheckOutcome::Works(format!("; lines of portsentry in it: {}", targets.len())),
             Err(error) => CheckOutcome::FailsForNow(error.to_string()),
         }
+    }
+
+    fn key(&self) -> &'static str {
+        "block.hosts_deny"
+    }
+
+    fn weakness(&self) -> Option<&'static str> {
+        Some("hosts-deny alone protects only services that use TCP wrappers; \"nft\" stops all packets")
+    }
+
+    fn after_stop(&self, _config: &Config) -> &'static str {
+        "lines in hosts.deny stay until the next start removes the expired ones"
+    }
+
+    fn file(&self, config: &Config) -> Option<PathBuf> {
+        Some(config.block.hosts_deny.file.clone())
+    }
+
+    fn has_leftovers(&self, config: &Config) -> bool {
+        let found = HostsDeny::from_config(config).ok().and_then(|hosts_deny| hosts_deny.targets().ok());
+        found.is_some_and(|found| !found.is_empty())
     }
 }
 

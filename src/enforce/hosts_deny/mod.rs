@@ -25,7 +25,7 @@ mod error;
 mod file;
 mod text;
 
-pub(super) use definition::HostsDenyDefinition;
+pub(super) use definition::HostsDenyBackend;
 pub use error::HostsDenyError;
 pub(super) use error::MAX_FILE_LEN;
 #[cfg(any(test, fuzzing))]

@@ -7,7 +7,7 @@ use rustix::io::Errno;
 
 use super::set_writer::{Operation, SetWriter};
 use super::{AllowSet, BlockError, Failed, Installed, Remaining, Repaired, RulesetError, RulesetSpec, Table, networks};
-use crate::enforce::{BackendGone, BanBackend, BanContext, Refused};
+use crate::enforce::{BackendGone, BanContext, InlineBackend, Refused};
 use crate::engine::ActiveBan;
 use crate::netlink::nft::{self, Batch, RestoredBan};
 use crate::netlink::socket::SocketError;
@@ -268,7 +268,7 @@ impl Nft {
     }
 }
 
-impl BanBackend for Nft {
+impl InlineBackend for Nft {
     fn block(&mut self, bans: &[BanContext], _now: Timestamp) -> Result<Vec<Refused>, BackendGone> {
         self.ensure_prefix_sets(bans.iter().map(|ban| ban.target))?;
         self.elements.clear();
@@ -292,24 +292,6 @@ impl BanBackend for Nft {
 
     fn missing(&mut self, targets: &[BanTarget]) -> Vec<BanTarget> {
         self.table.missing(targets).unwrap_or_default()
-    }
-
-    fn has_leftovers(&mut self) -> bool {
-        matches!(nft::table_handle(&mut self.table.socket), Ok(Some(_)))
-    }
-
-    fn discard_leftovers(&mut self, used: &str) -> Result<Option<String>, String> {
-        let note = || {
-            format!(
-                "table inet portsentry of an earlier run has been removed, because \"nft\" is not in block.method; its \
-                 bans continue with {used}"
-            )
-        };
-        match self.remove() {
-            Ok(was_there) => Ok(was_there.then(note)),
-            Err(RulesetError::Socket(_)) => Ok(None),
-            Err(error) => Err(format!("the table of an earlier run stays: {error}")),
-        }
     }
 }
 

@@ -1,19 +1,19 @@
-//! Describes, checks and opens the nftables backend, and derives its ruleset from the configuration.
+//! Implements the nftables backend for a configuration, and derives its ruleset from it.
 
 use std::array;
 use std::time::Duration;
 
 use super::{Nft, RulesetError, RulesetSpec, Trap};
 use crate::config::{BlockPolicy, Config, Mode, ProtocolConfig};
-use crate::enforce::{BackendDefinition, BanBackend, CheckOutcome, OpenError};
-use crate::netlink::nft::{examine, foreign_objects};
+use crate::enforce::{BanBackend, CheckOutcome};
+use crate::netlink::nft::{examine, foreign_objects, table_handle};
 use crate::netlink::socket::{Socket, SocketError};
-use crate::types::{Action, Backend, Rate};
+use crate::types::{Action, Backend, Expiry, Rate};
 
-/// The definition of the nftables backend.
-pub(crate) struct NftDefinition;
+/// The nftables backend.
+pub(crate) struct NftBackend;
 
-impl BackendDefinition for NftDefinition {
+impl BanBackend for NftBackend {
     fn describe(&self, config: &Config) -> String {
         let nft = &config.block.nft;
         let action = match nft.action {
@@ -29,8 +29,34 @@ impl BackendDefinition for NftDefinition {
         CheckOutcome::required(table_state(&RulesetSpec::from_config(config)))
     }
 
-    fn open(&self, config: &Config) -> Result<Option<Box<dyn BanBackend>>, OpenError> {
-        Ok(Some(Box::new(Nft::from_config(config)?)))
+    fn weakness(&self) -> Option<&'static str> {
+        None
+    }
+
+    fn after_stop(&self, config: &Config) -> &'static str {
+        match config.expire {
+            Expiry::Never => "bans in nftables stay until they are lifted",
+            Expiry::After(_) => "bans in nftables stay until they expire or are lifted",
+        }
+    }
+
+    fn has_leftovers(&self, _config: &Config) -> bool {
+        Socket::open().is_ok_and(|mut socket| matches!(table_handle(&mut socket), Ok(Some(_))))
+    }
+
+    fn discard_leftovers(&self, config: &Config, used: &str) -> Result<Option<String>, String> {
+        let Ok(mut nft) = Nft::from_config(config) else { return Ok(None) };
+        let note = || {
+            format!(
+                "table inet portsentry of an earlier run has been removed, because \"nft\" is not in block.method; its \
+                 bans continue with {used}"
+            )
+        };
+        match nft.remove() {
+            Ok(was_there) => Ok(was_there.then(note)),
+            Err(RulesetError::Socket(_)) => Ok(None),
+            Err(error) => Err(format!("the table of an earlier run stays: {error}")),
+        }
     }
 }
 

@@ -1,14 +1,14 @@
-//! Describes, checks and opens the route backend for a configuration.
+//! Implements the route backend for a configuration.
 
 use super::{RouteError, Routes};
 use crate::config::Config;
-use crate::enforce::{BackendDefinition, BanBackend, CheckOutcome, OpenError};
-use crate::types::RouteKind;
+use crate::enforce::{BanBackend, CheckOutcome};
+use crate::types::{RouteKind, Timestamp};
 
-/// The definition of the route backend.
-pub(crate) struct RouteDefinition;
+/// The route backend.
+pub(crate) struct RouteBackend;
 
-impl BackendDefinition for RouteDefinition {
+impl BanBackend for RouteBackend {
     fn describe(&self, config: &Config) -> String {
         match config.block.route {
             RouteKind::Blackhole => "a blackhole route".to_owned(),
@@ -19,14 +19,46 @@ impl BackendDefinition for RouteDefinition {
     }
 
     fn check(&self, config: &Config) -> CheckOutcome {
-        CheckOutcome::required(open(config).map(|_| String::new()))
+        CheckOutcome::required(Routes::from_config(config).map(|_| String::new()))
     }
 
-    fn open(&self, config: &Config) -> Result<Option<Box<dyn BanBackend>>, OpenError> {
-        Ok(Some(Box::new(open(config)?)))
+    fn weakness(&self) -> Option<&'static str> {
+        Some("a route stops only the answers: packets of a blocked source still arrive; \"nft\" stops both")
+    }
+
+    fn after_stop(&self, _config: &Config) -> &'static str {
+        "routes of bans stay until the next start removes the expired ones"
+    }
+
+    fn has_leftovers(&self, config: &Config) -> bool {
+        let found = Routes::from_config(config).and_then(|mut routes| routes.leftovers());
+        found.is_ok_and(|found| !found.is_empty())
+    }
+
+    fn discard_leftovers(&self, config: &Config, used: &str) -> Result<Option<String>, String> {
+        let Ok(mut routes) = Routes::from_config(config) else { return Ok(None) };
+        let Ok(found) = routes.leftovers() else { return Ok(None) };
+        match routes.remove_stale(Timestamp::default()).error {
+            None if found.is_empty() => Ok(None),
+            None => Ok(Some(format!(
+                "routes of earlier bans have been removed, because \"route\" is not in block.method: {}; the bans \
+                 continue with {used}",
+                found.len()
+            ))),
+            Some(error) => Err(format!(
+                "routes of earlier bans stay: {error}; remove them with `ip route flush proto 112` and \
+                 `ip -6 route flush proto 112`"
+            )),
+        }
     }
 }
 
-fn open(config: &Config) -> Result<Routes, RouteError> {
-    Routes::open(config.block.route, usize::try_from(config.block.nft.size).unwrap_or(usize::MAX))
+impl Routes {
+    /// Opens the socket for the routes that the configuration describes; changes nothing yet.
+    ///
+    /// # Errors
+    /// See [`Routes::open`].
+    pub fn from_config(config: &Config) -> Result<Self, RouteError> {
+        Self::open(config.block.route, usize::try_from(config.block.nft.size).unwrap_or(usize::MAX))
+    }
 }

@@ -27,14 +27,14 @@ use ipnet::IpNet;
 use rustix::io::Errno;
 
 use crate::enforce::{
-    BackendGone, BanBackend, BanContext, ExemptPrefixes, MaintenanceReport, OpenError, Overlap, Refused,
+    BackendGone, BanContext, ExemptPrefixes, InlineBackend, MaintenanceReport, OpenError, Overlap, Refused,
 };
 use crate::engine::{ActiveBan, Host};
 pub use crate::netlink::routes::{KernelRefusal, PROTOCOL, RouteError};
 use crate::netlink::routes::{Route, RouteSocket, is_closed};
 use crate::types::{Backend, BanTarget, Expiry, RouteKind, Timestamp, is_host_address};
 
-pub(super) use definition::RouteDefinition;
+pub(super) use definition::RouteBackend;
 use route_table::RouteTable;
 
 /// Failure of a change of the routes. After [`BlockError::System`](crate::enforce::BlockError::System), routes that
@@ -369,7 +369,7 @@ impl Routes {
     }
 }
 
-impl BanBackend for Routes {
+impl InlineBackend for Routes {
     fn block(&mut self, bans: &[BanContext], now: Timestamp) -> Result<Vec<Refused>, BackendGone> {
         let bans: Vec<_> = bans.iter().map(|ban| (ban.target, ban.expiry)).collect();
         self.add_all(&bans, now)
@@ -417,26 +417,6 @@ impl BanBackend for Routes {
 
     fn route_port_id(&self) -> Option<u32> {
         Some(self.socket.port_id())
-    }
-
-    fn has_leftovers(&mut self) -> bool {
-        self.leftovers().is_ok_and(|found| !found.is_empty())
-    }
-
-    fn discard_leftovers(&mut self, used: &str) -> Result<Option<String>, String> {
-        let Ok(found) = self.leftovers() else { return Ok(None) };
-        match Self::remove_stale(self, Timestamp::default()).error {
-            None if found.is_empty() => Ok(None),
-            None => Ok(Some(format!(
-                "routes of earlier bans have been removed, because \"route\" is not in block.method: {}; the bans \
-                 continue with {used}",
-                found.len()
-            ))),
-            Some(error) => Err(format!(
-                "routes of earlier bans stay: {error}; remove them with `ip route flush proto 112` and \
-                 `ip -6 route flush proto 112`"
-            )),
-        }
     }
 
     fn remove_stale(&mut self, now: Timestamp) -> MaintenanceReport {

@@ -4,26 +4,30 @@ use std::collections::{BTreeSet, HashMap, VecDeque};
 
 use super::task::MAX_BANS;
 use crate::enforce::BanContext;
-use crate::types::{Backend, BanTarget, Expiry, Timestamp};
+use crate::types::{Backend, Backends, BanTarget, Expiry, Timestamp};
 
 /// A ban that must be undone when it ends.
 #[derive(Debug)]
-pub(super) struct QueuedBan {
+pub struct QueuedBan {
     pub(super) context: BanContext,
     /// Identifier of this ban: results for an earlier ban of the same target are stale.
     pub(super) id: u64,
     /// Backends that have not been processed yet.
     pub(super) steps: VecDeque<Backend>,
-    /// True if it has, or should have, an entry in the file.
-    pub(super) has_entry: bool,
-    /// True if the command was started.
-    pub(super) has_run: bool,
+    /// The backends that have done something for it, or should have, which its end undoes.
+    pub(super) done: Backends,
     until: Option<Timestamp>,
+}
+
+impl QueuedBan {
+    pub(super) fn new(context: BanContext, done: Backends) -> Self {
+        Self { context, id: 0, steps: VecDeque::new(), done, until: None }
+    }
 }
 
 /// All bans of the thread.
 #[derive(Default)]
-pub(super) struct BanQueue {
+pub struct BanQueue {
     bans: HashMap<BanTarget, QueuedBan>,
     deadlines: BTreeSet<(Timestamp, BanTarget)>,
     ids: u64,
@@ -40,14 +44,7 @@ impl BanQueue {
         let until = left.span().map(|span| now.after(span));
         self.ids += 1;
         let id = self.ids;
-        let ban = self.bans.entry(target).or_insert_with(|| QueuedBan {
-            context,
-            id,
-            steps: VecDeque::new(),
-            has_entry: false,
-            has_run: false,
-            until: None,
-        });
+        let ban = self.bans.entry(target).or_insert_with(|| QueuedBan::new(context, Backends::default()));
         if let Some(old) = ban.until {
             self.deadlines.remove(&(old, target));
         }
@@ -84,9 +81,9 @@ impl BanQueue {
         self.bans.keys().copied()
     }
 
-    /// Targets that have, or should have, an entry in the file.
-    pub(super) fn with_entry(&self) -> impl Iterator<Item = BanTarget> + '_ {
-        self.bans.iter().filter(|(_, ban)| ban.has_entry).map(|(target, _)| *target)
+    /// Targets for which `backend` has done something, or should have.
+    pub(super) fn done_by(&self, backend: Backend) -> impl Iterator<Item = BanTarget> + '_ {
+        self.bans.iter().filter(move |(_, ban)| ban.done.contains(backend)).map(|(target, _)| *target)
     }
 
     /// A target whose ban has ended at `now`.
@@ -116,11 +113,11 @@ mod tests {
     fn longer_ban_keeps_completed_backends() {
         let mut bans = BanQueue::default();
         let ban = bans.insert(at(100), context(1), MINUTE).unwrap();
-        ban.has_run = true;
+        ban.done.insert(Backend::Command);
         ban.steps.push_back(Backend::HostsDeny);
         let first = ban.id;
         let ban = bans.insert(at(130), context(1), MINUTE).unwrap();
-        assert!(ban.has_run && ban.steps.is_empty());
+        assert!(ban.done.contains(Backend::Command) && ban.steps.is_empty());
         assert!(!bans.is_current(context(1).target, first));
         assert_eq!((bans.expired(at(189)), bans.expired(at(190))), (None, Some(context(1).target)));
         bans.insert(at(131), context(1), Expiry::Never).unwrap();

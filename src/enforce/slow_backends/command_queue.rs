@@ -9,10 +9,10 @@ use std::time::Duration;
 use super::ban_queue::{BanQueue, QueuedBan};
 use super::events::{BackendEvent, CommandPhase, SlowTask};
 use super::slow_backend::SlowBackend;
-use super::task::{BACKOFF, MAX_BANS};
+use super::task::{Adopted, BACKOFF, MAX_BANS};
 use crate::config::Run;
-use crate::enforce::BanContext;
 use crate::enforce::command::{CommandAnswer, CommandHelperClient, ConfiguredCommand, ExitOutcome, Ran, line};
+use crate::enforce::{BanContext, ExemptPrefixes};
 use crate::panic_guard;
 use crate::types::{Backend, BanTarget, Timestamp};
 
@@ -27,7 +27,7 @@ const MAX_RELEASE_ATTEMPTS: u32 = 10;
 
 /// One run of a command.
 #[derive(Clone, Copy)]
-pub(super) struct CommandJob {
+struct CommandJob {
     /// Identifier of its ban.
     id: u64,
     context: BanContext,
@@ -36,7 +36,7 @@ pub(super) struct CommandJob {
 }
 
 /// The waiting and the running commands.
-pub(super) struct CommandQueue {
+pub struct CommandQueue {
     settings: Run,
     helper_client: CommandHelperClient,
     waiting: VecDeque<CommandJob>,
@@ -47,7 +47,7 @@ pub(super) struct CommandQueue {
     /// Blocks that wait for their command, each with its timeout; ordered, because all have the same limit.
     awaited: VecDeque<(Timestamp, BanContext)>,
     /// Running commands, by their request numbers.
-    pub(super) running: HashMap<u64, CommandJob>,
+    running: HashMap<u64, CommandJob>,
     number: u64,
     /// Answers in order of arrival, also those of this thread for commands that could not be requested. `None` means
     /// that the helper has ended.
@@ -55,11 +55,12 @@ pub(super) struct CommandQueue {
     listens: bool,
     quits: bool,
     /// Number of dropped commands.
-    pub(super) lost: u64,
+    lost: u64,
 }
 
 impl CommandQueue {
-    pub(super) fn new((settings, helper_client): (Run, CommandHelperClient)) -> Self {
+    /// Runs the commands of `settings` through `helper_client`.
+    pub fn new(settings: Run, helper_client: CommandHelperClient) -> Self {
         Self {
             settings,
             helper_client,
@@ -78,7 +79,7 @@ impl CommandQueue {
     }
 
     /// Receives answers from now on, on a thread that wakes the calling one.
-    pub(super) fn listen(&mut self) {
+    fn listen(&mut self) {
         if std::mem::replace(&mut self.listens, true) {
             return;
         }
@@ -114,29 +115,6 @@ impl CommandQueue {
         room
     }
 
-    /// Queues the command for the end of a ban, if there is one.
-    pub(super) fn undo(&mut self, id: u64, context: BanContext) {
-        if !self.settings.expire_command.is_empty() {
-            // A dropped command is counted.
-            let _ = self.push(CommandJob { id, context, phase: CommandPhase::Release, attempt: 1 });
-        }
-    }
-
-    /// Runs the command before the block of `context`, and makes the block wait for it, up to the time limit.
-    pub(super) fn before(
-        &mut self,
-        now: Timestamp,
-        id: u64,
-        context: BanContext,
-        report: &mut dyn FnMut(BackendEvent),
-    ) {
-        if self.push(CommandJob { id, context, phase: CommandPhase::Before, attempt: 1 }) {
-            self.awaited.push_back((now.after(self.settings.timeout), context));
-        } else {
-            report(BackendEvent::Ready { context });
-        }
-    }
-
     /// Starts as many commands as permitted, and releases blocks that have waited long enough.
     fn start_due(&mut self, now: Timestamp, bans: &mut BanQueue, report: &mut dyn FnMut(BackendEvent)) {
         while let Some(entry) = self.retries.first_entry()
@@ -145,7 +123,8 @@ impl CommandQueue {
             let job = entry.remove();
             self.push(job);
         }
-        while self.running.len() < self.settings.at_once
+        while !self.quits
+            && self.running.len() < self.settings.at_once
             && let Some(at) = self.waiting.iter().position(|job| !self.is_running(job.context.target))
             && let Some(job) = self.waiting.remove(at)
         {
@@ -156,10 +135,12 @@ impl CommandQueue {
                     continue;
                 }
                 // Another attempt would undo the command of the newer ban, whose end undoes both.
-                if job.phase == CommandPhase::Release && ban.has_run {
+                if job.phase == CommandPhase::Release && ban.done.contains(Backend::Command) {
                     continue;
                 }
-                ban.has_run |= job.phase != CommandPhase::Release;
+                if job.phase != CommandPhase::Release {
+                    ban.done.insert(Backend::Command);
+                }
             } else if job.phase != CommandPhase::Release {
                 continue;
             }
@@ -229,12 +210,7 @@ impl CommandQueue {
     }
 
     /// Handles the commands that have ended since the last call. Returns the targets of bans whose first run has ended.
-    pub(super) fn collect(
-        &mut self,
-        now: Timestamp,
-        bans: &BanQueue,
-        report: &mut dyn FnMut(BackendEvent),
-    ) -> Vec<BanTarget> {
+    fn collect(&mut self, now: Timestamp, bans: &BanQueue, report: &mut dyn FnMut(BackendEvent)) -> Vec<BanTarget> {
         let mut ended = Vec::new();
         while let Some((job, command, ran)) = self.next_finished(report) {
             let CommandJob { id, context, phase, attempt } = job;
@@ -282,20 +258,31 @@ impl CommandQueue {
         self.retries.insert((now.after(pause), self.serial), CommandJob { attempt: job.attempt + 1, ..job });
         Some(pause)
     }
-
-    /// Number of waiting and running commands, without scheduled retries.
-    pub(super) fn left(&self) -> usize {
-        self.waiting.len() + self.running.len()
-    }
-
-    /// Ends all running commands.
-    pub(super) fn quit(&mut self) {
-        self.quits = true;
-        self.helper_client.hang_up();
-    }
 }
 
 impl SlowBackend for CommandQueue {
+    /// The expiry command undoes a command that has run before the start; otherwise the command runs now.
+    fn adopt(&mut self, adopted: &[Adopted], bans: &mut BanQueue, exempt: &ExemptPrefixes) {
+        for Adopted { context, done, .. } in adopted.iter().filter(|ban| ban.backends.contains(Backend::Command)) {
+            let Some(ban) = bans.get_mut(context.target) else { continue };
+            if done.contains(Backend::Command) {
+                ban.done.insert(Backend::Command);
+            } else if exempt.check(context.target).is_ok() {
+                self.begin(ban);
+            }
+        }
+    }
+
+    /// Runs the command before the block, which waits for it, up to the time limit.
+    fn precede(&mut self, now: Timestamp, ban: &QueuedBan, report: &mut dyn FnMut(BackendEvent)) {
+        let QueuedBan { id, context, .. } = *ban;
+        if self.push(CommandJob { id, context, phase: CommandPhase::Before, attempt: 1 }) {
+            self.awaited.push_back((now.after(self.settings.timeout), context));
+        } else {
+            report(BackendEvent::Ready { context });
+        }
+    }
+
     fn begin(&mut self, ban: &mut QueuedBan) -> bool {
         self.push(CommandJob { id: ban.id, context: ban.context, phase: CommandPhase::Block, attempt: 1 })
     }
@@ -303,13 +290,18 @@ impl SlowBackend for CommandQueue {
     /// Also stops waiting for the command that precedes the block of `target`.
     fn end(&mut self, target: BanTarget, ban: Option<&QueuedBan>) {
         self.awaited.retain(|(_, context)| context.target != target);
-        if let Some(QueuedBan { id, context, has_run: true, .. }) = ban {
-            self.undo(*id, *context);
+        if let Some(QueuedBan { id, context, done, .. }) = ban
+            && done.contains(Backend::Command)
+            && !self.settings.expire_command.is_empty()
+        {
+            // A dropped command is counted.
+            let _ = self.push(CommandJob { id: *id, context: *context, phase: CommandPhase::Release, attempt: 1 });
         }
     }
 
     /// Handles the commands that have ended, and starts those that are due.
     fn run_due(&mut self, now: Timestamp, bans: &mut BanQueue, report: &mut dyn FnMut(BackendEvent)) -> Vec<BanTarget> {
+        self.listen();
         let ended = self.collect(now, bans, report);
         self.start_due(now, bans, report);
         ended
@@ -318,5 +310,23 @@ impl SlowBackend for CommandQueue {
     fn next_due(&self, _bans: &BanQueue) -> Option<Timestamp> {
         let retry = self.retries.first_key_value().map(|((due, _), _)| *due);
         retry.into_iter().chain(self.awaited.front().map(|(until, _)| *until)).min()
+    }
+
+    fn is_working(&self) -> bool {
+        !self.running.is_empty() || !self.quits && !self.waiting.is_empty()
+    }
+
+    fn quit(&mut self) {
+        self.quits = true;
+        self.helper_client.hang_up();
+    }
+
+    /// Without scheduled retries.
+    fn unfinished(&self) -> usize {
+        self.waiting.len() + self.running.len()
+    }
+
+    fn lost(&self) -> u64 {
+        self.lost
     }
 }

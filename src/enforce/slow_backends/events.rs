@@ -3,8 +3,8 @@
 use std::fmt;
 use std::time::{Duration, SystemTime};
 
+use crate::enforce::BanContext;
 use crate::enforce::command::ExitOutcome;
-use crate::enforce::{BanContext, EntryFile};
 use crate::events::event::{Event, EventKind};
 use crate::types::{Backend, BanTarget, first_and_more};
 
@@ -29,7 +29,12 @@ pub enum SlowTask {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum BackendEvent {
     /// This backend enforces the ban. Commands report [`BackendEvent::Ran`] instead.
-    Done { context: BanContext, backend: Backend },
+    Done {
+        context: BanContext,
+        backend: Backend,
+        /// What it has written.
+        entry: String,
+    },
     Failed {
         targets: Vec<BanTarget>,
         task: SlowTask,
@@ -85,16 +90,14 @@ impl fmt::Display for SlowTask {
 }
 
 impl BackendEvent {
-    /// The event for the log and the ledger; `None` if there is nothing to report. `entry_file` is the
-    /// file in which bans have entries.
-    pub fn into_event(self, entry_file: Option<&EntryFile>) -> Option<Event> {
+    /// The event for the log and the ledger; `None` if there is nothing to report.
+    pub fn into_event(self) -> Option<Event> {
         let named = |targets: &[BanTarget]| first_and_more(targets).unwrap_or_else(|| "no source".to_owned());
         let mut time = SystemTime::now();
         let kind = match self {
             Self::Ready { .. } | Self::Released { .. } | Self::Connections { ended: 0, .. } => return None,
-            Self::Done { context, backend } => {
+            Self::Done { context, backend, entry } => {
                 let BanContext { target, ban, since, .. } = context;
-                let entry = entry_file.map_or_else(String::new, |file| file.hosts_deny.entry(&context));
                 time = ban.map_or(time, |_| since);
                 EventKind::Entered { target, backend, ban, entry }
             }
@@ -166,7 +169,7 @@ mod tests {
             ),
         ];
         for (event, text) in expected {
-            let Some(Event { kind: EventKind::Error(logged), .. }) = event.into_event(None) else { panic!("{text}") };
+            let Some(Event { kind: EventKind::Error(logged), .. }) = event.into_event() else { panic!("{text}") };
             assert_eq!(logged, text);
         }
     }

@@ -1,11 +1,36 @@
-//! Defines the interface between the slow-backends thread and a backend that it runs.
+//! Defines the trait of slow backends, which the slow-backends thread runs.
+
+use std::collections::BTreeMap;
 
 use super::ban_queue::{BanQueue, QueuedBan};
 use super::events::BackendEvent;
-use crate::types::{BanTarget, Timestamp};
+use super::task::Adopted;
+use crate::enforce::ExemptPrefixes;
+use crate::types::{Backend, BanTarget, Timestamp};
 
-/// A backend that queues its work: `begin` and `end` return at once, and `run_due` does the work.
-pub(super) trait SlowBackend {
+/// Open slow backends. The work of the first is done first.
+pub type SlowBackendHandles = Vec<(Backend, Box<dyn SlowBackend>)>;
+
+/// The numbers of changes that the slow backends have not completed, without those that have none.
+pub type Unfinished = BTreeMap<Backend, usize>;
+
+/// A backend that writes files, starts processes or waits. It queues its work: `begin` and `end` return at once, and
+/// `run_due` does the work.
+pub trait SlowBackend: Send {
+    /// The warning at the start, if its work cannot be done now. It is retried.
+    fn warning(&self) -> Option<String> {
+        None
+    }
+
+    /// Continues those of `adopted` that name this backend, as far as they affect no `exempt` address, and marks in `bans`
+    /// what an earlier run has done. The thread ends the others.
+    fn adopt(&mut self, adopted: &[Adopted], bans: &mut BanQueue, exempt: &ExemptPrefixes);
+
+    /// Does the work that must precede the block of `ban`, and reports [`BackendEvent::Ready`] in time.
+    fn precede(&mut self, _now: Timestamp, ban: &QueuedBan, report: &mut dyn FnMut(BackendEvent)) {
+        report(BackendEvent::Ready { context: ban.context });
+    }
+
     /// Queues the work that begins `ban`; false if it is dropped, so that the ban continues with its next backend.
     fn begin(&mut self, ban: &mut QueuedBan) -> bool;
 
@@ -18,4 +43,23 @@ pub(super) trait SlowBackend {
 
     /// Time at which the backend has work to do or something to check, unless something wakes the thread earlier.
     fn next_due(&self, bans: &BanQueue) -> Option<Timestamp>;
+
+    /// Makes all pending changes due, because the program ends.
+    fn end_waits(&mut self) {}
+
+    /// True if work is under way that ends by itself, and that the program's end waits for.
+    fn is_working(&self) -> bool {
+        false
+    }
+
+    /// Ends the work under way, and begins no other.
+    fn quit(&mut self) {}
+
+    /// Number of changes that are not completed.
+    fn unfinished(&self) -> usize;
+
+    /// Number of changes that were dropped because a queue was full.
+    fn lost(&self) -> u64 {
+        0
+    }
 }

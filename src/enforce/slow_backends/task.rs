@@ -1,14 +1,12 @@
-//! Defines the settings, tasks and limits of the slow-backends thread.
+//! Defines the tasks and limits of the slow-backends thread.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::watch;
 
-use crate::config::Run;
-use crate::enforce::command::CommandHelperClient;
-use crate::enforce::{BanContext, EntryFile, ExemptPrefixes};
-use crate::types::{Backend, Backoff, BanTarget, Expiry};
+use crate::enforce::{BanContext, ExemptPrefixes};
+use crate::types::{Backend, Backends, Backoff, BanTarget, Expiry};
 
 /// Maximum number of tasks in the queue: those that arrive while a file is synced to the disk. A [`LazyQueue`] takes
 /// 256 fewer while its first part is empty.
@@ -25,17 +23,6 @@ pub(super) const MAX_BANS: usize = 131_072;
 
 /// Delay between attempts: 1 s, 2 s, 4 s and so on, at most 5 min.
 pub(super) const BACKOFF: Backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(300));
-
-/// The configured backends.
-#[derive(Clone, Debug, Default)]
-pub struct SlowBackendsConfig {
-    /// For [`Backend::HostsDeny`]: the file with an entry per ban.
-    pub entry_file: Option<EntryFile>,
-    /// For [`Backend::Command`] and [`Task::Before`]: the configuration of commands, and the command helper.
-    pub run: Option<(Run, CommandHelperClient)>,
-    /// True if connections of every blocked source are ended, in the network namespace of the thread's starter.
-    pub end_connections: bool,
-}
 
 /// A task of the thread.
 #[derive(Clone, Debug)]
@@ -67,20 +54,11 @@ pub enum Task {
 pub struct Adopted {
     pub context: BanContext,
     /// The backends of this thread that enforce it from now on.
-    pub backends: Arc<[Backend]>,
-    /// True if the command has run for it, so that the expiry command undoes it; otherwise the command runs now.
-    pub has_run: bool,
+    pub backends: Backends,
+    /// The backends that enforced it before, as far as the ledger says.
+    pub done: Backends,
     pub left: Expiry,
 }
 
 /// The prefixes that the thread leaves alone. Not a task, because a full queue must not keep them from the thread.
 pub(super) type SharedExempt = watch::Sender<Arc<ExemptPrefixes>>;
-
-/// Unfinished work.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Left {
-    /// Entries neither written nor removed.
-    pub lines: usize,
-    /// Commands that were not run, or did not end.
-    pub commands: usize,
-}

@@ -1,5 +1,5 @@
-//! Runs the main loop of the slow-backends thread: takes tasks, handles ended commands, writes entries, ends
-//! connections, starts commands, and waits until something is due.
+//! Runs the main loop of the slow-backends thread: takes tasks, lets the backends do what is due, ends connections, and
+//! waits until something is due.
 
 use std::sync::Arc;
 use std::thread;
@@ -7,13 +7,11 @@ use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
 
-use super::ban_queue::BanQueue;
-use super::command_queue::CommandQueue;
+use super::ban_queue::{BanQueue, QueuedBan};
 use super::connections::Connections;
-use super::entry_queue::EntryQueue;
 use super::events::{BackendEvent, SlowTask};
-use super::slow_backend::SlowBackend;
-use super::task::{Adopted, Left, MAX_BANS, MAX_TASKS, SharedExempt, SlowBackendsConfig, Task};
+use super::slow_backend::{SlowBackend, SlowBackendHandles, Unfinished};
+use super::task::{Adopted, MAX_BANS, MAX_TASKS, SharedExempt, Task};
 use crate::clock::boot_time;
 use crate::enforce::{BanContext, ExemptPrefixes};
 use crate::panic_guard;
@@ -26,30 +24,9 @@ const MAX_WAIT: Duration = Duration::from_secs(5);
 /// Interval between checks of running commands, at the end.
 const FINAL_POLL_INTERVAL: Duration = Duration::from_millis(10);
 
-/// The configured slow backends.
-struct ConfiguredBackends {
-    entries: Option<EntryQueue>,
-    commands: Option<CommandQueue>,
-}
-
-impl ConfiguredBackends {
-    /// The order in which the slow backends do their work. Commands come first, because the end of a command can make an
-    /// entry due.
-    const ORDER: [Backend; 2] = [Backend::Command, Backend::HostsDeny];
-
-    /// The queue of `backend`; `None` if it is not configured, or not slow.
-    fn get(&mut self, backend: Backend) -> Option<&mut dyn SlowBackend> {
-        match backend {
-            Backend::HostsDeny => Some(self.entries.as_mut()?),
-            Backend::Command => Some(self.commands.as_mut()?),
-            Backend::Nft | Backend::Route => None,
-        }
-    }
-}
-
 /// The state of the thread.
 pub(super) struct BackendWorker {
-    backends: ConfiguredBackends,
+    backends: SlowBackendHandles,
     connections: Connections,
     end_connections: bool,
     exempt: Arc<ExemptPrefixes>,
@@ -62,19 +39,17 @@ pub(super) struct BackendWorker {
 
 impl BackendWorker {
     pub(super) fn new(
-        settings: SlowBackendsConfig,
+        backends: SlowBackendHandles,
+        end_connections: bool,
         report: Box<dyn FnMut(BackendEvent) + Send>,
         inbox: Arc<Inbox<Task>>,
         shared_exempt: SharedExempt,
     ) -> Self {
         let exempt = Arc::clone(&shared_exempt.borrow());
         Self {
-            backends: ConfiguredBackends {
-                entries: settings.entry_file.map(EntryQueue::new),
-                commands: settings.run.map(CommandQueue::new),
-            },
+            backends,
             connections: Connections::default(),
-            end_connections: settings.end_connections,
+            end_connections,
             exempt,
             shared_exempt,
             bans: BanQueue::default(),
@@ -84,8 +59,7 @@ impl BackendWorker {
         }
     }
 
-    pub(super) fn run(&mut self) -> Left {
-        self.backends.commands.iter_mut().for_each(CommandQueue::listen);
+    pub(super) fn run(&mut self) -> Unfinished {
         let stop = loop {
             // Read first, so that tasks sent before the stop request are in the queue.
             let stop = self.inbox.stop();
@@ -96,16 +70,23 @@ impl BackendWorker {
                 Some(stop) => break stop,
             }
         };
-        let now = boot_time();
-        // Pending changes get one last attempt.
-        self.backends.entries.iter_mut().for_each(EntryQueue::end_waits);
-        self.run_due(Backend::HostsDeny, now);
-        self.end_commands(stop);
+        // Pending changes get one last attempt, and work under way some time.
+        self.backends.iter_mut().for_each(|(_, slow)| slow.end_waits());
+        self.finish(stop.after_eighths(4));
+        self.backends.iter_mut().for_each(|(_, slow)| slow.quit());
+        self.finish(last(stop));
         self.losses.expedite();
         self.report_losses(boot_time());
-        Left {
-            lines: self.backends.entries.as_ref().map_or(0, EntryQueue::waiting),
-            commands: self.backends.commands.as_ref().map_or(0, CommandQueue::left),
+        let left = self.backends.iter().map(|(backend, slow)| (*backend, slow.unfinished()));
+        left.filter(|(_, changes)| *changes > 0).collect()
+    }
+
+    /// Does the work that is due, and what follows from work under way until `end`.
+    fn finish(&mut self, end: Instant) {
+        self.run_due(boot_time());
+        while self.backends.iter().any(|(_, slow)| slow.is_working()) && Instant::now() < end {
+            thread::park_timeout(FINAL_POLL_INTERVAL);
+            self.run_due(boot_time());
         }
     }
 
@@ -125,14 +106,9 @@ impl BackendWorker {
         while let Some(target) = self.bans.expired(now) {
             self.lift(target);
         }
-        ConfiguredBackends::ORDER.into_iter().for_each(|backend| self.run_due(backend, now));
-        if let Some(entries) = &mut self.backends.entries {
-            entries.restore_lost(now, &self.bans);
-            self.run_due(Backend::HostsDeny, now);
-        }
-        // After the entries: a connection that is ended earlier could be opened again.
+        self.run_due(now);
+        // After the backends: a connection that is ended earlier could be opened again.
         self.connections.flush(now, &self.exempt, &mut self.report);
-        self.run_due(Backend::Command, now);
         self.report_losses(now);
     }
 
@@ -165,46 +141,31 @@ impl BackendWorker {
             }
             Task::Release { targets } => targets.into_iter().for_each(|target| self.lift(target)),
             Task::Undo { bans } => {
-                let Some(commands) = &mut self.backends.commands else { return };
-                bans.into_iter()
-                    .filter(|context| self.bans.get(context.target).is_none())
-                    .for_each(|context| commands.undo(0, context));
+                for context in bans.into_iter().filter(|context| self.bans.get(context.target).is_none()) {
+                    let ban = QueuedBan::new(context, Backend::Command.into());
+                    self.backends.iter_mut().for_each(|(_, slow)| slow.end(context.target, Some(&ban)));
+                }
             }
             Task::Adopt { bans } => self.adopt(now, bans),
         }
     }
 
-    /// Continues the bans from before the start, and removes the entries of other targets.
-    fn adopt(&mut self, now: Timestamp, bans: Vec<Adopted>) {
-        let present = self.backends.entries.as_ref().and_then(EntryQueue::targets);
-        for Adopted { context, backends, has_run, left } in bans {
-            // A ban made after the start takes precedence over one from before.
-            if self.bans.get(context.target).is_some() {
-                continue;
-            }
-            let is_present = present.as_ref().map(|present| present.contains(&context.target));
-            // If addresses in the target are exempt, only what an earlier run has done is ended.
-            let is_exempt = self.exempt.check(context.target).is_err();
-            let has_entry = backends.contains(&Backend::HostsDeny) && (!is_exempt || is_present == Some(true));
-            let entries = self.backends.entries.as_mut().filter(|_| has_entry);
-            if is_exempt && entries.is_none() && !has_run {
-                continue;
-            }
-            if let Some(ban) = self.bans.insert(now, context, left) {
-                (ban.has_entry, ban.has_run) = (entries.is_some(), has_run);
-                if backends.contains(&Backend::Command) && !has_run && !is_exempt {
-                    ban.steps.push_back(Backend::Command);
-                }
-                // Another backend blocked it until now, or the entry was removed in the meantime.
-                if let (Some(entries), Some(false)) = (entries, is_present) {
-                    entries.restore(ban.id, context);
-                }
-                self.step(context.target);
+    /// Continues the bans from before the start, and ends what earlier runs did for others.
+    fn adopt(&mut self, now: Timestamp, mut adopted: Vec<Adopted>) {
+        // A ban made after the start takes precedence over one from before.
+        adopted.retain(|Adopted { context, left, .. }| {
+            self.bans.get(context.target).is_none() && self.bans.insert(now, *context, *left).is_some()
+        });
+        for (_, slow) in &mut self.backends {
+            slow.adopt(&adopted, &mut self.bans, &self.exempt);
+        }
+        // If addresses in a target are exempt, only what an earlier run has done is ended.
+        for target in adopted.into_iter().map(|ban| ban.context.target) {
+            if self.exempt.check(target).is_err() && self.bans.get(target).is_some_and(|ban| ban.done.is_empty()) {
+                self.bans.remove(target);
             }
         }
         self.end_exempt();
-        self.backends.entries.iter_mut().for_each(EntryQueue::remove_stale);
-        self.run_due(Backend::HostsDeny, now);
     }
 
     /// Ends the bans that would affect exempt addresses. nftables still blocks the rest of these targets.
@@ -222,11 +183,11 @@ impl BackendWorker {
     }
 
     fn before(&mut self, now: Timestamp, context: BanContext) {
-        if let Some(commands) = &mut self.backends.commands
-            && self.exempt.check(context.target).is_ok()
+        if self.exempt.check(context.target).is_ok()
+            && let Some(command) = find(&mut self.backends, Backend::Command)
         {
             match self.bans.insert(now, context, context.expiry) {
-                Some(ban) => return commands.before(now, ban.id, context, &mut self.report),
+                Some(ban) => return command.precede(now, ban, &mut self.report),
                 None => self.refuse(context, Backend::Command, full()),
             }
         }
@@ -239,7 +200,7 @@ impl BackendWorker {
             && let Some(backend) = ban.steps.pop_front()
         {
             let context = ban.context;
-            match self.backends.get(backend).map(|slow| slow.begin(ban)) {
+            match find(&mut self.backends, backend).map(|slow| slow.begin(ban)) {
                 Some(true) => return,
                 Some(false) => {}
                 None => self.refuse(context, backend, format!("no {} is configured", backend.title())),
@@ -254,24 +215,26 @@ impl BackendWorker {
 
     fn lift(&mut self, target: BanTarget) {
         let ban = self.bans.remove(target);
-        for backend in ConfiguredBackends::ORDER {
-            if let Some(slow) = self.backends.get(backend) {
-                slow.end(target, ban.as_ref());
+        self.backends.iter_mut().for_each(|(_, slow)| slow.end(target, ban.as_ref()));
+    }
+
+    /// Lets the backends do the work that is due, until no ban continues with its next backend.
+    fn run_due(&mut self, now: Timestamp) {
+        let mut continues = true;
+        while continues {
+            continues = false;
+            for index in 0..self.backends.len() {
+                let Some((_, slow)) = self.backends.get_mut(index) else { break };
+                let tried = slow.run_due(now, &mut self.bans, &mut self.report);
+                continues |= !tried.is_empty();
+                tried.into_iter().for_each(|target| self.step(target));
             }
         }
     }
 
-    /// Does the work of `backend` that is due, and continues with the bans that it has tried.
-    fn run_due(&mut self, backend: Backend, now: Timestamp) {
-        let Some(slow) = self.backends.get(backend) else { return };
-        let tried = slow.run_due(now, &mut self.bans, &mut self.report);
-        tried.into_iter().for_each(|target| self.step(target));
-    }
-
     /// Waits until something is due or a task arrives.
     fn wait_for_work(&mut self) {
-        let next_due = |backend| self.backends.get(backend)?.next_due(&self.bans);
-        let slow = ConfiguredBackends::ORDER.into_iter().filter_map(next_due).min();
+        let slow = self.backends.iter().filter_map(|(_, slow)| slow.next_due(&self.bans)).min();
         match [self.bans.next(), self.connections.next(), slow].into_iter().flatten().min() {
             Some(next) => thread::park_timeout(next.since(boot_time()).min(MAX_WAIT)),
             None if self.losses.is_pending(self.lost()) => thread::park_timeout(MINUTE),
@@ -279,26 +242,9 @@ impl BackendWorker {
         }
     }
 
-    /// Lets commands run for a while, then ends them.
-    fn end_commands(&mut self, stop: Stop) {
-        let soft = stop.after_eighths(4);
-        while self.backends.commands.as_ref().is_some_and(|commands| commands.left() > 0) && Instant::now() < soft {
-            thread::park_timeout(FINAL_POLL_INTERVAL);
-            self.run_due(Backend::Command, boot_time());
-        }
-        // The entries that follow a command in the order of a ban.
-        self.run_due(Backend::HostsDeny, boot_time());
-        let Some(commands) = &mut self.backends.commands else { return };
-        commands.quit();
-        while !commands.running.is_empty() && Instant::now() < last(stop) {
-            thread::park_timeout(FINAL_POLL_INTERVAL);
-            commands.collect(boot_time(), &self.bans, &mut self.report);
-        }
-    }
-
     /// Numbers of lost tasks and commands.
     fn lost(&self) -> [u64; 2] {
-        [self.inbox.refused(), self.backends.commands.as_ref().map_or(0, |commands| commands.lost)]
+        [self.inbox.refused(), self.backends.iter().map(|(_, slow)| slow.lost()).sum()]
     }
 
     fn report_losses(&mut self, now: Timestamp) {
@@ -306,6 +252,10 @@ impl BackendWorker {
             (self.report)(BackendEvent::Lost { tasks, commands });
         }
     }
+}
+
+fn find(backends: &mut SlowBackendHandles, backend: Backend) -> Option<&mut dyn SlowBackend> {
+    backends.iter_mut().find(|(one, _)| *one == backend).map(|(_, slow)| &mut **slow as _)
 }
 
 /// Time at which the thread ends, even with unfinished work.

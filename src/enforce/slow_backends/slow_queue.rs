@@ -1,10 +1,11 @@
-//! Implements [`BanBackend`] for the slow backends: each ban becomes a task of their thread, which reports the result.
+//! The sensor's side of the slow backends. It is an inline backend itself: each ban becomes a task of their thread, which
+//! reports the result.
 
 use std::sync::Arc;
 
 use super::task::{MAX_NEW_BANS, SharedExempt, Task};
 use super::{SlowBackends, TaskSender};
-use crate::enforce::{BackendGone, BanBackend, BanContext, ExemptPrefixes, Refused};
+use crate::enforce::{BackendGone, BanContext, ExemptPrefixes, InlineBackend, Refused};
 use crate::engine::Host;
 use crate::types::{Backend, BanTarget, Timestamp};
 
@@ -20,20 +21,21 @@ pub struct SlowQueue {
     after_command: Option<Arc<[Backend]>>,
     /// True if connections of blocked sources are ended.
     end_connections: bool,
-    /// True if bans of an earlier run have a command for their end.
-    pub undoes_commands: bool,
+    /// True if other slow backends end bans of earlier runs.
+    ends_others: bool,
 }
 
 impl SlowQueue {
     /// The queue of `thread`, for the slow ones among `backends`. With `command_first` the command runs before the
-    /// other backends, which wait for its end.
-    pub fn new(thread: &SlowBackends, backends: &[Backend], command_first: bool, end_connections: bool) -> Self {
+    /// other backends, which wait for its end. If `ends_others`, backends that are not among them end earlier bans.
+    pub fn new(thread: &SlowBackends, backends: &[Backend], command_first: bool, ends_others: bool) -> Self {
         let backends: Arc<[Backend]> = backends.iter().copied().filter(|backend| backend.is_slow()).collect();
         let after_command =
             command_first.then(|| backends.iter().copied().filter(|backend| *backend != Backend::Command).collect());
         let (tasks, shared) = (thread.tasks(), thread.exempt.clone());
         let exempt = Arc::clone(&shared.borrow());
-        Self { tasks, exempt, shared, backends, after_command, end_connections, undoes_commands: false }
+        let end_connections = thread.end_connections;
+        Self { tasks, exempt, shared, backends, after_command, end_connections, ends_others }
     }
 
     /// Sets the prefixes that no entry or command may affect. The thread ends its bans that overlap them.
@@ -99,13 +101,13 @@ impl SlowQueue {
     }
 }
 
-impl BanBackend for SlowQueue {
+impl InlineBackend for SlowQueue {
     fn block(&mut self, bans: &[BanContext], _now: Timestamp) -> Result<Vec<Refused>, BackendGone> {
         Ok(bans.iter().flat_map(|ban| self.queue_ban(*ban)).collect())
     }
 
     fn lift(&mut self, targets: &[BanTarget]) -> Result<(), String> {
-        if !targets.is_empty() && (self.enforces() || self.undoes_commands) {
+        if !targets.is_empty() && (self.enforces() || self.ends_others) {
             // If the queue is full, an entry stays until its ban would have ended.
             let _ = self.tasks.send(Task::Release { targets: targets.to_vec() });
         }
@@ -122,17 +124,17 @@ impl BanBackend for SlowQueue {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::enforce::slow_backends::{SlowBackends, SlowBackendsConfig};
+    use crate::enforce::slow_backends::SlowBackends;
 
     #[test]
     fn command_that_runs_first_is_left_out() {
-        let slow = SlowBackends::start(SlowBackendsConfig::default(), |_| {}).unwrap();
+        let slow = SlowBackends::start(Vec::new(), true, |_| {}).unwrap();
         let configured = [Backend::Command, Backend::Route, Backend::HostsDeny, Backend::Nft];
         let queue = |first| SlowQueue::new(&slow, &configured, first, false);
         assert_eq!(*queue(false).backends, [Backend::Command, Backend::HostsDeny], "slow backends keep their order");
         assert!(queue(false).after_command.is_none());
         assert_eq!(queue(true).after_command.as_deref(), Some(&[Backend::HostsDeny][..]));
-        assert!(!SlowQueue::new(&slow, &[Backend::Nft], false, true).enforces());
+        assert!(!SlowQueue::new(&slow, &[Backend::Nft], false, false).enforces());
         let _ = slow.stop(std::time::Duration::from_secs(60));
     }
 }

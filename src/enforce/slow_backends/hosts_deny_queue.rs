@@ -1,5 +1,4 @@
-//! Queues entries of the [`EntryFile`] that are to be written or removed; all of them go into one new file. A failure
-//! concerns the file, not one ban, so all entries are retried together.
+//! Queues lines of hosts.deny that are to be written or removed; all of them go into one new file. A failure concerns the file, not one ban, so all entries are retried together.
 //!
 //! Other programs write the file too. An editor that saves an old copy, or a tool that writes its own version, removes
 //! entries by accident. Therefore the file is checked every two seconds, and entries missing in a changed file are
@@ -17,14 +16,18 @@ use std::time::Duration;
 use super::ban_queue::{BanQueue, QueuedBan};
 use super::events::{BackendEvent, SlowTask};
 use super::slow_backend::SlowBackend;
-use super::task::{BACKOFF, MAX_BANS};
-use crate::enforce::{BanContext, EntryFile};
+use super::task::{Adopted, BACKOFF, MAX_BANS};
+use crate::enforce::file_helper::FileHelper;
+use crate::enforce::hosts_deny::{HostsDeny, MAX_FILE_LEN};
+use crate::enforce::{BanContext, ExemptPrefixes};
 use crate::file::FileStamp;
 use crate::types::{Backend, Backoff, BanTarget, Timestamp, update};
 
 /// Pending changes.
-pub(super) struct EntryQueue {
-    file: EntryFile,
+pub struct HostsDenyQueue {
+    file: HostsDeny,
+    /// Set if the daemon cannot write the file itself.
+    helper: Option<FileHelper>,
     add: HashMap<BanTarget, Add>,
     remove: HashSet<BanTarget>,
     /// True if entries that belong to no ban are removed.
@@ -40,9 +43,6 @@ pub(super) struct EntryQueue {
     seen: Option<Option<FileStamp>>,
     look_at: Timestamp,
 }
-
-/// The backend whose entries these are.
-const BACKEND: Backend = Backend::HostsDeny;
 
 /// Interval between checks of the file.
 const CHECK_INTERVAL: Duration = Duration::from_secs(2);
@@ -78,13 +78,15 @@ struct Add {
     again: bool,
 }
 
-impl EntryQueue {
-    pub(super) fn new(file: EntryFile) -> Self {
+impl HostsDenyQueue {
+    /// Uses the lines in `file`, which `helper` writes if there is one.
+    pub fn new(file: HostsDeny, helper: Option<FileHelper>) -> Self {
         Self {
-            last_stamp: file.hosts_deny.stamp(),
+            last_stamp: file.stamp(),
             changes: None,
             is_ending: false,
             file,
+            helper,
             add: HashMap::new(),
             remove: HashSet::new(),
             removes_stale: false,
@@ -94,15 +96,19 @@ impl EntryQueue {
         }
     }
 
-    /// Targets that have an entry now; `None` if the file cannot be read.
-    pub(super) fn targets(&self) -> Option<HashSet<BanTarget>> {
-        self.file.targets().ok().map(|targets| targets.into_iter().collect())
+    /// The targets that have an entry now.
+    fn targets(&self) -> io::Result<HashSet<BanTarget>> {
+        let targets = match &self.helper {
+            Some(helper) => helper.read(MAX_FILE_LEN)?.map_or(Vec::new(), |bytes| HostsDeny::targets_in(&bytes)),
+            None => self.file.targets().map_err(io::Error::other)?,
+        };
+        Ok(targets.into_iter().collect())
     }
 
     /// Queues the entries of `bans` that another program has removed, if the file has changed. Does nothing while other
     /// entries are pending: the file is checked afterwards.
-    pub(super) fn restore_lost(&mut self, now: Timestamp, bans: &BanQueue) {
-        if now < self.look_at || self.removes_stale || self.waiting() > 0 {
+    fn restore_lost(&mut self, now: Timestamp, bans: &BanQueue) {
+        if now < self.look_at || self.is_ending || self.removes_stale || self.unfinished() > 0 {
             return;
         }
         self.look_at = now.after(CHECK_INTERVAL);
@@ -117,8 +123,9 @@ impl EntryQueue {
             self.look_at = self.settled_at();
             return;
         }
-        let Some(present) = self.targets() else { return };
-        let lost: Vec<BanTarget> = bans.with_entry().filter(|target| !present.contains(target)).collect();
+        let Ok(present) = self.targets() else { return };
+        let lost: Vec<BanTarget> =
+            bans.done_by(Backend::HostsDeny).filter(|target| !present.contains(target)).collect();
         if lost.is_empty() {
             self.seen = Some(stamp);
         }
@@ -128,30 +135,14 @@ impl EntryQueue {
     }
 
     /// Queues a lost entry for writing.
-    pub(super) fn restore(&mut self, id: u64, context: BanContext) {
+    fn restore(&mut self, id: u64, context: BanContext) {
         self.add.insert(context.target, Add { id, context, tried: true, again: true });
         self.backoff.shorten();
     }
 
-    pub(super) fn remove_stale(&mut self) {
-        self.removes_stale = true;
-        self.backoff.shorten();
-    }
-
-    /// Makes all pending changes due, because the program ends.
-    pub(super) fn end_waits(&mut self) {
-        self.backoff.end_wait();
-        self.is_ending = true;
-    }
-
-    /// Number of pending changes.
-    pub(super) fn waiting(&self) -> usize {
-        self.add.len() + self.remove.len()
-    }
-
     /// Time of the next write, if a change is pending.
     fn next_write(&self) -> Option<Timestamp> {
-        (self.removes_stale || self.waiting() > 0).then_some(self.backoff.until().max(self.settled_at()))
+        (self.removes_stale || self.unfinished() > 0).then_some(self.backoff.until().max(self.settled_at()))
     }
 
     /// Time from which the file may be written.
@@ -159,10 +150,10 @@ impl EntryQueue {
         self.changes.filter(|_| !self.is_ending).map_or(Timestamp::ZERO, Changes::settled_at)
     }
 
-    /// False if other programs have just changed the file: it is then settled at [`EntryQueue::settled_at`], unless they
+    /// False if other programs have just changed the file: it is then settled at [`HostsDenyQueue::settled_at`], unless they
     /// change it again.
     fn is_settled(&mut self, now: Timestamp) -> bool {
-        if update(&mut self.last_stamp, self.file.hosts_deny.stamp()) {
+        if update(&mut self.last_stamp, self.file.stamp()) {
             // The file is checked as soon as a wait is over, so a change that is noticed later does not belong to it.
             let earlier = self.changes.filter(|changes| now.since(changes.last) <= 2 * SETTLING_TIME);
             self.changes = Some(Changes { first: earlier.map_or(now, |changes| changes.first), last: now });
@@ -170,41 +161,23 @@ impl EntryQueue {
         now >= self.settled_at()
     }
 
+    /// Writes the pending changes into the file; returns the targets whose entries were removed.
     fn write(&self, bans: &BanQueue) -> io::Result<Vec<BanTarget>> {
         let add: Vec<BanContext> = self.add.values().map(|add| add.context).collect();
         let mut remove: Vec<BanTarget> = self.remove.iter().copied().collect();
         if self.removes_stale {
-            let stays: HashSet<BanTarget> = bans.with_entry().collect();
-            remove.extend(self.file.targets()?.into_iter().filter(|target| !stays.contains(target)));
+            let stays: HashSet<BanTarget> = bans.done_by(Backend::HostsDeny).collect();
+            remove.extend(self.targets()?.into_iter().filter(|target| !stays.contains(target)));
         }
-        self.file.apply(&add, &remove)
-    }
-}
-
-impl SlowBackend for EntryQueue {
-    fn begin(&mut self, ban: &mut QueuedBan) -> bool {
-        let QueuedBan { context, id, .. } = *ban;
-        ban.has_entry = true;
-        self.remove.remove(&context.target);
-        self.add.insert(context.target, Add { id, context, tried: false, again: false });
-        self.backoff.shorten();
-        true
+        match &self.helper {
+            Some(helper) => helper.edit(&add, &remove).map(|()| remove),
+            None => self.file.apply(&add, &remove).map_err(io::Error::other),
+        }
     }
 
-    /// If the queue is full, the entry is removed at the next start.
-    fn end(&mut self, target: BanTarget, ban: Option<&QueuedBan>) {
-        if ban.is_some_and(|ban| !ban.has_entry) {
-            return;
-        }
-        self.add.remove(&target);
-        if self.remove.len() < MAX_BANS {
-            self.remove.insert(target);
-        }
-        self.backoff.shorten();
-    }
-
-    /// Writes the changes that are due. If stale entries are to be removed, only the targets of `bans` keep theirs.
-    fn run_due(&mut self, now: Timestamp, bans: &mut BanQueue, report: &mut dyn FnMut(BackendEvent)) -> Vec<BanTarget> {
+    /// Writes the changes if they are due, as [`SlowBackend::run_due`]. If stale entries are to be removed, only the targets
+    /// of `bans` keep theirs.
+    fn write_due(&mut self, now: Timestamp, bans: &BanQueue, report: &mut dyn FnMut(BackendEvent)) -> Vec<BanTarget> {
         if self.next_write().is_none_or(|next| next > now) {
             return Vec::new();
         }
@@ -218,17 +191,20 @@ impl SlowBackend for EntryQueue {
         }
         match self.write(bans) {
             Ok(targets) => {
-                (self.last_stamp, self.changes) = (self.file.hosts_deny.stamp(), None);
+                (self.last_stamp, self.changes) = (self.file.stamp(), None);
                 let (again, new): (Vec<&Add>, Vec<&Add>) = self.add.values().partition(|add| add.again);
-                new.into_iter().for_each(|add| report(BackendEvent::Done { context: add.context, backend: BACKEND }));
+                for Add { context, .. } in new {
+                    let entry = self.file.entry(context);
+                    report(BackendEvent::Done { context: *context, backend: Backend::HostsDeny, entry });
+                }
                 if !again.is_empty() {
                     report(BackendEvent::Restored {
                         targets: again.into_iter().map(|add| add.context.target).collect(),
-                        backend: BACKEND,
+                        backend: Backend::HostsDeny,
                     });
                 }
                 if !targets.is_empty() {
-                    report(BackendEvent::Released { targets, backend: BACKEND });
+                    report(BackendEvent::Released { targets, backend: Backend::HostsDeny });
                 }
                 self.backoff.reset();
                 self.remove.clear();
@@ -241,7 +217,7 @@ impl SlowBackend for EntryQueue {
                 let attempt = self.backoff.failures();
                 report(BackendEvent::Failed {
                     targets,
-                    task: SlowTask::Ban(BACKEND),
+                    task: SlowTask::Ban(Backend::HostsDeny),
                     reason: error.to_string(),
                     attempt,
                     again,
@@ -250,11 +226,76 @@ impl SlowBackend for EntryQueue {
             }
         }
     }
+}
+
+impl SlowBackend for HostsDenyQueue {
+    /// The file helper reports its own.
+    fn warning(&self) -> Option<String> {
+        if self.helper.is_some() { None } else { self.file.warning() }
+    }
+
+    /// Also removes the entries of other targets.
+    fn adopt(&mut self, adopted: &[Adopted], bans: &mut BanQueue, exempt: &ExemptPrefixes) {
+        let present = self.targets().ok();
+        for target in
+            adopted.iter().filter(|ban| ban.backends.contains(Backend::HostsDeny)).map(|ban| ban.context.target)
+        {
+            let Some(ban) = bans.get_mut(target) else { continue };
+            let is_present = present.as_ref().map(|present| present.contains(&target));
+            if exempt.check(target).is_err() && is_present != Some(true) {
+                continue;
+            }
+            ban.done.insert(Backend::HostsDeny);
+            // Another backend blocked it until now, or the entry was removed in the meantime.
+            if is_present == Some(false) {
+                self.restore(ban.id, ban.context);
+            }
+        }
+        self.removes_stale = true;
+        self.backoff.shorten();
+    }
+
+    fn begin(&mut self, ban: &mut QueuedBan) -> bool {
+        let QueuedBan { context, id, .. } = *ban;
+        ban.done.insert(Backend::HostsDeny);
+        self.remove.remove(&context.target);
+        self.add.insert(context.target, Add { id, context, tried: false, again: false });
+        self.backoff.shorten();
+        true
+    }
+
+    /// If the queue is full, the entry is removed at the next start.
+    fn end(&mut self, target: BanTarget, ban: Option<&QueuedBan>) {
+        if ban.is_some_and(|ban| !ban.done.contains(Backend::HostsDeny)) {
+            return;
+        }
+        self.add.remove(&target);
+        if self.remove.len() < MAX_BANS {
+            self.remove.insert(target);
+        }
+        self.backoff.shorten();
+    }
+
+    fn run_due(&mut self, now: Timestamp, bans: &mut BanQueue, report: &mut dyn FnMut(BackendEvent)) -> Vec<BanTarget> {
+        let tried = self.write_due(now, bans, report);
+        self.restore_lost(now, bans);
+        // A restored entry was tried before.
+        self.write_due(now, bans, report);
+        tried
+    }
 
     /// Time of the next write, or of the next check for the entries of `bans`.
     fn next_due(&self, bans: &BanQueue) -> Option<Timestamp> {
         // Before a write nothing is checked.
-        self.next_write().or_else(|| bans.with_entry().next().map(|_| self.look_at))
+        self.next_write().or_else(|| bans.done_by(Backend::HostsDeny).next().map(|_| self.look_at))
+    }
+    fn end_waits(&mut self) {
+        self.backoff.end_wait();
+        self.is_ending = true;
+    }
+
+    fn unfinished(&self) -> usize {
+        self.add.len() + self.remove.len()
     }
 }
 
@@ -265,23 +306,22 @@ mod tests {
 
     use super::*;
     use crate::config::DEFAULT_DENY_LINE;
-    use crate::enforce::hosts_deny::HostsDeny;
     use crate::types::at;
 
-    fn queue(path: &Path) -> EntryQueue {
-        EntryQueue::new(HostsDeny::new(path, DEFAULT_DENY_LINE).unwrap().into())
+    fn queue(path: &Path) -> HostsDenyQueue {
+        HostsDenyQueue::new(HostsDeny::new(path, DEFAULT_DENY_LINE).unwrap(), None)
     }
 
     /// Begins a ban of `source`.
-    fn begin(queue: &mut EntryQueue, bans: &mut BanQueue, source: &str) {
+    fn begin(queue: &mut HostsDenyQueue, bans: &mut BanQueue, source: &str) {
         let context = BanContext::example(source.parse().unwrap());
         assert!(queue.begin(bans.insert(at(0), context, context.expiry).unwrap()));
     }
 
     /// True if the pending entries are written at this time.
-    fn writes(queue: &mut EntryQueue, bans: &mut BanQueue, seconds: u64) -> bool {
+    fn writes(queue: &mut HostsDenyQueue, bans: &mut BanQueue, seconds: u64) -> bool {
         queue.run_due(at(seconds), bans, &mut |_| ());
-        queue.waiting() == 0
+        queue.unfinished() == 0
     }
 
     #[test]
@@ -299,7 +339,7 @@ mod tests {
         fs::write(&path, "").unwrap();
         begin(&mut queue, &mut bans, "192.0.2.3");
         let tried = queue.run_due(at(101), &mut bans, &mut |_| ());
-        assert_eq!((tried.len(), queue.waiting()), (1, 1), "the next backend of the ban does not wait");
+        assert_eq!((tried.len(), queue.unfinished()), (1, 1), "the next backend of the ban does not wait");
         assert_eq!(queue.next_due(&bans), Some(at(102)));
         fs::write(&path, "sshd: new\n").unwrap();
         assert!(!writes(&mut queue, &mut bans, 102));
@@ -319,16 +359,16 @@ mod tests {
         queue.restore_lost(at(101), &bans);
         fs::write(&path, "").unwrap();
         queue.restore_lost(at(103), &bans);
-        assert_eq!((queue.waiting(), queue.next_due(&bans)), (0, Some(at(104))));
+        assert_eq!((queue.unfinished(), queue.next_due(&bans)), (0, Some(at(104))));
         fs::write(&path, text + "sshd: new\n").unwrap();
         queue.restore_lost(at(104), &bans);
         queue.restore_lost(at(105), &bans);
-        assert_eq!((queue.waiting(), queue.next_due(&bans)), (0, Some(at(107))), "the entry is there again");
+        assert_eq!((queue.unfinished(), queue.next_due(&bans)), (0, Some(at(107))), "the entry is there again");
 
         fs::write(&path, "sshd: new\n").unwrap();
         queue.restore_lost(at(107), &bans);
         queue.restore_lost(at(108), &bans);
-        assert!(queue.waiting() == 1 && writes(&mut queue, &mut bans, 108), "the entry is lost");
+        assert!(queue.unfinished() == 1 && writes(&mut queue, &mut bans, 108), "the entry is lost");
     }
 
     #[test]
