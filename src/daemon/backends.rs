@@ -29,39 +29,27 @@ pub(super) struct UsedBackends {
     /// Slow backends that begin no bans: hosts.deny loses the lines of earlier bans, and commands are undone at the end of
     /// bans that they began.
     pub(super) ending: Backends,
-    /// True if commands of `block.run` are run or undone.
-    pub(super) runs_commands: bool,
+    /// Both, and the command if scans only run it.
+    pub(super) open: Backends,
 }
 
 impl UsedBackends {
     /// The backends that `config` uses. `earlier_bans` is true if an earlier run has left bans, which continue even if
-    /// `config` only logs; `earlier_lines` is true if some of them have lines in hosts.deny.
-    pub(super) fn new(config: &Config, earlier_bans: bool, earlier_lines: bool) -> Self {
+    /// `config` only logs; `leftovers` are the slow backends in which it may have left something.
+    pub(super) fn new(config: &Config, earlier_bans: bool, leftovers: Backends) -> Self {
         let enforces = config.blocks() || earlier_bans;
         let backends = if enforces { config.block.method.clone() } else { Vec::new() };
-        let leaves = |backend: &Backend| match backend {
-            Backend::HostsDeny => earlier_lines,
-            Backend::Command => !config.block.run.expire_command.is_empty(),
-            Backend::Nft | Backend::Route => false,
-        };
-        let ending =
-            Backend::ALL.into_iter().filter(|backend| enforces && !backends.contains(backend) && leaves(backend));
-        let ending: Backends = ending.collect();
-        let runs = backends.contains(&Backend::Command) || ending.contains(Backend::Command);
-        Self { backends, ending, runs_commands: runs || config.uses(BlockPolicy::Run) }
+        let ending: Backends = leftovers.iter().filter(|backend| enforces && !backends.contains(backend)).collect();
+        let only_run = config.uses(BlockPolicy::Run).then_some(Backend::Command);
+        let open = backends.iter().copied().chain(ending.iter()).chain(only_run).collect();
+        Self { backends, ending, open }
     }
+}
 
-    /// True if this run opens `backend`.
-    pub(super) fn opens(&self, backend: Backend) -> bool {
-        self.backends.contains(&backend)
-            || self.ending.contains(backend)
-            || backend == Backend::Command && self.runs_commands
-    }
-
-    /// The slow backends that enforce or end bans.
-    pub(super) fn slow(&self) -> Backends {
-        self.ending.and(self.backends.iter().copied().filter(|backend| backend.is_slow()).collect())
-    }
+/// The slow backends in which an earlier run may have left something.
+pub(super) fn slow_leftovers(config: &Config) -> Backends {
+    let slow = Backend::ALL.into_iter().filter(|backend| backend.is_slow());
+    slow.filter(|backend| implementation(*backend).has_leftovers(config)).collect()
 }
 
 #[derive(Default)]
@@ -113,8 +101,8 @@ pub(super) fn open(
     let mut opened = OpenBackends::default();
     let has = |backend: Backend| used.backends.contains(&backend);
     let (mut nft, mut others, mut slow, mut slow_queue) = (None, BackendHandles::new(), Vec::new(), None);
-    // Fallible checks come before the first change. The command is before hosts.deny, because its end can make a line due.
-    for backend in Backend::ALL.into_iter().rev().filter(|backend| *backend != Backend::Nft && used.opens(*backend)) {
+    // Fallible checks come before the first change.
+    for backend in used.open.iter().filter(|backend| *backend != Backend::Nft) {
         match enforce::open(backend, config, helpers.clone())? {
             Opened::Inline(mut handle) => {
                 opened.leftovers.extend(handle.unexpiring_targets()?.into_iter().map(|target| (backend, target)));
@@ -328,5 +316,6 @@ pub(super) fn have_leftovers(config: &Config, state_dir: &Path) -> bool {
         });
         found.unwrap_or(false)
     };
-    Backend::ALL.into_iter().any(|backend| implementation(backend).has_leftovers(config)) || has_records()
+    let mut others = Backend::ALL.into_iter().filter(|backend| *backend != Backend::Command);
+    others.any(|backend| implementation(backend).has_leftovers(config)) || has_records()
 }

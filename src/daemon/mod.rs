@@ -53,7 +53,6 @@ use std::time::Duration;
 use crate::capture::decoy::SharedListener;
 use crate::config::{Config, LogTarget};
 use crate::control::server::{Access, BoundSocket};
-use crate::enforce::implementation;
 use crate::events::log::{self, LogThread};
 use crate::panic_guard;
 use crate::sandbox::{self, InstanceLock, Sandbox, check_directories, closed_directories};
@@ -86,19 +85,18 @@ pub fn run(
     // Without blocking there is nothing to confirm.
     let confirm = confirm.filter(|_| config.blocks());
     let earlier_bans = !config.blocks() && backends::have_leftovers(&config, &paths.state_dir);
-    let earlier_lines = implementation(Backend::HostsDeny).has_leftovers(&config);
-    let used = UsedBackends::new(&config, earlier_bans, earlier_lines);
+    let used = UsedBackends::new(&config, earlier_bans, backends::slow_leftovers(&config));
     let mut policy = sandbox_policy::of_daemon(&config, &paths, &used);
     if sandboxed {
         check_directories(&policy)?;
     }
     // While programs can still be started.
-    let command_helper = match used.runs_commands || config.notifies() {
+    let command_helper = match used.open.contains(Backend::Command) || config.notifies() {
         true => Some(CommandHelper::start(&paths.config, sandboxed)?),
         false => None,
     };
     let closed = if sandboxed { closed_directories(&policy) } else { Vec::new() };
-    let root_files = RootFiles::start(&config, &paths.config, &closed, used.opens(Backend::HostsDeny))?;
+    let root_files = RootFiles::start(&config, &paths.config, &closed, used.open.contains(Backend::HostsDeny))?;
     policy.write.retain(|directory| !closed.contains(directory));
     let firewall_watch = FirewallWatch::open(&config);
     let shared = config.shares_decoys().then(SharedListener::open);
@@ -117,7 +115,7 @@ pub fn run(
     let sensor_thread = SensorThread::start(sandboxed)?;
     if sandboxed {
         sandbox.drop_privileges();
-        sandbox.warnings.extend(sandbox_policy::own_commands(&config, used.runs_commands, &sandbox));
+        sandbox.warnings.extend(sandbox_policy::own_commands(&config, used.open.contains(Backend::Command), &sandbox));
     }
     // One thread for blocking calls starts now, and such threads never end: while local users leave no room for another
     // thread, a call waits for an existing one. Without one it would panic.

@@ -14,7 +14,6 @@ use crate::enforce::file_helper::Files;
 use crate::enforce::hosts_deny::HostsDeny;
 use crate::enforce::implementation;
 use crate::sandbox::{Policy, Process, Sandbox};
-use crate::types::Backend;
 use crate::{file, ledger};
 
 /// Read-only files about the host: name servers, leases and sessions, if they exist ([`crate::host`]); kernel settings;
@@ -62,8 +61,7 @@ pub(super) fn of_daemon(config: &Config, paths: &DaemonPaths, used: &UsedBackend
         policy.read.extend(LIBRARIES.map(PathBuf::from));
     }
     policy.write.extend(config.report.json_file.as_deref().and_then(directory));
-    let files = Backend::ALL.into_iter().filter(|backend| used.opens(*backend));
-    let files = files.filter_map(|backend| implementation(backend).file(config));
+    let files = used.open.iter().filter_map(|backend| implementation(backend).file(config));
     policy.write.extend(files.filter_map(|file| directory(&file)));
     policy
 }
@@ -127,6 +125,7 @@ fn why_ours(program: &Path, sandbox: &Sandbox) -> Option<&'static str> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::types::{Backend, Backends};
 
     fn needs(text: &str) -> Policy {
         let paths = DaemonPaths {
@@ -135,7 +134,7 @@ mod tests {
             config: "/etc/portsentry/portsentry.toml".into(),
         };
         let config = Config::parse("test", text).unwrap();
-        of_daemon(&config, &paths, &UsedBackends::new(&config, false, false))
+        of_daemon(&config, &paths, &UsedBackends::new(&config, false, Backends::default()))
     }
 
     #[test]
@@ -163,8 +162,8 @@ mod tests {
         let only_logs = "[tcp]\nblock = false\n[udp]\nblock = false\n[block]\nmethod = [\"hosts-deny\"]";
         assert_eq!(needs(only_logs), plain, "no source is blocked, so nothing is written");
         let only_logs = Config::parse("test", only_logs).unwrap();
-        let earlier = UsedBackends::new(&only_logs, true, false);
-        assert!(earlier.opens(Backend::HostsDeny), "lines of earlier bans are removed when these end");
+        let earlier = UsedBackends::new(&only_logs, true, Backends::default());
+        assert!(earlier.open.contains(Backend::HostsDeny), "lines of earlier bans are removed when these end");
         let deny = needs("[block]\nmethod = [\"hosts-deny\"]");
         assert_eq!(
             (&deny.write, deny.root),

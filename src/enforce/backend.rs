@@ -42,7 +42,9 @@ pub trait BanBackend {
 
     /// A warning for a configuration without a stronger backend: what stays unprotected, and the remedy. `None` if the
     /// backend stops all packets.
-    fn weakness(&self) -> Option<&'static str>;
+    fn weakness(&self) -> Option<&'static str> {
+        None
+    }
 
     /// What happens to its bans while the program does not run, as a clause for the log.
     fn after_stop(&self, config: &Config) -> &'static str;

@@ -3,6 +3,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::SystemTime;
 
 use tokio::sync::oneshot;
@@ -122,14 +123,11 @@ impl StartupReconcile {
         if !undo_due.is_empty() {
             self.send(Task::Undo { bans: undo_due.iter().map(context).collect() });
         }
-        let slow = self.used.slow();
-        if slow.is_empty() {
-            return;
-        }
         let adopted = |RememberedBan { ban, left }: &RememberedBan| {
             // Entries of bans that have ended are removed.
             let continuing = continuing(&self.used.backends, ban).iter();
-            let backends: Backends = continuing.filter(|backend| slow.contains(*backend)).collect();
+            let backends: Backends =
+                continuing.filter(|backend| backend.is_slow() && self.used.open.contains(*backend)).collect();
             let adopted = Adopted { context: context(ban), backends, done: ban.backends, left: *left };
             (!backends.is_empty()).then_some(adopted)
         };
@@ -138,8 +136,9 @@ impl StartupReconcile {
 
     /// Adds the entries of a ban, such as its line in hosts.deny, that a crash has prevented.
     fn add_entries(&self, target: BanTarget, left: Expiry) {
-        if self.used.backends.contains(&Backend::HostsDeny) {
-            let backends = [Backend::HostsDeny].into();
+        let slow = self.used.backends.iter().copied().filter(|backend| backend.is_slow());
+        let backends: Arc<[Backend]> = slow.filter(|backend| *backend != Backend::Command).collect();
+        if !backends.is_empty() {
             self.send(Task::BlockUnknown { context: BanContext::by_hand(target, left, SystemTime::now()), backends });
         }
     }

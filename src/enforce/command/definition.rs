@@ -27,4 +27,9 @@ impl BanBackend for CommandBackend {
     fn after_stop(&self, _config: &Config) -> &'static str {
         "expire_command is not run before the next start"
     }
+
+    /// What a command has done is unknown, but the expiry command undoes it.
+    fn has_leftovers(&self, config: &Config) -> bool {
+        !config.block.run.expire_command.is_empty()
+    }
 }

@@ -29,10 +29,6 @@ impl BanBackend for NftBackend {
         CheckOutcome::required(table_state(&RulesetSpec::from_config(config)))
     }
 
-    fn weakness(&self) -> Option<&'static str> {
-        None
-    }
-
     fn after_stop(&self, config: &Config) -> &'static str {
         match config.expire {
             Expiry::Never => "bans in nftables stay until they are lifted",

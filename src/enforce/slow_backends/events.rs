@@ -28,13 +28,8 @@ pub enum SlowTask {
 /// An event for the operator or the ledger.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum BackendEvent {
-    /// This backend enforces the ban. Commands report [`BackendEvent::Ran`] instead.
-    Done {
-        context: BanContext,
-        backend: Backend,
-        /// What it has written.
-        entry: String,
-    },
+    /// This backend enforces the ban, with this entry. Commands report [`BackendEvent::Ran`] instead.
+    Done { context: BanContext, backend: Backend, entry: String },
     Failed {
         targets: Vec<BanTarget>,
         task: SlowTask,

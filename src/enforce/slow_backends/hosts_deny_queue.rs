@@ -1,4 +1,5 @@
-//! Queues lines of hosts.deny that are to be written or removed; all of them go into one new file. A failure concerns the file, not one ban, so all entries are retried together.
+//! Queues lines of hosts.deny, the entries of bans, that are to be written or removed; all of them go into one new file. A
+//! failure concerns the file, not one ban, so all entries are retried together.
 //!
 //! Other programs write the file too. An editor that saves an old copy, or a tool that writes its own version, removes
 //! entries by accident. Therefore the file is checked every two seconds, and entries missing in a changed file are
@@ -150,8 +151,8 @@ impl HostsDenyQueue {
         self.changes.filter(|_| !self.is_ending).map_or(Timestamp::ZERO, Changes::settled_at)
     }
 
-    /// False if other programs have just changed the file: it is then settled at [`HostsDenyQueue::settled_at`], unless they
-    /// change it again.
+    /// False if other programs have just changed the file: it is then settled at [`HostsDenyQueue::settled_at`], unless
+    /// they change it again.
     fn is_settled(&mut self, now: Timestamp) -> bool {
         if update(&mut self.last_stamp, self.file.stamp()) {
             // The file is checked as soon as a wait is over, so a change that is noticed later does not belong to it.
@@ -174,10 +175,57 @@ impl HostsDenyQueue {
             None => self.file.apply(&add, &remove).map_err(io::Error::other),
         }
     }
+}
 
-    /// Writes the changes if they are due, as [`SlowBackend::run_due`]. If stale entries are to be removed, only the targets
-    /// of `bans` keep theirs.
-    fn write_due(&mut self, now: Timestamp, bans: &BanQueue, report: &mut dyn FnMut(BackendEvent)) -> Vec<BanTarget> {
+impl SlowBackend for HostsDenyQueue {
+    /// The file helper reports its own.
+    fn warning(&self) -> Option<String> {
+        if self.helper.is_some() { None } else { self.file.warning() }
+    }
+
+    /// Also removes the entries of other targets.
+    fn adopt(&mut self, adopted: &[Adopted], bans: &mut BanQueue, exempt: &ExemptPrefixes) {
+        let present = self.targets().ok();
+        for Adopted { context, .. } in adopted.iter().filter(|ban| ban.backends.contains(Backend::HostsDeny)) {
+            let Some(ban) = bans.get_mut(context.target) else { continue };
+            let is_present = present.as_ref().map(|present| present.contains(&context.target));
+            if exempt.check(context.target).is_err() && is_present != Some(true) {
+                continue;
+            }
+            ban.done.insert(Backend::HostsDeny);
+            // Another backend blocked it until now, or the entry was removed in the meantime.
+            if is_present == Some(false) {
+                self.restore(ban.id, ban.context);
+            }
+        }
+        self.removes_stale = true;
+        self.backoff.shorten();
+    }
+
+    fn begin(&mut self, ban: &mut QueuedBan) -> bool {
+        let QueuedBan { context, id, .. } = *ban;
+        ban.done.insert(Backend::HostsDeny);
+        self.remove.remove(&context.target);
+        self.add.insert(context.target, Add { id, context, tried: false, again: false });
+        self.backoff.shorten();
+        true
+    }
+
+    /// If the queue is full, the entry is removed at the next start.
+    fn end(&mut self, target: BanTarget, ban: Option<&QueuedBan>) {
+        if ban.is_some_and(|ban| !ban.done.contains(Backend::HostsDeny)) {
+            return;
+        }
+        self.add.remove(&target);
+        if self.remove.len() < MAX_BANS {
+            self.remove.insert(target);
+        }
+        self.backoff.shorten();
+    }
+
+    /// Writes the changes that are due. If stale entries are to be removed, only the targets of `bans` keep theirs.
+    fn run_due(&mut self, now: Timestamp, bans: &mut BanQueue, report: &mut dyn FnMut(BackendEvent)) -> Vec<BanTarget> {
+        self.restore_lost(now, bans);
         if self.next_write().is_none_or(|next| next > now) {
             return Vec::new();
         }
@@ -226,69 +274,13 @@ impl HostsDenyQueue {
             }
         }
     }
-}
-
-impl SlowBackend for HostsDenyQueue {
-    /// The file helper reports its own.
-    fn warning(&self) -> Option<String> {
-        if self.helper.is_some() { None } else { self.file.warning() }
-    }
-
-    /// Also removes the entries of other targets.
-    fn adopt(&mut self, adopted: &[Adopted], bans: &mut BanQueue, exempt: &ExemptPrefixes) {
-        let present = self.targets().ok();
-        for target in
-            adopted.iter().filter(|ban| ban.backends.contains(Backend::HostsDeny)).map(|ban| ban.context.target)
-        {
-            let Some(ban) = bans.get_mut(target) else { continue };
-            let is_present = present.as_ref().map(|present| present.contains(&target));
-            if exempt.check(target).is_err() && is_present != Some(true) {
-                continue;
-            }
-            ban.done.insert(Backend::HostsDeny);
-            // Another backend blocked it until now, or the entry was removed in the meantime.
-            if is_present == Some(false) {
-                self.restore(ban.id, ban.context);
-            }
-        }
-        self.removes_stale = true;
-        self.backoff.shorten();
-    }
-
-    fn begin(&mut self, ban: &mut QueuedBan) -> bool {
-        let QueuedBan { context, id, .. } = *ban;
-        ban.done.insert(Backend::HostsDeny);
-        self.remove.remove(&context.target);
-        self.add.insert(context.target, Add { id, context, tried: false, again: false });
-        self.backoff.shorten();
-        true
-    }
-
-    /// If the queue is full, the entry is removed at the next start.
-    fn end(&mut self, target: BanTarget, ban: Option<&QueuedBan>) {
-        if ban.is_some_and(|ban| !ban.done.contains(Backend::HostsDeny)) {
-            return;
-        }
-        self.add.remove(&target);
-        if self.remove.len() < MAX_BANS {
-            self.remove.insert(target);
-        }
-        self.backoff.shorten();
-    }
-
-    fn run_due(&mut self, now: Timestamp, bans: &mut BanQueue, report: &mut dyn FnMut(BackendEvent)) -> Vec<BanTarget> {
-        let tried = self.write_due(now, bans, report);
-        self.restore_lost(now, bans);
-        // A restored entry was tried before.
-        self.write_due(now, bans, report);
-        tried
-    }
 
     /// Time of the next write, or of the next check for the entries of `bans`.
     fn next_due(&self, bans: &BanQueue) -> Option<Timestamp> {
         // Before a write nothing is checked.
         self.next_write().or_else(|| bans.done_by(Backend::HostsDeny).next().map(|_| self.look_at))
     }
+
     fn end_waits(&mut self) {
         self.backoff.end_wait();
         self.is_ending = true;

@@ -8,7 +8,7 @@ use super::task::Adopted;
 use crate::enforce::ExemptPrefixes;
 use crate::types::{Backend, BanTarget, Timestamp};
 
-/// Open slow backends. The work of the first is done first.
+/// Open slow backends.
 pub type SlowBackendHandles = Vec<(Backend, Box<dyn SlowBackend>)>;
 
 /// The numbers of changes that the slow backends have not completed, without those that have none.
