@@ -4,7 +4,6 @@
 //! Also follows route notifications. A single deleted route lifts its ban, like a deleted element of nftables. If
 //! several are deleted at once (`ip route flush`), all missing ones are restored.
 
-use std::collections::HashSet;
 use std::time::Duration;
 
 use ipnet::IpNet;
@@ -119,24 +118,16 @@ pub(super) async fn follow_routes(sensor: SensorHandle, mut monitor: RouteMonito
 async fn follow(sensor: &SensorHandle, monitor: &mut RouteMonitor) {
     while let Ok(first) = monitor.next().await {
         panic_guard::failpoint("routes");
-        // `None` stands for an unknown route.
-        let mut gone: HashSet<Option<IpNet>> = [network(first)].into();
+        let (first, mut is_single) = (network(first), true);
         let end = Instant::now() + MAX_COALESCE;
-        loop {
+        // Continuous notifications must not prevent the end.
+        while Instant::now() < end {
             let quiet = Instant::now() + COALESCE_DELAY;
             let Ok(next) = timeout_at(quiet.min(end), monitor.next()).await else { break };
             let Ok(next) = next else { return };
-            // From two routes on, all missing ones are restored, so no more are stored.
-            if gone.len() < 2 {
-                gone.insert(network(next));
-            }
-            // Continuous notifications must not prevent the end.
-            if Instant::now() >= end {
-                break;
-            }
+            is_single &= network(next) == first;
         }
-        let is_single = gone.len() == 1;
-        match gone.into_iter().next().flatten().and_then(BanTarget::exactly) {
+        match first.and_then(BanTarget::exactly) {
             Some(target) if is_single => sensor.send(SensorCommand::ObjectRemoved(Backend::Route, target)),
             _ if repair_all(sensor).await.is_none() => return,
             _ => {}
@@ -144,6 +135,7 @@ async fn follow(sensor: &SensorHandle, monitor: &mut RouteMonitor) {
     }
 }
 
+/// The network of the route; `None` if the kernel does not tell.
 fn network(gone: RouteDeletion) -> Option<IpNet> {
     match gone {
         RouteDeletion::Route(network) => Some(network),
