@@ -64,7 +64,7 @@ pub(super) struct OpenBackends {
     pub(super) trap_banned: Vec<BanTarget>,
     /// Targets that an earlier run has left in an inline backend whose objects do not expire by themselves.
     pub(super) leftovers: Vec<(Backend, BanTarget)>,
-    /// See [`BanBackend::route_port_id`](crate::enforce::BanBackend::route_port_id).
+    /// See [`InlineBackend::route_port_id`](crate::enforce::InlineBackend::route_port_id).
     pub(super) route_port_id: Option<u32>,
     pub(super) messages: Vec<EventKind>,
 }
@@ -318,4 +318,27 @@ pub(super) fn have_leftovers(config: &Config, state_dir: &Path) -> bool {
     };
     let mut others = Backend::ALL.into_iter().filter(|backend| *backend != Backend::Command);
     others.any(|backend| implementation(backend).has_leftovers(config)) || has_records()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn unused_backend_ends_earlier_bans() {
+        let config = |text: &str| Config::parse("test", text).unwrap();
+        let used = |config: &Config, earlier_bans| UsedBackends::new(config, earlier_bans, slow_leftovers(config));
+        let run = "[block.run]\ncommand = [\"/bin/true\"]\n";
+        let undoes = format!("{run}expire_command = [\"/bin/true\"]\n[block.hosts_deny]\nfile = \"/proc/none\"\n");
+        let is_ending = |text: &str| used(&config(text), false).ending.contains(Backend::Command);
+        assert!(is_ending(&undoes), "the commands of earlier bans are undone");
+        assert!(!is_ending(run), "there is no command for the end of a ban");
+        assert!(!is_ending(&format!("[block]\nmethod = [\"run\"]\n{undoes}")), "it is a backend");
+        let scans_run = format!("[tcp]\nblock = \"run\"\n[udp]\nblock = true\n{undoes}");
+        assert!(is_ending(&scans_run), "also if scans of a protocol only run the command");
+        let only_logs = config(&format!("[tcp]\nblock = false\n[udp]\nblock = false\n{undoes}"));
+        assert!(used(&only_logs, false).open.is_empty());
+        let used = used(&only_logs, true);
+        assert_eq!((used.backends, used.open.contains(Backend::Command)), (vec![Backend::Nft], true));
+    }
 }

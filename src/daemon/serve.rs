@@ -42,7 +42,7 @@ use crate::control::server::{BoundSocket, ControlError, Server};
 use crate::enforce::file_helper::FileHelper;
 use crate::enforce::nft::{DecoyRules, FleetSets, RulesetSpec, Table};
 use crate::enforce::slow_backends::SlowBackends;
-use crate::enforce::{ExemptPrefixes, Helpers};
+use crate::enforce::{ExemptPrefixes, Helpers, implementation};
 use crate::engine::{Engine, HashKey, Settings};
 use crate::events::channel::{self, Sender};
 use crate::events::event::EventKind;
@@ -53,7 +53,7 @@ use crate::netlink::routes::monitor::RouteMonitor;
 use crate::netlink::socket::{Socket, SocketError};
 use crate::sandbox::{InstanceLock, Sandbox};
 use crate::sensor::{Blocker, KernelPorts, Sensor, SensorMessage};
-use crate::types::{Backend, LossReport, Span, Timestamp};
+use crate::types::{LossReport, Span, Timestamp};
 
 /// Maximum number of events that wait for the log.
 const MAX_EVENTS: usize = 8192;
@@ -291,11 +291,14 @@ impl Start {
         if has_allowances {
             backends::protect(blocker, &self.host_state.host()).map_err(DaemonError::Protect)?;
         }
-        if self.used.ending.contains(Backend::HostsDeny) {
-            self.log.emit(EventKind::Note(format!(
-                "lines of earlier bans are removed from {}, because \"hosts-deny\" is not in block.method",
-                self.config.block.hosts_deny.file.display()
-            )));
+        for backend in self.used.ending.iter() {
+            if let Some(file) = implementation(backend).file(&self.config) {
+                self.log.emit(EventKind::Note(format!(
+                    "lines of earlier bans are removed from {}, because \"{}\" is not in block.method",
+                    file.display(),
+                    backend.name()
+                )));
+            }
         }
         Ok(())
     }

@@ -9,13 +9,13 @@ use crate::types::{Backend, Backends, BanTarget, Expiry, Timestamp};
 /// A ban that must be undone when it ends.
 #[derive(Debug)]
 pub struct QueuedBan {
-    pub(super) context: BanContext,
+    pub context: BanContext,
     /// Identifier of this ban: results for an earlier ban of the same target are stale.
-    pub(super) id: u64,
+    pub id: u64,
     /// Backends that have not been processed yet.
     pub(super) steps: VecDeque<Backend>,
     /// The backends that have done something for it, or should have, which its end undoes.
-    pub(super) done: Backends,
+    pub done: Backends,
     until: Option<Timestamp>,
 }
 
@@ -56,16 +56,16 @@ impl BanQueue {
         Some(ban)
     }
 
-    pub(super) fn get(&self, target: BanTarget) -> Option<&QueuedBan> {
+    pub fn get(&self, target: BanTarget) -> Option<&QueuedBan> {
         self.bans.get(&target)
     }
 
-    pub(super) fn get_mut(&mut self, target: BanTarget) -> Option<&mut QueuedBan> {
+    pub fn get_mut(&mut self, target: BanTarget) -> Option<&mut QueuedBan> {
         self.bans.get_mut(&target)
     }
 
     /// True if this is the current ban of its target.
-    pub(super) fn is_current(&self, target: BanTarget, id: u64) -> bool {
+    pub fn is_current(&self, target: BanTarget, id: u64) -> bool {
         self.get(target).is_some_and(|ban| ban.id == id)
     }
 
@@ -82,7 +82,7 @@ impl BanQueue {
     }
 
     /// Targets for which `backend` has done something, or should have.
-    pub(super) fn done_by(&self, backend: Backend) -> impl Iterator<Item = BanTarget> + '_ {
+    pub fn done_by(&self, backend: Backend) -> impl Iterator<Item = BanTarget> + '_ {
         self.bans.iter().filter(move |(_, ban)| ban.done.contains(backend)).map(|(target, _)| *target)
     }
 
