@@ -13,7 +13,7 @@ use crate::types::Backend;
 #[derive(Serialize)]
 pub(super) struct BackendCheck {
     #[serde(rename = "method")]
-    pub(super) backend: &'static str,
+    pub(super) backend: Backend,
     /// Whether it would work; `None` if that could not be determined.
     pub(super) works: Option<bool>,
     /// Description of the backend.
@@ -66,7 +66,7 @@ pub(super) fn inspect(config: &Config, findings: &mut Findings) -> Vec<BackendCh
             }
             None => None,
         };
-        BackendCheck { backend: backend.name(), works, does }
+        BackendCheck { backend: *backend, works, does }
     };
     backends.iter().map(&mut inspect_one).collect()
 }

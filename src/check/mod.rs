@@ -16,7 +16,6 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 use rustix::thread::CapabilitySet;
-use serde_json::json;
 
 use crate::capture::decoy::{DecoyError, DecoyPorts, make_room};
 use crate::capture::filter::Wanted;
@@ -25,6 +24,7 @@ use crate::config::{Config, ConfigErrors, DEFAULT_CONFIG, Mode, ProtocolConfig, 
 use crate::control::client::Client;
 use crate::control::status::{MonitoredPorts, Status};
 use crate::control::{DEFAULT_SOCKET, print};
+use crate::enforce::command::quoted;
 use crate::engine::{Host, Listeners, Protection, Settings};
 use crate::fleet::{self, FleetError, MIN_PROVEN_PORTS, SetupError};
 use crate::host::listers::Listing;
@@ -37,8 +37,10 @@ use crate::netlink::nft::Firewall;
 use crate::netlink::sock_diag::{Listener, SockDiagError};
 use crate::netlink::socket::Socket;
 use crate::sandbox;
-use crate::types::{PortSet, Protocol};
-use render::{BoundPort, CheckReport, CheckedPorts, InterfaceSummary};
+use crate::types::{PortSet, Protocol, to_line};
+use render::{
+    AllowedName, BoundPort, CheckReport, CheckedPorts, ExemptNetwork, InterfaceSummary, InvalidConfig, NotifySummary,
+};
 use unit::Unit;
 use warnings::Findings;
 
@@ -82,14 +84,13 @@ pub fn run(options: &CheckOptions, out: &mut impl Write) -> Result<Vec<String>, 
     let report = match read(options) {
         Err(CheckError::Config(errors)) => {
             if options.json {
-                let refused = json!({"ok": false, "errors": errors});
-                print(out, &format!("{refused}\n")).map_err(unwritten)?;
+                print(out, &to_line(&InvalidConfig { ok: false, errors: &errors })).map_err(unwritten)?;
             }
             return Err(errors.into());
         }
         other => other?,
     };
-    let text = if options.json { format!("{}\n", render::json(&report)) } else { report.to_string() };
+    let text = if options.json { to_line(&report) } else { report.to_string() };
     print(out, &text).map_err(unwritten)?;
     let Findings { wrong, notes, .. } = report.findings;
     Ok(ConfigErrors::unless_empty(wrong, notes)?)
@@ -105,12 +106,12 @@ fn read(options: &CheckOptions) -> Result<CheckReport, CheckError> {
     let Listing { listeners, late: late_sockets } = Listing::read()?;
     let names = look_up(&config.allow.names)?;
 
-    let named = names.values().flatten().flatten().map(|address| (IpNet::from(*address), Protection::Named));
+    let named = names.iter().flat_map(|name| &name.addresses).map(|address| (IpNet::from(*address), Protection::Named));
     let allowed: Vec<_> = ignored.into_iter().map(|network| (network, Protection::Listed)).chain(named).collect();
     let host = snapshot(&config.interfaces, &allowed, &facts, &listeners);
-    let mut protected: Vec<_> =
-        host.allow.networks().filter_map(|prefix| Some((prefix, host.allow.covers(prefix)?))).collect();
-    protected.sort_by_key(|(prefix, why)| (*why, *prefix));
+    let exempt = |network| Some(ExemptNetwork { network, reason: host.allow.covers(network)? });
+    let mut exempt: Vec<_> = host.allow.networks().filter_map(exempt).collect();
+    exempt.sort_by_key(|one| (one.reason, one.network));
 
     let origin = file.clone().unwrap_or_else(|| "built-in values".to_owned());
     let mut findings = Findings { origin, warnings: warnings::from_config(&config), ..Findings::default() };
@@ -146,11 +147,11 @@ fn read(options: &CheckOptions) -> Result<CheckReport, CheckError> {
     systemd_unit::inspect(&config, Path::new(file.as_deref().unwrap_or(DEFAULT_CONFIG)), &mut findings);
     let (tcp, udp) = (host.tcp.everywhere(), host.udp.everywhere());
     findings.warnings.extend(pitfalls(&config, &tcp, &udp, &host.ephemeral));
-    for (name, found) in &names {
-        let why = match found {
-            Ok(found) if !found.is_empty() => continue,
-            Ok(_) => "it has no usable address",
-            Err(why) => why.as_str(),
+    for AllowedName { name, addresses, error } in &names {
+        let why = match error {
+            None if !addresses.is_empty() => continue,
+            None => "it has no usable address",
+            Some(why) => why,
         };
         findings.warn("allow.names", format!("{name} cannot be resolved: {why}; until then it exempts no address"));
     }
@@ -161,15 +162,25 @@ fn read(options: &CheckOptions) -> Result<CheckReport, CheckError> {
         findings.add_note("if portsentry now runs in connect mode, its own decoys are listed as ports in use");
     }
     Ok(CheckReport {
+        ok: findings.wrong.is_empty(),
         tcp: checked_ports(&config.tcp, &host.tcp, &listeners, Protocol::Tcp),
         udp: checked_ports(&config.udp, &host.udp, &listeners, Protocol::Udp),
-        interfaces: interfaces(&config, &facts),
+        scan_trigger: config.detect.scan_trigger,
+        window_s: config.detect.window.as_secs(),
+        expire_s: config.expire.seconds(),
+        methods: config.block.method.clone(),
+        notify: NotifySummary {
+            command: config.notifies().then(|| quoted(&config.notify.command)),
+            interval_s: config.notify.interval.as_secs(),
+        },
+        interfaces: config.interfaces.clone(),
+        host_interfaces: host_interfaces(&config, &facts),
         file,
-        config,
-        protected,
-        names,
-        backends,
         findings,
+        backends,
+        exempt,
+        names,
+        config,
     })
 }
 
@@ -187,7 +198,7 @@ fn checked_ports(protocol: &ProtocolConfig, open: &Listeners, listeners: &[Liste
     CheckedPorts { monitored: MonitoredPorts::new(protocol, &in_use, protocol.block), partly_in_use }
 }
 
-fn interfaces(config: &Config, facts: &HostFacts) -> Vec<InterfaceSummary> {
+fn host_interfaces(config: &Config, facts: &HostFacts) -> Vec<InterfaceSummary> {
     let of = |one: &network::Interface| {
         let addresses: Vec<IpNet> =
             facts.addresses.iter().filter(|(index, _)| *index == one.index).map(|(_, address)| *address).collect();
@@ -270,7 +281,7 @@ fn decoy_error(protocol: Protocol, ports: PortSet, open: &Listeners) -> Option<D
 }
 
 /// Looks up all names at once. A name whose answer is late has no address.
-fn look_up(names: &[String]) -> Result<BTreeMap<String, Result<Vec<IpAddr>, String>>, CheckError> {
+fn look_up(names: &[String]) -> Result<Vec<AllowedName>, CheckError> {
     let late = || Err(format!("no answer within {} s", LOOKUP_TIMEOUT.as_secs()));
     let mut found: BTreeMap<String, _> = names.iter().map(|name| (name.clone(), late())).collect();
     let answers = lookup::look_up_all(names.to_vec(), (names.len(), LOOKUP_TIMEOUT), |name| lookup::resolve(name));
@@ -278,7 +289,11 @@ fn look_up(names: &[String]) -> Result<BTreeMap<String, Result<Vec<IpAddr>, Stri
         let usable = answer.map(|answer| lookup::usable_addresses(&answer).0);
         found.insert(name, usable.map_err(|error| error.to_string()));
     }
-    Ok(found)
+    let allowed = found.into_iter().map(|(name, found)| {
+        let (addresses, error) = found.map_or_else(|why| (Vec::new(), Some(why)), |addresses| (addresses, None));
+        AllowedName { name, addresses, error }
+    });
+    Ok(allowed.collect())
 }
 
 /// Warns about filters of other programs that prevent decoys from answering, if the filters can be read.

@@ -1,36 +1,76 @@
-//! Renders the [`CheckReport`] as text, and as one JSON object with the same content.
+//! Defines the [`CheckReport`], which is the JSON object of `check --json`, and renders it as text.
 
-use std::collections::BTreeMap;
 use std::fmt;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
-use serde::Serialize;
-use serde_json::{Value, json};
+use serde::{Serialize, Serializer};
+use serde_with::{As, DisplayFromStr};
 
 use super::backends::BackendCheck;
-use super::warnings::Findings;
-use crate::config::{Config, DEFAULT_CONFIG, Mode, Warning};
+use super::warnings::{Findings, as_texts};
+use crate::config::{Config, ConfigErrors, DEFAULT_CONFIG, Mode};
 use crate::control::line;
 use crate::control::status::MonitoredPorts;
 use crate::enforce::command::quoted;
 use crate::engine::Protection;
-use crate::types::{Expiry, Span, plain};
+use crate::types::{Backend, Expiry, Span, plain};
 
 /// Maximum number of protected prefixes in the text.
 const MAX_LISTED_PREFIXES: usize = 30;
 
+#[derive(Serialize)]
 pub(super) struct CheckReport {
+    pub(super) ok: bool,
     /// The file; `None` for the built-in configuration.
+    #[serde(rename = "settings")]
     pub(super) file: Option<String>,
-    pub(super) config: Config,
+    #[serde(flatten)]
+    pub(super) findings: Findings,
     pub(super) tcp: CheckedPorts,
     pub(super) udp: CheckedPorts,
-    pub(super) interfaces: Vec<InterfaceSummary>,
-    pub(super) protected: Vec<(IpNet, Protection)>,
-    pub(super) names: BTreeMap<String, Result<Vec<IpAddr>, String>>,
+    pub(super) scan_trigger: u8,
+    pub(super) window_s: u64,
+    pub(super) expire_s: Option<u64>,
+    pub(super) methods: Vec<Backend>,
     pub(super) backends: Vec<BackendCheck>,
-    pub(super) findings: Findings,
+    pub(super) notify: NotifySummary,
+    /// As configured.
+    pub(super) interfaces: Vec<String>,
+    pub(super) host_interfaces: Vec<InterfaceSummary>,
+    pub(super) exempt: Vec<ExemptNetwork>,
+    pub(super) names: Vec<AllowedName>,
+    #[serde(skip)]
+    pub(super) config: Config,
+}
+
+/// What `check --json` prints for an invalid configuration.
+#[derive(Serialize)]
+pub(super) struct InvalidConfig<'a> {
+    pub(super) ok: bool,
+    pub(super) errors: &'a ConfigErrors,
+}
+
+#[derive(Serialize)]
+pub(super) struct NotifySummary {
+    pub(super) command: Option<String>,
+    pub(super) interval_s: u64,
+}
+
+#[derive(Serialize)]
+pub(super) struct ExemptNetwork {
+    #[serde(serialize_with = "As::<DisplayFromStr>::serialize")]
+    pub(super) network: IpNet,
+    #[serde(serialize_with = "As::<DisplayFromStr>::serialize")]
+    pub(super) reason: Protection,
+}
+
+/// A name of the allow-list.
+#[derive(Serialize)]
+pub(super) struct AllowedName {
+    pub(super) name: String,
+    pub(super) addresses: Vec<IpAddr>,
+    pub(super) error: Option<String>,
 }
 
 #[derive(Serialize)]
@@ -48,12 +88,19 @@ pub(super) struct BoundPort {
     pub(super) address: IpAddr,
 }
 
+#[derive(Serialize)]
 pub(super) struct InterfaceSummary {
     pub(super) name: String,
     pub(super) up: bool,
     /// Why it is not monitored; `None` if it is.
+    #[serde(rename = "watched", serialize_with = "is_none")]
     pub(super) unwatched: Option<&'static str>,
+    #[serde(serialize_with = "as_texts")]
     pub(super) addresses: Vec<IpNet>,
+}
+
+fn is_none<T, S: Serializer>(field: &Option<T>, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_bool(field.is_none())
 }
 
 impl fmt::Display for CheckReport {
@@ -88,7 +135,7 @@ impl fmt::Display for CheckReport {
                 Some(false) => "; does not work, see the errors",
                 None => "; not checked",
             };
-            line!(f, "backend", "{backend}: {does}{state}")?;
+            line!(f, "backend", "{}: {does}{state}", backend.name())?;
         }
         if let Some(address) = config.metrics.listen {
             line!(f, "metrics", "at {address}")?;
@@ -97,7 +144,7 @@ impl fmt::Display for CheckReport {
             let (interval, command) = (Span(config.notify.interval), quoted(&config.notify.command));
             line!(f, "digests", "at most one every {interval}, sent by the command {command}")?;
         }
-        for InterfaceSummary { name, up, unwatched, addresses } in &self.interfaces {
+        for InterfaceSummary { name, up, unwatched, addresses } in &self.host_interfaces {
             let state = match (unwatched, up) {
                 (Some(why), _) => format!("not monitored: {why}"),
                 (None, true) => "monitored".to_owned(),
@@ -108,26 +155,26 @@ impl fmt::Display for CheckReport {
         }
         // Own addresses are already listed with their interfaces.
         let others =
-            || self.protected.iter().filter(|(_, why)| !matches!(why, Protection::OwnAddress | Protection::Loopback));
-        for (prefix, why) in others().take(MAX_LISTED_PREFIXES) {
-            line!(f, "protected", "{}: {why}", plain(*prefix))?;
+            || self.exempt.iter().filter(|one| !matches!(one.reason, Protection::OwnAddress | Protection::Loopback));
+        for ExemptNetwork { network, reason } in others().take(MAX_LISTED_PREFIXES) {
+            line!(f, "protected", "{}: {reason}", plain(*network))?;
         }
         match others().count().saturating_sub(MAX_LISTED_PREFIXES) {
             0 => {}
             more => line!(f, "protected", "{more} more; --json lists all")?,
         }
-        for (name, found) in &self.names {
-            let found = match found {
-                Ok(found) if found.is_empty() => "no address".to_owned(),
-                Ok(found) => joined(found),
-                Err(why) => why.clone(),
+        for AllowedName { name, addresses, error } in &self.names {
+            let found = match error {
+                None if addresses.is_empty() => "no address".to_owned(),
+                None => joined(addresses),
+                Some(why) => why.clone(),
             };
             line!(f, "name", "{name}: {found}")?;
         }
         for warning in &self.findings.warnings {
             line!(f, "warning", "{warning}")?;
         }
-        if self.findings.wrong.is_empty() && self.findings.warnings.is_empty() {
+        if self.ok && self.findings.warnings.is_empty() {
             line!(f, "result", "no problem found")?;
         }
         Ok(())
@@ -160,45 +207,4 @@ fn ports(
 
 fn joined(items: &[impl ToString]) -> String {
     items.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
-}
-
-pub(super) fn json(report: &CheckReport) -> Value {
-    let config = &report.config;
-    let interfaces = report.interfaces.iter().map(|interface| {
-        json!({
-            "name": interface.name,
-            "up": interface.up,
-            "watched": interface.unwatched.is_none(),
-            "addresses": interface.addresses.iter().map(ToString::to_string).collect::<Vec<_>>(),
-        })
-    });
-    let exempt =
-        report.protected.iter().map(|(prefix, why)| json!({"network": prefix.to_string(), "reason": why.to_string()}));
-    let names = report.names.iter().map(|(name, found)| {
-        let addresses = found.as_ref().map(|found| found.iter().map(IpAddr::to_string).collect::<Vec<_>>());
-        json!({"name": name, "addresses": addresses.clone().unwrap_or_default(), "error": addresses.err()})
-    });
-    let warnings = report.findings.warnings.iter().map(Warning::to_string);
-    json!({
-        "ok": report.findings.wrong.is_empty(),
-        "settings": report.file,
-        "errors": report.findings.wrong,
-        "warnings": warnings.collect::<Vec<_>>(),
-        "notes": report.findings.notes,
-        "tcp": report.tcp,
-        "udp": report.udp,
-        "scan_trigger": config.detect.scan_trigger,
-        "window_s": config.detect.window.as_secs(),
-        "expire_s": config.expire.seconds(),
-        "methods": config.block.method.iter().map(|method| method.name()).collect::<Vec<_>>(),
-        "backends": report.backends,
-        "notify": {
-            "command": config.notifies().then(|| quoted(&config.notify.command)),
-            "interval_s": config.notify.interval.as_secs(),
-        },
-        "interfaces": config.interfaces,
-        "host_interfaces": interfaces.collect::<Vec<_>>(),
-        "exempt": exempt.collect::<Vec<_>>(),
-        "names": names.collect::<Vec<_>>(),
-    })
 }

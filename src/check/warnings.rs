@@ -1,21 +1,30 @@
 //! Warns about settings that are permitted but unwise. Pure: reads only the configuration.
 
 use ipnet::IpNet;
+use serde::{Serialize, Serializer};
 
 use crate::config::{BlockPolicy, Config, Diagnostic, HalfOpenPolicy, Mode, Warning};
 use crate::enforce::implementation;
 use crate::enforce::nft::RulesetSpec;
 use crate::types::{Backend, Expiry};
 
-#[derive(Default)]
+#[derive(Default, Serialize)]
 pub(super) struct Findings {
     /// Name of the configuration file in errors.
+    #[serde(skip)]
     pub(super) origin: String,
-    pub(super) warnings: Vec<Warning>,
     /// Errors that prevent the program from running on this host.
+    #[serde(rename = "errors")]
     pub(super) wrong: Vec<Diagnostic>,
+    #[serde(serialize_with = "as_texts")]
+    pub(super) warnings: Vec<Warning>,
     /// Notes about skipped checks.
     pub(super) notes: Vec<String>,
+}
+
+/// Serialises a list of texts.
+pub(super) fn as_texts<S: Serializer>(items: &[impl ToString], serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_seq(items.iter().map(ToString::to_string))
 }
 
 impl Findings {

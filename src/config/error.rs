@@ -1,7 +1,8 @@
 //! Defines configuration errors for operators: file, line, column, key, and remedy.
 
-use serde::Serialize;
 use std::fmt;
+
+use serde::Serialize;
 
 /// The start offsets of all lines of a text. They are computed once, because a long file may have an error in every
 /// line.
