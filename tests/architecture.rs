@@ -80,7 +80,7 @@ const LAYOUT: [(&str, &[&str]); 29] = [
     ("engine", &["config", "types", "wire"]),
     ("wire", &[]),
     ("config", &["file", "sandbox", "types"]),
-    ("sandbox", &["file"]),
+    ("sandbox", &["file", "types"]),
     ("atomic_file", &["file"]),
     ("worker", &["lazy_queue", "panic_guard"]),
     ("clock", &["types"]),

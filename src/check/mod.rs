@@ -255,7 +255,7 @@ fn inspect_ports(config: &Config, host: &Host, running: Option<&Status>, finding
         }
     }
     let Some(address) = config.metrics.listen else { return };
-    let is_own = running.is_some_and(|running| running.metrics == Some(address.to_string()));
+    let is_own = running.is_some_and(|running| running.metrics == Some(address));
     match TcpListener::bind(address) {
         Err(error) if error.kind() == io::ErrorKind::AddrInUse && runs && is_own => {}
         Err(error) if error.kind() == io::ErrorKind::AddrInUse && runs => {

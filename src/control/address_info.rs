@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::fleet_info::FleetBan;
 use super::format::{compact_ports, format_seconds, line};
+use super::notation::ServicePort;
 use super::scoped_network::ScopedNetwork;
 use crate::clock::{BanEnd, WallTime};
 use crate::enforce::nft::{Hold, MAX_HOLDS};
@@ -36,7 +37,7 @@ pub struct AddressInfo {
     /// Reports of other hosts in the fleet; `None` if there are none.
     pub fleet: Option<FleetBan>,
     /// Closed ports that are not evidence, because they belong to services of this host.
-    pub unserved: Vec<String>,
+    pub unserved: Vec<ServicePort>,
     /// True if it has a connection to a service of this host.
     pub connected: bool,
     /// Number of its bans in the ledger; `None` without a ledger.
@@ -236,7 +237,8 @@ impl fmt::Display for AddressInfo {
             line!(f, "connected", "yes, to a service of this host")?;
         }
         if !self.unserved.is_empty() {
-            line!(f, "no evidence", "{}, ports of services that are stopped now", self.unserved.join(" "))?;
+            let ports = self.unserved.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ");
+            line!(f, "no evidence", "{ports}, ports of services that are stopped now")?;
         }
         line!(f, "strikes", "{}", self.strikes)?;
         match self.bans {

@@ -49,7 +49,8 @@ pub struct Unblocked {
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Allowed {
-    pub allowed: String,
+    #[serde(with = "As::<Notation>")]
+    pub allowed: IpNet,
     /// Null: until it is revoked.
     #[serde(deserialize_with = "nullable")]
     pub until: Option<WallTime>,
@@ -64,7 +65,8 @@ pub const MAX_LISTED: usize = 200;
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Disallowed {
-    pub disallowed: String,
+    #[serde(with = "As::<Notation>")]
+    pub disallowed: IpNet,
     /// The remaining protection, if there is one.
     #[serde(deserialize_with = "nullable")]
     pub still: Option<String>,
@@ -143,6 +145,7 @@ impl fmt::Display for Answer {
             }
             Self::Unblocked(Unblocked { unblocked }) => writeln!(f, "bans lifted: {unblocked}"),
             Self::Allowed(Allowed { allowed, until, lifted, bans }) => {
+                let allowed = plain(*allowed);
                 match until {
                     Some(until) => writeln!(f, "{allowed} is allowed until {}", until.without_fraction())?,
                     None => writeln!(f, "{allowed} is allowed until `portsentry disallow {allowed}`")?,
@@ -156,10 +159,11 @@ impl fmt::Display for Answer {
                 writeln!(f, "bans lifted: {lifted} ({}{more})", bans.join(", "))
             }
             Self::Disallowed(Disallowed { disallowed, still: None }) => {
-                writeln!(f, "the allowance of {disallowed} is revoked")
+                writeln!(f, "the allowance of {} is revoked", plain(*disallowed))
             }
             Self::Disallowed(Disallowed { disallowed, still: Some(why) }) => {
-                writeln!(f, "the allowance of {disallowed} is revoked, but it is still never blocked: it is {why}")
+                let network = plain(*disallowed);
+                writeln!(f, "the allowance of {network} is revoked, but it is still never blocked: it is {why}")
             }
             Self::Allowances(AllowedList { allowed, more }) => {
                 if allowed.is_empty() {

@@ -1,26 +1,25 @@
 //! Defines the messages on the control socket: one JSON object per line, with alternating requests and replies. Both
 //! sides use these types. `docs/control.md` documents them for users.
 
-use std::fmt;
 use std::ops::Not;
-use std::str::FromStr;
 use std::time::Duration;
 
 use clap::Subcommand;
 use ipnet::IpNet;
 use serde::{Deserialize, Deserializer, Serialize};
-use serde_with::{As, DeserializeFromStr, SerializeDisplay};
+use serde_with::As;
 
 pub use super::answer::{
     Allowed, AllowedEntry, AllowedList, Answer, Blocked, Disallowed, MAX_LISTED, Reloaded, ServiceForgotten,
     TrialState, Unblocked,
 };
+pub use super::notation::ServicePort;
 use super::notation::{Notation, read};
 use super::scoped_network::{ScopedNetwork, parse_address, with_number};
 use crate::config::{parse_expiry, parse_network, parse_span};
 use crate::ledger::PageCursor;
 pub use crate::types::LineMessage;
-use crate::types::{BanTarget, Expiry, Protocol, to_line};
+use crate::types::{BanTarget, Expiry, to_line};
 
 /// Maximum length of a line in bytes, for both sides.
 pub const MAX_LINE_LEN: usize = 64 << 10;
@@ -149,40 +148,6 @@ fn typed_allowance(text: &str) -> Result<Expiry, String> {
          portsentry.toml"
             .to_owned()),
         text => parse_span(text).map(Expiry::After),
-    }
-}
-
-/// A service port in operators' notation: 8080, 8080/tcp, 53/udp.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, SerializeDisplay, DeserializeFromStr)]
-pub struct ServicePort {
-    pub port: u16,
-    /// `None`: TCP and UDP.
-    pub protocol: Option<Protocol>,
-}
-
-impl FromStr for ServicePort {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let wrong = || format!("{text:?} is not a port; write for example \"8080\", \"8080/tcp\" or \"53/udp\"");
-        let (port, protocol) = match text.split_once('/') {
-            None => (text, None),
-            Some((port, "tcp")) => (port, Some(Protocol::Tcp)),
-            Some((port, "udp")) => (port, Some(Protocol::Udp)),
-            Some(_) => return Err(wrong()),
-        };
-        let digits = port.bytes().all(|byte| byte.is_ascii_digit());
-        let port = port.parse().ok().filter(|port| *port > 0 && digits).ok_or_else(wrong)?;
-        Ok(Self { port, protocol })
-    }
-}
-
-impl fmt::Display for ServicePort {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.protocol {
-            Some(protocol) => write!(f, "{}/{}", self.port, protocol.key()),
-            None => write!(f, "{}", self.port),
-        }
     }
 }
 
@@ -337,17 +302,6 @@ mod tests {
             [("confirm", Request::Confirm), ("reload", Request::Reload), ("watch", Request::Subscribe)]
         {
             reads(&format!("{{\"command\":\"{word}\"}}"), &request);
-        }
-    }
-
-    #[test]
-    fn service_port_reads_back_as_written() {
-        for text in ["1", "65535", "8080/tcp", "53/udp"] {
-            assert_eq!(text.parse::<ServicePort>().unwrap().to_string(), text);
-        }
-        for text in ["", "0", "+80", "65536", "80/sctp", "80/", "/tcp", "80/tcp/udp", "http"] {
-            let error = text.parse::<ServicePort>().unwrap_err();
-            assert!(error.ends_with("write for example \"8080\", \"8080/tcp\" or \"53/udp\""), "{error}");
         }
     }
 

@@ -1,7 +1,7 @@
 //! Formats the answer to `status`, the state and counters of the daemon, as JSON and as text.
 
 use std::fmt;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use serde::{Deserialize, Serialize};
 
@@ -10,7 +10,7 @@ use super::format::{format_seconds, line};
 use crate::clock::WallTime;
 use crate::config::{BlockPolicy, Mode, ProtocolConfig};
 use crate::events::json::EventRecord;
-use crate::sandbox::Sandbox;
+use crate::sandbox::SandboxState;
 use crate::types::{Backend, PortSet, Protocol, counted, nullable};
 
 #[serde_with::apply(Option => #[serde(deserialize_with = "nullable")])]
@@ -40,14 +40,14 @@ pub struct Status {
     pub protected_networks: usize,
     /// Services whose ports are not evidence, running or not.
     pub services: Vec<RememberedService>,
-    /// Families of which every address is allowed, so that nothing is blocked: "IPv4", "IPv6".
-    pub allows_all: Vec<String>,
+    /// Families of which every address is allowed, so that nothing is blocked.
+    pub allows_all: Vec<AddressFamily>,
     /// Settings of the configuration that have no effect on this host: `key: sentence`.
     pub warnings: Vec<String>,
     /// Directory of the ledger.
     pub ledger: String,
     /// Address of the metrics; `None` if they are not served.
-    pub metrics: Option<String>,
+    pub metrics: Option<SocketAddr>,
     pub sandbox: SandboxState,
     pub commands: Option<CommandHelperStatus>,
     /// `None` if this host is not in a fleet.
@@ -64,6 +64,12 @@ pub enum DaemonState {
     OnlyLogging,
     #[serde(rename = "on trial")]
     OnTrial,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, strum::Display)]
+pub enum AddressFamily {
+    IPv4,
+    IPv6,
 }
 
 impl fmt::Display for DaemonState {
@@ -139,33 +145,6 @@ pub struct CommandHelperStatus {
     pub sandbox: SandboxState,
 }
 
-#[serde_with::apply(Option => #[serde(deserialize_with = "nullable")])]
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct SandboxState {
-    pub user: Option<String>,
-    pub uid: u32,
-    /// `None` if the process has all of root's capabilities.
-    pub capabilities: Option<Vec<String>>,
-    pub no_new_privs: bool,
-    pub landlock_abi: Option<i32>,
-    pub seccomp: String,
-    pub core_dumps: bool,
-}
-
-impl From<&Sandbox> for SandboxState {
-    fn from(sandbox: &Sandbox) -> Self {
-        Self {
-            user: sandbox.user.clone(),
-            uid: sandbox.uid,
-            capabilities: sandbox.capabilities.names(),
-            no_new_privs: sandbox.no_new_privs,
-            landlock_abi: sandbox.landlock,
-            seccomp: sandbox.seccomp.name().to_owned(),
-            core_dumps: sandbox.core_dumps,
-        }
-    }
-}
-
 impl fmt::Display for Status {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let state = match (self.trial_left_s, self.state) {
@@ -219,7 +198,7 @@ impl fmt::Display for Status {
         match self.allows_all.as_slice() {
             [] => line!(f, "allow-list", "{}", counted(self.allowed, "entry"))?,
             all => {
-                let all = all.join(" and ");
+                let all = all.iter().map(ToString::to_string).collect::<Vec<_>>().join(" and ");
                 line!(f, "allow-list", "all of {all} is allowed and never blocked; `portsentry allowed` shows why")?;
             }
         }
@@ -343,24 +322,5 @@ impl fmt::Display for TrapCounts {
                 write!(f, "; ALARM: ports that now count as in use and are not monitored: {lost}; check `ss -lntu`")
             }
         }
-    }
-}
-
-impl fmt::Display for SandboxState {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let user = self.user.clone().unwrap_or_else(|| self.uid.to_string());
-        let capabilities = match self.capabilities.as_deref() {
-            None => "all capabilities".to_owned(),
-            Some([]) => "no capabilities".to_owned(),
-            Some(kept) => kept.join(", "),
-        };
-        let no_new_privs = if self.no_new_privs { "on" } else { "off" };
-        let landlock = self.landlock_abi.map_or("off".to_owned(), |abi| format!("version {abi}"));
-        let core_dumps = if self.core_dumps { "possible" } else { "off" };
-        write!(
-            f,
-            "user {user}, {capabilities}; no_new_privs {no_new_privs}, Landlock {landlock}, seccomp {}, core dumps {core_dumps}",
-            self.seccomp
-        )
     }
 }

@@ -17,12 +17,12 @@ use super::error::DaemonError;
 use super::helper::{self, Helper, HelperKind};
 use super::sandbox_policy;
 use crate::config::{Config, Run};
-use crate::control::status::{self, SandboxState};
+use crate::control::status;
 use crate::enforce::command::{
     CommandHelperClient, Notifications, TIME_LIMIT, check_program, serve, serve_notifications,
 };
 use crate::enforce::helper_socket::pair;
-use crate::sandbox::Sandbox;
+use crate::sandbox::{Sandbox, SandboxState};
 
 pub(super) struct CommandHelper {
     pub(super) helper_client: CommandHelperClient,

@@ -22,8 +22,8 @@ use rustix::net::{RecvFlags, recv};
 
 use super::error::DaemonError;
 use crate::config::Config;
-use crate::control::status::SandboxState;
 use crate::enforce::helper_socket::{await_message, pair};
+use crate::sandbox::SandboxState;
 
 /// Argument after the configuration file that disables the sandbox of the helper.
 const NO_SANDBOX: &str = "--no-sandbox";

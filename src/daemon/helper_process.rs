@@ -57,7 +57,7 @@ fn inherited_socket(stream: BorrowedFd<'_>, otherwise: String) -> Result<OwnedFd
 /// Reports whether the helper is ready; returns `None` if it is not, which the daemon reports.
 fn greet<T>(socket: &OwnedFd, ready: Result<(T, Sandbox), String>) -> Result<Option<T>, String> {
     let greeting: Greeting = match &ready {
-        Ok((_, sandbox)) => Ok((sandbox.into(), sandbox.warnings.clone())),
+        Ok((_, sandbox)) => Ok((sandbox.state.clone(), sandbox.warnings.clone())),
         Err(error) => Err(error.clone()),
     };
     let greeting = serde_json::to_vec(&greeting).map_err(|error| error.to_string())?;

@@ -112,7 +112,7 @@ fn why_ours(program: &Path, sandbox: &Sandbox) -> Option<&'static str> {
              command elsewhere",
         ),
         () if !sandbox.owns(program) => None,
-        () if sandbox.uid == 0 => Some(
+        () if sandbox.state.uid == 0 => Some(
             "belongs to root, and portsentry runs as root here, so a compromised daemon could change it: on a kernel without Landlock, \
              only a separate user for portsentry prevents that",
         ),
@@ -125,6 +125,7 @@ fn why_ours(program: &Path, sandbox: &Sandbox) -> Option<&'static str> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::sandbox::SandboxState;
     use crate::types::{Backend, Backends};
 
     fn needs(text: &str) -> Policy {
@@ -183,7 +184,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let hook = directory.path().join("hook");
         fs::write(&hook, "").unwrap();
-        let sandbox = |uid| Sandbox { uid, ..Sandbox::now() };
+        let sandbox = |uid| Sandbox { state: SandboxState { uid, ..SandboxState::default() }, ..Sandbox::now() };
         let owner = fs::metadata(&hook).unwrap().uid();
         assert_eq!(why_ours(&hook, &sandbox(owner + 1)), None);
         let why = why_ours(&hook, &sandbox(owner)).unwrap();

@@ -311,7 +311,7 @@ impl Start {
         blocker: &mut Blocker,
         trial: &Trial,
     ) -> Result<Option<Fleet>, DaemonError> {
-        let users: Vec<u32> = [0, self.sandbox.uid].into_iter().chain(user).collect();
+        let users: Vec<u32> = [0, self.sandbox.state.uid].into_iter().chain(user).collect();
         match bound.and_then(|bound| FleetServer::serve(bound, &users)) {
             Ok(server) => {
                 // Without a backend, scans are only logged and the sets do not exist.

@@ -111,12 +111,18 @@ async fn follow(path: &Path, updates: &mpsc::Sender<OwnBanUpdate>) -> io::Result
     }
     let send = async |one| updates.send(one).await.map_err(|_| io::Error::from(io::ErrorKind::BrokenPipe));
     send(OwnBanUpdate::Connected).await?;
+    let mut is_reported = false;
     loop {
         read_line(&mut stream, &mut line).await?;
-        match OwnBanEvent::parse(&line).map_err(io::Error::other)? {
+        match OwnBanEvent::parse(&line) {
             // The daemon reports the bans in force again on the next connection.
-            OwnBanEvent::Lost { .. } => return Ok(()),
-            event => send(OwnBanUpdate::Changed(event)).await?,
+            Ok(OwnBanEvent::Lost { .. }) => return Ok(()),
+            Ok(event) => send(OwnBanUpdate::Changed(event)).await?,
+            Err(error) if !is_reported => {
+                tracing::error!("adminalert: fleet: {error}");
+                is_reported = true;
+            }
+            Err(_) => {}
         }
     }
 }
@@ -126,4 +132,27 @@ async fn read_line(stream: &mut BufReader<UnixStream>, line: &mut Vec<u8>) -> io
     line.clear();
     stream.take(MAX_FLEET_LINE_LEN as u64).read_until(b'\n', line).await?;
     if line.ends_with(b"\n") { Ok(()) } else { Err(io::ErrorKind::UnexpectedEof.into()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::types::BanTarget;
+
+    #[tokio::test]
+    async fn unreadable_event_hides_no_other() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("fleet.sock");
+        let listener = tokio::net::UnixListener::bind(&path).unwrap();
+        let mut updates = watch(&path);
+        let (mut daemon, _) = listener.accept().await.unwrap();
+        let target: BanTarget = "192.0.2.7".parse().unwrap();
+        let ban =
+            r#"{"event":"ban","target":"192.0.2.8","remaining_s":9,"grade":"proven","distinct_ports":5,"class":"new"}"#;
+        let lift = OwnBanEvent::Lift { target };
+        let lines = format!("{}{ban}\n{}", FleetReply::Watching.to_line(), lift.to_line());
+        daemon.write_all(lines.as_bytes()).await.unwrap();
+        assert!(matches!(updates.recv().await, Some(OwnBanUpdate::Connected)));
+        assert!(matches!(updates.recv().await, Some(OwnBanUpdate::Changed(event)) if event == lift));
+    }
 }

@@ -73,9 +73,8 @@ impl OwnReports {
     pub(super) fn apply(&mut self, event: &OwnBanEvent, now: Timestamp) {
         match event {
             OwnBanEvent::Ban { target, remaining_s, grade, distinct_ports, class } => {
-                let Ok(class) = class.parse() else { return };
                 let left = remaining_s.map_or(Duration::MAX, Duration::from_secs);
-                self.ban(*target, (*grade, *distinct_ports, class), left, now);
+                self.ban(*target, (*grade, *distinct_ports, *class), left, now);
             }
             OwnBanEvent::Lift { target } => self.remove(*target),
             OwnBanEvent::Lost { .. } => {}
@@ -224,7 +223,7 @@ mod tests {
     use crate::types::at;
 
     fn ban(target: &str, grade: Grade, remaining_s: Option<u64>) -> OwnBanEvent {
-        let class = if grade == Grade::Proven { "connect" } else { "syn" }.to_owned();
+        let class = if grade == Grade::Proven { Class::Connect } else { Class::Syn };
         OwnBanEvent::Ban { target: target.parse().unwrap(), remaining_s, grade, distinct_ports: 5, class }
     }
 

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::engine::Grade;
+use crate::engine::{Class, Grade};
 pub use crate::types::LineMessage;
 use crate::types::{BanTarget, nullable};
 
@@ -132,7 +132,7 @@ pub enum OwnBanEvent {
         grade: Grade,
         /// Distinct ports of the evidence; for proven evidence those with a completed handshake.
         distinct_ports: u32,
-        class: String,
+        class: Class,
     },
     /// An operator of this host has lifted it, or the target has become protected or allowed.
     Lift { target: BanTarget },
@@ -243,7 +243,7 @@ mod tests {
             remaining_s,
             grade: Grade::Forgeable,
             distinct_ports: 3,
-            class: "syn".to_owned(),
+            class: Class::Syn,
         };
         for event in [
             ban(None),

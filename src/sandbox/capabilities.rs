@@ -12,21 +12,15 @@ use super::policy::{Policy, Process};
 /// The numbers of all capabilities that a kernel can have (capability.h).
 const NUMBERS: std::ops::Range<u32> = 0..64;
 
-/// The capabilities of a thread.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Capabilities(CapabilitySet);
+/// The names of the permitted capabilities of the calling thread, for example `CAP_NET_ADMIN`; `None` if they are too many
+/// to list, as for root.
+pub(super) fn names() -> Option<Vec<String>> {
+    names_of(capabilities(None).map_or(CapabilitySet::empty(), |sets| sets.permitted))
+}
 
-impl Capabilities {
-    /// The permitted capabilities of the calling thread.
-    pub fn now() -> Self {
-        Self(capabilities(None).map_or(CapabilitySet::empty(), |sets| sets.permitted))
-    }
-
-    /// Their names, for example `CAP_NET_ADMIN`; `None` if they are too many to list, as for root.
-    pub fn names(&self) -> Option<Vec<String>> {
-        let few = self.0.bits().count_ones() <= 8;
-        few.then(|| self.0.iter_names().map(|(name, _)| format!("CAP_{name}")).collect())
-    }
+fn names_of(set: CapabilitySet) -> Option<Vec<String>> {
+    let few = set.bits().count_ones() <= 8;
+    few.then(|| set.iter_names().map(|(name, _)| format!("CAP_{name}")).collect())
 }
 
 /// The capabilities that are kept.
@@ -120,8 +114,8 @@ mod tests {
 
     #[test]
     fn complete_capability_set_is_not_listed() {
-        let few = Capabilities(needed(&Policy::default(), false));
-        assert_eq!(few.names().unwrap(), ["CAP_NET_ADMIN", "CAP_NET_RAW"]);
-        assert_eq!(Capabilities(CapabilitySet::all()).names(), None);
+        let few = names_of(needed(&Policy::default(), false));
+        assert_eq!(few.unwrap(), ["CAP_NET_ADMIN", "CAP_NET_RAW"]);
+        assert_eq!(names_of(CapabilitySet::all()), None);
     }
 }

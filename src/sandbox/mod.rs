@@ -12,40 +12,29 @@ mod landlock;
 mod ownership;
 mod policy;
 mod seccomp;
+mod state;
 mod user;
 
 use std::path::{Path, PathBuf};
 
-use rustix::process::{
-    DumpableBehavior, Resource, Rlimit, dumpable_behavior, getrlimit, set_dumpable_behavior, setrlimit,
-};
-use rustix::thread::{no_new_privs, set_no_new_privs};
+use rustix::process::{DumpableBehavior, Resource, Rlimit, getrlimit, set_dumpable_behavior, setrlimit};
+use rustix::thread::set_no_new_privs;
 
-pub use capabilities::{Capabilities, forget_priority};
+pub use capabilities::forget_priority;
 pub use handover::HandoverError;
 pub use instance_lock::{InstanceLock, InstanceLockError};
 pub use landlock::Reach;
 pub use ownership::{Untrusted, only_ours};
 pub use policy::{Policy, Process};
 pub use seccomp::Calls;
+pub use state::SandboxState;
 use user::Account;
 pub use user::{obstacle_for, user_id};
 
-/// The permanent state of the sandbox.
+/// The sandbox of this process.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Sandbox {
-    /// Name of the user, if it has one.
-    pub user: Option<String>,
-    pub uid: u32,
-    pub capabilities: Capabilities,
-    /// True if executed programs cannot gain privileges.
-    pub no_new_privs: bool,
-    /// True if a crash writes a core dump, and other processes of the same user can read the memory.
-    pub core_dumps: bool,
-    /// The Landlock version in force; `None` if Landlock is not used.
-    pub landlock: Option<i32>,
-    /// The permitted system calls.
-    pub seccomp: Calls,
+    pub state: SandboxState,
     /// The accessible files; `None`: all that its user can access.
     pub reach: Option<Reach>,
     pub warnings: Vec<String>,
@@ -128,13 +117,13 @@ impl Sandbox {
             warnings.push(format!("the file access of portsentry is not restricted: {error}"));
             None
         });
-        let (landlock, reach) = fenced.unzip();
-        let now = Self { landlock, reach, ..Self::now() };
+        let (landlock_abi, reach) = fenced.unzip();
+        let now = SandboxState::now();
         let seccomp = seccomp::filter(policy).unwrap_or_else(|error| {
             warnings.push(format!("the system calls of portsentry are not restricted: {error}"));
             Calls::All
         });
-        Self { seccomp, warnings, ..now }
+        Self { state: SandboxState { landlock_abi, seccomp, ..now }, reach, warnings }
     }
 
     /// Drops nothing, and takes back directories that an earlier run in a sandbox has given away.
@@ -147,23 +136,12 @@ impl Sandbox {
     /// ([`forget_priority`]).
     pub fn drop_privileges(&mut self) {
         forget_priority();
-        self.capabilities = Capabilities::now();
+        self.state.capabilities = capabilities::names();
     }
 
     /// The current state, if nothing was dropped.
     pub fn now() -> Self {
-        let uid = rustix::process::geteuid().as_raw();
-        Self {
-            user: user::name(uid),
-            uid,
-            capabilities: Capabilities::now(),
-            no_new_privs: no_new_privs().unwrap_or(false),
-            core_dumps: !matches!(dumpable_behavior(), Ok(DumpableBehavior::NotDumpable)),
-            landlock: None,
-            seccomp: Calls::All,
-            reach: None,
-            warnings: Vec::new(),
-        }
+        Self { state: SandboxState::now(), reach: None, warnings: Vec::new() }
     }
 
     /// True if `path` can certainly be read, or with `write`, written.
@@ -173,7 +151,7 @@ impl Sandbox {
 
     /// True if file access is not restricted, and `path` or a component of its path belongs to the process's user.
     pub fn owns(&self, path: &Path) -> bool {
-        self.reach.is_none() && ownership::belongs_to(self.uid, path)
+        self.reach.is_none() && ownership::belongs_to(self.state.uid, path)
     }
 
     /// Returns an error text if `path` cannot be read or written, because the sandbox was created for other settings.

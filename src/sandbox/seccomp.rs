@@ -10,33 +10,34 @@
 //! References: seccomp(2), and syscalls(2) for the calls of each architecture.
 
 use std::collections::BTreeMap;
+use std::fmt;
 
 use nix::libc;
 use seccompiler::{
     BackendError, BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter,
     SeccompRule, TargetArch, apply_filter,
 };
+use serde::{Deserialize, Serialize};
 
 use super::policy::{Policy, Process};
 
 /// The permitted system calls.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Calls {
+    #[default]
+    #[serde(rename = "off")]
     All,
     /// All except some that no command needs.
+    #[serde(rename = "deny-list")]
     Most,
     /// Only those on the list; any other call ends the process.
+    #[serde(rename = "allow-list")]
     Listed,
 }
 
-impl Calls {
-    /// The name in `status`.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::All => "off",
-            Self::Most => "deny-list",
-            Self::Listed => "allow-list",
-        }
+impl fmt::Display for Calls {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.serialize(f)
     }
 }
 

@@ -48,7 +48,7 @@ fn exec_in_sandbox_kills_process() {
 #[test]
 #[ignore = "runs in its own process"]
 fn subprocess_executes_program() {
-    assert_eq!(Sandbox::enter(&Policy::default(), || ()).seccomp, Calls::Listed);
+    assert_eq!(Sandbox::enter(&Policy::default(), || ()).state.seccomp, Calls::Listed);
     assert_eq!(Command::new("/bin/true").status().unwrap_err().kind(), std::io::ErrorKind::PermissionDenied);
     println!("sandboxed");
     // The call does not return, or is not executed by the kernel.
@@ -72,8 +72,8 @@ fn subprocess_makes_harmful_calls() {
     rustix::net::bind(&listener, &name).unwrap();
     rustix::net::listen(&listener, 4).unwrap();
     let sandbox = Sandbox::enter(&Policy::default(), || ());
-    assert_eq!(sandbox.seccomp, Calls::Listed);
-    let abi = sandbox.landlock.unwrap_or_default();
+    assert_eq!(sandbox.state.seccomp, Calls::Listed);
+    let abi = sandbox.state.landlock_abi.unwrap_or_default();
     let socket = |family| rustix::net::socket(family, SocketType::STREAM, None).map(drop);
     assert_eq!(socket(AddressFamily::VSOCK), Err(Errno::PERM));
     socket(AddressFamily::INET).unwrap();
@@ -106,8 +106,8 @@ fn missing_landlock_is_reported_once() {
 fn subprocess_without_landlock() {
     without(libc::SYS_landlock_create_ruleset);
     let sandbox = Sandbox::enter(&Policy::default(), || ());
-    assert_eq!((sandbox.landlock, sandbox.seccomp), (None, Calls::Listed));
-    assert!(sandbox.no_new_privs && !sandbox.core_dumps);
+    assert_eq!((sandbox.state.landlock_abi, sandbox.state.seccomp), (None, Calls::Listed));
+    assert!(sandbox.state.no_new_privs && !sandbox.state.core_dumps);
     let warnings: Vec<_> = sandbox.warnings.iter().filter(|text| text.contains("Landlock")).collect();
     assert_eq!(warnings, ["the file access of portsentry is not restricted: this kernel has no Landlock (Linux 5.13)"]);
     assert!(sandbox.out_of_reach("/etc/shadow".as_ref(), false).is_none());
@@ -124,8 +124,8 @@ fn subprocess_without_seccomp() {
     let has_landlock = super::has_landlock();
     without(libc::SYS_seccomp);
     let sandbox = Sandbox::enter(&Policy::default(), || ());
-    assert_eq!((sandbox.seccomp, sandbox.landlock.is_some()), (Calls::All, has_landlock));
-    assert!(sandbox.no_new_privs);
+    assert_eq!((sandbox.state.seccomp, sandbox.state.landlock_abi.is_some()), (Calls::All, has_landlock));
+    assert!(sandbox.state.no_new_privs);
     let warnings = sandbox
         .warnings
         .iter()
@@ -144,7 +144,7 @@ fn commands_run_any_program_without_ptrace() {
 fn subprocess_with_commands() {
     let sandbox =
         Sandbox::enter(&Policy { process: Process::Commands, root: Some("commands"), ..Policy::default() }, || ());
-    assert_eq!((sandbox.seccomp, sandbox.landlock), (Calls::Most, None));
+    assert_eq!((sandbox.state.seccomp, sandbox.state.landlock_abi), (Calls::Most, None));
     let output = Command::new("sh").args(["-c", "grep -E 'CapPrm|NoNewPrivs' /proc/self/status"]).output().unwrap();
     let text = String::from_utf8_lossy(&output.stdout);
     assert!(text.contains("0000000000003000") && text.contains("NoNewPrivs:\t1"), "{text}");
@@ -170,7 +170,7 @@ fn subprocess_of_file_helper() {
     };
     let has_landlock = super::has_landlock();
     let sandbox = Sandbox::enter(&policy, || ());
-    assert_eq!((sandbox.seccomp, sandbox.landlock.is_some()), (Calls::Listed, has_landlock));
+    assert_eq!((sandbox.state.seccomp, sandbox.state.landlock_abi.is_some()), (Calls::Listed, has_landlock));
     std::fs::write(place.path().join("hosts.deny"), "x").unwrap();
     let elsewhere = std::fs::write(other.path().join("hosts.deny"), "x");
     assert_eq!(elsewhere.is_err(), has_landlock, "{elsewhere:?}");

@@ -184,8 +184,8 @@ fn explain(components: &mut Components, asked: ScopedNetwork) -> impl Future<Out
     let (address, link) = (asked.network.addr(), asked.link);
     let known = components.sensor.ask(|answer| SensorRequest::Explain { address, link, answer });
     let states = components.host_state.services().into_iter().filter(|state| !state.is_served);
-    let mut unserved: Vec<_> =
-        states.map(|ServiceState { service, .. }| format!("{}/{}", service.port, service.protocol.key())).collect();
+    let port = |ServiceState { service, .. }| ServicePort { port: service.port, protocol: Some(service.protocol) };
+    let mut unserved: Vec<_> = states.map(port).collect();
     unserved.dedup();
     let (recorder, hold) = (components.sink.ban_recorder.recorder(), components.trial.hold(&components.config.current));
     let fleet = components.fleet().and_then(|fleet| fleet.explain(BanTarget::containing(address)));
@@ -229,7 +229,7 @@ async fn allow(components: &mut Components, by: String, network: IpNet, span: Op
     let lifts = if lifted > 0 { format!("; lifted bans: {lifted}") } else { String::new() };
     components.sink.emit(EventKind::Note(format!("{} has allowed {allowed} {how_long}{lifts}", allowance.by)));
     components.sink.ban_recorder.write(LedgerChange::Allowed(allowance));
-    Ok(Answer::Allowed(Allowed { allowed, until, lifted, bans }))
+    Ok(Answer::Allowed(Allowed { allowed: network, until, lifted, bans }))
 }
 
 async fn disallow(components: &mut Components, by: &str, network: IpNet) -> Reply {
@@ -256,14 +256,14 @@ async fn disallow(components: &mut Components, by: &str, network: IpNet) -> Repl
     }
     components.sink.ban_recorder.write(LedgerChange::Disallowed { network });
     components.sink.emit(EventKind::Note(format!("{by} has revoked the allowance of {disallowed}")));
-    Ok(Answer::Disallowed(Disallowed { disallowed, still }))
+    Ok(Answer::Disallowed(Disallowed { disallowed: network, still }))
 }
 
 /// The operator's name for the log and the ledger.
 fn author(peer: UCred, sandbox: &Sandbox) -> String {
-    let user = match (peer.uid(), &sandbox.user) {
+    let user = match (peer.uid(), &sandbox.state.user) {
         (0, _) => "root".to_owned(),
-        (own, Some(name)) if own == sandbox.uid => name.clone(),
+        (own, Some(name)) if own == sandbox.state.uid => name.clone(),
         (other, _) => format!("user {other}"),
     };
     match peer.pid() {

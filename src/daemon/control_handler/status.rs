@@ -12,7 +12,7 @@ use crate::config::{BlockPolicy, ProtocolConfig};
 use crate::control::fleet_info::FleetLink;
 use crate::control::protocol::{Answer, Reply};
 use crate::control::status::{
-    BanCounts, DaemonState, MonitoredPorts, PacketCounts, RememberedService, Status, TrapCounts,
+    AddressFamily, BanCounts, DaemonState, MonitoredPorts, PacketCounts, RememberedService, Status, TrapCounts,
 };
 use crate::daemon::command_helper::CommandHelper;
 use crate::daemon::components::Components;
@@ -115,8 +115,8 @@ pub(super) fn status(components: &mut Components) -> impl Future<Output = Reply>
         allowed,
         protected_networks,
         ledger: components.state_dir.display().to_string(),
-        metrics: config.metrics.listen.map(|address| address.to_string()),
-        sandbox: (&components.sandbox).into(),
+        metrics: config.metrics.listen,
+        sandbox: components.sandbox.state.clone(),
         commands: components.command_helper.as_ref().map(CommandHelper::status),
         fleet,
         last_event: components.sink.last_event.as_ref().map(Into::into),
@@ -141,13 +141,11 @@ impl From<&ServiceState> for RememberedService {
 }
 
 /// The address families that the allow-list covers completely.
-fn allows_all(host: &Host) -> Vec<String> {
-    let families = [("IPv4", IpNet::V4(Ipv4Net::default())), ("IPv6", IpNet::V6(Ipv6Net::default()))];
-    families
-        .into_iter()
-        .filter(|(_, all)| host.allow.covers(*all).is_some())
-        .map(|(family, _)| family.to_owned())
-        .collect()
+fn allows_all(host: &Host) -> Vec<AddressFamily> {
+    let families =
+        [(AddressFamily::IPv4, IpNet::V4(Ipv4Net::default())), (AddressFamily::IPv6, IpNet::V6(Ipv6Net::default()))];
+    let is_allowed = |all| host.allow.covers(all).is_some();
+    families.into_iter().filter_map(|(family, all)| is_allowed(all).then_some(family)).collect()
 }
 
 fn monitored(protocol: &ProtocolConfig, in_use: &PortSet, enforces: bool) -> MonitoredPorts {

@@ -22,7 +22,7 @@ struct OwnBan {
     until: Option<SystemTime>,
     grade: Grade,
     distinct_ports: u32,
-    class: &'static str,
+    class: Class,
 }
 
 #[derive(Default)]
@@ -41,7 +41,7 @@ impl OwnBans {
         for ban in read.await.unwrap_or_default() {
             if let (Some(grade), Some(class)) = (ban.grade, ban.class) {
                 let distinct_ports = u32::try_from(ban.ports.len()).unwrap_or(u32::MAX);
-                self.insert(ban.target, OwnBan { until: ban.until, grade, distinct_ports, class: class.key() });
+                self.insert(ban.target, OwnBan { until: ban.until, grade, distinct_ports, class });
             }
         }
     }
@@ -71,7 +71,7 @@ impl OwnBans {
             Grade::Proven => u32::try_from(handshakes).unwrap_or(u32::MAX),
             Grade::Forgeable => ban.probe.distinct.into(),
         };
-        let class = ban.probe.observation.class.key();
+        let class = ban.probe.observation.class;
         self.insert(target, OwnBan { until, grade: ban.grade, distinct_ports, class });
         self.event(target, SystemTime::now())
     }
@@ -112,7 +112,7 @@ impl OwnBans {
             remaining_s: until.map(|until| until.duration_since(now).unwrap_or_default().as_secs()),
             grade: *grade,
             distinct_ports: *distinct_ports,
-            class: (*class).to_owned(),
+            class: *class,
         })
     }
 }

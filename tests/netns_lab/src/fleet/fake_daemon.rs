@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
-use portsentry::engine::Grade;
+use portsentry::engine::{Class, Grade};
 use portsentry::fleet::protocol::{
     FleetReply, FleetReport, FleetRequest, IgnoredAuthor, LineMessage as _, LinkState, OwnBanEvent, ReportOutcome,
 };
@@ -62,7 +62,7 @@ impl FakeDaemon {
             remaining_s: Some(86_400),
             grade: Grade::Proven,
             distinct_ports: 5,
-            class: "connect".to_owned(),
+            class: Class::Connect,
         });
     }
 
