@@ -38,10 +38,12 @@ impl RootFiles {
         let is_closed = |file: &Path| closed.iter().any(|directory| file.parent() == Some(directory));
         let hosts_deny = writes_hosts_deny && is_closed(&config.block.hosts_deny.file);
         let json_file = config.report.json_file.as_ref().filter(|file| is_closed(file));
-        if !hosts_deny && json_file.is_none() {
-            return Ok(Self::default());
-        }
-        let work = HelperKind::Files { hosts_deny, json_file: json_file.is_some() };
+        let work = match (hosts_deny, json_file) {
+            (false, None) => return Ok(Self::default()),
+            (true, None) => HelperKind::HostsDeny,
+            (false, Some(_)) => HelperKind::JsonFile,
+            (true, Some(_)) => HelperKind::BothFiles,
+        };
         // It ends with the daemon, which need not wait for it.
         let Helper { socket, child, warnings, .. } = Helper::start(work, config_path, true, Stdio::null())?;
         let helper = FileHelper::new(socket, child.id());
@@ -51,15 +53,11 @@ impl RootFiles {
 }
 
 /// Drops all unneeded permissions, and returns the files.
-pub(super) fn ready(
-    config_path: &Path,
-    sandboxed: bool,
-    (hosts_deny, json_file): (bool, bool),
-) -> Result<(Files, Sandbox), String> {
+pub(super) fn ready(config_path: &Path, sandboxed: bool, work: HelperKind) -> Result<(Files, Sandbox), String> {
     let config = helper::load(config_path)?;
-    let hosts_deny = hosts_deny.then(|| HostsDeny::from_config(&config)).transpose();
+    let hosts_deny = (work != HelperKind::JsonFile).then(|| HostsDeny::from_config(&config)).transpose();
     let hosts_deny = hosts_deny.map_err(|error| DaemonError::HostsDeny(error).to_string())?;
-    let json_file = config.report.json_file.filter(|_| json_file);
+    let json_file = config.report.json_file.filter(|_| work != HelperKind::HostsDeny);
     let files = Files { hosts_deny, json_file: json_file.map(|file| (file, json_log::open as Open)) };
     let policy = sandbox_policy::of_files(&files);
     let mut sandbox = if sandboxed { Sandbox::enter(&policy, || ()) } else { Sandbox::now() };

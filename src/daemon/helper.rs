@@ -17,12 +17,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use rustix::io::Errno;
-use rustix::net::{RecvFlags, recv};
-
 use super::error::DaemonError;
 use crate::config::Config;
-use crate::enforce::helper_socket::{await_message, pair};
+use crate::enforce::helper_socket::{pair, receive_before};
 use crate::sandbox::SandboxState;
 
 /// Argument after the configuration file that disables the sandbox of the helper.
@@ -37,38 +34,29 @@ const GREETING_TIMEOUT: Duration = Duration::from_secs(20);
 /// Maximum length of the greeting, in bytes.
 const MAX_GREETING_LEN: usize = 32 << 10;
 
-/// The kind of a helper, by its work.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// The kind of a helper, by its work. Its text is the helper's first argument. Only the daemon passes it, so it is not
+/// documented in the help and the manual.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, strum::EnumString, strum::IntoStaticStr)]
+#[cfg_attr(test, derive(strum::VariantArray))]
 pub(super) enum HelperKind {
     /// Runs the configured commands.
+    #[strum(serialize = "--run-commands-of")]
     Commands,
-    /// Writes the files that only root can write: hosts.deny, and `report.json_file`.
-    Files { hosts_deny: bool, json_file: bool },
+    /// The others write files that only root can write: hosts.deny, `report.json_file`, or both.
+    #[strum(serialize = "--write-hosts-deny-of")]
+    HostsDeny,
+    #[strum(serialize = "--open-json-file-of")]
+    JsonFile,
+    #[strum(serialize = "--write-files-of")]
+    BothFiles,
 }
 
-const ALL: [HelperKind; 4] = [
-    HelperKind::Commands,
-    HelperKind::Files { hosts_deny: true, json_file: false },
-    HelperKind::Files { hosts_deny: false, json_file: true },
-    HelperKind::Files { hosts_deny: true, json_file: true },
-];
-
 impl HelperKind {
-    /// The helper's first argument. Only the daemon passes it, so it is not documented in the help and the manual.
-    pub(super) fn word(self) -> &'static str {
-        match self {
-            Self::Commands => "--run-commands-of",
-            Self::Files { hosts_deny: true, json_file: false } => "--write-hosts-deny-of",
-            Self::Files { hosts_deny: false, .. } => "--open-json-file-of",
-            Self::Files { hosts_deny: true, json_file: true } => "--write-files-of",
-        }
-    }
-
     /// Description of the process, used after "the process that".
     fn does(self) -> &'static str {
         match self {
             Self::Commands => "runs commands",
-            Self::Files { .. } => "writes root's files",
+            Self::HostsDeny | Self::JsonFile | Self::BothFiles => "writes root's files",
         }
     }
 }
@@ -98,11 +86,11 @@ impl Helper {
     ) -> Result<Self, DaemonError> {
         let unable = DaemonError::system(match work {
             HelperKind::Commands => "start the process that runs commands",
-            HelperKind::Files { .. } => "start the process that writes root's files",
+            _ => "start the process that writes root's files",
         });
         let (socket, theirs) = pair().map_err(&unable)?;
         let mut command = Command::new(OWN_PROGRAM);
-        command.arg0("portsentry").arg(work.word()).arg(config_path).args((!sandboxed).then_some(NO_SANDBOX));
+        command.arg0("portsentry").arg(<&str>::from(work)).arg(config_path).args((!sandboxed).then_some(NO_SANDBOX));
         command.env_clear().stdin(Stdio::from(theirs)).stdout(output);
         let mut child = command.spawn().map_err(&unable)?;
         // Copies of the other socket ends would keep the sockets open.
@@ -126,14 +114,11 @@ impl Helper {
 
 /// Reads the greeting. If none arrives, the error says so.
 fn greeting(socket: &OwnedFd, does: &str) -> Greeting {
-    let mut buffer = vec![0; MAX_GREETING_LEN];
-    let received = await_message(socket, Instant::now() + GREETING_TIMEOUT).and_then(|has_arrived| match has_arrived {
-        true => Ok(recv(socket, buffer.as_mut_slice(), RecvFlags::empty())?.0),
-        false => Err(Errno::TIMEDOUT.into()),
-    });
-    let length = received.map_err(|error| format!("the process that {does} did not start in time: {error}"))?;
-    let ended = |_| Err(format!("the process that {does} ended during its start"));
-    serde_json::from_slice(buffer.get(..length).unwrap_or_default()).unwrap_or_else(ended)
+    match receive_before(socket, MAX_GREETING_LEN, Instant::now() + GREETING_TIMEOUT) {
+        Ok(Some(greeting)) => greeting,
+        Ok(None) => Err(format!("the process that {does} ended during its start")),
+        Err(error) => Err(format!("the process that {does} did not start in time: {error}")),
+    }
 }
 
 /// The command line of a helper.
@@ -153,8 +138,7 @@ impl HelperArgs {
             [_, word, path, flag] if flag == NO_SANDBOX => (word, path, false),
             _ => return None,
         };
-        let work = ALL.into_iter().find(|work| word == work.word())?;
-        Some(Self { work, config_path: path.into(), sandboxed })
+        Some(Self { work: word.to_str()?.parse().ok()?, config_path: path.into(), sandboxed })
     }
 }
 
@@ -177,8 +161,8 @@ mod tests {
 
     #[test]
     fn only_internal_arguments_start_helpers() {
-        for work in ALL {
-            let word = work.word();
+        for work in <HelperKind as strum::VariantArray>::VARIANTS.iter().copied() {
+            let word = work.into();
             let args = |sandboxed| HelperArgs { work, config_path: "/etc/p.toml".into(), sandboxed };
             assert_eq!(part(&["portsentry", word, "/etc/p.toml"]), Some(args(true)));
             assert_eq!(part(&["portsentry", word, "/etc/p.toml", NO_SANDBOX]), Some(args(false)));
@@ -200,7 +184,7 @@ mod tests {
         };
         assert!(result(None).unwrap_err().contains("ended during its start"));
         assert!(result(Some(b"\x02garbage")).unwrap_err().contains("ended during its start"));
-        assert_eq!(result(Some(br#"{"Err": "block.run: no"}"#)).unwrap_err(), "block.run: no");
+        assert_eq!(result(Some(br#"{"Err":"block.run: no"}"#)).unwrap_err(), "block.run: no");
         let sandbox = SandboxState { uid: 7, ..SandboxState::default() };
         let ready = Greeting::Ok((sandbox, vec!["one".to_owned()]));
         assert_eq!(result(Some(&serde_json::to_vec(&ready).unwrap())), ready);

@@ -4,11 +4,12 @@ use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};
 
 use rustix::net::sockopt::socket_type;
-use rustix::net::{SendFlags, SocketType, send};
+use rustix::net::{SendFlags, SocketType};
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::helper::{Greeting, HelperArgs, HelperKind};
 use super::{command_helper, file_helper};
+use crate::enforce::helper_socket::send_message;
 use crate::sandbox::Sandbox;
 
 /// Does the work until the daemon, at the other end of standard input, ends.
@@ -16,7 +17,8 @@ use crate::sandbox::Sandbox;
 /// # Errors
 /// The process was not started by the daemon, or the daemon cannot be reached.
 pub fn run(args: &HelperArgs) -> Result<(), String> {
-    let refusal = format!("{} is an internal option of portsentry; start it without this option", args.work.word());
+    let refusal =
+        format!("{} is an internal option of portsentry; start it without this option", <&str>::from(args.work));
     let socket = inherited_socket(rustix::stdio::stdin(), refusal)?;
     // The service manager signals all processes, and a terminal all foreground processes, but only the daemon decides
     // when this one ends. The signals are caught instead of ignored, because ignored signals are inherited by commands.
@@ -33,9 +35,8 @@ pub fn run(args: &HelperArgs) -> Result<(), String> {
             let Some(commands) = greet(&socket, command_helper::ready(config_path, *sandboxed))? else { return Ok(()) };
             command_helper::run(&socket, &digests, commands, config_path)
         }
-        HelperKind::Files { hosts_deny, json_file } => {
-            let served = (*hosts_deny, *json_file);
-            let Some(files) = greet(&socket, file_helper::ready(config_path, *sandboxed, served))? else {
+        work => {
+            let Some(files) = greet(&socket, file_helper::ready(config_path, *sandboxed, *work))? else {
                 return Ok(());
             };
             crate::enforce::file_helper::serve(&socket, &files).map_err(|error| error.to_string())
@@ -60,8 +61,7 @@ fn greet<T>(socket: &OwnedFd, ready: Result<(T, Sandbox), String>) -> Result<Opt
         Ok((_, sandbox)) => Ok((sandbox.state.clone(), sandbox.warnings.clone())),
         Err(error) => Err(error.clone()),
     };
-    let greeting = serde_json::to_vec(&greeting).map_err(|error| error.to_string())?;
-    let greeted = send(socket, &greeting, SendFlags::NOSIGNAL);
+    let greeted = send_message(socket, &greeting, SendFlags::empty());
     let Ok((work, _)) = ready else { return Ok(None) };
     greeted.map_err(|error| error.to_string())?;
     Ok(Some(work))

@@ -8,11 +8,10 @@ use tokio::task::{JoinHandle, spawn_blocking};
 
 use super::optional::deadline_reached;
 use crate::config::Notify;
-use crate::enforce::command::{Delivery, MAX_DIGEST_LEN, Notifications};
+use crate::enforce::command::{Delivery, NotificationJob, Notifications};
 use crate::events::digest::Digest;
 use crate::events::event::{Event, EventKind};
 use crate::types::counted;
-use crate::types::printable::masked_to;
 
 /// Timeout for the last digest at the end of the program.
 const LAST_TIMEOUT: Duration = Duration::from_secs(2);
@@ -142,20 +141,16 @@ impl Notifier {
 
     fn ask(&mut self, job: NotifierJob) {
         let Channel::Free(mut channel) = std::mem::replace(&mut self.channel, Channel::None) else { return };
-        let digest = match &job {
-            NotifierJob::Reread => None,
-            // A name or a note may contain terminal control sequences.
+        let request = match &job {
+            NotifierJob::Reread => NotificationJob::Reread,
             NotifierJob::Digest(digest) => {
                 let host = rustix::system::uname();
                 let host = host.nodename().to_string_lossy();
-                Some(masked_to(&digest.to_json(&host, SystemTime::now()), '?', MAX_DIGEST_LEN))
+                NotificationJob::Digest(Box::new(digest.to_message(&host, SystemTime::now())))
             }
         };
         let work = move || {
-            let delivery = match digest {
-                Some(digest) => channel.send(digest),
-                None => channel.reread(),
-            };
+            let delivery = channel.ask(request);
             (channel, delivery)
         };
         self.channel = Channel::Busy(spawn_blocking(work), job);

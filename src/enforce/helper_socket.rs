@@ -1,5 +1,5 @@
-//! Provides the sockets between the daemon and its helper processes, with one message per datagram. Messages of bans
-//! and their answers are JSON; a reader accepts exactly the output of the writer, and anything else is invalid.
+//! Provides the sockets between the daemon and its helper processes, with one JSON message per datagram. A reader accepts
+//! exactly the output of the writer; anything else is invalid.
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::{Errno, retry_on_intr};
-use rustix::net::{AddressFamily, RecvFlags, SocketFlags, SocketType, recv, socketpair};
+use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, recv, send, socketpair};
 use serde::de::DeserializeOwned;
 use serde::{Serialize, Serializer};
 
@@ -62,6 +62,15 @@ pub(super) fn next_request<T: Serialize + DeserializeOwned>(
     }
 }
 
+/// Sends `message`; with [`SendFlags::DONTWAIT`], it fails instead of waiting for room.
+///
+/// # Errors
+/// The other end is closed, or there is no room.
+pub fn send_message(socket: impl AsFd, message: &impl Serialize, flags: SendFlags) -> io::Result<()> {
+    let bytes = encode(message)?;
+    Ok(retry_on_intr(|| send(&socket, &bytes, SendFlags::NOSIGNAL | flags)).map(drop)?)
+}
+
 /// The next message, of at most `max_len` bytes; `None` if it is invalid, or there are no more.
 pub(super) fn receive<T>(socket: impl AsFd, max_len: usize, read: impl FnOnce(&[u8]) -> Option<T>) -> Option<T> {
     let mut buffer = vec![0; max_len];
@@ -69,15 +78,20 @@ pub(super) fn receive<T>(socket: impl AsFd, max_len: usize, read: impl FnOnce(&[
     buffer.get(..length).and_then(read)
 }
 
-/// Waits until a message or the end of the stream can be read; false at `deadline`.
+/// The next message, of at most `max_len` bytes; `None` if it is invalid, or there are no more.
 ///
 /// # Errors
-/// The system call fails.
-pub fn await_message(socket: &OwnedFd, deadline: Instant) -> io::Result<bool> {
+/// [`io::ErrorKind::TimedOut`] if nothing arrives before `deadline`, or a system call fails.
+pub fn receive_before<T: Serialize + DeserializeOwned>(
+    socket: impl AsFd,
+    max_len: usize,
+    deadline: Instant,
+) -> io::Result<Option<T>> {
     loop {
         let left = Timespec::try_from(deadline.saturating_duration_since(Instant::now())).ok();
-        match poll(&mut [PollFd::new(socket, PollFlags::IN)], left.as_ref()) {
-            Ok(ready) => return Ok(ready > 0),
+        match poll(&mut [PollFd::new(&socket, PollFlags::IN)], left.as_ref()) {
+            Ok(0) => return Err(io::ErrorKind::TimedOut.into()),
+            Ok(_) => return Ok(receive(socket, max_len, decode)),
             Err(Errno::INTR) => {}
             Err(error) => return Err(error.into()),
         }

@@ -2,19 +2,55 @@
 //! only a limited number of bans is listed, so that the object stays small. Bans on forgeable evidence are listed
 //! separately, so that a flood of forged packets neither makes a digest long nor displaces a proven ban.
 
+use std::borrow::Cow;
 use std::time::SystemTime;
 
-use serde::Serialize;
-use serde_json::json;
+use serde::{Deserialize, Serialize};
 
 use super::event::{Event, EventKind};
 use super::json::EventRecord;
 use crate::clock::WallTime;
 use crate::engine::Grade;
 use crate::types::counted;
+use crate::types::printable::masked_to;
 
 /// Maximum number of listed bans on forgeable evidence, of other bans, and of lifted ones.
 const MAX_NAMED: usize = 20;
+
+/// Maximum length of a text of an event, in bytes.
+const MAX_TEXT_LEN: usize = 1 << 10;
+
+/// Maximum length of the JSON object in bytes. A datagram of this length fits into the default send buffer of Linux.
+pub const MAX_DIGEST_LEN: usize = 128 << 10;
+
+/// A digest, as the command reads it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DigestMessage {
+    host: String,
+    from: WallTime,
+    until: WallTime,
+    /// One line for the subject of a message.
+    summary: String,
+    count: u64,
+    proven: u64,
+    forgeable: u64,
+    by_hand: u64,
+    capped: u64,
+    bans: Vec<EventRecord>,
+    /// Number of bans that are not in `bans`.
+    unnamed: u64,
+    lifted: Named,
+    not_banned: NotBanned,
+    lost_events: u64,
+}
+
+impl DigestMessage {
+    /// The object on one line, without a line feed.
+    pub fn to_json(&self) -> String {
+        // Serialisation of strings and numbers cannot fail.
+        serde_json::to_string(self).unwrap_or_default()
+    }
+}
 
 /// Collects the events of the next digest.
 #[derive(Clone, Debug)]
@@ -33,13 +69,13 @@ pub struct Digest {
 }
 
 /// Number of bans, and the first of them.
-#[derive(Clone, Debug, Default, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 struct Named {
     count: u64,
     named: Vec<EventRecord>,
 }
 
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 struct NotBanned {
     /// Scans that were only logged.
     only_logged: u64,
@@ -55,7 +91,7 @@ impl Named {
     fn push(&mut self, event: &Event) {
         self.count += 1;
         if self.named.len() < MAX_NAMED {
-            self.named.push(event.into());
+            self.named.push(plain(event.into()));
         }
     }
 
@@ -64,6 +100,18 @@ impl Named {
         self.count += later.count;
         let room = MAX_NAMED.saturating_sub(self.named.len());
         self.named.extend(later.named.into_iter().take(room));
+    }
+}
+
+/// `event` with limited texts. A name or a note may contain terminal control sequences.
+fn plain(event: EventRecord) -> EventRecord {
+    let text = |text: Option<String>| text.map(|text| masked_to(&text, '?', MAX_TEXT_LEN));
+    EventRecord {
+        command: text(event.command),
+        reason: text(event.reason.map(Cow::into_owned)).map(Cow::Owned),
+        note: text(event.note),
+        hosts_deny: text(event.hosts_deny),
+        ..event
     }
 }
 
@@ -129,28 +177,32 @@ impl Digest {
         [self.bans(), self.lifted.count, only_logged, withheld, failed, self.lost_events].iter().any(|count| *count > 0)
     }
 
-    /// The JSON object for `host`, on one line, without a line feed.
-    pub fn to_json(&self, host: &str, until: SystemTime) -> String {
+    /// The message of `host`, whose JSON is at most [`MAX_DIGEST_LEN`] bytes long: it lists as many bans as fit.
+    pub fn to_message(&self, host: &str, until: SystemTime) -> DigestMessage {
+        let host = masked_to(host, '?', MAX_TEXT_LEN);
         let kinds = [&self.proven, &self.by_hand, &self.forgeable];
-        let bans: Vec<_> = kinds.iter().flat_map(|kind| &kind.named).collect();
+        let bans: Vec<_> = kinds.iter().flat_map(|kind| kind.named.iter().cloned()).collect();
         let count = self.bans();
-        let digest = json!({
-            "host": host,
-            "from": WallTime(self.from),
-            "until": WallTime(until),
-            "summary": self.summary(host),
-            "count": count,
-            "proven": self.proven.count,
-            "forgeable": self.forgeable.count,
-            "by_hand": self.by_hand.count,
-            "capped": self.capped,
-            "bans": bans,
-            "unnamed": count.saturating_sub(u64::try_from(bans.len()).unwrap_or(u64::MAX)),
-            "lifted": self.lifted,
-            "not_banned": self.not_banned,
-            "lost_events": self.lost_events,
-        });
-        digest.to_string()
+        let mut message = DigestMessage {
+            from: WallTime(self.from),
+            until: WallTime(until),
+            summary: self.summary(&host),
+            host,
+            count,
+            proven: self.proven.count,
+            forgeable: self.forgeable.count,
+            by_hand: self.by_hand.count,
+            capped: self.capped,
+            unnamed: count.saturating_sub(u64::try_from(bans.len()).unwrap_or(u64::MAX)),
+            bans,
+            lifted: self.lifted.clone(),
+            not_banned: self.not_banned,
+            lost_events: self.lost_events,
+        };
+        while message.to_json().len() > MAX_DIGEST_LEN && message.bans.pop().is_some() {
+            message.unnamed += 1;
+        }
+        message
     }
 
     /// One line for the subject of a message.
@@ -179,7 +231,7 @@ mod tests {
     }
 
     fn json(digest: &Digest) -> Value {
-        serde_json::from_str(&digest.to_json("web1", UNIX_EPOCH + Duration::from_secs(900))).unwrap()
+        serde_json::to_value(digest.to_message("web1", UNIX_EPOCH + Duration::from_secs(900))).unwrap()
     }
 
     #[test]
@@ -194,11 +246,33 @@ mod tests {
             digest
                 .add(&Event::now(EventKind::ByHand { target, expiry: Expiry::Never, by, note, backend: None }), false);
         });
-        let text = digest.to_json("web1", UNIX_EPOCH);
+        let text = digest.to_message("web1", UNIX_EPOCH).to_json();
         assert!(text.len() < 64 << 10, "{} bytes", text.len());
         let sent = json(&digest);
         assert_eq!((&sent["count"], &sent["unnamed"]), (&101_001.into(), &(101_001 - 41).into()));
         assert_eq!(sent["bans"][0]["evidence"], "proven", "a flood does not displace it");
+    }
+
+    #[test]
+    fn long_texts_leave_digest_valid() {
+        let mut digest = Digest::new(UNIX_EPOCH);
+        let target = "2001:db8:ffff:ffff::/64".parse().unwrap();
+        for _ in 0..MAX_NAMED {
+            let (command, outcome) = ("\"".repeat(100_000).into(), "\u{1b}\n\u{202e}".repeat(100_000).into());
+            let ban = Some(Ban::example());
+            digest.add(&Event::now(EventKind::Ran { target, ban, command, outcome, well: true, undone: None }), true);
+            let (by, note) = ("\\".repeat(100_000), Some("\"".repeat(100_000)));
+            digest.add(&Event::now(EventKind::Unblocked { target, by: by.clone() }), false);
+            digest
+                .add(&Event::now(EventKind::ByHand { target, expiry: Expiry::Never, by, note, backend: None }), false);
+        }
+        let text = digest.to_message(&"h".repeat(100_000), UNIX_EPOCH).to_json();
+        assert!(text.len() <= MAX_DIGEST_LEN && text.len() > MAX_DIGEST_LEN * 9 / 10, "{} bytes", text.len());
+        assert!(!text.chars().any(crate::types::printable::is_hidden));
+        let read: DigestMessage = serde_json::from_str(&text).unwrap();
+        assert!(read.to_json() == text, "the helper accepts only the writer's output");
+        assert_eq!((read.count, read.bans.len() as u64 + read.unnamed), (2 * MAX_NAMED as u64, read.count));
+        assert_eq!(read.lifted.named.len(), MAX_NAMED);
     }
 
     #[test]

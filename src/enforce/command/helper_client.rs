@@ -9,11 +9,11 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
-use rustix::net::{SendFlags, Shutdown, send, shutdown};
+use rustix::net::{SendFlags, Shutdown, shutdown};
 
 use super::protocol::{CommandAnswer, CommandRequest, ConfiguredCommand, MAX_ANSWER_LEN};
 use crate::enforce::BanContext;
-use crate::enforce::helper_socket::{decode, encode, receive};
+use crate::enforce::helper_socket::{decode, receive, send_message};
 
 /// Timeout for the helper's end after hanging up.
 const END_TIMEOUT: Duration = Duration::from_secs(1);
@@ -65,11 +65,8 @@ impl CommandHelperClient {
         if !self.is_running() {
             return Err("the process that runs commands has ended; restart portsentry".to_owned());
         }
-        let bytes = encode(&CommandRequest { number, which, context }).map_err(|error| error.to_string())?;
-        match send(&self.0.socket, &bytes, SendFlags::NOSIGNAL | SendFlags::DONTWAIT) {
-            Ok(_) => Ok(()),
-            Err(error) => Err(format!("the process that runs commands does not accept requests: {error}")),
-        }
+        send_message(&self.0.socket, &CommandRequest { number, which, context }, SendFlags::DONTWAIT)
+            .map_err(|error| format!("the process that runs commands does not accept requests: {error}"))
     }
 
     /// Waits for the next answer; `None` if there are no more, because the helper has ended or sent an invalid answer.

@@ -36,7 +36,7 @@ pub(crate) use protocol::fuzz as fuzz_protocol;
 pub(super) use definition::CommandBackend;
 pub use helper::serve;
 pub use helper_client::CommandHelperClient;
-pub use notification::{Delivery, MAX_DIGEST_LEN, Notifications, TIME_LIMIT, serve_notifications};
+pub use notification::{Delivery, NotificationJob, Notifications, TIME_LIMIT, serve_notifications};
 pub use process::ExitOutcome;
 pub(super) use process::Ran;
 pub(super) use protocol::{CommandAnswer, ConfiguredCommand};

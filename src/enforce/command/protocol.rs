@@ -5,13 +5,12 @@
 use std::io;
 use std::os::fd::AsFd;
 
-use rustix::io::retry_on_intr;
-use rustix::net::{SendFlags, send};
+use rustix::net::SendFlags;
 use serde::{Deserialize, Serialize};
 
 use super::process::Ran;
 use crate::enforce::BanContext;
-use crate::enforce::helper_socket::{encode, serialize_plain};
+use crate::enforce::helper_socket::{send_message, serialize_plain};
 
 /// Maximum length of a request in bytes, plus some room to detect longer ones.
 pub(super) const MAX_REQUEST_LEN: usize = 1 << 10;
@@ -54,8 +53,7 @@ pub(in crate::enforce) struct CommandAnswer {
 
 /// Sends the result of request `number`.
 pub(super) fn answer(socket: impl AsFd, number: u64, command: String, ran: Ran) -> io::Result<()> {
-    let bytes = encode(&CommandAnswer { number, command, ran })?;
-    Ok(retry_on_intr(|| send(&socket, &bytes, SendFlags::NOSIGNAL)).map(drop)?)
+    send_message(socket, &CommandAnswer { number, command, ran }, SendFlags::empty())
 }
 
 /// Reads any bytes as a message to either side; no message is valid for both.

@@ -8,11 +8,11 @@ use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use rustix::io::retry_on_intr;
-use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendFlags, recvmsg, send};
+use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendFlags, recvmsg};
 
 use super::protocol::{FileReply, FileRequest, MAX_IN_MESSAGE, MAX_MESSAGE_LEN};
 use crate::enforce::BanContext;
-use crate::enforce::helper_socket::{decode, encode};
+use crate::enforce::helper_socket::{decode, send_message};
 use crate::file::read_up_to;
 use crate::types::BanTarget;
 
@@ -68,8 +68,7 @@ impl FileHelper {
         let ended =
             || io::Error::other(format!("process {process}, which writes the file, has ended; restart portsentry"));
         for request in requests {
-            let bytes = encode(&request)?;
-            retry_on_intr(|| send(&*socket, &bytes, SendFlags::NOSIGNAL)).map_err(|_| ended())?;
+            send_message(&*socket, &request, SendFlags::empty()).map_err(|_| ended())?;
         }
         let mut bytes = vec![0; MAX_MESSAGE_LEN];
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
