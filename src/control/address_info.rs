@@ -258,7 +258,7 @@ impl fmt::Display for AddressInfo {
             let ports = compact_ports(ban.ports.iter().map(|port| (port.proto, port.port)));
             details.extend((!ports.is_empty()).then_some(ports));
             details.extend(ban.note.as_ref().map(|note| format!("{note:?}")));
-            let class = ban.class.map_or(ban.author.label(), Class::key);
+            let class = ban.author.label(ban.class);
             writeln!(f, "  {}  {class:<10} {}", ban.since.without_fraction(), details.join("  "))?;
         }
         Ok(())

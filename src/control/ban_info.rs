@@ -1,16 +1,18 @@
 //! A ban in the answer to `bans` and in the JSON of `list`: the fields of the ledger, and the state of the kernel.
 
 use std::net::IpAddr;
-use std::time::SystemTime;
+use std::num::NonZeroU32;
+use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::Value;
 
 use crate::clock::{BanEnd, WallTime};
+use crate::enforce::nft::Remaining;
 use crate::engine::{Class, Grade};
 use crate::events::json::PortRecord;
-use crate::ledger::{BanAuthor, BanRecord, LedgerEntry, Page, PageCursor};
-use crate::types::{Backends, BanTarget, Expiry, nullable};
+use crate::ledger::{BanAuthor, LedgerEntry, Page, PageCursor};
+use crate::types::{Backends, BanTarget, Expiry, Protocol, nullable};
 
 /// Maximum number of bans in one answer.
 pub const MAX_BANS: usize = 64;
@@ -37,8 +39,7 @@ impl BanPage {
         let mut page = Self::default();
         let (mut left, all) = (MAX_PAGE_LEN, found.len());
         for (place, (position, entry)) in found.into_iter().enumerate() {
-            let info = entry
-                .map(|entry| BanInfo::new(entry.ban.target, Some(&entry), entry.ban.left(now).unwrap_or(SECOND), now));
+            let info = entry.map(|entry| BanInfo::new(entry.ban.target, Some(&entry), None, now));
             let length = info.as_ref().map_or(0, |info| serde_json::to_string(info).map_or(0, |text| text.len()));
             match (info, left.checked_sub(length)) {
                 (Some(_), None) if !page.bans.is_empty() => return page,
@@ -58,11 +59,8 @@ impl BanPage {
 /// Reads each ban on its own, so that one of another version does not hide the others.
 fn readable<'de, D: Deserializer<'de>>(bans: D) -> Result<Vec<Option<BanInfo>>, D::Error> {
     let bans = Vec::<Value>::deserialize(bans)?;
-    Ok(bans.into_iter().map(|ban| serde_json::from_value(ban).ok()).collect())
+    Ok(bans.into_iter().map(|ban| serde_json::from_value(ban).ok().filter(BanInfo::is_complete)).collect())
 }
-
-/// Remaining time of a ban that has just expired.
-const SECOND: Expiry = Expiry::After(std::time::Duration::from_secs(1));
 
 /// A ban in force; fields from the ledger are null if it does not contain the ban.
 #[serde_with::apply(Option => #[serde(deserialize_with = "nullable")])]
@@ -79,7 +77,7 @@ pub struct BanInfo {
     pub expires: BanEnd,
     pub left_s: Option<u64>,
     /// Number of bans of this target, including this one.
-    pub strikes: Option<u32>,
+    pub strikes: Option<NonZeroU32>,
     pub author: Option<BanAuthor>,
     /// The operator's note, if there is one.
     pub note: Option<String>,
@@ -95,9 +93,15 @@ pub struct BanInfo {
 }
 
 impl BanInfo {
-    /// A ban of which `left` remains at `now`, with its entry in the ledger if there is one.
-    pub fn new(target: BanTarget, entry: Option<&LedgerEntry>, left: Expiry, now: SystemTime) -> Self {
+    /// A ban with its entry in the ledger and its remaining time in the kernel, if it has them.
+    pub fn new(target: BanTarget, entry: Option<&LedgerEntry>, kernel: Option<Remaining>, now: SystemTime) -> Self {
         let ban = entry.map(|entry| &entry.ban);
+        let left = match (kernel, ban) {
+            (Some(left), _) => left.into(),
+            // A ban that has just expired shows its last second.
+            (None, Some(ban)) => ban.left(now).unwrap_or(Expiry::After(Duration::from_secs(1))),
+            (None, None) => Expiry::Never,
+        };
         Self {
             target,
             source: ban.map(|ban| ban.source),
@@ -108,47 +112,53 @@ impl BanInfo {
             since: ban.map(|ban| WallTime(ban.since)),
             expires: BanEnd::new(left, now),
             left_s: left.seconds(),
-            strikes: entry.map(|entry| entry.strikes.saturating_add(1)),
+            strikes: entry.map(|entry| NonZeroU32::MIN.saturating_add(entry.strikes)),
             author: ban.map(|ban| ban.author),
             note: ban.and_then(|ban| ban.note.clone()),
             method: ban.map(|ban| ban.backends),
             capped: ban.map(|ban| ban.capped),
-            in_kernel: None,
+            in_kernel: kernel.map(|_| true),
             in_ledger: entry.is_some(),
             name: None,
         }
     }
 
-    /// The ban of the ledger; `None` if a field is null or unknown to this version.
-    pub fn into_entry(self) -> Option<LedgerEntry> {
-        let ban = BanRecord {
-            target: self.target,
-            source: self.source?,
-            since: self.since?.0,
-            until: self.expires.0.map(|WallTime(end)| end),
-            class: self.class,
-            grade: self.evidence,
-            ports: self.ports?.iter().map(|port| (port.proto, port.port)).collect(),
-            probes: self.probes?,
-            interface: None,
-            guest_port: None,
-            backends: self.method?,
-            author: self.author?,
-            note: self.note,
-            capped: self.capped?,
-        };
-        Some(LedgerEntry { ban, strikes: self.strikes?.checked_sub(1)?, ended: None })
+    /// Records whether the kernel blocks the target now.
+    pub fn set_kernel(&mut self, kernel: Option<Remaining>, now: SystemTime) {
+        self.in_kernel = Some(kernel.is_some());
+        if let Some(left) = kernel.map(Expiry::from) {
+            (self.expires, self.left_s) = (BanEnd::new(left, now), left.seconds());
+        }
+    }
+
+    /// The ports of the evidence, as far as they are known.
+    pub fn ports(&self) -> impl Iterator<Item = (Protocol, u16)> {
+        self.ports.iter().flatten().map(|port| (port.proto, port.port))
+    }
+
+    /// True if it has all fields that a ban of the ledger has.
+    fn is_complete(&self) -> bool {
+        let Self { source, ports, probes, since, strikes, author, method, capped, in_ledger, .. } = self;
+        let evidence = source.is_some() && ports.is_some() && probes.is_some() && since.is_some();
+        *in_ledger && evidence && strikes.is_some() && author.is_some() && method.is_some() && capped.is_some()
+    }
+
+    /// The address whose name is looked up: the source of the probe, if known.
+    pub fn named_source(&self) -> Option<IpAddr> {
+        match self.target {
+            BanTarget::Prefix(_) => None,
+            target => Some(self.source.unwrap_or(target.element())),
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use serde_json::json;
 
     use super::*;
-    use crate::types::{Backend, Protocol};
+    use crate::ledger::BanRecord;
+    use crate::types::Backend;
 
     fn now() -> SystemTime {
         SystemTime::UNIX_EPOCH + Duration::from_secs(1_700_000_000)
@@ -174,8 +184,8 @@ mod tests {
         format!("never.{place}").parse().unwrap()
     }
 
-    fn entries(page: BanPage) -> Vec<Option<LedgerEntry>> {
-        page.bans.into_iter().map(|ban| ban.and_then(BanInfo::into_entry)).collect()
+    fn info(entry: &LedgerEntry) -> BanInfo {
+        BanInfo::new(entry.ban.target, Some(entry), None, now())
     }
 
     #[test]
@@ -187,7 +197,8 @@ mod tests {
             let text = serde_json::to_string(&page([entry.clone()])).unwrap();
             let read: BanPage = serde_json::from_str(&text).unwrap();
             assert_eq!(read.next, None);
-            assert_eq!(entries(read), [Some(entry)], "{text}");
+            assert_eq!(read.bans, [Some(info(&entry))], "{text}");
+            assert_eq!(serde_json::to_string(&read).unwrap(), text);
         }
     }
 
@@ -202,8 +213,9 @@ mod tests {
         ] {
             let mut wrong = serde_json::to_value(page([entry(1), entry(2)])).unwrap();
             wrong["bans"][0][key] = value;
-            let read = serde_json::from_value(wrong).unwrap();
-            assert_eq!(entries(read), [None, Some(entry(2))], "{key}");
+            let read: BanPage = serde_json::from_value(wrong).unwrap();
+            assert_eq!(read.bans[0], None, "{key}");
+            assert_eq!(read.bans[1..], page([entry(2)]).bans);
         }
     }
 

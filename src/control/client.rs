@@ -44,6 +44,15 @@ pub enum ClientError {
 }
 
 impl ClientError {
+    /// The error for an answer that does not belong to `request`.
+    pub(super) fn unexpected(request: &Request, answer: &Answer) -> Self {
+        let request = request.to_line();
+        Self::Unreadable(format!(
+            "the daemon sent an unexpected answer to {}: {answer}; restart portsentry after an upgrade",
+            request.trim_end()
+        ))
+    }
+
     pub fn exit_code(&self) -> u8 {
         match self {
             Self::Failure(Failure { kind: ErrorKind::Usage, .. }) => exit_code::USAGE,
@@ -97,9 +106,7 @@ impl Client {
     pub fn status(&mut self) -> Result<Box<Status>, ClientError> {
         match self.ask(&Request::Status)? {
             Answer::Status(status) => Ok(status),
-            other => Err(ClientError::Unreadable(format!(
-                "the daemon sent an unexpected answer to `status`: {other}; restart portsentry after an upgrade"
-            ))),
+            other => Err(ClientError::unexpected(&Request::Status, &other)),
         }
     }
 

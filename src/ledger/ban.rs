@@ -34,13 +34,14 @@ impl BanAuthor {
         self.into()
     }
 
-    /// Shown in place of the class for a ban without one.
-    pub fn label(self) -> &'static str {
-        match self {
+    /// The class of a ban; for a ban without one, a word for its author.
+    pub fn label(self, class: Option<Class>) -> &'static str {
+        let word = match self {
             Self::Detector => "trap",
             Self::Operator => "by hand",
             Self::Import => "import",
-        }
+        };
+        class.map_or(word, Class::key)
     }
 }
 

@@ -9,11 +9,12 @@ use std::time::SystemTime;
 use ipnet::IpNet;
 use rustix::io::Errno;
 
+use crate::control::ban_info::BanInfo;
 use crate::control::client::{ClientError, JOIN_GROUP};
 use crate::control::scoped_network::ScopedNetwork;
 use crate::enforce::nft::{BlockError, Remaining, Table};
 use crate::ledger::{LedgerEntry, LedgerError, Reader, Rows, unreadable_note};
-use crate::types::{Backend, BanTarget, Expiry, Prefix, shared64};
+use crate::types::{Backend, BanTarget, Prefix, shared64};
 
 /// Maximum number of bans for which the kernel's sets are read, which takes a few seconds. The time grows with the
 /// square.
@@ -49,50 +50,10 @@ pub enum ListError {
 /// The bans found, unordered, and notes for the reader.
 #[derive(Debug)]
 pub struct BanList {
-    pub bans: Vec<ListedBan>,
+    pub bans: Vec<BanInfo>,
     /// True if the kernel was queried.
     pub kernel: bool,
     pub notes: Vec<String>,
-}
-
-/// A ban in force according to the kernel or the ledger.
-#[derive(Clone, Debug)]
-pub struct ListedBan {
-    pub target: BanTarget,
-    /// The ledger's entry; `None` if it has none.
-    pub remembered: Option<LedgerEntry>,
-    pub kernel: KernelState,
-}
-
-/// The kernel's state of a ban.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum KernelState {
-    /// Not queried, or the ban needs no set.
-    NotQueried,
-    Absent,
-    /// Blocked, with its remaining time.
-    Blocked(Remaining),
-}
-
-impl ListedBan {
-    /// Remaining time of the ban; the kernel's value takes precedence, because the kernel enforces the ban.
-    pub fn left(&self, now: SystemTime) -> Expiry {
-        match (self.kernel, &self.remembered) {
-            (KernelState::Blocked(left), _) => left.into(),
-            // A ban that has just expired shows its last second.
-            (_, Some(entry)) => entry.ban.left(now).unwrap_or(Expiry::After(std::time::Duration::ZERO)),
-            (_, None) => Expiry::Never,
-        }
-    }
-
-    /// The address whose name is looked up: the source of the probe, if known.
-    pub fn source(&self) -> Option<IpAddr> {
-        match (&self.remembered, self.target) {
-            (_, BanTarget::Prefix(_)) => None,
-            (Some(entry), _) => Some(entry.ban.source),
-            (None, target) => Some(target.element()),
-        }
-    }
 }
 
 /// Reads the bans in force at `now`, or those that overlap `asked`.
@@ -138,7 +99,7 @@ fn one(directory: &Path, asked: IpNet, target: BanTarget, now: SystemTime) -> Re
     let mut kernel = Kernel::open();
     let elements = kernel.ask(|table| table.time_left(target));
     let elements = elements.map(|elements| elements.map_or_else(Vec::new, |left| vec![(target, left)]));
-    join(remembered, elements, &mut kernel)
+    join(remembered, elements, &mut kernel, now)
 }
 
 fn all(directory: &Path, now: SystemTime) -> Result<BanList, ListError> {
@@ -153,7 +114,7 @@ fn all(directory: &Path, now: SystemTime) -> Result<BanList, ListError> {
         ))),
         false => kernel.ask(Table::elements),
     };
-    join(remembered, elements, &mut kernel)
+    join(remembered, elements, &mut kernel, now)
 }
 
 /// Combines both; differing bans are queried again.
@@ -161,6 +122,7 @@ fn join(
     remembered: Result<Rows<LedgerEntry>, LedgerError>,
     elements: Result<Vec<(BanTarget, Remaining)>, KernelError>,
     kernel: &mut Kernel,
+    now: SystemTime,
 ) -> Result<BanList, ListError> {
     let mut notes = Vec::new();
     let remembered = match (remembered, &elements) {
@@ -188,29 +150,22 @@ fn join(
             HashMap::new()
         }
     };
-    let listed = |entry: LedgerEntry| {
-        let target = entry.ban.target;
-        let state = match elements.remove(&target) {
-            Some(left) => KernelState::Blocked(left),
-            None if !asked || !needs_table(&entry) => KernelState::NotQueried,
-            None => KernelState::Absent,
-        };
-        ListedBan { target, remembered: Some(entry), kernel: state }
+    let listed = |entry: &LedgerEntry| {
+        let left = elements.remove(&entry.ban.target);
+        let is_absent = left.is_none() && asked && needs_table(entry);
+        let ban = BanInfo::new(entry.ban.target, Some(entry), left, now);
+        if is_absent { BanInfo { in_kernel: Some(false), ..ban } } else { ban }
     };
-    let mut bans: Vec<ListedBan> = remembered.items.into_iter().map(listed).collect();
-    bans.extend(elements.into_iter().map(|(target, left)| ListedBan {
-        target,
-        remembered: None,
-        kernel: KernelState::Blocked(left),
-    }));
-    let disagree = |ban: &&mut ListedBan| ban.kernel == KernelState::Absent || ban.remembered.is_none();
+    let mut bans: Vec<BanInfo> = remembered.items.iter().map(listed).collect();
+    bans.extend(elements.into_iter().map(|(target, left)| BanInfo::new(target, None, Some(left), now)));
+    let disagree = |ban: &&mut BanInfo| ban.in_kernel == Some(false) || !ban.in_ledger;
     for ban in bans.iter_mut().filter(disagree).take(MAX_RECHECKED) {
         if let Ok(left) = kernel.ask(|table| table.time_left(ban.target)) {
-            ban.kernel = left.map_or(KernelState::Absent, KernelState::Blocked);
+            ban.set_kernel(left, now);
         }
     }
     // Neither of them has the ban now.
-    bans.retain(|ban| ban.kernel != KernelState::Absent || ban.remembered.is_some());
+    bans.retain(|ban| ban.in_kernel != Some(false) || ban.in_ledger);
     Ok(BanList { bans, kernel: asked, notes })
 }
 
@@ -251,7 +206,8 @@ mod tests {
     fn user_without_access_reads_one_remedy() {
         let refused = LedgerError::Forbidden("/var/lib/portsentry/ledger.sqlite".into());
         let mut kernel = Kernel(Err(KernelError::Forbidden));
-        let error = join(Err(refused), Err(KernelError::Forbidden), &mut kernel).unwrap_err().to_string();
+        let error =
+            join(Err(refused), Err(KernelError::Forbidden), &mut kernel, SystemTime::now()).unwrap_err().to_string();
         assert_eq!(error.matches("run this with sudo").count(), 1, "one sentence for one remedy: {error}");
     }
 }

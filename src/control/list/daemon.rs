@@ -4,8 +4,8 @@
 use std::collections::HashMap;
 use std::path::Path;
 
-use super::bans::{BanList, KernelState, ListError, ListedBan};
-use crate::control::ban_info::{BanInfo, BanPage};
+use super::bans::{BanList, ListError};
+use crate::control::ban_info::BanInfo;
 use crate::control::client::{Client, ClientError};
 use crate::control::fleet_info::{FleetBan, FleetBans};
 use crate::control::protocol::{Answer, Request};
@@ -27,30 +27,21 @@ pub(super) fn read(socket: &Path, asked: Option<ScopedNetwork>) -> Result<BanLis
         other => ListError::Daemon(other),
     })?;
     // A ban that is renewed meanwhile is on two pages.
-    let mut bans: HashMap<BanTarget, ListedBan> = HashMap::new();
-    let (mut unreadable, mut after) = (0, None);
-    for _ in 0..MAX_ANSWERS {
-        let Answer::Bans(BanPage { bans: page, unreadable: rows, next }) =
-            client.ask(&Request::Bans { after }).map_err(ListError::Daemon)?
-        else {
-            break;
-        };
-        unreadable += rows;
-        for ban in page {
-            match ban.and_then(BanInfo::into_entry) {
-                Some(entry) if asked.is_none_or(|asked| asked.overlaps(entry.ban.target)) => {
-                    let target = entry.ban.target;
-                    bans.insert(target, ListedBan { target, remembered: Some(entry), kernel: KernelState::NotQueried });
-                }
+    let mut bans: HashMap<BanTarget, BanInfo> = HashMap::new();
+    let mut unreadable = 0;
+    let read_page = |answer| {
+        let Answer::Bans(page) = answer else { return Err(answer) };
+        unreadable += page.unreadable;
+        for ban in page.bans {
+            match ban {
+                Some(ban) if asked.is_none_or(|asked| asked.overlaps(ban.target)) => drop(bans.insert(ban.target, ban)),
                 Some(_) => {}
                 None => unreadable += 1,
             }
         }
-        after = next;
-        if after.is_none() {
-            break;
-        }
-    }
+        Ok(page.next)
+    };
+    read_pages(&mut client, |after| Request::Bans { after }, read_page).map_err(ListError::Daemon)?;
     let mut notes = vec![NOTE.to_owned()];
     notes.extend(unreadable_note(unreadable));
     Ok(BanList { bans: bans.into_values().collect(), kernel: false, notes })
@@ -60,18 +51,30 @@ pub(super) fn read(socket: &Path, asked: Option<ScopedNetwork>) -> Result<BanLis
 /// fleet.
 pub(super) fn reports(socket: &Path, target: Option<ScopedNetwork>) -> Option<Vec<FleetBan>> {
     let mut client = Client::connect(socket).ok()?;
-    let (mut all, mut after) = (Vec::new(), None);
+    let mut all = Vec::new();
+    let read_page = |answer| {
+        let Answer::FleetBans(FleetBans { joined: true, bans, more }) = answer else { return Err(answer) };
+        let last = bans.last().map(|ban| ban.target);
+        all.extend(bans.into_iter().filter(|ban| target.is_none_or(|target| target.overlaps(ban.target))));
+        Ok(last.filter(|_| more))
+    };
+    read_pages(&mut client, |after| Request::Fleet { after }, read_page).ok()?;
+    Some(all)
+}
+
+/// Asks for one page after the other. `read_page` returns where the next page begins; `None` after the last one.
+fn read_pages<C>(
+    client: &mut Client,
+    request: impl Fn(Option<C>) -> Request,
+    mut read_page: impl FnMut(Answer) -> Result<Option<C>, Answer>,
+) -> Result<(), ClientError> {
+    let mut after = None;
     for _ in 0..MAX_ANSWERS {
-        let Ok(Answer::FleetBans(FleetBans { joined: true, bans, more })) = client.ask(&Request::Fleet { after })
-        else {
-            return None;
-        };
-        after = bans.last().map(|ban| ban.target);
-        let wanted = |ban: &FleetBan| target.is_none_or(|target| target.overlaps(ban.target));
-        all.extend(bans.into_iter().filter(wanted));
-        if !more || after.is_none() {
+        let request = request(after);
+        after = read_page(client.ask(&request)?).map_err(|other| ClientError::unexpected(&request, &other))?;
+        if after.is_none() {
             break;
         }
     }
-    Some(all)
+    Ok(())
 }

@@ -10,16 +10,14 @@ mod table;
 use crate::config::parse_span;
 use clap::{Args, ValueEnum};
 use std::cmp::Reverse;
-use std::collections::HashMap;
 use std::io::{self, Write};
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use serde::Serialize;
-use serde_json::{Value, json};
 
-pub use bans::{BanList, KernelState, ListError, ListedBan};
+pub use bans::{BanList, ListError};
 
 pub(super) use table::shortened;
 
@@ -30,9 +28,10 @@ use super::format::is_unicode;
 use super::print;
 use super::scoped_network::ScopedNetwork;
 use crate::clock::WallTime;
+use crate::engine::Class;
 use crate::events::json::PortRecord;
 use crate::ledger::{Logged, Reader, Rows, logged, unreadable_note};
-use crate::types::to_line;
+use crate::types::{BanTarget, to_line};
 
 #[derive(Args, Clone, Debug, PartialEq, Eq)]
 pub struct ListOptions {
@@ -138,23 +137,26 @@ pub fn run(options: &ListOptions, out: &mut impl Write) -> Result<Vec<String>, L
     notes.extend(more);
     if let Some(since) = options.since {
         let begin = now.checked_sub(since).unwrap_or(SystemTime::UNIX_EPOCH);
-        let unknown = bans.iter().filter(|ban| ban.remembered.is_none()).count();
-        bans.retain(|ban| ban.remembered.as_ref().is_some_and(|entry| entry.ban.since >= begin));
+        let unknown = bans.iter().filter(|ban| !ban.in_ledger).count();
+        bans.retain(|ban| ban.since.is_some_and(|WallTime(since)| since >= begin));
         if unknown > 0 {
             notes.push(format!("not listed, because only the kernel has them and their start is unknown: {unknown}"));
         }
     }
-    sort(&mut bans, options.sort, now);
+    sort(&mut bans, options.sort);
     let fleet = daemon::reports(&options.socket, options.target);
-    let names = options.names.then(|| names::look_up(bans.iter().filter_map(ListedBan::source).collect(), &mut notes));
+    if options.names {
+        let names = names::look_up(bans.iter().filter_map(BanInfo::named_source).collect(), &mut notes);
+        for ban in &mut bans {
+            ban.name = Some(ban.named_source().and_then(|source| names.get(&source)).cloned());
+        }
+    }
     let text = if options.json {
-        let bans = bans.iter().map(|ban| info(ban, names.as_ref(), now)).collect();
-        let document = Document { time: WallTime(now), kernel, notes: &notes, bans, fleet };
-        to_line(&document)
+        to_line(&Document { time: WallTime(now), kernel, notes: &notes, bans: &bans, fleet })
     } else {
         let table = match bans.is_empty() {
             true => format!("{} is blocked\n", options.no_source()),
-            false => table::text(&bans, names.as_ref(), width(), now),
+            false => table::text(&bans, width(), now),
         };
         let reports: String = fleet.iter().flatten().map(|ban| format!("{}  {ban}\n", ban.target)).collect();
         let head = if reports.is_empty() { "" } else { "\nreported by other hosts of the fleet:\n" };
@@ -175,8 +177,8 @@ fn run_would_block(options: &ListOptions, now: SystemTime, out: &mut impl Write)
     });
     let notes = Vec::from_iter(unreadable_note(unreadable));
     let text = if options.json {
-        let would_block = items.iter().map(would_block).collect::<Vec<_>>();
-        to_line(&json!({"time": WallTime(now), "notes": notes, "would_block": would_block}))
+        let would_block = items.iter().map(WouldBlock::from).collect();
+        to_line(&WouldBlockDocument { time: WallTime(now), notes: &notes, would_block })
     } else {
         in_locale(match items.is_empty() {
             true => format!("{} would have been blocked\n", options.no_source()),
@@ -192,14 +194,12 @@ fn in_locale(table: String) -> String {
 }
 
 /// Sorts the bans in this order, then by address.
-fn sort(bans: &mut [ListedBan], order: SortOrder, now: SystemTime) {
-    let span = |ban: &ListedBan| ban.left(now).span().unwrap_or(Duration::MAX);
-    let since = |ban: &ListedBan| ban.remembered.as_ref().map(|entry| entry.ban.since);
-    let hits = |ban: &ListedBan| ban.remembered.as_ref().map(|entry| (entry.strikes, entry.ban.probes));
+fn sort(bans: &mut [BanInfo], order: SortOrder) {
+    let time = |time: Option<WallTime>| time.map(|WallTime(time)| time);
     match order {
-        SortOrder::Expires => bans.sort_by_cached_key(|ban| (span(ban), ban.target)),
-        SortOrder::Since => bans.sort_by_cached_key(|ban| (Reverse(since(ban)), ban.target)),
-        SortOrder::Hits => bans.sort_by_cached_key(|ban| (Reverse(hits(ban)), ban.target)),
+        SortOrder::Expires => bans.sort_by_key(|ban| (ban.expires.0.is_none(), time(ban.expires.0), ban.target)),
+        SortOrder::Since => bans.sort_by_key(|ban| (Reverse(time(ban.since)), ban.target)),
+        SortOrder::Hits => bans.sort_by_key(|ban| (Reverse((ban.strikes, ban.probes)), ban.target)),
     }
 }
 
@@ -209,35 +209,44 @@ struct Document<'a> {
     time: WallTime,
     kernel: bool,
     notes: &'a [String],
-    bans: Vec<BanInfo>,
+    bans: &'a [BanInfo],
     /// Reports of other hosts; null if unknown, or if this host is not in a fleet.
     fleet: Option<Vec<FleetBan>>,
 }
 
-/// An entry of `--would-block` as JSON.
-fn would_block(logged: &Logged) -> Value {
-    json!({
-        "subject": logged.target,
-        "source": logged.source,
-        "class": logged.class,
-        "reason": logged.reason,
-        "ports": logged.ports.iter().map(PortRecord::from).collect::<Vec<_>>(),
-        "probes": logged.probes,
-        "first": WallTime(logged.first),
-        "last": WallTime(logged.last),
-        "times": logged.times,
-    })
+/// The list of `--would-block` as JSON.
+#[derive(Serialize)]
+struct WouldBlockDocument<'a> {
+    time: WallTime,
+    notes: &'a [String],
+    would_block: Vec<WouldBlock<'a>>,
 }
 
-/// The ban as JSON.
-fn info(listed: &ListedBan, names: Option<&HashMap<IpAddr, String>>, now: SystemTime) -> BanInfo {
-    BanInfo {
-        in_kernel: match listed.kernel {
-            KernelState::NotQueried => None,
-            KernelState::Absent => Some(false),
-            KernelState::Blocked(_) => Some(true),
-        },
-        name: names.map(|names| listed.source().and_then(|source| names.get(&source)).cloned()),
-        ..BanInfo::new(listed.target, listed.remembered.as_ref(), listed.left(now), now)
+#[derive(Serialize)]
+struct WouldBlock<'a> {
+    subject: BanTarget,
+    source: IpAddr,
+    class: Class,
+    reason: &'a str,
+    ports: Vec<PortRecord>,
+    probes: u32,
+    first: WallTime,
+    last: WallTime,
+    times: u32,
+}
+
+impl<'a> From<&'a Logged> for WouldBlock<'a> {
+    fn from(Logged { target, source, first, last, times, class, ports, probes, reason }: &'a Logged) -> Self {
+        Self {
+            subject: *target,
+            source: *source,
+            class: *class,
+            reason,
+            ports: ports.iter().map(PortRecord::from).collect(),
+            probes: *probes,
+            first: WallTime(*first),
+            last: WallTime(*last),
+            times: *times,
+        }
     }
 }

@@ -1,17 +1,15 @@
 //! Formats bans as a table that is not wider than the terminal: long fields are truncated with "…", and if that is not
 //! enough, the least important columns are omitted. Lines are never wrapped.
 
-use std::collections::HashMap;
 use std::fmt::Write as _;
-use std::net::IpAddr;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use super::super::format::compact_ports;
-use super::bans::{KernelState, ListedBan};
-use crate::engine::{Class, Grade};
-use crate::ledger::{BanAuthor, BanRecord, LedgerEntry, Logged};
+use crate::clock::WallTime;
+use crate::control::ban_info::BanInfo;
+use crate::ledger::{BanAuthor, Logged};
+use crate::types::brief;
 use crate::types::printable::masked;
-use crate::types::{Expiry, brief};
 
 /// Space between two columns, and for the mark in front of them.
 const GAP: usize = 2;
@@ -26,15 +24,10 @@ struct Column {
     width: usize,
 }
 
-/// The table of `bans` for a terminal of `width` columns, with names if given.
-pub(super) fn text(
-    bans: &[ListedBan],
-    names: Option<&HashMap<IpAddr, String>>,
-    width: usize,
-    now: SystemTime,
-) -> String {
+/// The table of `bans` for a terminal of `width` columns, with names if they were looked up.
+pub(super) fn text(bans: &[BanInfo], width: usize, now: SystemTime) -> String {
     let marks: Vec<char> = bans.iter().map(status_symbol).collect();
-    let mut out = render(columns(bans, names, now), &marks, width);
+    let mut out = render(columns(bans, now), &marks, width);
     let kinds = [
         (NOT_HELD, "in the ledger, but not in the kernel: not blocked now"),
         (UNKNOWN, "in the kernel, but not in the ledger"),
@@ -73,10 +66,10 @@ fn render(mut columns: Vec<Column>, marks: &[char], width: usize) -> String {
 const NOT_HELD: char = '!';
 const UNKNOWN: char = '?';
 
-fn status_symbol(ban: &ListedBan) -> char {
-    match (ban.kernel, &ban.remembered) {
-        (KernelState::Absent, _) => NOT_HELD,
-        (_, None) => UNKNOWN,
+fn status_symbol(ban: &BanInfo) -> char {
+    match (ban.in_kernel, ban.in_ledger) {
+        (Some(false), _) => NOT_HELD,
+        (_, false) => UNKNOWN,
         _ => ' ',
     }
 }
@@ -87,45 +80,37 @@ fn column<R>(rows: &[R], head: &'static str, least: usize, right: bool, cell: im
 }
 
 /// In the order on the screen.
-fn columns(bans: &[ListedBan], names: Option<&HashMap<IpAddr, String>>, now: SystemTime) -> Vec<Column> {
-    // A column of the ledger, in which a ban that only the kernel has shows `unknown`.
-    let of_ledger = |head, least, right, unknown: &str, cell: &dyn Fn(&LedgerEntry) -> String| {
-        column(bans, head, least, right, |ban| ban.remembered.as_ref().map_or_else(|| unknown.to_owned(), cell))
+fn columns(bans: &[BanInfo], now: SystemTime) -> Vec<Column> {
+    // A column whose field is null for a ban that only the kernel has.
+    let of_ledger = |head, least, right, cell: &dyn Fn(&BanInfo) -> Option<String>| {
+        column(bans, head, least, right, |ban| cell(ban).unwrap_or_else(|| "-".to_owned()))
     };
     let mut columns = vec![column(bans, "ADDRESS", usize::MAX, false, |ban| ban.target.to_string())];
-    if let Some(names) = names {
-        let name = |ban: &ListedBan| ban.source().and_then(|source| names.get(&source)).cloned();
-        columns.push(column(bans, "NAME", 12, false, |ban| name(ban).unwrap_or_else(|| "-".to_owned())));
+    if bans.iter().any(|ban| ban.name.is_some()) {
+        columns.push(of_ledger("NAME", 12, false, &|ban| ban.name.clone().flatten()));
     }
-    let evidence = |entry: &LedgerEntry| entry.ban.grade.map_or("-", Grade::key).to_owned();
-    let age = |entry: &LedgerEntry| brief(now.duration_since(entry.ban.since).unwrap_or_default());
+    let age = |WallTime(since): WallTime| brief(now.duration_since(since).unwrap_or_default());
     columns.extend([
-        of_ledger("REASON", 6, false, "-", &|entry| reason(&entry.ban)),
-        of_ledger("EVIDENCE", usize::MAX, false, "-", &evidence),
-        of_ledger("PORTS", 8, false, "-", &|entry| ports(&entry.ban)),
-        of_ledger("SINCE", usize::MAX, true, "-", &age),
-        column(bans, "LEFT", usize::MAX, true, |ban| match ban.left(now) {
-            Expiry::Never => "no end".to_owned(),
-            Expiry::After(left) => brief(left),
+        of_ledger("REASON", 6, false, &reason),
+        of_ledger("EVIDENCE", usize::MAX, false, &|ban| ban.evidence.map(|grade| grade.key().to_owned())),
+        of_ledger("PORTS", 8, false, &|ban| Some(compact_ports(ban.ports())).filter(|text| !text.is_empty())),
+        of_ledger("SINCE", usize::MAX, true, &|ban| ban.since.map(age)),
+        column(bans, "LEFT", usize::MAX, true, |ban| {
+            ban.left_s.map_or("no end".to_owned(), |left| brief(Duration::from_secs(left)))
         }),
-        of_ledger("STRIKES", usize::MAX, true, "-", &|entry| entry.strikes.saturating_add(1).to_string()),
-        of_ledger("BY", 4, false, "-", &|entry| entry.ban.author.key().to_owned()),
-        of_ledger("METHOD", 6, false, "nft", &|entry| entry.ban.backends.to_string()),
+        of_ledger("STRIKES", usize::MAX, true, &|ban| ban.strikes.map(|strikes| strikes.to_string())),
+        of_ledger("BY", 4, false, &|ban| ban.author.map(|author| author.key().to_owned())),
+        column(bans, "METHOD", 6, false, |ban| ban.method.map_or("nft".to_owned(), |method| method.to_string())),
     ]);
     columns
 }
 
-fn reason(ban: &BanRecord) -> String {
-    match (ban.class, ban.author, &ban.note) {
+fn reason(ban: &BanInfo) -> Option<String> {
+    match (ban.class, ban.author?, &ban.note) {
         // A note may contain anything that an operator can type.
-        (None, BanAuthor::Operator, Some(note)) => masked(note, ' ').collect(),
-        (class, author, _) => class.map_or(author.label(), Class::key).to_owned(),
+        (None, BanAuthor::Operator, Some(note)) => Some(masked(note, ' ').collect()),
+        (class, author, _) => Some(author.label(class).to_owned()),
     }
-}
-
-fn ports(ban: &BanRecord) -> String {
-    let text = compact_ports(ban.ports.iter().copied());
-    if text.is_empty() { "-".to_owned() } else { text }
 }
 
 /// Order in which columns get their minimum width. The first that does not fit and all after it are omitted.
@@ -188,16 +173,19 @@ pub(crate) fn shortened(text: &str, width: usize) -> String {
 
 #[cfg(test)]
 mod tests {
-    use std::time::{Duration, UNIX_EPOCH};
+    use std::time::UNIX_EPOCH;
 
     use super::*;
-    use crate::types::{Backend, BanTarget, Protocol};
+    use crate::enforce::nft::Remaining;
+    use crate::engine::{Class, Grade};
+    use crate::ledger::{BanRecord, LedgerEntry};
+    use crate::types::{Backend, BanTarget, Expiry, Protocol};
 
     fn now() -> SystemTime {
         UNIX_EPOCH + Duration::from_secs(1_795_242_733)
     }
 
-    fn listed(text: &str, author: BanAuthor, kernel: KernelState) -> ListedBan {
+    fn listed(text: &str, author: BanAuthor, kernel: Option<Remaining>) -> BanInfo {
         let target: BanTarget = text.parse().unwrap();
         let since = now() - Duration::from_secs(3_900);
         let mut ban =
@@ -207,18 +195,18 @@ mod tests {
             ban.grade = Some(Grade::Forgeable);
             ban.ports = vec![(Protocol::Tcp, 23), (Protocol::Tcp, 8080), (Protocol::Tcp, 5900), (Protocol::Udp, 53)];
         }
-        ListedBan { target, remembered: Some(LedgerEntry { ban, strikes: 2, ended: None }), kernel }
+        BanInfo::new(target, Some(&LedgerEntry { ban, strikes: 2, ended: None }), kernel, now())
     }
 
-    fn some() -> Vec<ListedBan> {
-        let left = |seconds| KernelState::Blocked(Some(Duration::from_secs(seconds)));
-        let mut bans = vec![
+    fn some() -> Vec<BanInfo> {
+        let left = |seconds| Some(Some(Duration::from_secs(seconds)));
+        let absent = listed("198.51.100.0/24", BanAuthor::Detector, None);
+        vec![
             listed("203.0.113.77", BanAuthor::Detector, left(82_500)),
             listed("2001:db8:1:2::/64", BanAuthor::Operator, left(45)),
-            listed("198.51.100.0/24", BanAuthor::Detector, KernelState::Absent),
-        ];
-        bans.push(ListedBan { remembered: None, ..listed("192.0.2.9", BanAuthor::Import, KernelState::Blocked(None)) });
-        bans
+            BanInfo { in_kernel: Some(false), ..absent },
+            BanInfo::new("192.0.2.9".parse().unwrap(), None, Some(None), now()),
+        ]
     }
 
     #[test]
@@ -232,37 +220,35 @@ mod tests {
 ! in the ledger, but not in the kernel: not blocked now
 ? in the kernel, but not in the ledger
 ";
-        assert_eq!(text(&some(), None, 80, now()), expected);
+        assert_eq!(text(&some(), 80, now()), expected);
     }
 
     #[test]
     fn no_line_exceeds_terminal_width() {
-        let names = [("203.0.113.77", "a-very-long-name.of-somebody.far-away.example.org")];
-        let names: HashMap<IpAddr, String> =
-            names.into_iter().map(|(address, name)| (address.parse().unwrap(), name.to_owned())).collect();
         let mut bans = some();
-        bans.push(listed("2001:db8:1234:5678::/64", BanAuthor::Detector, KernelState::NotQueried));
+        bans.push(listed("2001:db8:1234:5678::/64", BanAuthor::Detector, None));
+        let mut named = bans.clone();
+        named.iter_mut().for_each(|ban| ban.name = Some(None));
+        named[0].name = Some(Some("a-very-long-name.of-somebody.far-away.example.org".to_owned()));
         for width in 3..200 {
-            for names in [None, Some(&names)] {
-                let text = text(&bans, names, width, now());
+            for bans in [&bans, &named] {
+                let text = text(bans, width, now());
                 assert!(text.lines().all(|line| count(line) <= width), "{width}:\n{text}");
                 assert_eq!(text.lines().count(), 8);
                 let whole = text.lines().nth(1).unwrap().contains("203.0.113.77");
                 assert!(whole || width < 26, "the address is never cut, {width}:\n{text}");
             }
         }
-        let wide = text(&bans, Some(&names), 200, now());
+        let wide = text(&named, 200, now());
         assert!(wide.contains("far-away.example.org") && wide.contains("tcp/23,5900,8080 udp/53"), "{wide}");
         assert!(wide.contains("syn      forgeable  tcp/23"), "{wide}");
     }
 
     #[test]
     fn note_of_operator_cannot_control_terminal() {
-        let mut by_hand = listed("192.0.2.9", BanAuthor::Operator, KernelState::NotQueried);
-        if let Some(entry) = &mut by_hand.remembered {
-            entry.ban.note = Some("x\u{1b}[2J\nforged \u{202e}line".to_owned());
-        }
-        let text = text(&[by_hand], None, usize::MAX, now());
+        let mut by_hand = listed("192.0.2.9", BanAuthor::Operator, None);
+        by_hand.note = Some("x\u{1b}[2J\nforged \u{202e}line".to_owned());
+        let text = text(&[by_hand], usize::MAX, now());
         assert!(text.contains("x [2J forged  line") && text.lines().count() == 2, "{text:?}");
     }
 }

@@ -3,6 +3,7 @@
 
 use std::cmp::Ordering;
 use std::io;
+use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{self, Receiver, Sender, SyncSender};
 use std::thread::{self, JoinHandle};
@@ -10,13 +11,13 @@ use std::time::{Duration, Instant, SystemTime};
 
 use tokio::signal::unix::{SignalKind, signal};
 
-use crate::clock::end_time;
+use crate::clock::WallTime;
+use crate::control::ban_info::BanInfo;
 use crate::control::client::{Client, ClientError};
 use crate::control::format::compact_ports;
-use crate::control::list::{self, KernelState, ListedBan};
+use crate::control::list;
 use crate::control::protocol::{Answer, Request};
 use crate::control::status::Status;
-use crate::engine::Class;
 use crate::events::json::EventRecord;
 use crate::types::BanTarget;
 
@@ -48,22 +49,20 @@ pub(super) struct BanRow {
     pub(super) lacking: bool,
 }
 
-impl BanRow {
-    pub(super) fn new(listed: &ListedBan, now: SystemTime) -> Self {
-        let entry = listed.remembered.as_ref();
-        let ban = entry.map(|entry| &entry.ban);
-        let class = ban.map_or("unknown", |ban| ban.class.map_or(ban.author.label(), Class::key));
-        let ports = ban.iter().flat_map(|ban| &ban.ports);
+impl From<&BanInfo> for BanRow {
+    fn from(ban: &BanInfo) -> Self {
         Self {
-            target: listed.target,
-            class: class.to_owned(),
-            ports: compact_ports(ports.copied()),
-            bans: entry.map(|entry| entry.strikes.saturating_add(1)),
-            until: end_time(listed.left(now), now),
-            lacking: listed.kernel == KernelState::Absent,
+            target: ban.target,
+            class: ban.author.map_or("unknown", |author| author.label(ban.class)).to_owned(),
+            ports: compact_ports(ban.ports()),
+            bans: ban.strikes.map(NonZeroU32::get),
+            until: ban.expires.0.map(|WallTime(end)| end),
+            lacking: ban.in_kernel == Some(false),
         }
     }
+}
 
+impl BanRow {
     /// Orders by expiry, permanent ones last.
     pub(super) fn order(&self, other: &Self) -> Ordering {
         let end = |ban: &Self| (ban.until.is_none(), ban.until);
@@ -174,7 +173,7 @@ fn bans(socket: &Path, directories: &Receiver<PathBuf>, out: &SyncSender<Message
         let note = match list::read(&directory, Some(socket), None, now) {
             Ok(found) => {
                 let all = found.bans.len();
-                let mut bans: Vec<BanRow> = found.bans.iter().map(|listed| BanRow::new(listed, now)).collect();
+                let mut bans: Vec<BanRow> = found.bans.iter().map(BanRow::from).collect();
                 bans.sort_by(BanRow::order);
                 bans.truncate(MAX_BANS);
                 if out.send(Message::Bans(bans, all)).is_err() {

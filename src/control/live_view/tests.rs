@@ -14,7 +14,7 @@ use super::draw::{Look, draw};
 use super::poller::{BanRow, Message};
 use super::view::{Action, Mode, View};
 use crate::control::address_info::{AddressInfo, EndedBanInfo, PastBan, VerdictEnd};
-use crate::control::list::{KernelState, ListedBan};
+use crate::control::ban_info::BanInfo;
 use crate::control::protocol::{Answer, Request};
 use crate::control::status::{BanCounts, PacketCounts, Status};
 use crate::engine::Class;
@@ -354,9 +354,8 @@ fn number_of_bans_is_known_before_next_poll() {
     assert_eq!(bans(&view), [Some(3)]);
     view.apply(event(1, "block", "192.0.2.7", 23, json!({"expires": expires, "method": "hosts-deny"})));
     assert_eq!(bans(&view), [Some(3)], "only the first backend reports the number");
-    let unknown =
-        ListedBan { target: "192.0.2.9".parse().unwrap(), kernel: KernelState::Blocked(None), remembered: None };
-    view.apply(Message::Bans(vec![BanRow::new(&unknown, now())], 1));
+    let unknown = BanInfo::new("192.0.2.9".parse().unwrap(), None, Some(None), now());
+    view.apply(Message::Bans(vec![BanRow::from(&unknown)], 1));
     assert_eq!(bans(&view), [None], "the ledger does not have it");
     assert!(screen(&view, 120, 40).contains("unknown     -"), "{}", screen(&view, 120, 40));
 }

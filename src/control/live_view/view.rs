@@ -10,7 +10,7 @@ use ratatui::crossterm::event::{KeyCode, KeyEvent, KeyModifiers};
 
 use super::poller::{BanRow, Message};
 use super::top_counts::TopCounts;
-use crate::clock::{BanEnd, WallTime};
+use crate::clock::{BanEnd, utc};
 use crate::control::format::compact_ports;
 use crate::control::protocol::{Answer, Request};
 use crate::control::scoped_network::ScopedNetwork;
@@ -252,7 +252,7 @@ impl View {
         let author = if event.evidence.is_some() { BanAuthor::Detector } else { BanAuthor::Operator };
         let ban = BanRow {
             target,
-            class: event.class.map_or(author.label(), Class::key).to_owned(),
+            class: author.label(event.class).to_owned(),
             ports,
             bans: event.strikes.or(known.and_then(|known| known.bans)),
             until: until.map(|time| time.0),
@@ -427,6 +427,5 @@ fn single_line(text: &str) -> String {
 
 /// "06:32:13", in UTC.
 pub(super) fn clock(time: SystemTime) -> String {
-    let text = WallTime(time).to_string();
-    text.get(11..19).unwrap_or_default().to_owned()
+    utc(time).time().to_string()
 }
