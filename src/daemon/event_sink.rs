@@ -21,9 +21,14 @@ pub(super) struct EventSink {
     /// For other threads and tasks: events sent here return through the event loop.
     pub(super) events: Sender,
     pub(super) last_event: Option<Event>,
-    /// Number of events that arrived faster than they could be logged.
-    pub(super) lost: u64,
-    pub(super) losses: LossReport<1>,
+    pub(super) lost: LostEvents,
+}
+
+/// The events that arrived faster than they could be logged.
+#[derive(Default)]
+pub(super) struct LostEvents {
+    pub(super) total: u64,
+    report: LossReport<1>,
 }
 
 impl EventSink {
@@ -46,9 +51,9 @@ impl EventSink {
     /// Reports the number of lost events, and the lines that the log suppressed in the last minute.
     pub(super) fn report_lost(&mut self, lost: u64) {
         self.log.turn_minute();
-        self.lost += lost;
+        self.lost.total += lost;
         self.notifier.count_dropped(lost);
-        if let Some([lost]) = self.losses.take([self.lost], boot_time()) {
+        if let Some([lost]) = self.lost.report.take([self.lost.total], boot_time()) {
             let lost = counted(lost, "event");
             self.emit(EventKind::Error(format!("{lost} lost, because they came faster than they could be logged")));
         }
@@ -71,7 +76,7 @@ impl EventSink {
         if let Some(kind) = std::mem::take(&mut self.ban_recorder).close() {
             self.log.write(&Event::now(kind));
         }
-        self.losses.expedite();
+        self.lost.report.expedite();
         self.report_lost(lost);
         self.log.write(&Event::now(EventKind::Stopped));
     }

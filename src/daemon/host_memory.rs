@@ -39,7 +39,6 @@ pub(super) struct HostRecords {
 /// The daemon's own memory of its host, which the ledger keeps across restarts.
 #[derive(Default)]
 pub(super) struct HostMemory {
-    /// `None` if there is no ledger.
     recorder: Recorder,
     pub(super) services: ServiceTracker,
     recent_listeners: RecentListeners,

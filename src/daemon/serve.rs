@@ -17,7 +17,7 @@ use super::config_source::{ConfigSource, Reread, warnings};
 use super::decoys::{self, FirewallWatch};
 use super::error::DaemonError;
 use super::event_loop::{EventLoop, SensorEnd, catch_signals};
-use super::event_sink::EventSink;
+use super::event_sink::{EventSink, LostEvents};
 use super::file_helper::RootFiles;
 use super::fleet::Fleet;
 use super::guest_ports::GuestPorts;
@@ -53,7 +53,7 @@ use crate::netlink::routes::monitor::RouteMonitor;
 use crate::netlink::socket::{Socket, SocketError};
 use crate::sandbox::{InstanceLock, Sandbox};
 use crate::sensor::{Blocker, KernelPorts, Sensor, SensorMessage};
-use crate::types::{LossReport, Span, Timestamp};
+use crate::types::{Span, Timestamp};
 
 /// Maximum number of events that wait for the log.
 const MAX_EVENTS: usize = 8192;
@@ -134,6 +134,8 @@ pub(super) async fn serve(
         start;
     let notifications = command_helper.as_mut().and_then(|helper| helper.notifications.take());
     let notifier = Notifier::new(&config.notify, notifications, SystemTime::now());
+    let sink =
+        EventSink { ban_recorder, log, notifier, control, events, last_event: None, lost: LostEvents::default() };
     let mut event_loop = EventLoop {
         systemd: Systemd::new(Arc::clone(&sensor.metrics)),
         components: Components {
@@ -144,16 +146,7 @@ pub(super) async fn serve(
             host_state,
             sensor,
             fleet,
-            sink: EventSink {
-                ban_recorder,
-                log,
-                notifier,
-                control,
-                events,
-                last_event: None,
-                lost: 0,
-                losses: LossReport::default(),
-            },
+            sink,
             sandbox,
             command_helper,
             firewall_watch,

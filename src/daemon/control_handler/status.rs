@@ -33,7 +33,7 @@ pub(in crate::daemon) fn scrape(components: &mut Components, place: oneshot::Sen
     let snapshot = Snapshot {
         started: since.as_secs_f64(),
         capacity: components.uses_nft.then(|| components.config.current.block.nft.size.into()),
-        events_lost: components.sink.lost,
+        events_lost: components.sink.lost.total,
         allowed: components.host_state.host().allow.prefixes().count() as u64,
         fleet: components.fleet().map(|fleet| fleet.status()).map(|fleet| FleetSnapshot {
             connected: fleet.link == FleetLink::Connected,
