@@ -73,7 +73,7 @@ impl HostMemory {
 
     /// Records the currently open ports and the known peers at the end of the run.
     pub(super) fn write(&mut self, now: Timestamp, wall: SystemTime) {
-        self.recent_listeners.write(&self.recorder);
+        self.recent_listeners.write(now, &self.recorder);
         self.known_peers.write(now, wall, &self.recorder);
     }
 

@@ -73,9 +73,8 @@ impl RecentListeners {
             }
         }
         self.unwritten |= update(&mut self.known, present);
-        if self.unwritten && now >= self.next_write {
-            self.write(recorder);
-            self.next_write = now.after(WRITE_INTERVAL);
+        if now >= self.next_write {
+            self.write(now, recorder);
         }
         appeared
     }
@@ -86,9 +85,10 @@ impl RecentListeners {
     }
 
     /// Writes pending changes.
-    pub(super) fn write(&mut self, recorder: &Recorder) {
+    pub(super) fn write(&mut self, now: Timestamp, recorder: &Recorder) {
         if self.unwritten {
             self.unwritten = !recorder.send(LedgerChange::Listeners(self.records()));
+            self.next_write = now.after(WRITE_INTERVAL);
         }
     }
 }

@@ -35,7 +35,7 @@ const MAX_PENDING_BYTES: usize = 1 << 20;
 
 /// The two files.
 pub struct LegacyFiles {
-    place: StateDir,
+    state_dir: StateDir,
     history: Option<File>,
     waiting: String,
     left_out: u64,
@@ -45,10 +45,10 @@ impl LegacyFiles {
     /// Opens the files in `directory`, which [`super::Ledger::open`] has created. Creates an empty history if it does
     /// not exist, because fail2ban does not start with a jail whose file is missing.
     pub fn open(directory: &Path) -> Result<Self, LedgerError> {
-        let place = StateDir::prepare(directory)?;
+        let state_dir = StateDir::prepare(directory)?;
         // An error is reported when a line has to be written.
-        let history = open_history(&place.file(HISTORY)).ok();
-        Ok(Self { place, history, waiting: String::new(), left_out: 0 })
+        let history = open_history(&state_dir.file(HISTORY)).ok();
+        Ok(Self { state_dir, history, waiting: String::new(), left_out: 0 })
     }
 
     /// Queues `ban` for the history. Imported bans are excluded, because the source of the import already has them.
@@ -75,7 +75,7 @@ impl LegacyFiles {
         if self.waiting.is_empty() {
             return Ok(());
         }
-        let path = self.place.file(HISTORY);
+        let path = self.state_dir.file(HISTORY);
         let mut file = match self.history.take() {
             Some(file) if is_at(&file, &path) => file,
             // Rotated, removed or not created yet.
@@ -89,7 +89,7 @@ impl LegacyFiles {
 
     /// Atomically replaces the list of bans in force.
     pub fn rewrite(&self, active: impl IntoIterator<Item = BanSummary>) -> Result<(), LedgerError> {
-        let path = self.place.file(BLOCKED);
+        let path = self.state_dir.file(BLOCKED);
         let mut text = String::new();
         for ban in active {
             append_line(&mut text, ban.since, ban.port, host(ban.target, ban.source));

@@ -75,7 +75,7 @@ const MAX_TIME: i64 = 1 << 61;
 /// The bans, in a separate directory.
 pub struct Ledger {
     reader: Reader,
-    place: StateDir,
+    state_dir: StateDir,
     /// The identity of the database.
     file: FileId,
     retention: Retention,
@@ -124,14 +124,14 @@ impl Ledger {
     /// 0600. A damaged database is moved aside and a new one created. Refuses a directory or file that is a symbolic
     /// link, belongs to another user or is accessible to others.
     pub fn open(directory: &Path) -> Result<(Self, Opened), LedgerError> {
-        let place = StateDir::prepare(directory)?;
-        let fresh = place.claim(DATABASE)?;
-        let (reader, opened) = match connect(&place) {
+        let state_dir = StateDir::prepare(directory)?;
+        let fresh = state_dir.claim(DATABASE)?;
+        let (reader, opened) = match connect(&state_dir) {
             Ok(reader) => (reader, if fresh { Opened::Fresh } else { Opened::Existing }),
             Err(error) if error.is_damage() => {
-                let aside = place.quarantine(DATABASE)?;
-                place.claim(DATABASE)?;
-                (connect(&place)?, Opened::Rebuilt { aside, damage: error.to_string() })
+                let aside = state_dir.quarantine(DATABASE)?;
+                state_dir.claim(DATABASE)?;
+                (connect(&state_dir)?, Opened::Rebuilt { aside, damage: error.to_string() })
             }
             Err(error) => return Err(error),
         };
@@ -140,7 +140,7 @@ impl Ledger {
         let file = FileId::from(&found);
         // Old rows of the last process are counted with the first bans of this one.
         let retention = Retention::default();
-        Ok((Self { reader, place, file, retention, undoes_commands: false, uncounted: RECOUNT_INTERVAL }, opened))
+        Ok((Self { reader, state_dir, file, retention, undoes_commands: false, uncounted: RECOUNT_INTERVAL }, opened))
     }
 
     /// Sets the limits on past bans.
@@ -164,7 +164,7 @@ impl Ledger {
     pub fn quarantine(self) -> Result<PathBuf, LedgerError> {
         // Closed first, because closing removes the log by name, which must not be that of the next database.
         drop(self.reader);
-        self.place.quarantine(DATABASE)
+        self.state_dir.quarantine(DATABASE)
     }
 
     /// False if the database's file was removed or replaced: writes would be lost.
@@ -256,11 +256,11 @@ impl Ledger {
     }
 }
 
-fn connect(place: &StateDir) -> Result<Reader, LedgerError> {
+fn connect(state_dir: &StateDir) -> Result<Reader, LedgerError> {
     let fixed = [&statements::USED[..], &decisions::used(), &logged::USED, &services::used()].concat();
     let (reading, strikes) = (reader::used(), strikes::of_all());
     let used = fixed.into_iter().chain(reading.iter().chain([&strikes]).map(String::as_str));
-    let path = place.file(DATABASE);
+    let path = state_dir.file(DATABASE);
     let connection = schema::connect(&path, used)?;
     Ok(Reader { connection, path, version: schema::VERSION })
 }

@@ -52,12 +52,12 @@ pub(super) fn entry(row: &Row<'_>) -> Option<LedgerEntry> {
 }
 
 pub(super) fn in_force(row: &Row<'_>) -> Option<BanSummary> {
-    let (who, source) = (text(row, 0)?, text(row, 1)?);
-    let target: BanTarget = who.parse().ok()?;
+    let (subject, source) = (text(row, 0)?, text(row, 1)?);
+    let target: BanTarget = subject.parse().ok()?;
     Some(BanSummary {
         target,
         // The source is usually the target, which is already parsed.
-        source: if source == who { target.element() } else { source.parse().ok()? },
+        source: if source == subject { target.element() } else { source.parse().ok()? },
         since: time(row.get(2).ok()?),
         until: optional_time(row, UNTIL).ok()?,
         class: optional(row, 4, |class| class.parse().ok())?,
@@ -70,26 +70,26 @@ pub(super) fn in_force(row: &Row<'_>) -> Option<BanSummary> {
 }
 
 /// The text of a column.
-pub(super) fn text<'a>(row: &'a Row<'_>, place: usize) -> Option<&'a str> {
-    row.get_ref(place).ok()?.as_str().ok()
+pub(super) fn text<'a>(row: &'a Row<'_>, column: usize) -> Option<&'a str> {
+    row.get_ref(column).ok()?.as_str().ok()
 }
 
 /// The value of a text column. A target in another spelling is invalid: it would be a second ban of the same host.
-pub(super) fn parsed<T: FromStr>(row: &Row<'_>, place: usize) -> Option<T> {
-    text(row, place)?.parse().ok()
+pub(super) fn parsed<T: FromStr>(row: &Row<'_>, column: usize) -> Option<T> {
+    text(row, column)?.parse().ok()
 }
 
 /// The value of a text column that may be null; `None` if it is invalid.
-fn optional<T>(row: &Row<'_>, place: usize, parse: impl FnOnce(&str) -> Option<T>) -> Option<Option<T>> {
-    match row.get_ref(place).ok()?.as_str_or_null().ok()? {
+fn optional<T>(row: &Row<'_>, column: usize, parse: impl FnOnce(&str) -> Option<T>) -> Option<Option<T>> {
+    match row.get_ref(column).ok()?.as_str_or_null().ok()? {
         None => Some(None),
         Some(text) => parse(text).map(Some),
     }
 }
 
 /// The time in a column that may be null.
-pub(super) fn optional_time(row: &Row<'_>, place: usize) -> rusqlite::Result<Option<SystemTime>> {
-    row.get(place).map(|micros: Option<i64>| micros.map(time))
+pub(super) fn optional_time(row: &Row<'_>, column: usize) -> rusqlite::Result<Option<SystemTime>> {
+    row.get(column).map(|micros: Option<i64>| micros.map(time))
 }
 
 fn guest_port(text: &str) -> Option<LinkId> {

@@ -72,7 +72,7 @@ impl Writer {
         let now = Instant::now();
         let worker = Worker::start("ledger", QUEUE, |inbox| {
             let mut work = WriterThread {
-                directory: ledger.place.directory.clone(),
+                directory: ledger.state_dir.directory.clone(),
                 retention: ledger.retention,
                 undoes_commands: ledger.undoes_commands,
                 ledger: Some(ledger),

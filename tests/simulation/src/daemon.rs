@@ -211,7 +211,7 @@ impl Daemon {
     pub(crate) fn brief(&self, now: Timestamp, detector: &mut Detector) {
         detector.restore_listeners(now, &self.restored);
         if self.rules.known_peers {
-            self.tell_peers(now, detector);
+            self.send_peers(now, detector);
         }
         for (target, (strikes, until)) in &self.strikes {
             let left = until.since(now);
@@ -221,7 +221,7 @@ impl Daemon {
         }
     }
 
-    fn tell_peers(&self, now: Timestamp, detector: &mut Detector) {
+    fn send_peers(&self, now: Timestamp, detector: &mut Detector) {
         let mut peers = self.known_peers.ages(now);
         if !self.rules.peers_before_probe {
             peers.iter_mut().for_each(|(_, age)| *age = Duration::MAX);
@@ -332,7 +332,7 @@ impl Daemon {
         let mut connections = host.connections();
         connections.retain(|connection| self.rules.published_peers || !connection.is_published);
         if self.rules.known_peers && self.known_peers.update(at, &connections, detector.host()) {
-            self.tell_peers(at, detector);
+            self.send_peers(at, detector);
         }
         if !self.rules.bounded_stored_listeners {
             detector.restore_listeners(at, &self.restored);
