@@ -76,8 +76,8 @@ impl Conntrack {
         source: SocketAddr,
         destination: SocketAddr,
     ) -> Result<TrackedFlow, SocketError> {
-        let requested = Tuple::new(protocol, source, destination)
-            .ok_or_else(|| SocketError::Malformed("not a packet with ports"))?;
+        let requested =
+            Tuple::new(protocol, source, destination).ok_or(SocketError::Malformed("not a packet with ports"))?;
         let family = if requested.source.0.is_ipv4() { FAMILY_V4 } else { FAMILY_V6 };
         // The flow of this tuple, in either direction.
         put_request(&mut self.request, 0, family, |list| {
@@ -85,9 +85,7 @@ impl Conntrack {
         });
         let mut flow = None;
         match self.socket.find(&mut self.request, |answer| flow = read(answer, &requested))? {
-            true => {
-                flow.ok_or_else(|| SocketError::Malformed("the kernel's connection tracking answer cannot be read"))
-            }
+            true => flow.ok_or(SocketError::Malformed("the kernel's connection tracking answer cannot be read")),
             false => Ok(TrackedFlow::Untracked),
         }
     }

@@ -2,13 +2,14 @@
 //!
 //! References: `linux/netlink.h`, netlink(7).
 
-use std::io;
+use std::ops::ControlFlow::{Break, Continue};
 
 use netlink_packet_core::{NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NLMSG_DONE, NLMSG_ERROR, NetlinkBuffer};
 use rtnetlink::sys::{AsyncSocket, AsyncSocketExt, SocketAddr, TokioSocket};
 use rustix::io::Errno;
 
 use super::error::HostError;
+use crate::netlink::socket::{Ack, read_answers};
 
 /// A netlink header and eight zero bytes, which select every entry.
 const REQUEST: usize = 24;
@@ -62,27 +63,17 @@ impl Dump {
         each: &mut impl FnMut(&[u8]),
         consistent: &mut bool,
     ) -> Result<bool, HostError> {
-        let mut rest = datagram;
-        while !rest.is_empty() {
-            let message = NetlinkBuffer::new_checked(rest).map_err(|_| HostError::Ended(self.name))?;
-            let length = usize::try_from(message.length()).unwrap_or(usize::MAX).next_multiple_of(4);
-            rest = rest.get(length..).unwrap_or_default();
-            *consistent &= message.flags() & NLM_F_DUMP_INTR == 0;
-            let payload = message.payload();
-            match message.message_type() {
-                kind if kind == self.entry => each(payload),
-                NLMSG_DONE | NLMSG_ERROR => return self.status(payload).map(|()| true),
-                _ => {}
+        let end = read_answers(datagram, 0, u32::MAX, &mut |_, message| {
+            *consistent &= message.flags & NLM_F_DUMP_INTR == 0;
+            match Ack::read(message).and_then(|ack| ack.errno) {
+                Some(errno) if self.unsupported.contains(&errno) => return Break(Ok(true)),
+                Some(errno) => return Break(Err(HostError::Refused { list: self.name, error: errno.into() })),
+                None if matches!(message.kind, NLMSG_DONE | NLMSG_ERROR) => return Break(Ok(true)),
+                None if message.kind == self.entry => each(message.body),
+                None => {}
             }
-        }
-        Ok(false)
-    }
-
-    fn status(&self, payload: &[u8]) -> Result<(), HostError> {
-        let code = payload.first_chunk().map_or(0, |code| i32::from_ne_bytes(*code)).saturating_neg();
-        if code == 0 || self.unsupported.iter().any(|errno| errno.raw_os_error() == code) {
-            return Ok(());
-        }
-        Err(HostError::Refused { list: self.name, error: io::Error::from_raw_os_error(code) })
+            Continue(())
+        });
+        end.map_err(|_| HostError::Ended(self.name))?.break_value().unwrap_or(Ok(false))
     }
 }

@@ -31,7 +31,7 @@ pub enum SocketError {
     /// No answer arrived. The request may have taken effect.
     #[error("the kernel did not answer in time; if this repeats, restart portsentry")]
     NoAnswer,
-    #[error("the kernel's answer cannot be read: {0}")]
+    #[error("invalid netlink message: {0}")]
     Malformed(&'static str),
     /// Answers were lost because the receive buffer was full. The request may have taken effect.
     #[error(

@@ -240,15 +240,15 @@ impl Socket {
 }
 
 /// The kernel's acknowledgement of one message: NLMSG_ERROR with zero or an error, or NLMSG_DONE with an error.
-pub(super) struct Ack<'a> {
+pub(crate) struct Ack<'a> {
     /// `None` on success.
-    pub(super) errno: Option<Errno>,
+    pub(crate) errno: Option<Errno>,
     text: &'a str,
 }
 
 impl<'a> Ack<'a> {
     /// Reads an acknowledgement; `None` if the message is not one.
-    pub(super) fn read(message: &Message<'a>) -> Option<Self> {
+    pub(crate) fn read(message: &Message<'a>) -> Option<Self> {
         let (code, rest) = message.body.split_first_chunk::<4>()?;
         let code = i32::from_ne_bytes(*code);
         let words = match message.kind {
@@ -313,7 +313,7 @@ pub(crate) fn listen(protocol: isize, groups: impl IntoIterator<Item = u32>) -> 
 /// Passes each message of a datagram that answers the requests with the sequence number `first` and the `more` following
 /// ones to `take`, until that breaks.
 #[inline]
-pub(super) fn read_answers<T>(
+pub(crate) fn read_answers<T>(
     datagram: &[u8],
     first: u32,
     more: u32,
