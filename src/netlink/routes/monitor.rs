@@ -46,11 +46,9 @@ impl RouteMonitor {
     /// # Panics
     /// Outside a tokio runtime with I/O enabled.
     pub fn open(own: u32) -> io::Result<Self> {
-        let socket = listen(NETLINK_ROUTE, [])?;
+        let groups = [MulticastGroup::Ipv4Route, MulticastGroup::Ipv6Route];
+        let socket = listen(NETLINK_ROUTE, groups.map(|group| group as u32))?;
         enlarge_receive_buffer(socket.socket_ref(), RECEIVE_BUFFER)?;
-        for group in [MulticastGroup::Ipv4Route, MulticastGroup::Ipv6Route] {
-            socket.socket_ref().add_membership(group as u32)?;
-        }
         Ok(Self { socket, datagram: Vec::with_capacity(DATAGRAM), own, pending: VecDeque::new() })
     }
 

@@ -53,6 +53,7 @@ impl SocketError {
     pub(in crate::netlink) fn on_opening(error: io::Error) -> Self {
         match Errno::from_io_error(&error) {
             Some(errno @ (Errno::PROTONOSUPPORT | Errno::AFNOSUPPORT)) => Self::NoNfTables(errno),
+            Some(errno @ Errno::PERM) => Self::NotPermitted(errno),
             _ => Self::Io(error),
         }
     }

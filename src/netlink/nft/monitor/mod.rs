@@ -22,7 +22,7 @@ use tokio::sync::Notify;
 use tokio::task::consume_budget;
 use tokio::time::timeout;
 
-use crate::netlink::socket::{SocketError, enlarge_receive_buffer};
+use crate::netlink::socket::{SocketError, enlarge_receive_buffer, listen};
 use decoder::Decoder;
 pub use decoder::{Committer, TableChange};
 
@@ -52,18 +52,12 @@ impl Monitor {
     /// # Panics
     /// Outside a tokio runtime with I/O and time enabled.
     pub fn open() -> Result<Self, SocketError> {
-        let mut asynchronous = TokioSocket::new(NETLINK_NETFILTER).map_err(SocketError::on_opening)?;
-        let socket = asynchronous.socket_mut();
-        socket.bind_auto()?;
-        socket.connect(&SocketAddr::new(0, 0))?;
-        enlarge_receive_buffer(&*socket, RECEIVE_BUFFER)?;
-        socket.add_membership(GROUP).map_err(|error| match Errno::from_io_error(&error) {
-            Some(errno @ Errno::PERM) => SocketError::NotPermitted(errno),
-            _ => SocketError::Io(error),
-        })?;
+        let socket = listen(NETLINK_NETFILTER, [GROUP]).map_err(SocketError::on_opening)?;
+        socket.socket_ref().connect(&SocketAddr::new(0, 0))?;
+        enlarge_receive_buffer(socket.socket_ref(), RECEIVE_BUFFER)?;
         Ok(Self {
             state: Arc::new(MonitorState {
-                socket: asynchronous,
+                socket,
                 unmonitored: Notify::new(),
                 pauses: Mutex::default(),
                 deaf: OnceLock::new(),
