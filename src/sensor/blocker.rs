@@ -66,6 +66,11 @@ impl Blocker {
         self.has_slow_backends() || self.inline().next().is_some()
     }
 
+    /// True if a backend other than nftables enforces bans.
+    pub(super) fn enforces_beside_nft(&self) -> bool {
+        self.has_slow_backends() || self.inline().any(|backend| backend != Backend::Nft)
+    }
+
     pub(super) fn backend(&mut self, backend: Backend) -> Option<&mut dyn InlineBackend> {
         match backend {
             Backend::Nft => self.nft.as_mut().map(|nft| nft as _),

@@ -175,7 +175,7 @@ pub(super) fn execute(command: SensorCommand, now: Timestamp, packets: &mut Pack
         SensorCommand::ObjectRemoved(backend, target) => controller.object_removed(now, backend, target),
         SensorCommand::RemoveStale => enforcement.blocker.remove_stale(now, scope.reporter),
         SensorCommand::CommandEnded(target) => packets.command_ended(now, target),
-        SensorCommand::BansRemoved(targets) => controller.bans_removed(&targets),
+        SensorCommand::BansRemoved(targets) => enforcement.end_bans(scope, &targets),
         SensorCommand::ReinstallTable(by) => enforcement.repair_table(scope, Damage::Deleted(Some(&by))),
         SensorCommand::RepairRules(by) => enforcement.repair_table(scope, Damage::Rules(&by)),
         SensorCommand::ProtectAddresses => enforcement.update_allow_list(scope, AllowSet::replace),
@@ -208,8 +208,8 @@ fn answer(request: SensorRequest, now: Timestamp, controller: &mut BanController
         }
         SensorRequest::Unblock { targets, by, answer } => {
             let result = match targets {
-                Some(targets) => controller.unblock(&targets),
-                None => controller.unblock_all(),
+                Some(targets) => controller.unblock(now, &targets),
+                None => controller.unblock_all(now),
             };
             if let Ok([target]) = result.as_deref() {
                 controller.reporter.emit_unblocked(*target, by);

@@ -91,11 +91,10 @@ impl BanController {
         let exempt: Vec<_> = engine.bans().filter_map(exempt).take(EXEMPT_PER_ROUND).collect();
         self.exempt_check_at = (exempt.len() == EXEMPT_PER_ROUND).then(|| now.after(EXEMPT_ROUND_DELAY));
         let targets: Vec<_> = exempt.iter().map(|(target, _)| *target).collect();
-        // Removed from the engine first, so that a table repair does not restore them.
-        targets.iter().for_each(|target| _ = engine.lift(*target));
         let (enforcement, mut scope) = self.enforcement(now);
+        // Ended in the engine first, so that a table repair does not restore them.
+        enforcement.end_bans(&mut scope, &targets);
         enforcement.change_sets(&mut scope, "cannot lift bans of protected sources", |nft| nft.lift(&targets));
-        enforcement.lift(&targets, scope.reporter);
         for (target, protection) in exempt {
             self.reporter.emit_exempt(target, protection);
         }
@@ -115,7 +114,7 @@ impl BanController {
         let mut departed = self.guest_bans.departed(&host);
         departed.extend(self.observer.bans_on_missing_links(&host));
         let more_exempt = self.observer.change_host(now, host);
-        self.lift_departed(&departed);
+        self.lift_departed(now, &departed);
         let (enforcement, mut scope) = self.enforcement(now);
         enforcement.host_changed(&mut scope);
         if more_exempt {
@@ -127,9 +126,9 @@ impl BanController {
 
     /// Ends the bans of guests and link-local sources whose interfaces are gone: the next guest may get the same
     /// address, and the next interface the same index.
-    fn lift_departed(&mut self, departed: &[BanTarget]) {
+    fn lift_departed(&mut self, now: Timestamp, departed: &[BanTarget]) {
         for target in departed {
-            match self.unblock(&[*target]) {
+            match self.unblock(now, &[*target]) {
                 Ok(unblocked) if unblocked.is_empty() => {}
                 Ok(_) => self.reporter.emit_unblocked(*target, "portsentry, because its interface no longer exists"),
                 Err(error) => self.reporter.error(format!(
@@ -150,7 +149,7 @@ impl BanController {
             self.guest_bans.insert(ban);
         }
         let departed = self.guest_bans.departed(&self.observer.host);
-        self.lift_departed(&departed);
+        self.lift_departed(now, &departed);
     }
 }
 
@@ -248,7 +247,7 @@ impl BanController {
             return;
         }
         let object = backend.title();
-        match self.unblock(&[target]) {
+        match self.unblock(now, &[target]) {
             Ok(_) => self.reporter.emit_unblocked(target, format!("a program that deleted its {object}")),
             Err(error) => self
                 .reporter
@@ -268,7 +267,7 @@ impl BanController {
     }
 
     /// Ends the bans of `targets`; returns the targets that were blocked.
-    pub(super) fn unblock(&mut self, targets: &[BanTarget]) -> Result<Vec<BanTarget>, String> {
+    pub(super) fn unblock(&mut self, now: Timestamp, targets: &[BanTarget]) -> Result<Vec<BanTarget>, String> {
         let mut unblocked = Vec::new();
         // A link-local address without a link also stands for its bans on each link.
         let bans = self.observer.engine.bans().map(|ban| ban.target);
@@ -277,31 +276,24 @@ impl BanController {
         let targets: Vec<_> = targets.iter().copied().chain(on_links).collect();
         for target in &targets {
             let was_in_set = self.enforcement.blocker.remove_element(*target)?;
-            if self.observer.engine.lift(*target) || was_in_set {
+            if was_in_set || self.observer.engine.is_blocked(now, *target) {
                 unblocked.push(*target);
             }
         }
-        self.enforcement.lift(&targets, &self.reporter);
+        let (enforcement, mut scope) = self.enforcement(now);
+        enforcement.end_bans(&mut scope, &targets);
         Ok(unblocked)
     }
 
     /// Ends all bans; returns their targets.
-    pub(super) fn unblock_all(&mut self) -> Result<Vec<BanTarget>, String> {
+    pub(super) fn unblock_all(&mut self, now: Timestamp) -> Result<Vec<BanTarget>, String> {
         let targets: Vec<BanTarget> = self.observer.engine.bans().map(|ban| ban.target).collect();
         match self.enforcement.blocker.nft().map_or(Ok(()), |nft| nft.lift(&targets)) {
             Ok(()) | Err(BlockError::Gone) => {}
             Err(error) => return Err(error.to_string()),
         }
-        self.bans_removed(&targets);
+        let (enforcement, mut scope) = self.enforcement(now);
+        enforcement.end_bans(&mut scope, &targets);
         Ok(targets)
-    }
-
-    /// Ends the bans of `targets`, which were removed from the kernel's sets.
-    pub(super) fn bans_removed(&mut self, targets: &[BanTarget]) {
-        // Bans are lifted one at a time, so that each also takes back its strike.
-        for target in targets {
-            self.observer.engine.lift(*target);
-        }
-        self.enforcement.lift(targets, &self.reporter);
     }
 }

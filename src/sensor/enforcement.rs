@@ -52,7 +52,7 @@ impl Enforcement {
 /// Handles packets and the bans that they cause.
 impl Enforcement {
     /// If `verdict` asks for it, checks whether the kernel's set still contains the ban of a source that keeps sending.
-    /// If the ban was removed without a notification, lifts it and returns its target. A ban that waits for its command
+    /// If the ban was removed without a notification, ends it and returns its target. A ban that waits for its command
     /// or a retry is not in the set yet.
     pub(super) fn lift_vanished(&mut self, scope: &mut Scope<'_>, verdict: &Verdict) -> Option<BanTarget> {
         let Verdict::Repeated(Repeated { target, verify, standing: RepeatedStatus::Blocked, .. }) = *verdict else {
@@ -65,9 +65,10 @@ impl Enforcement {
         let nft = self.blocker.nft();
         match nft.map_or(Ok(true), |backend| backend.table.time_left(target).map(|held| held.is_some())) {
             Ok(false) if self.table_repair.incomplete => self.repair(scope, Backend::Nft, &[target]),
+            // The ban is still in force, also if the set was full. The comparison with the kernel restores the element.
+            Ok(false) if self.blocker.enforces_beside_nft() => {}
             Ok(false) => {
-                scope.observer.engine.lift(target);
-                self.trap.forget_probes(&[target], &mut self.blocker, scope.reporter);
+                self.end_bans(scope, &[target]);
                 return Some(target);
             }
             Err(BlockError::Gone) => self.repair_missing_table(scope),
@@ -198,20 +199,24 @@ impl Enforcement {
         };
         let inner: Vec<_> = scope.observer.engine.bans().map(|ban| ban.target).filter(is_inside).collect();
         if !inner.is_empty() {
-            self.lift(&inner, scope.reporter);
+            self.end_bans(scope, &inner);
         }
         for inner in inner {
-            scope.observer.engine.lift(inner);
             scope.reporter.emit_unblocked(inner, format!("the ban of {target} around it"));
         }
     }
 
-    /// Ends the bans of `targets` in all backends except the engine and the nftables sets.
-    pub(super) fn lift(&mut self, targets: &[BanTarget], reporter: &Reporter) {
-        self.trap.forget_probes(targets, &mut self.blocker, reporter);
+    /// Ends the bans of `targets` in the engine and in all backends except nftables, from whose sets the caller removes
+    /// them.
+    pub(super) fn end_bans(&mut self, scope: &mut Scope<'_>, targets: &[BanTarget]) {
+        // One at a time, so that each also takes back its strike.
+        for target in targets {
+            scope.observer.engine.lift(*target);
+        }
+        self.trap.forget_probes(targets, &mut self.blocker, scope.reporter);
         self.pending.remove(targets);
         for error in self.blocker.lift(targets) {
-            reporter.error(error);
+            scope.reporter.error(error);
         }
     }
 }
@@ -313,10 +318,7 @@ impl Enforcement {
         self.blocking = blocking;
         scope.observer.engine.log_only();
         let waiting = self.pending.clear();
-        for target in &waiting {
-            scope.observer.engine.lift(*target);
-        }
-        self.lift(&waiting, scope.reporter);
+        self.end_bans(scope, &waiting);
         self.guard_own_sources(scope);
     }
 

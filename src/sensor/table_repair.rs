@@ -176,7 +176,7 @@ impl TableRepair {
         // The allow-list first, so that an exempt source is never without it.
         let allowed: Vec<_> = observer.host.allow.prefixes().collect();
         let filled = nft.allowed.replace(&mut nft.table, &allowed).and_then(|()| nft.restore_lost(&bans));
-        // The engine must not treat a source as blocked if it is not.
+        // The engine must not treat a source as blocked if it is not. The other backends keep its ban.
         match &filled {
             Ok(()) => pending.expedite(Backend::Nft),
             // The table was deleted again. The table monitor has seen that and requests the next repair, with all bans.

@@ -246,6 +246,56 @@ fn waiting_ban_outlasts_further_packets() {
     daemon.stop();
 }
 
+/// A full set refuses an operator's ban, which a route enforces.
+#[test]
+fn ban_refused_by_set_stays_in_route() {
+    let lab = scene();
+    let daemon = Daemon::start_configured(
+        &lab,
+        &settings(&lab, &["nft", "route"], "[trap]\ntcp = false\n[block.nft]\nsize = 4\n"),
+        &["--expire", "1h"],
+    );
+    lab.nft("add element inet portsentry blocked { 192.0.2.1, 192.0.2.2, 192.0.2.3, 192.0.2.4 }");
+    daemon.expect_line("Host 192.0.2.4 has been blocked by nft");
+    let source = lab.v4("attacker").to_string();
+    let output = lab.operate(&["block", &source]);
+    assert_eq!(output.code, Some(0), "{output:?}");
+    daemon.expect_line("set inet portsentry blocked is full (4 elements)");
+    expect_held(&lab, "route", false, &daemon);
+    send_to_one_port(&lab);
+    assert!(daemon.lines_with("no longer in the kernel").is_empty(), "{}", daemon.log());
+    assert!(held(&lab, "route").contains(&source), "{}", held(&lab, "route"));
+    assert!(lab.operate(&["list"]).out.contains(&source), "{:?}", lab.operate(&["list"]));
+    daemon.stop();
+}
+
+/// A rule on the packet path deletes the element, so the kernel sends no notification.
+#[test]
+fn silently_vanished_ban_keeps_other_backends() {
+    let lab = scene();
+    let text = settings(&lab, &["nft", "route", "hosts-deny"], "[trap]\ntcp = false\n");
+    let daemon = Daemon::start_configured(&lab, &text, &["--expire", "1h"]);
+    scan(&lab, false);
+    ["nft", "route", "hosts-deny"].iter().for_each(|backend| expect_held(&lab, backend, false, &daemon));
+    lab.nft("add chain inet portsentry thief { type filter hook prerouting priority -400; }");
+    lab.nft("add rule inet portsentry thief tcp dport 950 delete @blocked { ip saddr }");
+    send_to_one_port(&lab);
+    lab.nft("flush chain inet portsentry thief");
+    daemon.expect_line("adminalert: bans that were missing in the kernel's sets and have been restored: 1");
+    ["nft", "route", "hosts-deny"].iter().for_each(|backend| expect_held(&lab, backend, false, &daemon));
+    assert!(daemon.lines_with("no longer in the kernel").is_empty(), "{}", daemon.log());
+    daemon.stop();
+}
+
+/// The attacker sends packets to one port for longer than the sensor takes to verify its ban in the kernel.
+fn send_to_one_port(lab: &Lab) {
+    let (source, target) = ends(lab, false);
+    for _ in 0..30 {
+        lab.probe("attacker", source, target, &[950]);
+        std::thread::sleep(Duration::from_millis(100));
+    }
+}
+
 #[test]
 fn reject_answers_and_drop_does_not() {
     let lab = scene();
