@@ -103,7 +103,7 @@ fn packets_cause_no_allocation() {
                 for port in 1..=3 {
                     let observation = Observation { source, ..connection(port) };
                     if let Verdict::Block(ban) = engine.observe_decoy(now, observation, &host, &mut NoLookup) {
-                        networks += u32::from(matches!(ban.probe.target, BanTarget::Prefix(_)));
+                        networks += u32::from(ban.probe.target.is_prefix());
                     }
                 }
                 while engine.notice(now).is_some() {

@@ -175,7 +175,7 @@ pub(super) fn open_again(config: &Config) -> Result<BackendHandles, DaemonError>
 pub(super) fn protect(blocker: &mut Blocker, host: &Host) -> Result<(), BlockError> {
     let prefixes: Vec<_> = host.allow.prefixes().collect();
     if let Some(nft) = blocker.nft() {
-        nft.allowed.replace(&mut nft.table, &prefixes)?;
+        nft.replace_allow_list(&prefixes)?;
     }
     drop(blocker.protect(host));
     Ok(())
@@ -214,7 +214,7 @@ fn install(
             }
             installed => installed?,
         };
-        match nft.allowed.replace(&mut nft.table, &prefixes) {
+        match nft.replace_allow_list(&prefixes) {
             Ok(()) => break installed,
             // Another program has deleted the table in the meantime.
             Err(BlockError::Gone) if attempt < MAX_ATTEMPTS => attempt += 1,

@@ -45,7 +45,7 @@ impl GuestPorts {
         let (target, observation) = (ban.probe.target, &ban.probe.observation);
         // Several backends report the same ban.
         let is_known = self.waiting.iter().any(|sought| (sought.target, sought.since) == (target, event.time));
-        if !observation.decoy || matches!(target, BanTarget::Prefix(_)) || is_known {
+        if !observation.decoy || target.is_prefix() || is_known {
             return;
         }
         let bridges: Vec<u32> = host.bridges_around(observation.source).collect();

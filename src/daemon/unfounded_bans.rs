@@ -70,7 +70,7 @@ pub fn unfounded<'a>(
 /// of ports, and the evidence of a prefix ban consists of several bans.
 fn is_unfounded(ban: &BanRecord, served: &Served, forgiven: u8, now: SystemTime) -> bool {
     let counts = ban.class.is_some_and(|class| !class.is_conclusive() && class != Class::Connect);
-    let single = !matches!(ban.target, BanTarget::Prefix(_));
+    let single = !ban.target.is_prefix();
     let is_young = now.duration_since(ban.since).map_or(true, |age| age <= MAX_AGE);
     let is_service = |(protocol, port): &(Protocol, u16)| {
         let has_port = |services: &ServiceMemory| services.is_remembered_anywhere(*protocol, *port);

@@ -92,7 +92,7 @@ pub type BackendHandles = Vec<(Backend, Box<dyn InlineBackend>)>;
 /// The error of a backend that cannot be opened or read.
 pub type OpenError = Box<dyn Error + Send + Sync>;
 
-/// What a backend has done by itself, for the log.
+/// What [`InlineBackend::remove_stale`] has done, for the log.
 #[derive(Debug, Default)]
 pub struct MaintenanceReport {
     pub note: Option<String>,
@@ -145,9 +145,9 @@ pub trait InlineBackend: Send {
         None
     }
 
-    /// Ends a bounded number of bans that have expired, and retries failed removals.
-    fn run_due(&mut self, _now: Timestamp) -> MaintenanceReport {
-        MaintenanceReport::default()
+    /// Ends a bounded number of bans that have expired, and retries failed removals. Returns a failure, which is retried.
+    fn run_due(&mut self, _now: Timestamp) -> Option<String> {
+        None
     }
 
     /// The targets of bans that an earlier run left in this backend and that do not expire by themselves.

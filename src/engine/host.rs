@@ -266,7 +266,7 @@ impl Host {
     pub fn guest_port(&self, target: BanTarget, source: IpAddr, port: u32) -> Option<LinkId> {
         let link = self.links.iter().find(|link| link.id.index == port)?;
         let is_guest = link.guests.iter().any(|network| network.contains(&source));
-        (is_guest && !matches!(target, BanTarget::Prefix(_))).then_some(link.id)
+        (is_guest && !target.is_prefix()).then_some(link.id)
     }
 
     /// The bridges with a guest or network that may have `address`.

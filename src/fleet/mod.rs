@@ -97,7 +97,7 @@ pub struct LiftOptions {
 
 fn parse_target(text: &str) -> Result<BanTarget, String> {
     let address = text.parse().map(BanTarget::containing).ok();
-    let target = address.or_else(|| text.parse().ok()).filter(|target| !matches!(target, BanTarget::Prefix(_)));
+    let target = address.or_else(|| text.parse().ok()).filter(|target| !target.is_prefix());
     target.ok_or_else(|| "write an address or an IPv6 /64; hosts report no wider networks".to_owned())
 }
 

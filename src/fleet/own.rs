@@ -82,7 +82,7 @@ impl OwnReports {
     }
 
     fn ban(&mut self, target: BanTarget, (grade, ports, class): (Grade, u32, Class), left: Duration, now: Timestamp) {
-        if matches!(target, BanTarget::Prefix(_)) || left.is_zero() {
+        if target.is_prefix() || left.is_zero() {
             return;
         }
         let (ends, sequence) = (now.after(left), self.sequence);

@@ -142,14 +142,18 @@ impl Blocker {
     pub(super) fn run_due(&mut self, now: Timestamp, reporter: &Reporter) {
         for (_, handle) in &mut self.others {
             if handle.next_due().is_some_and(|due| due <= now) {
-                report(handle.run_due(now), reporter);
+                handle.run_due(now).into_iter().for_each(|text| reporter.error(text));
             }
         }
     }
 
     /// Removes what an earlier run left in the inline backends and belongs to no ban.
     pub(super) fn remove_stale(&mut self, now: Timestamp, reporter: &Reporter) {
-        self.others.iter_mut().for_each(|(_, handle)| report(handle.remove_stale(now), reporter));
+        for (_, handle) in &mut self.others {
+            let MaintenanceReport { note, error } = handle.remove_stale(now);
+            note.into_iter().for_each(|text| reporter.emit_note(text));
+            error.into_iter().for_each(|text| reporter.error(text));
+        }
     }
 
     /// Keeps every backend but nftables away from the exempt addresses of `host`; returns notes about the bans that
@@ -189,11 +193,6 @@ impl Blocker {
     fn policy(&self, protocol: Protocol) -> ProtocolPolicy {
         if protocol.uses_udp_settings() { self.udp } else { self.tcp }
     }
-}
-
-fn report(MaintenanceReport { note, error }: MaintenanceReport, reporter: &Reporter) {
-    note.into_iter().for_each(|text| reporter.emit_note(text));
-    error.into_iter().for_each(|text| reporter.error(text));
 }
 
 #[cfg(test)]

@@ -19,7 +19,7 @@ use super::packet_path::PacketPath;
 use super::table_repair::Damage;
 use crate::capture::live::Live;
 use crate::enforce::BanContext;
-use crate::enforce::nft::{AllowSet, RulesetSpec};
+use crate::enforce::nft::{Nft, RulesetSpec};
 use crate::engine::{ActiveBan, Explanation, Host, Service, Settings, explain};
 use crate::events::event::{Event, EventKind};
 use crate::types::{Backend, BanTarget, Expiry, Timestamp};
@@ -163,7 +163,7 @@ pub(super) fn execute(command: SensorCommand, now: Timestamp, packets: &mut Pack
     let controller = &mut packets.controller;
     // On a silent host, bans may have expired since the last packet.
     controller.observer.engine.clock(now);
-    let (enforcement, mut scope) = controller.enforcement(now);
+    let (enforcement, mut scope) = controller.enforcement_at(now);
     let scope = &mut scope;
     match command {
         SensorCommand::Host(host) => controller.change_host(now, host),
@@ -178,7 +178,7 @@ pub(super) fn execute(command: SensorCommand, now: Timestamp, packets: &mut Pack
         SensorCommand::BansRemoved(targets) => enforcement.end_bans(scope, &targets),
         SensorCommand::ReinstallTable(by) => enforcement.repair_table(scope, Damage::Deleted(Some(&by))),
         SensorCommand::RepairRules(by) => enforcement.repair_table(scope, Damage::Rules(&by)),
-        SensorCommand::ProtectAddresses => enforcement.update_allow_list(scope, AllowSet::replace),
+        SensorCommand::ProtectAddresses => enforcement.update_allow_list(scope, Nft::replace_allow_list),
         SensorCommand::ResetTrap => enforcement.reset_trap(scope),
         SensorCommand::Request(request) => answer(request, now, controller),
         SensorCommand::Settings(settings) => enforcement.reconfigure(scope, *settings),

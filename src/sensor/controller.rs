@@ -60,7 +60,7 @@ impl BanController {
     }
 
     /// The backends, and what they work with at `now`.
-    pub(super) fn enforcement(&mut self, now: Timestamp) -> (&mut Enforcement, Scope<'_>) {
+    pub(super) fn enforcement_at(&mut self, now: Timestamp) -> (&mut Enforcement, Scope<'_>) {
         (&mut self.enforcement, Scope { now, observer: &mut self.observer, reporter: &self.reporter })
     }
 }
@@ -78,7 +78,7 @@ impl BanController {
         if self.exempt_check_at.is_some_and(|at| at <= now) {
             self.remove_exempt_bans(now);
         }
-        let (enforcement, mut scope) = self.enforcement(now);
+        let (enforcement, mut scope) = self.enforcement_at(now);
         enforcement.run_maintenance(&mut scope);
         self.observer.refresh_checksums(now);
     }
@@ -91,7 +91,7 @@ impl BanController {
         let exempt: Vec<_> = engine.bans().filter_map(exempt).take(EXEMPT_PER_ROUND).collect();
         self.exempt_check_at = (exempt.len() == EXEMPT_PER_ROUND).then(|| now.after(EXEMPT_ROUND_DELAY));
         let targets: Vec<_> = exempt.iter().map(|(target, _)| *target).collect();
-        let (enforcement, mut scope) = self.enforcement(now);
+        let (enforcement, mut scope) = self.enforcement_at(now);
         // Ended in the engine first, so that a table repair does not restore them.
         enforcement.end_bans(&mut scope, &targets);
         enforcement.change_sets(&mut scope, "cannot lift bans of protected sources", |nft| nft.lift(&targets));
@@ -104,9 +104,13 @@ impl BanController {
 /// Changes of the host and of the configuration.
 impl BanController {
     pub(super) fn start(&mut self, now: Timestamp) {
-        let (enforcement, mut scope) = self.enforcement(now);
+        let (enforcement, mut scope) = self.enforcement_at(now);
         enforcement.start(&mut scope);
         self.reporter.emit(EventKind::Started);
+    }
+
+    pub(super) fn stop(&mut self) {
+        self.enforcement.stop(&self.reporter);
     }
 
     /// Replaces the snapshot of the host.
@@ -115,7 +119,7 @@ impl BanController {
         departed.extend(self.observer.bans_on_missing_links(&host));
         let more_exempt = self.observer.change_host(now, host);
         self.lift_departed(now, &departed);
-        let (enforcement, mut scope) = self.enforcement(now);
+        let (enforcement, mut scope) = self.enforcement_at(now);
         enforcement.host_changed(&mut scope);
         if more_exempt {
             // The trap may have blocked one of the newly exempt sources just before.
@@ -177,7 +181,7 @@ impl BanController {
         let bans: Vec<_> = bans.map(|ban| (ban.target, ban.length, ban.left)).collect();
         let stale = elements.iter().copied().filter(|target| engine.standing_of(now, *target).is_none());
         let stale: Vec<BanTarget> = stale.collect();
-        let (enforcement, mut scope) = self.enforcement(now);
+        let (enforcement, mut scope) = self.enforcement_at(now);
         enforcement.change_sets(&mut scope, "cannot compare the elements of a loaded ruleset with the bans", |nft| {
             nft.lift(&stale)?;
             nft.restore_all(&bans)
@@ -195,7 +199,7 @@ impl BanController {
     pub(super) fn mask_elements(&mut self, now: Timestamp, elements: &[(BanTarget, Expiry)]) {
         let wrong: Vec<BanTarget> = elements.iter().map(|(target, _)| *target).collect();
         let masked: Vec<_> = elements.iter().map(|(target, expiry)| (target.masked(), *expiry)).collect();
-        let (enforcement, mut scope) = self.enforcement(now);
+        let (enforcement, mut scope) = self.enforcement_at(now);
         enforcement.change_sets(&mut scope, "cannot replace elements with host bits", |nft| {
             nft.lift(&wrong)?;
             nft.block(&masked)
@@ -214,7 +218,7 @@ impl BanController {
     ) -> Vec<BanSample> {
         let mut sampled = Vec::new();
         self.observer.engine.sample(now, &mut |target| sampled.push(target), most);
-        sampled.retain(|target| !self.enforcement.awaits_command(*target));
+        sampled.retain(|target| !self.enforcement.pending.awaits_command(*target));
         let (engine, blocker) = (&self.observer.engine, &self.enforcement.blocker);
         let samples: Vec<BanSample> = blocker
             .inline()
@@ -232,7 +236,7 @@ impl BanController {
 
     /// Adds bans to the engine and to `backend`, each for its remaining time.
     pub(super) fn restore(&mut self, now: Timestamp, backend: Backend, bans: &[ActiveBan]) {
-        let (enforcement, mut scope) = self.enforcement(now);
+        let (enforcement, mut scope) = self.enforcement_at(now);
         enforcement.restore(&mut scope, backend, bans);
         self.adopt(now, bans);
     }
@@ -260,7 +264,7 @@ impl BanController {
 impl BanController {
     /// Applies `ban` on the request of an operator.
     pub(super) fn block(&mut self, now: Timestamp, ban: BanContext) -> Result<(), String> {
-        let (enforcement, mut scope) = self.enforcement(now);
+        let (enforcement, mut scope) = self.enforcement_at(now);
         enforcement.block_by_hand(&mut scope, ban)?;
         self.adopt(now, &[ActiveBan::new(ban.target, ban.expiry)]);
         Ok(())
@@ -280,7 +284,7 @@ impl BanController {
                 unblocked.push(*target);
             }
         }
-        let (enforcement, mut scope) = self.enforcement(now);
+        let (enforcement, mut scope) = self.enforcement_at(now);
         enforcement.end_bans(&mut scope, &targets);
         Ok(unblocked)
     }
@@ -292,7 +296,7 @@ impl BanController {
             Ok(()) | Err(BlockError::Gone) => {}
             Err(error) => return Err(error.to_string()),
         }
-        let (enforcement, mut scope) = self.enforcement(now);
+        let (enforcement, mut scope) = self.enforcement_at(now);
         enforcement.end_bans(&mut scope, &targets);
         Ok(targets)
     }

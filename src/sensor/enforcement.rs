@@ -11,7 +11,7 @@ use super::pending_bans::{PendingBans, Retry};
 use super::reporter::Reporter;
 use super::table_repair::{Damage, TableRepair};
 use super::trap::TrapControl;
-use crate::enforce::nft::{AllowSet, BlockError, Nft, RulesetSpec, Table, trap_sets};
+use crate::enforce::nft::{BlockError, Nft, RulesetSpec, trap_sets};
 use crate::enforce::{BackendGone, BanContext, InlineBackend, Refused};
 use crate::engine::{ActiveBan, Ban, Repeated, RepeatedStatus, Settings, Verdict};
 use crate::events::event::EventKind;
@@ -268,7 +268,7 @@ impl Enforcement {
     pub(super) fn start(&mut self, scope: &mut Scope<'_>) {
         self.restart_trap(scope);
         if let Some(backend) = self.blocker.nft() {
-            self.table_repair.report_foreign(backend, None, scope.reporter);
+            self.table_repair.report_foreign(scope, backend, None);
         }
     }
 
@@ -280,25 +280,22 @@ impl Enforcement {
 
     /// Applies a new snapshot of the host.
     pub(super) fn host_changed(&mut self, scope: &mut Scope<'_>) {
-        self.update_allow_list(scope, AllowSet::follow);
+        self.update_allow_list(scope, Nft::follow_allow_list);
         self.guard_own_sources(scope);
         self.arm_trap(scope);
     }
 
     /// Updates the kernel's allow-list from the host's, and ends bans of other backends that conflict with it. `update`
-    /// is [`AllowSet::replace`], which replaces the list even if another process changed it, or [`AllowSet::follow`],
-    /// which sends the difference.
+    /// is [`Nft::replace_allow_list`] or [`Nft::follow_allow_list`].
     pub(super) fn update_allow_list(
         &mut self,
         scope: &mut Scope<'_>,
-        update: fn(&mut AllowSet, &mut Table, &[IpNet]) -> Result<(), BlockError>,
+        update: fn(&mut Nft, &[IpNet]) -> Result<(), BlockError>,
     ) {
         let notes = self.blocker.protect(&scope.observer.host);
         notes.into_iter().for_each(|text| scope.reporter.emit_note(text));
         let allowed: Vec<IpNet> = scope.observer.host.allow.prefixes().collect();
-        self.change_sets(scope, "cannot update the kernel's allow-list", |nft| {
-            update(&mut nft.allowed, &mut nft.table, &allowed)
-        });
+        self.change_sets(scope, "cannot update the kernel's allow-list", |nft| update(nft, &allowed));
     }
 
     /// Suspends blocking: the trap monitors no ports, no backend receives a ban, and the bans in force remain.
@@ -416,11 +413,6 @@ impl Enforcement {
         self.trap.check_soon(now);
     }
 
-    /// True if the ban of `target` waits for the command that must run first.
-    pub(super) fn awaits_command(&self, target: BanTarget) -> bool {
-        self.pending.awaits_command(target)
-    }
-
     /// Adds bans from the ledger to `backend`, for their remaining times.
     pub(super) fn restore(&mut self, scope: &mut Scope<'_>, backend: Backend, bans: &[ActiveBan]) {
         match summary(&self.restore_in_backend(scope, backend, bans)) {
@@ -471,7 +463,7 @@ impl Enforcement {
 
     /// Creates the table again, unless that was just done.
     fn repair_missing_table(&mut self, scope: &mut Scope<'_>) {
-        if self.table_repair.may_repair_now() {
+        if self.table_repair.may_repair_at(scope.now) {
             self.repair_table(scope, Damage::Deleted(None));
         }
     }

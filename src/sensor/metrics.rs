@@ -44,8 +44,6 @@ pub struct SensorMetrics {
     pub undecoded: Metric,
     /// Gauge: sources with evidence against them.
     pub sources_tracked: Metric,
-    /// Gauge: sources with a standing verdict.
-    pub judged: Metric,
     /// Packets from sources with a standing verdict.
     pub repeated: Metric,
     /// Probes that counted as evidence.
@@ -102,9 +100,8 @@ pub struct SensorMetrics {
 
 impl SensorMetrics {
     /// Copies the metrics of the engine.
-    pub(super) fn update(&self, (suspects, judged): (usize, usize), counters: Counters) {
+    pub(super) fn update(&self, (suspects, _): (usize, usize), counters: Counters) {
         self.sources_tracked.set(suspects as u64);
-        self.judged.set(judged as u64);
         self.repeated.set(counters.repeated);
         self.probes.set(counters.probes);
         self.capped.set(counters.capped);

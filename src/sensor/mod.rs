@@ -123,16 +123,14 @@ impl Sensor {
 
     /// Only logs, from the first packet until [`SensorCommand::EndTrial`].
     pub fn start_trial(&mut self) {
-        let now = self.now();
-        let (enforcement, mut scope) = self.packets.controller.enforcement(now);
-        enforcement.start_trial(&mut scope);
+        commands::execute(SensorCommand::StartTrial, self.now(), &mut self.packets);
     }
 
     /// Runs until [`SensorMessage::Stop`].
     pub fn run(mut self) -> Result<(), SensorError> {
         self.packets.controller.start(self.now());
         let end = self.process();
-        self.packets.controller.reporter.wake_reader();
+        self.packets.reporter().wake_reader();
         end
     }
 
@@ -150,7 +148,7 @@ impl Sensor {
             let now = self.now();
             let coalesce = self.batching.count(now, frames) && !more_frames;
             if self.batching.begins_to_flood() {
-                self.packets.controller.reporter.metrics.flood.notify_one();
+                self.packets.reporter().metrics.flood.notify_one();
             }
             if ready.decoys {
                 self.accept_decoys(now);
@@ -172,7 +170,7 @@ impl Sensor {
     fn wait(&mut self, more_frames: bool) -> Result<Ready, SensorError> {
         let now = self.now();
         self.accept_retry_at = self.accept_retry_at.filter(|at| *at > now);
-        let due = self.packets.controller.next_due().into_iter().chain(self.accept_retry_at).min();
+        let due = self.packets.next_due().into_iter().chain(self.accept_retry_at).min();
         let timeout = due.map(|due| due.since(now).max(MIN_WAIT));
         let decoys = if self.accept_retry_at.is_some() { PollFlags::empty() } else { PollFlags::IN };
         let mut fds = [
@@ -182,18 +180,18 @@ impl Sensor {
         ];
         // Waking another thread and touching cold memory take longer than judging a packet. Both are done while no
         // packet is waiting, or once the events have waited for [`WAKE_DELAY`].
-        let has_events = self.packets.controller.reporter.has_pending();
+        let has_events = self.packets.reporter().has_pending();
         let hurry = more_frames || has_events;
         // Polls even with more frames, to notice messages and decoy connections.
         let busy = hurry && (is_ready(&mut fds, Some(Duration::ZERO))? || more_frames);
         if !has_events {
             self.last_flush = now;
         } else if !busy || now.since(self.last_flush) >= WAKE_DELAY {
-            self.packets.controller.reporter.wake_reader();
+            self.packets.reporter().wake_reader();
             self.last_flush = now;
         }
         if !busy {
-            self.packets.controller.observer.engine.prepare();
+            self.packets.prepare();
             is_ready(&mut fds, timeout)?;
         }
         let [_, messages, decoys] = fds.map(|fd| !fd.revents().is_empty());
@@ -211,9 +209,7 @@ impl Sensor {
                 SensorMessage::Capture(live) => self.replace_capture(live)?,
                 SensorMessage::Addresses(addresses) => self.decoys.watch_only(addresses),
                 SensorMessage::Stop => {
-                    let now = self.now();
-                    let (enforcement, scope) = self.packets.controller.enforcement(now);
-                    enforcement.stop(scope.reporter);
+                    self.packets.controller.stop();
                     return Ok(true);
                 }
                 SensorMessage::Command(command) => commands::execute(command, self.now(), &mut self.packets),
@@ -251,8 +247,9 @@ impl Sensor {
                 packets.process_packet(now, &packet, time);
             }
         })?;
-        packets.controller.reporter.metrics.frames.add(frames as u64);
-        packets.controller.reporter.metrics.undecoded.add(undecoded);
+        let metrics = &packets.reporter().metrics;
+        metrics.frames.add(frames as u64);
+        metrics.undecoded.add(undecoded);
         packets.finish_batch(now);
         Ok(frames)
     }
@@ -268,14 +265,15 @@ impl Sensor {
         if let Err(error) = accepted {
             self.accept_retry_at = Some(now.after(ACCEPT_RETRY_DELAY));
             let text = format!("a decoy cannot accept a connection: {error}; retrying in one second");
-            packets.controller.reporter.error(text);
+            packets.reporter().error(text);
         }
     }
 
     fn count_drops(&mut self, now: Timestamp) {
         if let Some(packets) = self.drop_counter.due(now, &mut self.live) {
-            self.packets.controller.reporter.metrics.dropped.add(packets);
-            self.packets.controller.reporter.emit(EventKind::Dropped { packets });
+            let reporter = self.packets.reporter();
+            reporter.metrics.dropped.add(packets);
+            reporter.emit(EventKind::Dropped { packets });
         }
     }
 }

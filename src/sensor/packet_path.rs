@@ -7,6 +7,7 @@ use std::time::SystemTime;
 use super::batch::{Batch, PacketOutcome};
 use super::controller::BanController;
 use super::observer::{Observer, Scope};
+use super::reporter::Reporter;
 use crate::engine::{Ban, Observation, Probe, Verdict};
 use crate::events::event::EventKind;
 use crate::types::{BanTarget, Timestamp};
@@ -24,6 +25,20 @@ pub(super) struct PacketPath {
 impl PacketPath {
     pub(super) fn new(controller: BanController) -> Self {
         Self { batch: Batch::new(), controller }
+    }
+
+    pub(super) fn reporter(&self) -> &Reporter {
+        &self.controller.reporter
+    }
+
+    /// Time at which [`PacketPath::run_maintenance`] has work to do.
+    pub(super) fn next_due(&self) -> Option<Timestamp> {
+        self.controller.next_due()
+    }
+
+    /// Faults in the memory that the next packets will need.
+    pub(super) fn prepare(&mut self) {
+        self.controller.observer.engine.prepare();
     }
 
     /// Observes a packet that was captured at `time`, and decides on its source.
@@ -61,7 +76,7 @@ impl PacketPath {
     ) -> Verdict {
         loop {
             let verdict = observe(&mut self.controller.observer);
-            let (enforcement, mut scope) = self.controller.enforcement(now);
+            let (enforcement, mut scope) = self.controller.enforcement_at(now);
             let Some(target) = enforcement.lift_vanished(&mut scope, &verdict) else { return verdict };
             self.batch.report(time, EventKind::BanVanished { target });
         }

@@ -5,14 +5,12 @@
 //! no more than a tenth of a core. The log gets a few lines per minute.
 
 use std::net::IpAddr;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use rustix::time::{ClockId, clock_gettime};
 
 use super::observer::{Observer, Scope};
 use super::pending_bans::PendingBans;
-use super::reporter::Reporter;
-use crate::clock::boot_time;
 use crate::enforce::nft::{BlockError, Nft, Repaired, RulesetError};
 use crate::engine::ActiveBan;
 use crate::events::event::EventKind;
@@ -53,7 +51,7 @@ impl<'a> Damage<'a> {
 /// Time of the last fill, and the state of rate-limited logging.
 #[derive(Debug)]
 pub(super) struct TableRepair {
-    filled_at: Option<Instant>,
+    filled_at: Option<Timestamp>,
     /// True if the last fill left out some bans, which are still missing in the kernel.
     pub(super) incomplete: bool,
     /// Time at which the processor time of earlier repairs is paid back.
@@ -84,8 +82,8 @@ impl Default for TableRepair {
 impl TableRepair {
     /// True if a packet that finds the table missing may repair it. The table monitor sees every deletion and requests
     /// the repairs that are skipped here.
-    pub(super) fn may_repair_now(&self) -> bool {
-        self.filled_at.is_none_or(|at| at.elapsed() >= RETRY_DELAY)
+    pub(super) fn may_repair_at(&self, now: Timestamp) -> bool {
+        self.filled_at.is_none_or(|at| now.since(at) >= RETRY_DELAY)
     }
 
     /// Time at which the bans left out by the last repair are restored.
@@ -102,7 +100,7 @@ impl TableRepair {
         damage: Damage<'_>,
         pending: &mut PendingBans,
     ) -> bool {
-        let (before, reporter) = (thread_time(), scope.reporter);
+        let before = thread_time();
         let repaired = backend.repair_to_spec();
         let filled = match (repaired, damage) {
             (Ok(Repaired::Unchanged), Damage::Rules(_)) => {
@@ -112,7 +110,7 @@ impl TableRepair {
             (Ok(Repaired::Repaired { difference, emptied }), Damage::Rules(by)) if emptied.is_empty() => {
                 let text =
                     format!("table inet portsentry had been changed (by {by}: {difference}) and has been restored");
-                self.report(EventKind::Note(text), damage.author(), reporter);
+                self.report(scope, EventKind::Note(text), damage.author());
                 false
             }
             (repaired, _) => {
@@ -121,7 +119,7 @@ impl TableRepair {
             }
         };
         match damage {
-            Damage::Rules(by) => self.report_foreign(backend, Some(by), reporter),
+            Damage::Rules(by) => self.report_foreign(scope, backend, Some(by)),
             Damage::Deleted(_) => self.foreign.clear(),
         }
         self.spend(scope.now, thread_time().saturating_sub(before));
@@ -129,7 +127,7 @@ impl TableRepair {
     }
 
     /// Reports foreign objects in the table if they have changed. They stay: a foreign chain may be intentional.
-    pub(super) fn report_foreign(&mut self, backend: &mut Nft, author: Option<&str>, reporter: &Reporter) {
+    pub(super) fn report_foreign(&mut self, scope: &Scope<'_>, backend: &mut Nft, author: Option<&str>) {
         // The repair runs into the same error and reports it.
         let Ok(mut foreign) = backend.foreign_objects() else { return };
         foreign.truncate(MAX_FOREIGN);
@@ -148,7 +146,7 @@ impl TableRepair {
                 foreign.join(", ")
             ))
         };
-        self.report(event, author, reporter);
+        self.report(scope, event, author);
     }
 
     /// Restores the bans that the last repair left out, if that is due.
@@ -165,26 +163,27 @@ impl TableRepair {
     /// are used.
     fn fill(
         &mut self,
-        Scope { now, observer, reporter }: &mut Scope<'_>,
+        scope: &mut Scope<'_>,
         nft: &mut Nft,
         repaired: Result<Repaired, RulesetError>,
         pending: &mut PendingBans,
         author: Option<&str>,
     ) {
-        self.filled_at = Some(Instant::now());
-        let (bans, left_out) = self.choose(*now, observer, pending);
+        self.filled_at = Some(scope.now);
+        let (bans, left_out) = self.choose(scope, pending);
+        let Observer { engine, host, .. } = &mut *scope.observer;
         // The allow-list first, so that an exempt source is never without it.
-        let allowed: Vec<_> = observer.host.allow.prefixes().collect();
-        let filled = nft.allowed.replace(&mut nft.table, &allowed).and_then(|()| nft.restore_lost(&bans));
+        let allowed: Vec<_> = host.allow.prefixes().collect();
+        let filled = nft.replace_allow_list(&allowed).and_then(|()| nft.restore_lost(&bans));
         // The engine must not treat a source as blocked if it is not. The other backends keep its ban.
         match &filled {
             Ok(()) => pending.expedite(Backend::Nft),
             // The table was deleted again. The table monitor has seen that and requests the next repair, with all bans.
             Err(BlockError::Gone) if matches!(repaired, Ok(_) | Err(RulesetError::Contended)) => return,
             Err(BlockError::Failed { failed, .. }) => failed.iter().for_each(|one| {
-                observer.engine.lift(one.target);
+                engine.lift(one.target);
             }),
-            Err(BlockError::Gone | BlockError::System(_)) => observer.engine.lift_all(),
+            Err(BlockError::Gone | BlockError::System(_)) => engine.lift_all(),
         }
         self.incomplete = left_out > 0 && filled.is_ok();
         let event = match (repaired, filled) {
@@ -208,13 +207,14 @@ impl TableRepair {
                 EventKind::Error(format!("cannot restore the bans after the repair of table inet portsentry: {error}"))
             }
         };
-        self.report(event, author, reporter);
+        self.report(scope, event, author);
     }
 
     /// Returns the bans to restore now, and the number left out. Normally all bans are restored. If they are many and
     /// repairs have used their share of the processor, only those of the most recently seen sources are.
-    fn choose(&self, now: Timestamp, observer: &Observer, pending: &PendingBans) -> (Vec<RestoredBan>, usize) {
-        let (engine, restored) = (&observer.engine, |ban: ActiveBan| (ban.target, ban.length, ban.left));
+    fn choose(&self, scope: &Scope<'_>, pending: &PendingBans) -> (Vec<RestoredBan>, usize) {
+        let (now, engine) = (scope.now, &scope.observer.engine);
+        let restored = |ban: ActiveBan| (ban.target, ban.length, ban.left);
         // The size of the source table is a cheap upper bound; it includes expired bans.
         let (_, judged) = engine.tracked();
         let wanted = |ban: &ActiveBan| !pending.awaits_command(ban.target);
@@ -232,8 +232,8 @@ impl TableRepair {
         self.free_at = self.free_at.max(now).after(taken.saturating_mul(LOAD_DIVISOR));
     }
 
-    fn report(&mut self, event: EventKind, author: Option<&str>, reporter: &Reporter) {
-        self.limit(event, author, boot_time()).into_iter().for_each(|event| reporter.emit(event));
+    fn report(&mut self, scope: &Scope<'_>, event: EventKind, author: Option<&str>) {
+        self.limit(event, author, scope.now).into_iter().for_each(|event| scope.reporter.emit(event));
     }
 
     /// Returns the events to emit for `event` at `now`, within the limit per minute.

@@ -74,7 +74,7 @@ impl TrapControl {
     /// kernel's allow-list must be up to date before.
     pub(super) fn arm(&mut self, scope: &mut Scope<'_>, blocker: &mut Blocker, suspended: bool) {
         let Some(backend) = blocker.nft_with(RulesetSpec::watches_ports) else {
-            return self.reset(scope.reporter);
+            return self.forget(scope.reporter);
         };
         self.check_at = Some(scope.now.after(POLL_INTERVAL));
         match self.arming.arm(scope, backend, suspended) {
@@ -101,7 +101,8 @@ impl TrapControl {
         self.review.refute(now, target);
     }
 
-    fn reset(&mut self, reporter: &Reporter) {
+    /// Forgets the state of a trap that no longer exists.
+    fn forget(&mut self, reporter: &Reporter) {
         self.arming.forget();
         self.arming.forget_coverage(reporter);
         self.arming.update_metrics(reporter);
@@ -116,7 +117,7 @@ impl TrapControl {
             let text = "cannot remove the rules of the kernel's trap";
             self.report(format!("{text}: {error}; the trap no longer monitors any port"), reporter);
         }
-        self.reset(reporter);
+        self.forget(reporter);
     }
 
     /// Makes the trap monitor no ports until it is armed again. Decoys keep their ports.

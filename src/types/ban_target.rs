@@ -80,6 +80,11 @@ impl BanTarget {
         }
     }
 
+    /// True for a network: a target that is not a single source.
+    pub fn is_prefix(self) -> bool {
+        matches!(self, Self::Prefix(_))
+    }
+
     /// The same address on all links, for a target of one link. Any other target is returned unchanged.
     pub fn on_every_link(self) -> Self {
         match self {

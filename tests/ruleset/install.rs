@@ -197,10 +197,7 @@ fn deleted_table_is_reported_and_reinstalled() {
         assert!(matches!(sets.lift(&[source]), Err(BlockError::Gone)));
         assert!(matches!(sets.table.time_left(source), Err(BlockError::Gone)));
         assert!(matches!(sets.table.elements(), Err(BlockError::Gone)));
-        assert!(matches!(
-            sets.allowed.replace(&mut sets.table, &["10.0.0.0/8".parse().unwrap()]),
-            Err(BlockError::Gone)
-        ));
+        assert!(matches!(sets.replace_allow_list(&["10.0.0.0/8".parse().unwrap()]), Err(BlockError::Gone)));
         assert_eq!(sets.install(&RulesetSpec::default()).unwrap(), Installed::Created);
         sets.block(&[(source, seconds(60))]).unwrap();
     });

@@ -128,9 +128,9 @@ fn blocked_source_is_dropped_allowed_passes() {
             sets.block(&[(source, seconds(60))]).unwrap();
             assert!(!arrives(remote, from, to), "{from} blocked");
             let allowed = format!("{from}/{}", source.prefix_len()).parse().unwrap();
-            sets.allowed.replace(&mut sets.table, &[allowed]).unwrap();
+            sets.replace_allow_list(&[allowed]).unwrap();
             assert!(arrives(remote, from, to), "{from} allowed");
-            sets.allowed.replace(&mut sets.table, &[]).unwrap();
+            sets.replace_allow_list(&[]).unwrap();
             assert!(!arrives(remote, from, to), "{from} blocked again");
             sets.lift(&[source]).unwrap();
             assert!(arrives(remote, from, to), "{from} lifted");
@@ -148,11 +148,9 @@ fn blocked_network_is_dropped_until_lifted() {
             assert!(arrives(remote, from, to), "{network} before");
             sets.block(&[(network, seconds(60))]).unwrap();
             assert!(!arrives(remote, from, to), "{network} blocked");
-            sets.allowed
-                .replace(&mut sets.table, &[format!("{from}/{}", target(from).prefix_len()).parse().unwrap()])
-                .unwrap();
+            sets.replace_allow_list(&[format!("{from}/{}", target(from).prefix_len()).parse().unwrap()]).unwrap();
             assert!(arrives(remote, from, to), "{from} allowed");
-            sets.allowed.replace(&mut sets.table, &[]).unwrap();
+            sets.replace_allow_list(&[]).unwrap();
             sets.lift(&[network]).unwrap();
             assert!(arrives(remote, from, to), "{network} lifted");
             sets.block(&[(network, seconds(1))]).unwrap();

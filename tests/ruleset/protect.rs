@@ -12,24 +12,26 @@ use super::{installed, listing, nft, seconds, target};
 fn protecting_replaces_and_merges_prefixes() {
     installed(|sets| {
         let prefixes = |texts: &[&str]| texts.iter().map(|text| text.parse().unwrap()).collect::<Vec<_>>();
-        sets.allowed
-            .replace(
-                &mut sets.table,
-                &prefixes(&["10.0.0.0/8", "10.1.0.0/16", "192.0.2.1/32", "2001:db8::/32", "2001:db8:1::/48"]),
-            )
-            .unwrap();
+        sets.replace_allow_list(&prefixes(&[
+            "10.0.0.0/8",
+            "10.1.0.0/16",
+            "192.0.2.1/32",
+            "2001:db8::/32",
+            "2001:db8:1::/48",
+        ]))
+        .unwrap();
         assert!(nft("list set inet portsentry allowed").contains("elements = { 10.0.0.0/8, 192.0.2.1 }"));
         assert!(nft("list set inet portsentry allowed6").contains("elements = { 2001:db8::/32 }"));
         // The same prefixes again, overlapping ones, adjacent ones, and both ends of the address space.
         let next = ["10.0.0.0/8", "10.0.0.0/24", "11.0.0.0/25", "0.0.0.0/8", "255.255.255.255/32", "::/1", "ff00::/8"];
-        sets.allowed.replace(&mut sets.table, &prefixes(&next)).unwrap();
+        sets.replace_allow_list(&prefixes(&next)).unwrap();
         let allowed = nft("list set inet portsentry allowed");
         assert!(allowed.contains("0.0.0.0/8, 10.0.0.0/8") && allowed.contains("11.0.0.0/25"), "{allowed}");
         assert!(allowed.contains("255.255.255.255") && !allowed.contains("192.0.2.1"), "{allowed}");
         let allowed6 = nft("list set inet portsentry allowed6");
         assert!(allowed6.contains("::/1") && allowed6.contains("ff00::/8"), "{allowed6}");
         nft("add element inet portsentry allowed { 172.16.0.0/12 }");
-        sets.allowed.replace(&mut sets.table, &[]).unwrap();
+        sets.replace_allow_list(&[]).unwrap();
         assert!(!listing().contains("elements"));
     });
 }
@@ -38,7 +40,7 @@ fn protecting_replaces_and_merges_prefixes() {
 fn replacing_one_prefix_keeps_protection() {
     installed(|sets| {
         // With a step of two no prefix begins where the previous one ends.
-        let lost = dropped(sets, 2, |sets, prefixes| sets.allowed.follow(&mut sets.table, prefixes).unwrap());
+        let lost = dropped(sets, 2, |sets, prefixes| sets.follow_allow_list(prefixes).unwrap());
         assert_eq!(lost, 0);
     });
 }
@@ -46,7 +48,7 @@ fn replacing_one_prefix_keeps_protection() {
 #[test]
 fn replacing_all_prefixes_keeps_protection() {
     installed(|sets| {
-        let lost = dropped(sets, 1, |sets, prefixes| sets.allowed.replace(&mut sets.table, prefixes).unwrap());
+        let lost = dropped(sets, 1, |sets, prefixes| sets.replace_allow_list(prefixes).unwrap());
         // Older kernels do lose some packets, see docs/kernels.md.
         let most = if linux() >= (6, 15) { 0 } else { SENT / 100 };
         assert!(lost <= most, "{lost} of some {SENT}");
@@ -66,7 +68,7 @@ const SENT: u32 = 20_000;
 /// the previous one. Returns how many of about [`SENT`] packets are dropped.
 fn dropped(sets: &mut Nft, apart: u8, mut replace: impl FnMut(&mut Nft, &[ipnet::IpNet])) -> u32 {
     let own: ipnet::IpNet = "127.0.0.0/8".parse().unwrap();
-    sets.allowed.replace(&mut sets.table, &[own]).unwrap();
+    sets.replace_allow_list(&[own]).unwrap();
     sets.block(&[(target("127.0.0.1"), seconds(600))]).unwrap();
     let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
     let (sent, done) = (AtomicU32::new(0), AtomicBool::new(false));
@@ -98,7 +100,7 @@ fn thousands_of_prefixes_take_one_transaction() {
             .chain((0..2_000_u128).map(|n| ipnet::Ipv6Net::new_assert((n << 81).into(), 48).trunc().into()))
             .collect();
         for _ in 0..2 {
-            sets.allowed.replace(&mut sets.table, &prefixes).unwrap();
+            sets.replace_allow_list(&prefixes).unwrap();
         }
         let count = |set| nft(&format!("list set inet portsentry {set}")).matches('/').count();
         assert_eq!(count("allowed"), 5_000);
@@ -132,9 +134,9 @@ fn only_changes_are_sent() {
         let mut chance = Chance::new(1, "prefixes", 0);
         for _ in 0..60 {
             let chosen: Vec<_> = pool.iter().copied().filter(|_| chance.is(0.5)).collect();
-            sets.allowed.follow(&mut sets.table, &chosen).unwrap();
+            sets.follow_allow_list(&chosen).unwrap();
             let followed = both();
-            sets.allowed.replace(&mut sets.table, &chosen).unwrap();
+            sets.replace_allow_list(&chosen).unwrap();
             assert_eq!(followed, both(), "{chosen:?}");
         }
     });
@@ -145,18 +147,18 @@ fn foreign_element_stays_until_it_conflicts() {
     installed(|sets| {
         let prefixes = |texts: &[&str]| texts.iter().map(|text| text.parse().unwrap()).collect::<Vec<_>>();
         let allowed = || nft("list set inet portsentry allowed");
-        sets.allowed.follow(&mut sets.table, &prefixes(&["10.0.0.0/8", "192.0.2.1/32"])).unwrap();
+        sets.follow_allow_list(&prefixes(&["10.0.0.0/8", "192.0.2.1/32"])).unwrap();
         nft("add element inet portsentry allowed { 172.16.0.0/12 }");
-        sets.allowed.follow(&mut sets.table, &prefixes(&["10.0.0.0/8", "192.0.2.9/32"])).unwrap();
+        sets.follow_allow_list(&prefixes(&["10.0.0.0/8", "192.0.2.9/32"])).unwrap();
         assert!(allowed().contains("elements = { 10.0.0.0/8, 172.16.0.0/12,\n"), "{}", allowed());
         assert!(allowed().contains("192.0.2.9 }"), "{}", allowed());
         // An element that is already gone, and one inside a foreign element: both make the update rewrite the whole
         // set.
         nft("delete element inet portsentry allowed { 192.0.2.9 }");
-        sets.allowed.follow(&mut sets.table, &prefixes(&["10.0.0.0/8"])).unwrap();
+        sets.follow_allow_list(&prefixes(&["10.0.0.0/8"])).unwrap();
         assert!(allowed().contains("elements = { 10.0.0.0/8 }"), "{}", allowed());
         nft("add element inet portsentry allowed { 172.16.0.0/12 }");
-        sets.allowed.follow(&mut sets.table, &prefixes(&["10.0.0.0/8", "172.16.5.0/24"])).unwrap();
+        sets.follow_allow_list(&prefixes(&["10.0.0.0/8", "172.16.5.0/24"])).unwrap();
         assert!(allowed().contains("elements = { 10.0.0.0/8, 172.16.5.0/24 }"), "{}", allowed());
     });
 }

@@ -19,9 +19,7 @@ fn repaired(spec: RulesetSpec, alter: &[&str]) -> Repaired {
     installed_with(spec, |sets| {
         let bans = [(target("192.0.2.1"), seconds(600)), (target("2001:db8::"), seconds(600))];
         sets.block(&bans).unwrap();
-        sets.allowed
-            .replace(&mut sets.table, &["10.0.0.0/8".parse().unwrap(), "2001:db8:7::/48".parse().unwrap()])
-            .unwrap();
+        sets.replace_allow_list(&["10.0.0.0/8".parse().unwrap(), "2001:db8:7::/48".parse().unwrap()]).unwrap();
         // Without the remaining times, which change.
         let now = || {
             let text = listing();

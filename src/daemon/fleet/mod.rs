@@ -257,7 +257,7 @@ impl Fleet {
 
     /// Lifts the ban of `target`, which stays lifted as long as reports of it exist. Returns true if it was blocked.
     pub(super) fn lift(&mut self, target: BanTarget, by: LiftedBy) -> bool {
-        if matches!(target, BanTarget::Prefix(_)) {
+        if target.is_prefix() {
             return false;
         }
         let lifted = self.acceptance.lift(boot_time(), target, by);

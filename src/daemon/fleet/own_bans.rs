@@ -77,7 +77,7 @@ impl OwnBans {
     }
 
     fn insert(&mut self, target: BanTarget, ban: OwnBan) {
-        if matches!(target, BanTarget::Prefix(_)) {
+        if target.is_prefix() {
             return;
         }
         if self.0.len() >= MAX_OWN_BANS

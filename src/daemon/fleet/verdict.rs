@@ -84,7 +84,7 @@ impl ReportRefusal {
 /// A link-local address is refused, because it is a different host on each link.
 pub(super) fn target(text: &str) -> Option<(BanTarget, IpNet)> {
     let network = parse_network(text).ok()?;
-    let target = BanTarget::from_prefix(network).ok().filter(|target| !matches!(target, BanTarget::Prefix(_)))?;
+    let target = BanTarget::from_prefix(network).ok().filter(|target| !target.is_prefix())?;
     let is_source = match target.element() {
         IpAddr::V4(v4) => v4.octets().first().is_some_and(|first| (1..224).contains(first)) && !v4.is_link_local(),
         IpAddr::V6(v6) => !v6.is_multicast() && !v6.is_unspecified() && !v6.is_unicast_link_local(),

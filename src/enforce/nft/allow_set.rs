@@ -11,7 +11,7 @@ use crate::netlink::socket::SocketError;
 
 /// The allow-list in the kernel, as far as known.
 #[derive(Debug, Default)]
-pub struct AllowSet {
+pub(super) struct AllowSet {
     /// `None` if its contents are unknown.
     known: Option<Prefixes>,
 }
@@ -40,14 +40,14 @@ impl AllowSet {
     ///
     /// # Errors
     /// [`BlockError::Gone`]; [`SocketError::TooBig`] for more than about 50,000 prefixes.
-    pub fn replace(&mut self, table: &mut Table, prefixes: &[IpNet]) -> Result<(), BlockError> {
+    pub(super) fn replace(&mut self, table: &mut Table, prefixes: &[IpNet]) -> Result<(), BlockError> {
         self.write(table, Prefixes::new(prefixes))
     }
 
     /// Updates the allow-list after an earlier call: sends only the changes, and nothing if there are none. An address
     /// that is protected before and after is protected at every moment, on any kernel, unless a prefix is replaced with
     /// a part of it. Changes by other programs are kept.
-    pub fn follow(&mut self, table: &mut Table, prefixes: &[IpNet]) -> Result<(), BlockError> {
+    pub(super) fn follow(&mut self, table: &mut Table, prefixes: &[IpNet]) -> Result<(), BlockError> {
         let wanted = Prefixes::new(prefixes);
         // Unknown until the change has succeeded.
         let Some(known) = self.known.take() else { return self.write(table, wanted) };

@@ -3,10 +3,12 @@
 
 use std::time::{Duration, Instant};
 
+use ipnet::IpNet;
 use rustix::io::Errno;
 
+use super::allow_set::AllowSet;
 use super::set_writer::{Operation, SetWriter};
-use super::{AllowSet, BlockError, Failed, Installed, Remaining, Repaired, RulesetError, RulesetSpec, Table, networks};
+use super::{BlockError, Failed, Installed, Remaining, Repaired, RulesetError, RulesetSpec, Table, networks};
 use crate::enforce::{BackendGone, BanContext, InlineBackend, Refused};
 use crate::engine::ActiveBan;
 use crate::netlink::nft::{self, Batch, RestoredBan};
@@ -19,7 +21,7 @@ pub struct Nft {
     pub table: Table,
     /// The desired ruleset.
     pub(super) spec: RulesetSpec,
-    pub allowed: AllowSet,
+    allowed: AllowSet,
     writer: SetWriter,
     /// Time at which a target was last found to be already blocked.
     blocked_anew: Option<Instant>,
@@ -115,10 +117,20 @@ impl Nft {
         self.repair_to_spec().map(|_| ())
     }
 
+    /// Replaces the allow-list, even if another program changed it; see [`AllowSet::replace`].
+    pub fn replace_allow_list(&mut self, prefixes: &[IpNet]) -> Result<(), BlockError> {
+        self.allowed.replace(&mut self.table, prefixes)
+    }
+
+    /// Sends the changes of the allow-list since the last call; see [`AllowSet::follow`].
+    pub fn follow_allow_list(&mut self, prefixes: &[IpNet]) -> Result<(), BlockError> {
+        self.allowed.follow(&mut self.table, prefixes)
+    }
+
     /// Adds the sets for prefixes to the desired ruleset if one of `targets` needs them; the next repair or creation of
     /// the table includes them. Returns true if they were added.
     pub fn require_prefix_sets(&mut self, mut targets: impl Iterator<Item = BanTarget>) -> bool {
-        let adds = !self.spec.prefix_sets && targets.any(|target| matches!(target, BanTarget::Prefix(_)));
+        let adds = !self.spec.prefix_sets && targets.any(|target| target.is_prefix());
         self.spec.prefix_sets |= adds;
         adds
     }
@@ -150,7 +162,7 @@ impl Nft {
     /// Blocks the targets of `elements`. If none of them is blocked yet and there is room, one message suffices, which
     /// takes a third of the work of [`SetWriter::change`]. On the packet path.
     fn block_elements(&mut self) -> Result<(), BlockError> {
-        if self.elements.iter().any(|(target, _)| matches!(target, BanTarget::Prefix(_))) {
+        if self.elements.iter().any(|(target, _)| target.is_prefix()) {
             let whole = |(target, expiry): &(BanTarget, Expiry)| (*target, None, *expiry);
             let bans: Vec<_> = self.elements.iter().map(whole).collect();
             return self.restore_all(&bans);
@@ -234,8 +246,7 @@ impl Nft {
     }
 
     fn restore_by(&mut self, bans: &[RestoredBan], put: impl Fn(&mut Batch, &[RestoredBan])) -> Result<(), BlockError> {
-        let (wide, narrow): (Vec<_>, Vec<_>) =
-            bans.iter().copied().partition(|(target, ..)| matches!(target, BanTarget::Prefix(_)));
+        let (wide, narrow): (Vec<_>, Vec<_>) = bans.iter().copied().partition(|(target, ..)| target.is_prefix());
         let done = self.writer.change(&mut self.table, Operation::Block, &narrow, put, |(target, ..)| *target);
         let failed = networks::block(&mut self.table, &wide)?;
         combine(bans.len(), done, failed)
@@ -260,8 +271,7 @@ impl Nft {
     pub fn lift(&mut self, targets: &[BanTarget]) -> Result<(), BlockError> {
         let kernel = self.table.kernel();
         let put = |batch: &mut Batch, targets: &[BanTarget]| nft::put_lifts(batch, kernel, targets);
-        let (wide, narrow): (Vec<_>, Vec<_>) =
-            targets.iter().copied().partition(|target| matches!(target, BanTarget::Prefix(_)));
+        let (wide, narrow): (Vec<_>, Vec<_>) = targets.iter().copied().partition(|target| target.is_prefix());
         let done = self.writer.change(&mut self.table, Operation::Lift, &narrow, put, |target| *target);
         let failed = networks::lift(&mut self.table, &wide)?;
         combine(targets.len(), done, failed)

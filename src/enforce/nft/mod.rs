@@ -14,7 +14,6 @@ mod table;
 pub mod trap_sets;
 
 use crate::types::BanTarget;
-pub use allow_set::AllowSet;
 pub use bans::Nft;
 pub(super) use definition::NftBackend;
 pub use fleet_sets::FleetSets;

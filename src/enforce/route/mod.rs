@@ -407,8 +407,8 @@ impl InlineBackend for Routes {
         Self::next_due(self)
     }
 
-    fn run_due(&mut self, now: Timestamp) -> MaintenanceReport {
-        MaintenanceReport { note: None, error: self.due(now).error.as_ref().map(cannot_remove) }
+    fn run_due(&mut self, now: Timestamp) -> Option<String> {
+        self.due(now).error.as_ref().map(cannot_remove)
     }
 
     fn unexpiring_targets(&mut self) -> Result<Vec<BanTarget>, OpenError> {
