@@ -8,7 +8,6 @@ use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::Value;
 
 use crate::clock::{BanEnd, WallTime};
-use crate::enforce::nft::Remaining;
 use crate::engine::{Class, Grade};
 use crate::events::json::PortRecord;
 use crate::ledger::{BanAuthor, LedgerEntry, Page, PageCursor};
@@ -94,10 +93,10 @@ pub struct BanInfo {
 
 impl BanInfo {
     /// A ban with its entry in the ledger and its remaining time in the kernel, if it has them.
-    pub fn new(target: BanTarget, entry: Option<&LedgerEntry>, kernel: Option<Remaining>, now: SystemTime) -> Self {
+    pub fn new(target: BanTarget, entry: Option<&LedgerEntry>, kernel: Option<Expiry>, now: SystemTime) -> Self {
         let ban = entry.map(|entry| &entry.ban);
         let left = match (kernel, ban) {
-            (Some(left), _) => left.into(),
+            (Some(left), _) => left,
             // A ban that has just expired shows its last second.
             (None, Some(ban)) => ban.left(now).unwrap_or(Expiry::After(Duration::from_secs(1))),
             (None, None) => Expiry::Never,
@@ -124,9 +123,9 @@ impl BanInfo {
     }
 
     /// Records whether the kernel blocks the target now.
-    pub fn set_kernel(&mut self, kernel: Option<Remaining>, now: SystemTime) {
+    pub fn set_kernel(&mut self, kernel: Option<Expiry>, now: SystemTime) {
         self.in_kernel = Some(kernel.is_some());
-        if let Some(left) = kernel.map(Expiry::from) {
+        if let Some(left) = kernel {
             (self.expires, self.left_s) = (BanEnd::new(left, now), left.seconds());
         }
     }

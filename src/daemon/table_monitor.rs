@@ -182,12 +182,8 @@ fn respond(changes: &[TableChange], by: &str) -> (Vec<SensorCommand>, Vec<EventK
     for change in changes.iter().skip(restore_at.map_or(0, |place| place + 1)) {
         match *change {
             TableChange::ElementRemoved(target) => lifted.push(target),
-            TableChange::ElementAdded(target, remaining) if target != target.masked() => {
-                masked.push((target, remaining.into()));
-            }
-            TableChange::ElementAdded(target, remaining) => {
-                added.push((target, remaining.into()));
-            }
+            TableChange::ElementAdded(target, left) if target != target.masked() => masked.push((target, left)),
+            TableChange::ElementAdded(target, left) => added.push((target, left)),
             TableChange::ElementLoaded(target) => loaded.push(target),
             TableChange::AllowedChanged => allowed = true,
             TableChange::TrapChanged => trap = true,
@@ -296,7 +292,7 @@ mod tests {
         let changes = [
             TableChange::ElementRemoved(target(1)),
             TableChange::TableGone,
-            TableChange::ElementAdded(target(2), None),
+            TableChange::ElementAdded(target(2), Expiry::Never),
         ];
         let (commands, events) = respond(&changes, "nft");
         assert!(
@@ -379,18 +375,16 @@ mod tests {
 
     #[test]
     fn changed_timeout_lifts_no_ban() {
-        let hour = Duration::from_secs(3_600);
-        let changes = [TableChange::ElementRemoved(target(1)), TableChange::ElementAdded(target(1), Some(hour))];
+        let hour = Expiry::After(Duration::from_secs(3_600));
+        let changes = [TableChange::ElementRemoved(target(1)), TableChange::ElementAdded(target(1), hour)];
         let (commands, _) = respond(&changes, "nft");
-        assert!(
-            matches!(&commands[..], [SensorCommand::Adopt(added)] if *added == [ActiveBan::new(target(1), Expiry::After(hour))])
-        );
+        assert!(matches!(&commands[..], [SensorCommand::Adopt(added)] if *added == [ActiveBan::new(target(1), hour)]));
     }
 
     #[test]
     fn element_with_host_bits_is_replaced() {
         let wrong = BanTarget::from_element("2001:db8:1:2::7".parse().unwrap());
-        let (commands, events) = respond(&[TableChange::ElementAdded(wrong, None)], "nft");
+        let (commands, events) = respond(&[TableChange::ElementAdded(wrong, Expiry::Never)], "nft");
         let replaced = [(wrong, Expiry::Never)];
         assert!(matches!(&commands[..], [SensorCommand::MaskElements(elements)] if elements[..] == replaced));
         let masked = wrong.masked();

@@ -23,6 +23,9 @@ pub const CAPPED_BAN: Duration = Duration::from_secs(300);
 /// each is checked within a few seconds.
 const VERIFIED_PER_SECOND: u32 = 500;
 
+/// Maximum difference between the end of a ban in the engine and in the kernel, which are read one after the other.
+const ADOPTION_TOLERANCE: Duration = Duration::from_secs(3);
+
 /// The bans in force, and what decides the next ones.
 pub(super) struct Bans {
     secret: HashKey,
@@ -153,7 +156,7 @@ impl Bans {
 
     pub(super) fn adopt(&mut self, ban: &ActiveBan, now: Tick) -> bool {
         // The kernel's set also contains bans of this engine, without their full length.
-        let is_known = |known: ActiveBan| ban.length.is_none() && about_the_same(known.left, ban.left);
+        let is_known = |known: ActiveBan| ban.length.is_none() && known.left.is_about(ban.left, ADOPTION_TOLERANCE);
         let is_new = !self.get(ban.target, now).is_some_and(is_known);
         if is_new {
             self.insert(ban, now);
@@ -266,13 +269,5 @@ impl Bans {
             Expiry::After(span) if many => Expiry::After(self.jitter.longer(span, key.key, now)),
             expiry => expiry,
         }
-    }
-}
-
-/// True if both have about the same end, allowing for the time between the two readings.
-fn about_the_same(one: Expiry, other: Expiry) -> bool {
-    match (one, other) {
-        (Expiry::After(one), Expiry::After(other)) => one.abs_diff(other) < Duration::from_secs(3),
-        (one, other) => one == other,
     }
 }

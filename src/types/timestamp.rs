@@ -118,6 +118,14 @@ impl Expiry {
         }
     }
 
+    /// True if both have the same end, up to `tolerance`.
+    pub fn is_about(self, other: Self, tolerance: Duration) -> bool {
+        match (self, other) {
+            (Self::After(one), Self::After(other)) => one.abs_diff(other) <= tolerance,
+            (one, other) => one == other,
+        }
+    }
+
     /// The duration in seconds; `None` if there is no end.
     pub fn seconds(self) -> Option<u64> {
         self.span().map(|span| span.as_secs())

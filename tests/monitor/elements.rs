@@ -14,7 +14,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use super::{assert_quiet, changes_after, target, watched};
 use netns_lab::{slowness, soon};
 
-const HOUR: Option<Duration> = Some(super::HOUR);
+const HOUR: Expiry = Expiry::After(super::HOUR);
 
 #[test]
 fn element_is_reported_with_its_time() {
@@ -22,7 +22,7 @@ fn element_is_reported_with_its_time() {
         for (set, address) in [("blocked", "192.0.2.7"), ("blocked6", "2001:db8:1:2::"), ("blocked6", "fe80::1")] {
             let element = |rest: &str| format!("element inet portsentry {set} {{ {address}{rest} }}");
             let add = changes_after(monitor, &format!("add {}", element(""))).await;
-            assert_eq!(add, [ElementAdded(target(address), None)]);
+            assert_eq!(add, [ElementAdded(target(address), Expiry::Never)]);
             let delete = changes_after(monitor, &format!("delete {}", element(""))).await;
             assert_eq!(delete, [ElementRemoved(target(address))]);
             let add = changes_after(monitor, &format!("add {}", element(" timeout 1h"))).await;
@@ -53,7 +53,12 @@ fn transaction_is_reported_as_one() {
         let (one, two) = (target("192.0.2.1"), target("192.0.2.2"));
         assert_eq!(
             changes,
-            [ElementAdded(one, None), ElementAdded(two, None), ElementRemoved(one), ElementAdded(one, HOUR)]
+            [
+                ElementAdded(one, Expiry::Never),
+                ElementAdded(two, Expiry::Never),
+                ElementRemoved(one),
+                ElementAdded(one, HOUR)
+            ]
         );
         assert_eq!(monitor.committer().unwrap().name, "nft");
     });
@@ -71,7 +76,7 @@ fn network_is_reported_as_one() {
             let change = set("add", &format!("{one}, {two} timeout 1h"));
             assert_eq!(
                 changes_after(monitor, &change).await,
-                [ElementAdded(network(one), None), ElementAdded(network(two), HOUR)]
+                [ElementAdded(network(one), Expiry::Never), ElementAdded(network(two), HOUR)]
             );
             assert_eq!(monitor.committer().unwrap().name, "nft");
             let change = format!("{}\n{}", set("delete", one), set("add", &format!("{one} timeout 1h")));
@@ -127,7 +132,7 @@ fn own_bans_are_not_reported() {
         put_ban(&mut batch, target("192.0.2.1"), Expiry::Never);
         Socket::open().unwrap().transact(&mut batch).unwrap();
         let changes = super::next(monitor).await;
-        assert_eq!(changes.last(), Some(&ElementAdded(target("192.0.2.1"), None)));
+        assert_eq!(changes.last(), Some(&ElementAdded(target("192.0.2.1"), Expiry::Never)));
         let here = rustix::thread::gettid().as_raw_nonzero().get().unsigned_abs();
         assert_eq!(monitor.committer().unwrap().process, here);
     });
@@ -152,7 +157,7 @@ fn kernel_filters_own_notifications() {
         assert!(!has_pending(monitor));
         ban(&mut Socket::open().unwrap(), "192.0.2.2");
         assert!(has_pending(monitor), "changes from a socket that is not ignored are reported");
-        assert_eq!(super::next(monitor).await.last(), Some(&ElementAdded(target("192.0.2.2"), None)));
+        assert_eq!(super::next(monitor).await.last(), Some(&ElementAdded(target("192.0.2.2"), Expiry::Never)));
         ban(socket, "2001:db8::");
         assert!(!has_pending(monitor));
     });

@@ -16,7 +16,7 @@ use netns_lab::Namespace;
 use portsentry::netlink::nft::monitor::{Monitor, TableChange};
 use portsentry::netlink::nft::{RulesetSpec, install};
 use portsentry::netlink::socket::Socket;
-use portsentry::types::BanTarget;
+use portsentry::types::{BanTarget, Expiry};
 use tokio::time::timeout;
 
 /// Runs `test` in a namespace that has the table. The monitor ignores changes from `Socket`, as it ignores the
@@ -45,7 +45,7 @@ async fn next(monitor: &mut Monitor) -> Vec<TableChange> {
     let mut changes = timeout(netns_lab::TIMEOUT * netns_lab::slowness(), monitor.next()).await.unwrap().unwrap();
     let tolerance = Duration::from_millis(50) * netns_lab::slowness();
     for change in &mut changes {
-        if let TableChange::ElementAdded(_, Some(left)) = change
+        if let TableChange::ElementAdded(_, Expiry::After(left)) = change
             && (HOUR - tolerance..HOUR).contains(left)
         {
             *left = HOUR;
@@ -64,7 +64,7 @@ async fn changes_after(monitor: &mut Monitor, commands: &str) -> Vec<TableChange
 async fn assert_quiet(monitor: &mut Monitor) {
     let mark = "203.0.113.99";
     let add = changes_after(monitor, &format!("add element inet portsentry blocked {{ {mark} }}")).await;
-    assert_eq!(add, [TableChange::ElementAdded(target(mark), None)]);
+    assert_eq!(add, [TableChange::ElementAdded(target(mark), Expiry::Never)]);
     let delete = changes_after(monitor, &format!("delete element inet portsentry blocked {{ {mark} }}")).await;
     assert_eq!(delete, [TableChange::ElementRemoved(target(mark))]);
 }

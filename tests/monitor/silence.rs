@@ -100,7 +100,7 @@ fn overlapping_pauses_last_until_both_end() {
         nft("add element inet portsentry blocked { 192.0.2.1 }");
         second.end(|| false);
         let add = changes_after(monitor, "add element inet portsentry blocked { 192.0.2.2 }").await;
-        assert_eq!(add, [ElementAdded(target("192.0.2.2"), None)]);
+        assert_eq!(add, [ElementAdded(target("192.0.2.2"), Expiry::Never)]);
     });
 }
 

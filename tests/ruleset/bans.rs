@@ -24,7 +24,7 @@ fn ban_has_requested_timeout() {
         assert!(nearly(sets.table.time_left(bans[0].0).unwrap(), 86_400));
         assert!(nearly(sets.table.time_left(bans[1].0).unwrap(), 3_600));
         assert!(nearly(sets.table.time_left(bans[2].0).unwrap(), 60));
-        assert_eq!(sets.table.time_left(bans[3].0).unwrap(), Some(None));
+        assert_eq!(sets.table.time_left(bans[3].0).unwrap(), Some(Expiry::Never));
         assert_eq!(sets.table.time_left(target("192.0.2.9")).unwrap(), None);
         let blocked = nft("list set inet portsentry blocked");
         assert!(blocked.contains("192.0.2.7 timeout 1d expires") && blocked.contains("192.0.2.8"), "{blocked}");
@@ -45,7 +45,7 @@ fn blocking_again_sets_new_expiry() {
             assert!(nearly(sets.table.time_left(source).unwrap(), expiry), "{expiry}");
         }
         sets.block(&[(source, Expiry::Never)]).unwrap();
-        assert_eq!(sets.table.time_left(source).unwrap(), Some(None));
+        assert_eq!(sets.table.time_left(source).unwrap(), Some(Expiry::Never));
         sets.block(&[(source, seconds(60))]).unwrap();
         assert!(nearly(sets.table.time_left(source).unwrap(), 60));
     });
@@ -162,7 +162,7 @@ fn restored_ban_shows_full_and_remaining_time() {
                 bans[..3].iter().all(|(source, ..)| nearly(sets.table.time_left(*source).unwrap(), 3_600)),
                 "{before:?}"
             );
-            assert_eq!(sets.table.time_left(bans[3].0).unwrap(), Some(None));
+            assert_eq!(sets.table.time_left(bans[3].0).unwrap(), Some(Expiry::Never));
         }
     });
 }

@@ -53,7 +53,7 @@ fn last_expiry_of_ban_wins() {
             }
         }
         sets.block(&[(there, Expiry::Never)]).unwrap();
-        assert_eq!(sets.table.time_left(there).unwrap(), Some(None));
+        assert_eq!(sets.table.time_left(there).unwrap(), Some(Expiry::Never));
         sets.restore_all(&[(there, Some(Duration::from_secs(3_600)), seconds(60))]).unwrap();
         assert!(nearly(sets.table.time_left(there).unwrap(), 60));
         let text = nft("list set inet portsentry blocked");

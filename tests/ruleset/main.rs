@@ -74,8 +74,8 @@ fn seconds(seconds: u64) -> Expiry {
     Expiry::After(Duration::from_secs(seconds))
 }
 
-/// True if `remaining` is slightly less than `seconds`.
-fn nearly(remaining: Option<Option<Duration>>, seconds: u64) -> bool {
+/// True if `left` is slightly less than `seconds`.
+fn nearly(left: Option<Expiry>, seconds: u64) -> bool {
     let slack = 5 * u64::from(netns_lab::slowness());
-    remaining.flatten().is_some_and(|left| (seconds.saturating_sub(slack)..=seconds).contains(&left.as_secs()))
+    left.and_then(Expiry::span).is_some_and(|left| (seconds.saturating_sub(slack)..=seconds).contains(&left.as_secs()))
 }

@@ -68,7 +68,7 @@ fn target_spelled_differently_is_same_ban() {
             nft("list ruleset").contains("timeout 1d expires ") && nearly(sets.table.time_left(target).unwrap(), 3_600)
         );
         sets.block(&[(target, Expiry::Never)]).unwrap();
-        assert_eq!(sets.table.time_left(target).unwrap(), Some(None));
+        assert_eq!(sets.table.time_left(target).unwrap(), Some(Expiry::Never));
     });
 }
 

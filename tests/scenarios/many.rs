@@ -33,7 +33,7 @@ fn fill_ledger(lab: &Lab) {
 
 /// All elements in the kernel, once there are `all`. A dump silently omits some while the kernel's table grows, as it
 /// does here.
-fn elements(lab: &Lab, all: usize) -> Option<Vec<(BanTarget, Option<Duration>)>> {
+fn elements(lab: &Lab, all: usize) -> Option<Vec<(BanTarget, Expiry)>> {
     let read = || lab.inside("victim", || Table::open().unwrap().elements().ok());
     within(BOUND, || read().filter(|elements| elements.len() >= all))
 }
@@ -74,7 +74,7 @@ fn restore_of_100000_bans_delays_no_verdict() {
         let BanTarget::V4(address) = target else { panic!("{target}") };
         let number = u64::from(address.to_bits() & 0xf_ffff);
         let expected = 3_600 + if address == attacker { 0 } else { number % 100 * 60 };
-        let (left, passed) = (left.unwrap().as_secs(), filled.elapsed().as_secs());
+        let (left, passed) = (left.seconds().unwrap(), filled.elapsed().as_secs());
         assert!(left <= expected && left + passed + 2 >= expected, "{target}: {left} s of {expected} after {passed} s");
     }
     daemon.stop();
@@ -121,8 +121,7 @@ fn flush_restores_100000_bans_with_times() {
     fill_ledger(&lab);
     let daemon = Daemon::start_configured(&lab, "expire = \"1h\"\n", &[]);
     let all = usize::try_from(BANS).unwrap();
-    let before: HashMap<BanTarget, Option<Duration>> =
-        elements(&lab, all).expect("all are there").into_iter().collect();
+    let before: HashMap<BanTarget, Expiry> = elements(&lab, all).expect("all are there").into_iter().collect();
     let flushed = Instant::now();
     lab.nft("flush ruleset");
     let line = daemon.expect_line("table inet portsentry was missing and has been created again");
@@ -132,7 +131,7 @@ fn flush_restores_100000_bans_with_times() {
     let after = elements(&lab, all).expect("all bans are restored");
     assert_eq!(after.len(), all);
     for (target, left) in after {
-        let (was, is) = (before[&target].unwrap(), left.unwrap());
+        let (was, is) = (before[&target].span().unwrap(), left.span().unwrap());
         // The remaining time is computed before all bans are sent, and runs from when the kernel reads them.
         assert!(is <= was + took && was < is + BOUND, "{target}: {was:?} became {is:?}");
     }

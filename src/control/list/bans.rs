@@ -12,9 +12,9 @@ use rustix::io::Errno;
 use crate::control::ban_info::BanInfo;
 use crate::control::client::{ClientError, JOIN_GROUP};
 use crate::control::scoped_network::ScopedNetwork;
-use crate::enforce::nft::{BlockError, Remaining, Table};
+use crate::enforce::nft::{BlockError, Table};
 use crate::ledger::{LedgerEntry, LedgerError, Reader, Rows, unreadable_note};
-use crate::types::{Backend, BanTarget, Prefix, shared64};
+use crate::types::{Backend, BanTarget, Expiry, Prefix, shared64};
 
 /// Maximum number of bans for which the kernel's sets are read, which takes a few seconds. The time grows with the
 /// square.
@@ -120,7 +120,7 @@ fn all(directory: &Path, now: SystemTime) -> Result<BanList, ListError> {
 /// Combines both; differing bans are queried again.
 fn join(
     remembered: Result<Rows<LedgerEntry>, LedgerError>,
-    elements: Result<Vec<(BanTarget, Remaining)>, KernelError>,
+    elements: Result<Vec<(BanTarget, Expiry)>, KernelError>,
     kernel: &mut Kernel,
     now: SystemTime,
 ) -> Result<BanList, ListError> {
@@ -142,7 +142,7 @@ fn join(
     notes.extend(unreadable_note(remembered.unreadable));
     let asked = elements.is_ok();
     let needs_table = |entry: &LedgerEntry| entry.ban.backends.iter().any(|backend| backend == Backend::Nft);
-    let mut elements: HashMap<BanTarget, Remaining> = match elements {
+    let mut elements: HashMap<BanTarget, Expiry> = match elements {
         Ok(elements) => elements.into_iter().collect(),
         Err(KernelError::NoTable) if !remembered.items.iter().any(needs_table) => HashMap::new(),
         Err(why) => {

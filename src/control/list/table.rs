@@ -176,7 +176,6 @@ mod tests {
     use std::time::UNIX_EPOCH;
 
     use super::*;
-    use crate::enforce::nft::Remaining;
     use crate::engine::{Class, Grade};
     use crate::ledger::{BanRecord, LedgerEntry};
     use crate::types::{Backend, BanTarget, Expiry, Protocol};
@@ -185,7 +184,7 @@ mod tests {
         UNIX_EPOCH + Duration::from_secs(1_795_242_733)
     }
 
-    fn listed(text: &str, author: BanAuthor, kernel: Option<Remaining>) -> BanInfo {
+    fn listed(text: &str, author: BanAuthor, kernel: Option<Expiry>) -> BanInfo {
         let target: BanTarget = text.parse().unwrap();
         let since = now() - Duration::from_secs(3_900);
         let mut ban =
@@ -199,13 +198,13 @@ mod tests {
     }
 
     fn some() -> Vec<BanInfo> {
-        let left = |seconds| Some(Some(Duration::from_secs(seconds)));
+        let left = |seconds| Some(Expiry::After(Duration::from_secs(seconds)));
         let absent = listed("198.51.100.0/24", BanAuthor::Detector, None);
         vec![
             listed("203.0.113.77", BanAuthor::Detector, left(82_500)),
             listed("2001:db8:1:2::/64", BanAuthor::Operator, left(45)),
             BanInfo { in_kernel: Some(false), ..absent },
-            BanInfo::new("192.0.2.9".parse().unwrap(), None, Some(None), now()),
+            BanInfo::new("192.0.2.9".parse().unwrap(), None, Some(Expiry::Never), now()),
         ]
     }
 

@@ -20,7 +20,7 @@ use crate::control::status::{BanCounts, PacketCounts, Status};
 use crate::engine::Class;
 use crate::events::json::{EventRecord, PortRecord};
 use crate::ledger::BanAuthor;
-use crate::types::{Backend, Protocol};
+use crate::types::{Backend, Expiry, Protocol};
 
 /// 2026-11-21T06:32:13Z.
 fn now() -> SystemTime {
@@ -354,7 +354,7 @@ fn number_of_bans_is_known_before_next_poll() {
     assert_eq!(bans(&view), [Some(3)]);
     view.apply(event(1, "block", "192.0.2.7", 23, json!({"expires": expires, "method": "hosts-deny"})));
     assert_eq!(bans(&view), [Some(3)], "only the first backend reports the number");
-    let unknown = BanInfo::new("192.0.2.9".parse().unwrap(), None, Some(None), now());
+    let unknown = BanInfo::new("192.0.2.9".parse().unwrap(), None, Some(Expiry::Never), now());
     view.apply(Message::Bans(vec![BanRow::from(&unknown)], 1));
     assert_eq!(bans(&view), [None], "the ledger does not have it");
     assert!(screen(&view, 120, 40).contains("unknown     -"), "{}", screen(&view, 120, 40));

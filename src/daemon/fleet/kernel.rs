@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use crate::enforce::nft::{BlockError, FleetSets, Remaining};
+use crate::enforce::nft::{BlockError, FleetSets};
 use crate::events::event::EventKind;
 use crate::types::{BanTarget, Expiry};
 
@@ -40,7 +40,7 @@ impl KernelSets {
     }
 
     /// Keeps the present contents of the sets and returns them; `None` if they cannot be read.
-    pub(super) fn adopt(&mut self) -> Option<Vec<(BanTarget, Remaining)>> {
+    pub(super) fn adopt(&mut self) -> Option<Vec<(BanTarget, Expiry)>> {
         self.is_filled = true;
         self.sets.elements().ok()
     }

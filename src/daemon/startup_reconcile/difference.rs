@@ -33,11 +33,7 @@ pub(super) fn reconcile(kernel: &[Element], remembered: &[ActiveBan], incomplete
     let known: HashSet<BanTarget> = sought.iter().map(|ban| ban.target).collect();
     let missing: Vec<ActiveBan> = remembered.iter().filter(|ban| !in_kernel.contains(&ban.target)).copied().collect();
     let all_missing = missing.len() == remembered.len();
-    let unknown: Vec<(BanTarget, Expiry)> = kernel
-        .iter()
-        .filter(|(target, _)| !known.contains(target))
-        .map(|(target, left)| (*target, Expiry::from(*left)))
-        .collect();
+    let unknown: Vec<Element> = kernel.iter().filter(|(target, _)| !known.contains(target)).copied().collect();
     let added = |(target, expiry): &(BanTarget, Expiry)| {
         BanRecord::wanted_by(BanAuthor::Import, *target, now, *expiry, Backend::Nft).into()
     };
@@ -66,7 +62,7 @@ mod tests {
     #[test]
     fn flushed_table_gets_all_bans() {
         let remembered = remembered();
-        let result = reconcile(&[(target(9), Some(HOUR))], &remembered, false, SystemTime::UNIX_EPOCH);
+        let result = reconcile(&[(target(9), Expiry::After(HOUR))], &remembered, false, SystemTime::UNIX_EPOCH);
         assert_eq!(result.restore, remembered);
         assert!(matches!(&result.changes[..], [LedgerChange::Banned(ban)] if ban.target == target(9)));
     }
@@ -74,14 +70,14 @@ mod tests {
     #[test]
     fn single_missing_ban_was_lifted() {
         let remembered = remembered();
-        let result = reconcile(&[(target(1), Some(HOUR))], &remembered, false, SystemTime::UNIX_EPOCH);
+        let result = reconcile(&[(target(1), Expiry::After(HOUR))], &remembered, false, SystemTime::UNIX_EPOCH);
         assert!(result.restore.is_empty());
         assert!(matches!(&result.changes[..], [LedgerChange::Ended { target: two, .. }] if *two == target(2)));
     }
 
     #[test]
     fn interrupted_restore_is_completed() {
-        let result = reconcile(&[(target(1), Some(HOUR))], &remembered(), true, SystemTime::UNIX_EPOCH);
+        let result = reconcile(&[(target(1), Expiry::After(HOUR))], &remembered(), true, SystemTime::UNIX_EPOCH);
         assert_eq!(result.restore, remembered()[1..]);
         assert!(result.changes.is_empty());
     }
@@ -90,7 +86,7 @@ mod tests {
     fn hundreds_of_missing_bans_are_restored() {
         let ban = |n: u32| ActiveBan::new(BanTarget::V4(n.into()), Expiry::After(HOUR));
         let all: Vec<ActiveBan> = (1..=1_000).map(ban).collect();
-        let kernel: Vec<_> = all[..700].iter().map(|ban| (ban.target, Some(HOUR))).collect();
+        let kernel: Vec<_> = all[..700].iter().map(|ban| (ban.target, Expiry::After(HOUR))).collect();
         assert_eq!(reconcile(&kernel, &all, false, SystemTime::UNIX_EPOCH).restore, all[700..]);
     }
 }

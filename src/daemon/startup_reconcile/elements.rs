@@ -6,10 +6,10 @@ use std::time::Duration;
 use crate::enforce::nft::{BlockError, Table};
 use crate::engine::ActiveBan;
 use crate::ledger::{BanRecord, Ending, LedgerEntry, Recorder};
-use crate::types::BanTarget;
+use crate::types::{BanTarget, Expiry};
 
-/// An element of the kernel's sets with its remaining time; `None`: it has no end.
-pub(super) type Element = (BanTarget, Option<Duration>);
+/// An element of the kernel's sets with its remaining time.
+pub(super) type Element = (BanTarget, Expiry);
 
 /// Elements whose earlier bans are looked up in the ledger between two writes.
 const LOOKUP_BATCH: usize = 256;
@@ -55,12 +55,12 @@ pub(super) fn former_bans(
     let mut former = HashSet::new();
     for part in targets.chunks(LOOKUP_BATCH) {
         let length = |target: &BanTarget| Some((*target, table.element_of(*target).ok().flatten()?.length));
-        let present: Vec<(BanTarget, Option<Duration>)> = part.iter().filter_map(length).collect();
+        let present: Vec<(BanTarget, Expiry)> = part.iter().filter_map(length).collect();
         let found = recorder.ask(move |ledger| {
             let was_lifted = |entry: &LedgerEntry| {
                 entry.ended.as_ref().is_some_and(|ended| matches!(ended.how, Ending::Lifted { .. }))
             };
-            let was_banned = |(target, length): &(BanTarget, Option<Duration>)| {
+            let was_banned = |(target, length): &(BanTarget, Expiry)| {
                 let bans = ledger.bans_of(*target).map(|found| found.items).unwrap_or_default();
                 bans.iter().any(|entry| (any_end || was_lifted(entry)) && fits(&entry.ban, *length))
             };
@@ -73,11 +73,7 @@ pub(super) fn former_bans(
 }
 
 /// True if an element with this whole time may be that of `ban`.
-fn fits(ban: &BanRecord, length: Option<Duration>) -> bool {
+fn fits(ban: &BanRecord, length: Expiry) -> bool {
     let span = ban.until.map(|until| until.duration_since(ban.since).unwrap_or_default());
-    match (span, length) {
-        (None, None) => true,
-        (Some(span), Some(length)) => span.abs_diff(length) <= MAX_ROUNDING,
-        _ => false,
-    }
+    length.is_about(span.into(), MAX_ROUNDING)
 }

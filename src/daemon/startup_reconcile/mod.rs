@@ -206,9 +206,9 @@ impl StartupReconcile {
         let interrupted = self.marker.exists();
         let reconciled = reconcile(&elements, remembered, interrupted || incomplete, SystemTime::now());
         let grades: HashMap<BanTarget, Option<Grade>> = remembered.iter().map(|ban| (ban.target, ban.grade)).collect();
-        let active = |(target, remaining)| {
+        let active = |(target, left)| {
             let grade = grades.get(&target).copied().flatten();
-            ActiveBan { target, length: None, grade, left: Expiry::from(remaining) }
+            ActiveBan { target, length: None, grade, left }
         };
         let active: Vec<ActiveBan> = elements.into_iter().map(active).collect();
         self.send_in_batches(&active, ADOPTION_BATCH, SensorCommand::Adopt);
@@ -258,7 +258,7 @@ impl StartupReconcile {
         });
         let loaded: HashSet<BanTarget> = targets.into_iter().collect();
         let known = remembered.iter().filter(|ban| loaded.contains(&ban.target));
-        known.map(|ban| (ban.target, ban.left.span())).collect()
+        known.map(|ban| (ban.target, ban.left)).collect()
     }
 
     /// Makes the sensor remove the elements that a saved ruleset or set has added to the daemon's own table, as
@@ -297,8 +297,7 @@ impl StartupReconcile {
         let known: HashSet<BanTarget> = right.iter().map(|(target, _)| *target).collect();
         let masked = wrong.iter().map(|(target, left)| (target.masked(), *left));
         right.extend(masked.filter(|(target, _)| !known.contains(target)));
-        let replaced = wrong.into_iter().map(|(target, left)| (target, left.into()));
-        self.sensor.send_blocking(SensorCommand::MaskElements(replaced.collect()));
+        self.sensor.send_blocking(SensorCommand::MaskElements(wrong));
         right
     }
 

@@ -8,7 +8,7 @@ use rustix::io::Errno;
 
 use super::allow_set::AllowSet;
 use super::set_writer::{Operation, SetWriter};
-use super::{BlockError, Failed, Installed, Remaining, Repaired, RulesetError, RulesetSpec, Table, networks};
+use super::{BlockError, Failed, Installed, Repaired, RulesetError, RulesetSpec, Table, networks};
 use crate::enforce::{BackendGone, BanContext, InlineBackend, Refused};
 use crate::engine::ActiveBan;
 use crate::netlink::nft::{self, Batch, RestoredBan};
@@ -206,7 +206,7 @@ impl Nft {
         elements.retain(|(target, expiry)| {
             let held = if looked.is_ok() { table.time_left(*target) } else { Ok(None) };
             match held {
-                Ok(Some(left)) if is_as_long(left, *expiry) => return false,
+                Ok(Some(left)) if left.is_about(*expiry, JUST_NOW) => return false,
                 Ok(Some(_)) => *blocked_anew = Some(Instant::now()),
                 Ok(None) => {}
                 Err(error) => looked = Err(error),
@@ -314,15 +314,6 @@ fn combine(asked: usize, done: Result<(), BlockError>, networks: Vec<Failed>) ->
     };
     failed.extend(networks);
     BlockError::check(asked, failed)
-}
-
-/// True if the remaining time matches a ban that has just begun with this expiry.
-fn is_as_long(left: Remaining, expiry: Expiry) -> bool {
-    match (left, expiry) {
-        (Some(left), Expiry::After(whole)) => whole.abs_diff(left) <= JUST_NOW,
-        (None, Expiry::Never) => true,
-        _ => false,
-    }
 }
 
 /// Minimum number of bans for which the monitor is paused.

@@ -1,7 +1,7 @@
 //! Writes the bans that other hosts have reported into the sets `fleet` and `fleet6`, through a separate socket and
 //! outside of the sensor thread.
 
-use super::{BlockError, Remaining, Table};
+use super::{BlockError, Table};
 use crate::netlink::nft::{self, BANS_A_MESSAGE, Set};
 use crate::types::{BanTarget, Expiry};
 
@@ -51,7 +51,7 @@ impl FleetSets {
     ///
     /// # Errors
     /// [`BlockError::Gone`] if the sets do not exist.
-    pub fn elements(&mut self) -> Result<Vec<(BanTarget, Remaining)>, BlockError> {
+    pub fn elements(&mut self) -> Result<Vec<(BanTarget, Expiry)>, BlockError> {
         self.0.timed_elements(&SETS)
     }
 }

@@ -21,7 +21,7 @@ pub use table::{Generation, Table};
 pub use trap_sets::{DecoyCounts, Hold, HoldCounts, TrapUsage};
 
 pub use crate::netlink::nft::{
-    DecoyRules, Installed, KernelFeatures, MAX_HOLDS, Remaining, Repaired, RulesetError, RulesetSpec, TRAP_BURST, Trap,
+    DecoyRules, Installed, KernelFeatures, MAX_HOLDS, Repaired, RulesetError, RulesetSpec, TRAP_BURST, Trap,
     TrapContents,
 };
 use crate::netlink::socket::SocketError;

@@ -8,7 +8,7 @@ use std::time::Duration;
 use rustix::io::Errno;
 
 use super::{BlockError, Failed, Failure, Table};
-use crate::netlink::nft::{self, Batch, KernelFeatures, Remaining, RestoredBan, Set};
+use crate::netlink::nft::{self, Batch, KernelFeatures, RestoredBan, Set};
 use crate::netlink::socket::SocketError;
 use crate::types::{BanTarget, Expiry, Prefix};
 
@@ -45,9 +45,9 @@ fn block_one(
         }
         // Another network overlaps it, or did until it expired: read the current networks.
         let held = table.networks()?.ok_or(BlockError::Gone)?;
-        let held = || held.iter().filter_map(|(target, remaining)| Some((as_prefix(*target)?, *remaining)));
-        if let Some((around, remaining)) = held().find(|(other, _)| contains(*other, network) && *other != network) {
-            return Ok((!outlasts(remaining, left)).then_some(Failure::Inside { around: BanTarget::Prefix(around) }));
+        let held = || held.iter().filter_map(|(target, other_left)| Some((as_prefix(*target)?, *other_left)));
+        if let Some((around, other_left)) = held().find(|(other, _)| contains(*other, network) && *other != network) {
+            return Ok((!outlasts(other_left, left)).then_some(Failure::Inside { around: BanTarget::Prefix(around) }));
         }
         there = held().any(|(other, _)| other == network);
         let others = held().map(|(other, _)| other);
@@ -92,12 +92,12 @@ fn contains(outer: Prefix, inner: Prefix) -> bool {
     outer.network().contains(&inner.network())
 }
 
-/// True if the remaining time covers `wanted`, allowing for the clock's progress in the meantime.
-fn outlasts(remaining: Remaining, wanted: Expiry) -> bool {
-    match (remaining, wanted) {
-        (None, _) => true,
-        (Some(_), Expiry::Never) => false,
-        (Some(remaining), Expiry::After(wanted)) => remaining + MAX_DRIFT >= wanted,
+/// True if the remaining time `left` covers `wanted`, allowing for the clock's progress in the meantime.
+fn outlasts(left: Expiry, wanted: Expiry) -> bool {
+    match (left, wanted) {
+        (Expiry::Never, _) => true,
+        (Expiry::After(_), Expiry::Never) => false,
+        (Expiry::After(left), Expiry::After(wanted)) => left + MAX_DRIFT >= wanted,
     }
 }
 

@@ -9,11 +9,10 @@ use rustix::io::Errno;
 use super::BlockError;
 use crate::netlink::nft::monitor::{MonitorPause, PausedSpan};
 use crate::netlink::nft::{
-    self, BANS_A_MESSAGE, Batch, KernelFeatures, Remaining, Set, SetElement, await_turn, elements_of, generation,
-    kernel_features,
+    self, BANS_A_MESSAGE, Batch, KernelFeatures, Set, SetElement, await_turn, elements_of, generation, kernel_features,
 };
 use crate::netlink::socket::{Socket, SocketError};
-use crate::types::BanTarget;
+use crate::types::{BanTarget, Expiry};
 
 /// The table of the network namespace of the thread that opens it.
 #[derive(Debug)]
@@ -70,8 +69,8 @@ impl Table {
     ///
     /// # Errors
     /// [`BlockError::Gone`] if the set does not exist.
-    pub fn time_left(&mut self, target: BanTarget) -> Result<Option<Remaining>, BlockError> {
-        Ok(self.element_of(target)?.map(|found| found.remaining))
+    pub fn time_left(&mut self, target: BanTarget) -> Result<Option<Expiry>, BlockError> {
+        Ok(self.element_of(target)?.map(|found| found.left))
     }
 
     /// Returns the element that blocks `target` now; for a network, the first bound of the interval that contains all
@@ -116,26 +115,26 @@ impl Table {
     ///
     /// # Errors
     /// [`SocketError::Unsteady`] if the sets change faster than they can be read.
-    pub fn elements(&mut self) -> Result<Vec<(BanTarget, Remaining)>, BlockError> {
+    pub fn elements(&mut self) -> Result<Vec<(BanTarget, Expiry)>, BlockError> {
         let mut all = self.timed_elements(&[Set::Blocked, Set::Blocked6, Set::BlockedLink])?;
         all.extend(self.networks()?.unwrap_or_default());
         Ok(all)
     }
 
     /// The elements of these sets, which are not sets of intervals, with their remaining times.
-    pub(super) fn timed_elements(&mut self, sets: &[Set]) -> Result<Vec<(BanTarget, Remaining)>, BlockError> {
+    pub(super) fn timed_elements(&mut self, sets: &[Set]) -> Result<Vec<(BanTarget, Expiry)>, BlockError> {
         let mut all = Vec::new();
         for set in sets {
             // A table that grows while it is read may return an element twice.
             all.extend(self.read_set(*set, HashMap::new, |found, element| {
-                found.insert(element.target(), element.remaining);
+                found.insert(element.target(), element.left);
             })?);
         }
         Ok(all)
     }
 
     /// All networks that the kernel blocks; `None` if the table has no sets for them.
-    pub(super) fn networks(&mut self) -> Result<Option<Vec<(BanTarget, Remaining)>>, BlockError> {
+    pub(super) fn networks(&mut self) -> Result<Option<Vec<(BanTarget, Expiry)>>, BlockError> {
         let mut all = Vec::new();
         for set in [Set::BlockedNets, Set::BlockedNets6] {
             match self.read_set(set, Vec::new, |bounds, bound| bounds.push(bound)) {

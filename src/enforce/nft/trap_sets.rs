@@ -109,7 +109,7 @@ pub fn hold(table: &mut Table, target: BanTarget) -> Result<Hold, BlockError> {
         found => found,
     };
     let [held, counted, recent] = [find(sets[0])?, find(sets[1])?, find(sets[2])?];
-    let remembered = counted.or(recent).and_then(|element| element.remaining);
+    let remembered = counted.or(recent).and_then(|element| element.left.span());
     Ok(Hold { now: held.is_some(), remembered })
 }
 

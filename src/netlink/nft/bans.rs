@@ -260,13 +260,13 @@ const RANGES_A_MESSAGE: usize = 500;
 
 #[cfg(test)]
 mod tests {
-    use super::super::element::{CENTURY, Remaining, decode_prefixes, elements_of};
+    use super::super::element::{CENTURY, decode_prefixes, elements_of};
     use super::*;
     use crate::netlink::message::{Messages, attributes};
     use crate::types::Prefix;
 
-    fn bans_of(list: &[u8]) -> impl Iterator<Item = (BanTarget, Remaining)> {
-        elements_of(list).map(|element| (element.target(), element.remaining))
+    fn bans_of(list: &[u8]) -> impl Iterator<Item = (BanTarget, Expiry)> {
+        elements_of(list).map(|element| (element.target(), element.left))
     }
 
     fn target(text: &str) -> BanTarget {
@@ -281,11 +281,11 @@ mod tests {
     #[test]
     fn ban_reads_back_unchanged() {
         for target in ["192.0.2.7", "2001:db8:1:2::/64", "fe80::1/128", "fe80::1%2"].map(|text| text.parse().unwrap()) {
-            for (expiry, remaining) in [
-                (Expiry::Never, None),
-                (Expiry::After(Duration::from_secs(86_400)), Some(Duration::from_secs(86_400))),
-                (Expiry::After(Duration::ZERO), Some(Duration::from_secs(1))),
-                (Expiry::After(Duration::MAX), Some(Duration::from_millis(CENTURY))),
+            for (expiry, left) in [
+                (Expiry::Never, Expiry::Never),
+                (Expiry::After(Duration::from_secs(86_400)), Expiry::After(Duration::from_secs(86_400))),
+                (Expiry::After(Duration::ZERO), Expiry::After(Duration::from_secs(1))),
+                (Expiry::After(Duration::MAX), Expiry::After(Duration::from_millis(CENTURY))),
             ] {
                 let mut batch = Batch::new();
                 put_ban(&mut batch, target, expiry);
@@ -293,7 +293,7 @@ mod tests {
                 let kinds: Vec<_> = messages.iter().map(|(kind, _)| *kind).collect();
                 assert_eq!(kinds, [12, 14, 12]);
                 let last = bans_of(messages[2].1).collect::<Vec<_>>();
-                assert_eq!(last, [(target, remaining)]);
+                assert_eq!(last, [(target, left)]);
             }
         }
     }
@@ -428,8 +428,7 @@ mod tests {
             let lists = lists(&batch);
             assert_eq!(lists.iter().map(|(kind, _)| *kind).collect::<Vec<_>>(), [12, 14, 12]);
             let found = decode_prefixes(elements_of(lists[2].1).collect());
-            let remaining = Some(Duration::from_secs(20));
-            assert_eq!(found, [(wide(text), remaining)]);
+            assert_eq!(found, [(wide(text), left)]);
         }
     }
 }

@@ -15,9 +15,6 @@ use crate::netlink::message::{Attributes, attributes, be_u32, be_u64, ip};
 use crate::netlink::socket::{Batch, Socket, SocketError};
 use crate::types::{BanTarget, Expiry, Prefix};
 
-/// Remaining time of a ban; `None` if it never expires.
-pub type Remaining = Option<Duration>;
-
 /// One element of an address set as reported by the kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct SetElement {
@@ -26,10 +23,10 @@ pub(crate) struct SetElement {
     pub(crate) interface: u32,
     /// True for the first address after an interval, which is not part of it.
     pub(crate) is_end: bool,
-    /// The end of an interval carries no remaining time.
-    pub(crate) remaining: Remaining,
-    /// The whole time for which it was added; `None` if it never expires.
-    pub(crate) length: Option<Duration>,
+    /// Remaining time. The end of an interval carries none.
+    pub(crate) left: Expiry,
+    /// The whole time for which it was added.
+    pub(crate) length: Expiry,
 }
 
 impl SetElement {
@@ -249,15 +246,15 @@ fn read_element(element: &[u8]) -> Option<SetElement> {
         address,
         interface,
         is_end: flags & sys::NFT_SET_ELEM_INTERVAL_END != 0,
-        remaining: span(sys::NFTA_SET_ELEM_EXPIRATION).or(length),
-        length,
+        left: span(sys::NFTA_SET_ELEM_EXPIRATION).or(length).into(),
+        length: length.into(),
     })
 }
 
 /// Decodes the networks that these bounds form, which are of one family and in any order. An interval that is not a
 /// network, which only another program can have added, is split into networks. Networks outside of the permitted prefix
 /// lengths are skipped.
-pub(crate) fn decode_prefixes(mut bounds: Vec<SetElement>) -> Vec<(BanTarget, Remaining)> {
+pub(crate) fn decode_prefixes(mut bounds: Vec<SetElement>) -> Vec<(BanTarget, Expiry)> {
     // If two bounds have the same address, the end belongs to the preceding interval.
     bounds.sort_by_key(|bound| (bound.address, !bound.is_end));
     bounds.dedup_by_key(|bound| (bound.address, bound.is_end));
@@ -269,7 +266,7 @@ pub(crate) fn decode_prefixes(mut bounds: Vec<SetElement>) -> Vec<(BanTarget, Re
         }
         let end = bounds.peek().filter(|next| next.is_end).map(|next| next.address);
         let inside = split(start.address, end).into_iter().flatten().filter_map(Prefix::new);
-        found.extend(inside.map(|wide| (BanTarget::Prefix(wide), start.remaining)));
+        found.extend(inside.map(|wide| (BanTarget::Prefix(wide), start.left)));
     }
     found
 }
@@ -300,7 +297,13 @@ mod tests {
     }
 
     fn bound(address: &str, is_end: bool) -> SetElement {
-        SetElement { address: address.parse().unwrap(), interface: 0, is_end, remaining: None, length: None }
+        SetElement {
+            address: address.parse().unwrap(),
+            interface: 0,
+            is_end,
+            left: Expiry::Never,
+            length: Expiry::Never,
+        }
     }
 
     #[test]

@@ -30,7 +30,6 @@ pub(crate) use bans::{
     put_trapped,
 };
 pub use bans::{KernelFeatures, TrapContents, put_ban};
-pub use element::Remaining;
 pub(crate) use element::{
     SetElement, decode_prefixes, elements_of, has_answered, has_sent_from, next_address, put_ban_query,
     put_element_query, put_flush, put_set_dump,

@@ -213,12 +213,12 @@ impl Acceptance {
     pub(super) fn adopt(
         &mut self,
         now: Timestamp,
-        found: impl Iterator<Item = (BanTarget, Option<Duration>)>,
+        found: impl Iterator<Item = (BanTarget, Expiry)>,
         exempt: impl Fn(IpNet) -> Option<String>,
     ) -> Vec<BanTarget> {
         let mut refused = Vec::new();
         for (element, left) in found {
-            let left = left.filter(|left| *left <= MAX_REMAINING);
+            let left = left.span().filter(|left| *left <= MAX_REMAINING);
             let wanted = target(&element.to_string()).filter(|(_, network)| exempt(*network).is_none());
             match (wanted, left) {
                 (Some((target, _)), Some(left)) if target == element && self.lifts.until(target).is_none() => {

@@ -258,14 +258,15 @@ fn lift_lasts_while_reports_last() {
 fn restart_adopts_existing_bans() {
     let mut all = acceptance(rules());
     let element = |text: &str| BanTarget::from_element(text.parse().unwrap());
+    let after = |seconds| Expiry::After(Duration::from_secs(seconds));
     let found = [
-        (element(ONE), Some(Duration::from_secs(60))),
-        (element("192.0.2.8"), None),
-        (element("192.0.2.9"), Some(Duration::from_secs(14_401))),
-        (element("2001:db8::5"), Some(Duration::from_secs(60))),
-        (element("2001:db8::"), Some(Duration::from_secs(60))),
-        (element("192.0.2.10"), Some(Duration::from_secs(60))),
-        (element("192.0.2.11"), Some(Duration::from_secs(60))),
+        (element(ONE), after(60)),
+        (element("192.0.2.8"), Expiry::Never),
+        (element("192.0.2.9"), after(14_401)),
+        (element("2001:db8::5"), after(60)),
+        (element("2001:db8::"), after(60)),
+        (element("192.0.2.10"), after(60)),
+        (element("192.0.2.11"), after(60)),
     ];
     let exempt = |network: IpNet| (network.to_string() == "192.0.2.10/32").then(String::new);
     all.lift(at(0), element("192.0.2.11"), LiftedBy::Host);

@@ -5,12 +5,12 @@ use std::mem;
 
 use rustables::sys;
 
-use super::super::element::{Remaining, SetElement, decode_prefixes, elements_of};
+use super::super::element::{SetElement, decode_prefixes, elements_of};
 use super::super::message::field;
 use super::super::set::Set;
 use super::super::table::TABLE;
 use crate::netlink::message::{Message, Messages, be_u32, text};
-use crate::types::BanTarget;
+use crate::types::{BanTarget, Expiry};
 
 /// A change by another program to `table inet portsentry`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -23,8 +23,8 @@ pub enum TableChange {
     /// The table, a chain, a rule or a set was added, removed or changed: compare the whole ruleset with the desired
     /// one.
     RulesetChanged,
-    /// An element was added, or its timeout changed.
-    ElementAdded(BanTarget, Remaining),
+    /// An element was added, or its timeout changed; with its remaining time.
+    ElementAdded(BanTarget, Expiry),
     /// An element was added by a ruleset loaded in one transaction, for example from a file.
     ElementLoaded(BanTarget),
     /// An element was deleted. `nft flush set` causes one change per element.
@@ -117,7 +117,7 @@ impl Decoder {
             sys::NFT_MSG_NEWSETELEM | sys::NFT_MSG_DELSETELEM => match set() {
                 Some(Set::Allowed | Set::Allowed6) => self.add(TableChange::AllowedChanged),
                 Some(Set::Blocked | Set::Blocked6 | Set::BlockedLink) => {
-                    elements_of(list).for_each(|bound| self.add(element_change(kind, bound.target(), bound.remaining)));
+                    elements_of(list).for_each(|bound| self.add(element_change(kind, bound.target(), bound.left)));
                 }
                 Some(set @ (Set::BlockedNets | Set::BlockedNets6)) => {
                     self.begin();
@@ -217,9 +217,9 @@ fn port_id(bytes: &[u8]) -> Option<u32> {
     bytes.get(12..)?.first_chunk().copied().map(u32::from_ne_bytes)
 }
 
-fn element_change(kind: u32, target: BanTarget, remaining: Remaining) -> TableChange {
+fn element_change(kind: u32, target: BanTarget, left: Expiry) -> TableChange {
     match kind {
-        sys::NFT_MSG_NEWSETELEM => TableChange::ElementAdded(target, remaining),
+        sys::NFT_MSG_NEWSETELEM => TableChange::ElementAdded(target, left),
         _ => TableChange::ElementRemoved(target),
     }
 }
