@@ -9,9 +9,9 @@ use std::time::Duration;
 use criterion::{BatchSize, BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use portsentry::engine::{
     ActiveBan, Engine, Escalation, HashKey, Host, IgnoreReason, LastBan, Local, MaxPrefix, NoLookup, ProtocolSettings,
-    Response, Service, Settings, StrikeHistory, Verdict,
+    Service, Settings, StrikeHistory, Verdict,
 };
-use portsentry::types::{BanTarget, Expiry, PortSet, Protocol, Timestamp};
+use portsentry::types::{BanTarget, Expiry, PortSet, Protocol, Response, Timestamp};
 use portsentry::wire::{LinkType, decode};
 use rustix::time::{ClockId, clock_gettime};
 

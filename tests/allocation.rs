@@ -6,9 +6,9 @@ use std::time::Duration;
 use allocation_counter::measure;
 use portsentry::engine::{
     ActiveBan, AllowList, Class, Engine, Escalation, HashKey, Host, LastBan, Local, MaxPrefix, NoLookup, Observation,
-    Protection, ProtocolSettings, Response, Settings, StrikeHistory, Verdict,
+    Protection, ProtocolSettings, Settings, StrikeHistory, Verdict,
 };
-use portsentry::types::{BanTarget, Expiry, Protocol, Timestamp};
+use portsentry::types::{BanTarget, Expiry, Protocol, Response, Timestamp};
 use portsentry::wire::{Checksum, LinkType, Packet, decode};
 
 const HERE: [u8; 4] = [192, 0, 2, 1];

@@ -3,10 +3,10 @@
 #![cfg(test)]
 
 use portsentry::config::{
-    AckPolicy, Block, BlockPolicy, Config, Escalation, Facility, Fleet, FleetAccept, FleetUrl, HostsDeny, LogTarget,
-    Mode, NftBlock, Notify, Report, Run, parse_expiry, parse_name,
+    AckPolicy, Block, Config, Escalation, Facility, Fleet, FleetAccept, FleetUrl, HostsDeny, LogTarget, Mode, NftBlock,
+    Notify, Report, Run, parse_expiry, parse_name,
 };
-use portsentry::types::{Action, Backend, Expiry, RouteKind};
+use portsentry::types::{Action, Backend, Expiry, Response, RouteKind};
 use proptest::prelude::*;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -31,7 +31,7 @@ fn empty_file_means_built_in_settings() {
     let config = read("");
     assert_eq!(config, Config::default());
     assert_eq!(config.expire, Expiry::After(Duration::from_secs(86_400)));
-    assert_eq!((config.tcp.block, config.udp.block), (BlockPolicy::Yes, BlockPolicy::No));
+    assert_eq!((config.tcp.block, config.udp.block), (Response::Block, Response::Log));
     assert_eq!((config.detect.scan_trigger, config.detect.window.as_secs()), (2, 1_800));
     let watched = config.tcp.monitored();
     assert!(watched.contains(1) && watched.contains(1024) && watched.contains(3389));
@@ -61,7 +61,7 @@ fn every_key_sets_what_it_names() {
     assert_eq!(config.interfaces, ["eth0", "wlan0.5"]);
     assert_eq!(config.nat64, ["2001:db8:64::/96".parse().unwrap()]);
     assert_eq!((config.tcp.mode, config.tcp.monitored().to_string()), (Mode::Stealth, "7,9,11-13".to_owned()));
-    assert_eq!((config.tcp.block, config.udp.block), (BlockPolicy::No, BlockPolicy::Yes));
+    assert_eq!((config.tcp.block, config.udp.block), (Response::Log, Response::Block));
     assert!(config.udp.monitored().is_empty() && config.udp.ports.contains(2049));
     assert_eq!((config.detect.scan_trigger, config.detect.window.as_secs()), (0, 5_400));
     assert_eq!((config.detect.max_sources, config.detect.sctp, config.detect.icmp), (1_024, true, true));
@@ -572,7 +572,7 @@ fn ineffective_settings_are_refused() {
 #[test]
 fn columns_count_characters_and_ignore_bom() {
     assert!(refused("interfaces = [\"ü\", \"a b\"]")[0].starts_with("1:20: "));
-    assert_eq!(read("\u{feff}expire = \"1h\"\r\n[tcp]\r\nblock = false\r\n").tcp.block, BlockPolicy::No);
+    assert_eq!(read("\u{feff}expire = \"1h\"\r\n[tcp]\r\nblock = false\r\n").tcp.block, Response::Log);
 }
 
 #[test]

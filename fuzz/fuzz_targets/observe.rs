@@ -14,9 +14,9 @@ use std::time::Duration;
 use libfuzzer_sys::fuzz_target;
 use portsentry::engine::{
     ActiveBan, Engine, Escalation, HashKey, Host, Local, MAX_EVIDENCE, MaxPrefix, PortLookup, PortUse, Protection,
-    ProtocolSettings, Response, Settings, Verdict,
+    ProtocolSettings, Settings, Verdict,
 };
-use portsentry::types::{BanTarget, Expiry, PortSet, Protocol, Timestamp};
+use portsentry::types::{BanTarget, Expiry, PortSet, Protocol, Response, Timestamp};
 use portsentry::wire::{LinkType, decode};
 
 const LINKS: [LinkType; 5] = [LinkType::Ethernet, LinkType::Sll, LinkType::Sll2, LinkType::Raw, LinkType::Null];

@@ -3,10 +3,10 @@
 use ipnet::IpNet;
 use serde::{Serialize, Serializer};
 
-use crate::config::{BlockPolicy, Config, Diagnostic, HalfOpenPolicy, Mode, Warning};
+use crate::config::{Config, Diagnostic, HalfOpenPolicy, Mode, Warning};
 use crate::enforce::implementation;
 use crate::enforce::nft::RulesetSpec;
-use crate::types::{Backend, Expiry};
+use crate::types::{Backend, Expiry, Response};
 
 #[derive(Default, Serialize)]
 pub(super) struct Findings {
@@ -46,17 +46,17 @@ impl Findings {
 pub(super) fn from_config(config: &Config) -> Vec<Warning> {
     let mut found = Vec::new();
     let mut warn = |key, message: &str| found.push(Warning::new(key, message));
-    if !config.uses(BlockPolicy::Yes) && !config.uses(BlockPolicy::Run) {
+    if !config.uses(Response::Block) && !config.uses(Response::RunCommand) {
         warn("tcp.block", "no source is blocked: scans are only logged");
     }
-    if config.udp.mode != Mode::Off && config.udp.block != BlockPolicy::No {
+    if config.udp.mode != Mode::Off && config.udp.block != Response::Log {
         let message = "an attacker can forge the source of a datagram and so have any address blocked; false only logs";
         warn("udp.block", message);
     }
     if config.trap.udp && RulesetSpec::from_config(config).trap.is_none_or(|trap| !trap.udp) {
         let message = match (config.udp.mode, config.udp.block) {
             (Mode::Off | Mode::Connect, _) => "has no effect: udp.mode is neither \"stealth\" nor \"advanced\"",
-            (_, BlockPolicy::No | BlockPolicy::Run) => "has no effect without udp.block = true",
+            (_, Response::Log | Response::RunCommand) => "has no effect without udp.block = true",
             _ => "has no effect: it needs \"nft\" in block.method, and block.run.first = false",
         };
         warn("trap.udp", message);
@@ -103,7 +103,7 @@ pub(super) fn from_config(config: &Config) -> Vec<Warning> {
     }
     let strongest = Backend::ALL.into_iter().find(|backend| config.block.method.contains(backend));
     let weakness = strongest.and_then(|backend| implementation(backend).weakness());
-    if let Some(weakness) = weakness.filter(|_| config.uses(BlockPolicy::Yes)) {
+    if let Some(weakness) = weakness.filter(|_| config.uses(Response::Block)) {
         warn("block.method", weakness);
     }
     for network in &config.allow.networks {
@@ -145,7 +145,7 @@ fn widest(network: &IpNet) -> u8 {
 const LARGE: u32 = 500_000;
 
 fn fleet(config: &Config, warn: &mut impl FnMut(&'static str, &str)) {
-    if !config.uses(BlockPolicy::Yes) {
+    if !config.uses(Response::Block) {
         warn("fleet.shadow", "reports of other hosts block nothing, because this host only logs scans");
     } else if config.fleet.shadow {
         warn("fleet.shadow", "reports of other hosts are only logged; false blocks the addresses that they report");

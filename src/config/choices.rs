@@ -25,31 +25,6 @@ impl fmt::Display for Mode {
     }
 }
 
-/// The action against the source of a scan. Serialised as `status` shows it.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum BlockPolicy {
-    /// Block and log.
-    #[default]
-    Yes,
-    /// Log only.
-    #[serde(rename = "only logged")]
-    No,
-    /// Run the command of `block.run`, and log.
-    Run,
-}
-
-impl BlockPolicy {
-    /// How scans are handled: "scans are …".
-    pub fn effect(self) -> &'static str {
-        match self {
-            Self::Yes => "blocked",
-            Self::Run => "handled by the command",
-            Self::No => "only logged",
-        }
-    }
-}
-
 /// How ACK and FIN/ACK segments to closed ports are handled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "kebab-case")]

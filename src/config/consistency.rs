@@ -1,8 +1,8 @@
 //! Checks combinations of keys that are valid separately but contradict each other. A detector must never report that
 //! it is active while it monitors or blocks nothing.
 
-use super::{BlockPolicy, Config, Mode};
-use crate::types::Backend;
+use super::{Config, Mode};
+use crate::types::{Backend, Response};
 
 /// Maximum length of `allow.names`: each name is resolved repeatedly, and its addresses are compared after every change
 /// of this host's network.
@@ -69,7 +69,7 @@ pub(super) fn contradictions(config: &Config) -> Vec<(String, String)> {
         }
     }
     let runs = backends.contains(&Backend::Command)
-        || [&config.tcp, &config.udp].into_iter().any(|protocol| protocol.block == BlockPolicy::Run);
+        || [&config.tcp, &config.udp].into_iter().any(|protocol| protocol.block == Response::RunCommand);
     if runs && run.command.is_empty() {
         refuse(
             "block.run.command",

@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use clap::Parser;
 
-use super::{BlockPolicy, Config, ConfigErrors, Mode, ProtocolConfig, parse_expiry, parse_span, parse_watched};
-use crate::types::Expiry;
+use super::{Config, ConfigErrors, Mode, ProtocolConfig, parse_expiry, parse_span, parse_watched};
+use crate::types::{Expiry, Response};
 
 /// The classic modes as arguments. clap has no long flags with one dash, so these six become hidden flags with two.
 pub(crate) const CLASSIC_MODES: [&str; 6] = ["-tcp", "-udp", "-stcp", "-sudp", "-atcp", "-audp"];
@@ -120,7 +120,7 @@ impl RunOptions {
     fn set_mode(&self, protocol: &mut ProtocolConfig, mode: Option<Mode>) {
         protocol.mode = mode.unwrap_or(protocol.mode);
         if self.log_only {
-            protocol.block = BlockPolicy::No;
+            protocol.block = Response::Log;
         }
     }
 }

@@ -17,7 +17,7 @@ mod port_lists;
 mod schema;
 mod table;
 
-pub use choices::{AckPolicy, BlockPolicy, Facility, HalfOpenPolicy, LogTarget, Mode};
+pub use choices::{AckPolicy, Facility, HalfOpenPolicy, LogTarget, Mode};
 pub use error::{ConfigErrors, Diagnostic};
 pub use fleet::{Fleet, FleetAccept, FleetUrl, MAX_NAME_LEN, parse_fleet_name};
 pub use ignore_file::read_ignore_file;
@@ -37,7 +37,7 @@ use std::path::Path;
 
 use crate::file::read_up_to;
 use crate::sandbox::{Policy, Untrusted, only_ours};
-use crate::types::Backend;
+use crate::types::{Backend, Response};
 
 /// The configuration file if no file is named. If it does not exist, the built-in configuration applies.
 pub const DEFAULT_CONFIG: &str = "/etc/portsentry/portsentry.toml";
@@ -97,11 +97,11 @@ impl Config {
 
     /// True if `block = true` for at least one protocol, even if the mode of that protocol is off.
     pub fn blocks(&self) -> bool {
-        [&self.tcp, &self.udp].into_iter().any(|protocol| protocol.block == BlockPolicy::Yes)
+        [&self.tcp, &self.udp].into_iter().any(|protocol| protocol.block == Response::Block)
     }
 
     /// True if at least one protocol that is not off has this policy.
-    pub fn uses(&self, policy: BlockPolicy) -> bool {
+    pub fn uses(&self, policy: Response) -> bool {
         [&self.tcp, &self.udp].into_iter().any(|protocol| protocol.mode != Mode::Off && protocol.block == policy)
     }
 
@@ -113,7 +113,7 @@ impl Config {
 
     /// True if `block.run.command` is run for new bans.
     pub fn runs_commands(&self) -> bool {
-        self.blocks() && self.block.method.contains(&Backend::Command) || self.uses(BlockPolicy::Run)
+        self.blocks() && self.block.method.contains(&Backend::Command) || self.uses(Response::RunCommand)
     }
 
     /// True if `block.run.expire_command` still runs for bans of an earlier run, although no command runs for new bans.

@@ -2,10 +2,10 @@
 //! line and the control socket share. An error says what to write instead. If it does not begin with the offending text
 //! in quotes, `document` prepends the value.
 
-use super::choices::{AckPolicy, BlockPolicy, Facility, HalfOpenPolicy, LogTarget, Mode};
+use super::choices::{AckPolicy, Facility, HalfOpenPolicy, LogTarget, Mode};
 use super::port_lists;
 use crate::types::shared64::{self, MAX_NAT64};
-use crate::types::{Action, Backend, DAY, Expiry, PortSet, Rate, RouteKind, is_host_address};
+use crate::types::{Action, Backend, DAY, Expiry, PortSet, Rate, Response, RouteKind, is_host_address};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use serde::Deserialize;
 use serde::de::value::{Error as PlainError, StrDeserializer};
@@ -394,11 +394,11 @@ values! {
     switch(value) -> bool {
         value.as_bool().ok_or_else(|| "is not a boolean; write true or false".to_owned())
     }
-    block_policy(value) -> BlockPolicy {
+    block_policy(value) -> Response {
         match value {
-            Value::Boolean(true) => Ok(BlockPolicy::Yes),
-            Value::Boolean(false) => Ok(BlockPolicy::No),
-            Value::String(text) if text == "run" => Ok(BlockPolicy::Run),
+            Value::Boolean(true) => Ok(Response::Block),
+            Value::Boolean(false) => Ok(Response::Log),
+            Value::String(text) if text == "run" => Ok(Response::RunCommand),
             _ => Err("is not valid here; write true, false or \"run\"".to_owned()),
         }
     }

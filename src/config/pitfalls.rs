@@ -3,8 +3,8 @@
 
 use std::fmt;
 
-use super::{BlockPolicy, Config, Mode, ProtocolConfig};
-use crate::types::{PORT_GROUPS, PortSet};
+use super::{Config, Mode, ProtocolConfig};
+use crate::types::{PORT_GROUPS, PortSet, Response};
 
 /// A warning about a valid setting.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -31,12 +31,12 @@ impl fmt::Display for Warning {
 pub fn pitfalls(config: &Config, tcp: &PortSet, udp: &PortSet, ephemeral: &PortSet) -> Vec<Warning> {
     let mut found = Vec::new();
     let closed = |protocol: &ProtocolConfig, in_use: &PortSet| match protocol.block {
-        BlockPolicy::Yes => protocol.monitored().without(in_use),
-        BlockPolicy::No | BlockPolicy::Run => PortSet::new(),
+        Response::Block => protocol.monitored().without(in_use),
+        Response::Log | Response::RunCommand => PortSet::new(),
     };
     let ports = counting(&closed(&config.tcp, tcp), &closed(&config.udp, udp));
     let forgiven = config.detect.scan_trigger;
-    if config.uses(BlockPolicy::Yes) && ports <= u32::from(forgiven) {
+    if config.uses(Response::Block) && ports <= u32::from(forgiven) {
         let lower = match ports.checked_sub(1) {
             Some(lower) => format!("write {lower} or less, or monitor more ports"),
             None => "monitor ports that no service uses".to_owned(),

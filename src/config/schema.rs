@@ -1,11 +1,11 @@
 //! Defines the keys of portsentry.toml: one struct per table and one line per key, with name, type, built-in value, and
 //! the function of `parse` that reads it. Every table refuses unknown keys. `consistency` checks combinations of keys.
 
-use super::choices::{AckPolicy, BlockPolicy, Facility, HalfOpenPolicy, LogTarget, Mode};
+use super::choices::{AckPolicy, Facility, HalfOpenPolicy, LogTarget, Mode};
 use super::fleet::Fleet;
 use super::table::table;
 use super::{parse, port_lists};
-use crate::types::{Action, Backend, DAY, Expiry, PortSet, Rate, RouteKind};
+use crate::types::{Action, Backend, DAY, Expiry, PortSet, Rate, Response, RouteKind};
 use ipnet::{IpNet, Ipv6Net};
 use serde::Deserialize;
 use std::net::{IpAddr, SocketAddr};
@@ -181,7 +181,7 @@ pub struct ProtocolConfig {
     pub ports: PortSet,
     pub advanced_ports: PortSet,
     pub advanced_exclude: PortSet,
-    pub block: BlockPolicy,
+    pub block: Response,
     /// Sent to clients in connect mode; always empty for UDP.
     pub port_banner: String,
     /// Whether connect mode also judges packets. For TCP only.
@@ -211,7 +211,7 @@ macro_rules! protocol_table {
                 #[serde(deserialize_with = "parse::ports")]
                 advanced_exclude: PortSet,
                 #[serde(deserialize_with = "parse::block_policy")]
-                block: BlockPolicy,
+                block: Response,
                 #[serde(deserialize_with = $port_banner)]
                 port_banner: String,
                 #[serde(deserialize_with = $half_open)]
@@ -226,16 +226,16 @@ protocol_table!(udp, ProtocolConfig::udp, "parse::udp_ports", "parse::no_port_ba
 
 impl ProtocolConfig {
     fn tcp() -> Self {
-        Self::builtin(&port_lists::TCP, BlockPolicy::Yes)
+        Self::builtin(&port_lists::TCP, Response::Block)
     }
 
     /// UDP is only logged by default: the source of a datagram is easily forged, and a ban would hit the forged
     /// address.
     fn udp() -> Self {
-        Self::builtin(&port_lists::UDP, BlockPolicy::No)
+        Self::builtin(&port_lists::UDP, Response::Log)
     }
 
-    fn builtin(lists: &port_lists::Lists, block: BlockPolicy) -> Self {
+    fn builtin(lists: &port_lists::Lists, block: Response) -> Self {
         Self {
             mode: Mode::Advanced,
             ports: port_lists::set(lists.aware),

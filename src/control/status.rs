@@ -8,10 +8,10 @@ use serde::{Deserialize, Serialize};
 use super::fleet_info::FleetStatus;
 use super::format::{format_seconds, line};
 use crate::clock::WallTime;
-use crate::config::{BlockPolicy, Mode, ProtocolConfig};
+use crate::config::{Mode, ProtocolConfig};
 use crate::events::json::EventRecord;
 use crate::sandbox::SandboxState;
-use crate::types::{Backend, PortSet, Protocol, counted, nullable};
+use crate::types::{Backend, PortSet, Protocol, Response, counted, nullable};
 
 #[serde_with::apply(Option => #[serde(deserialize_with = "nullable")])]
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -81,7 +81,7 @@ impl fmt::Display for DaemonState {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MonitoredPorts {
     pub mode: Mode,
-    pub block: BlockPolicy,
+    pub block: Response,
     pub ports: String,
     pub count: u32,
     /// Configured ports that are not monitored, because a service uses them.
@@ -254,7 +254,7 @@ fn services(services: &[RememberedService]) -> String {
 impl MonitoredPorts {
     /// The configured ports of `protocol` except those `in_use`. `block` is the policy in effect, which may differ from
     /// the configured one.
-    pub fn new(protocol: &ProtocolConfig, in_use: &PortSet, block: BlockPolicy) -> Self {
+    pub fn new(protocol: &ProtocolConfig, in_use: &PortSet, block: Response) -> Self {
         let configured = protocol.monitored();
         let monitored = configured.without(in_use);
         Self {

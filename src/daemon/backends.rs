@@ -8,7 +8,7 @@ use std::time::SystemTime;
 use super::error::DaemonError;
 use super::sensor_thread::SensorHandle;
 use super::table_identity::FoundTable;
-use crate::config::{BlockPolicy, Config};
+use crate::config::Config;
 use crate::enforce::nft::{BlockError, Installed, Nft, RulesetError, RulesetSpec, Table, TrapContents, trap_sets};
 use crate::enforce::slow_backends::{BackendEvent, CommandPhase, SlowBackends, SlowQueue, SlowTask};
 use crate::enforce::{self, BackendHandles, BanContext, Helpers, Opened, implementation};
@@ -19,7 +19,7 @@ use crate::ledger::Reader;
 use crate::netlink::nft::{has_repeated_rules, is_created_by_nft, table_handle};
 use crate::netlink::socket::Socket;
 use crate::sensor::{Blocker, SensorCommand};
-use crate::types::{Backend, Backends, BanTarget};
+use crate::types::{Backend, Backends, BanTarget, Response};
 
 /// The backends that this run uses.
 #[derive(Clone)]
@@ -40,7 +40,7 @@ impl UsedBackends {
         let enforces = config.blocks() || earlier_bans;
         let backends = if enforces { config.block.method.clone() } else { Vec::new() };
         let ending: Backends = leftovers.iter().filter(|backend| enforces && !backends.contains(backend)).collect();
-        let only_run = config.uses(BlockPolicy::Run).then_some(Backend::Command);
+        let only_run = config.uses(Response::RunCommand).then_some(Backend::Command);
         let open = backends.iter().copied().chain(ending.iter()).chain(only_run).collect();
         Self { backends, ending, open }
     }

@@ -6,25 +6,10 @@ use std::collections::BinaryHeap;
 use std::time::Duration;
 
 use super::class::Grade;
-use super::key::{Brief, HashKey, Hashed, Response, TargetKey};
+use super::key::{Brief, HashKey, Hashed, TargetKey};
 use super::strikes::LAST_SECONDS;
 use super::table::{Claim, HashTable, Row};
-use crate::types::{BanTarget, Expiry, Protocol, Tick};
-
-/// The engine's decision about a source.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum RepeatedStatus {
-    /// The kernel blocks the source.
-    Blocked,
-    /// The source would be blocked, but its protocol is only logged.
-    Logged,
-}
-
-impl From<Response> for RepeatedStatus {
-    fn from(response: Response) -> Self {
-        if response == Response::Block { Self::Blocked } else { Self::Logged }
-    }
-}
+use crate::types::{BanTarget, Expiry, Protocol, Response, Tick};
 
 /// A ban that the kernel should enforce now. `length` and `left` together restore it exactly.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -284,7 +269,7 @@ impl BanTable {
 
     /// Returns a due summary of a source that has stopped sending: its target, decision, protocol and number of
     /// packets.
-    pub(super) fn due(&mut self, now: Tick) -> Option<(BanTarget, RepeatedStatus, Option<Protocol>, u32)> {
+    pub(super) fn due(&mut self, now: Tick) -> Option<(BanTarget, Response, Option<Protocol>, u32)> {
         while let Some(Reverse(Pending { at, target, response, protocol })) = self.pending.peek().copied() {
             if at > now {
                 return None;
@@ -294,7 +279,7 @@ impl BanTable {
             let Some(row) = self.entries.row_mut(key) else { continue };
             if row.hits > 0 && now >= row.next {
                 row.next = now.plus(Tick::ticks(SUMMARY));
-                return Some((target, response.into(), protocol, std::mem::replace(&mut row.hits, 0)));
+                return Some((target, response, protocol, std::mem::replace(&mut row.hits, 0)));
             }
         }
         None

@@ -9,12 +9,12 @@ use super::ceiling::{Admission, BanRequest, Ceilings};
 use super::class::Grade;
 use super::expiry_jitter::ExpiryJitter;
 use super::host::Host;
-use super::key::{HashKey, Hashed, Response, TargetKey};
+use super::key::{HashKey, Hashed, TargetKey};
 use super::prefix_bans::PrefixBans;
 use super::settings::Settings;
 use super::strikes::{StrikeHistory, Strikes};
 use super::verdict::{Ban, EngineNotice, Repeated, Verdict};
-use crate::types::{BanTarget, Expiry, Protocol, Tick, Timestamp, TokenBucket};
+use crate::types::{BanTarget, Expiry, Protocol, Response, Tick, Timestamp, TokenBucket};
 
 /// Maximum duration of a ban above a ceiling.
 pub const CAPPED_BAN: Duration = Duration::from_secs(300);
@@ -132,7 +132,7 @@ impl Bans {
         self.repeated += 1;
         let (report, verify) = self.table.repeat(slot, (target, response, protocol), now.tick());
         let verify = verify && self.verifications.try_take(now);
-        Verdict::Repeated(Repeated { source, target, standing: response.into(), protocol, report, verify })
+        Verdict::Repeated(Repeated { source, target, response, protocol, report, verify })
     }
 
     /// Number of bans that count against `target`, including the current one.

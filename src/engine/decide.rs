@@ -7,13 +7,13 @@ use std::time::Duration;
 use super::acceptance::{self, is_unicast};
 use super::ceiling::{Admission, BanRequest, FAST_SCAN_SPAN};
 use super::evidence::{Evidence, MAX_EVIDENCE, taken};
-use super::key::{Hashed, Response, TargetKey, fold};
+use super::key::{Hashed, TargetKey, fold};
 use super::observation::protocol_of;
 use super::related_ports::is_related_port;
 use super::sources::SourceSummary;
 use super::waiting::{Candidate, RETRY_DELAY};
 use super::{Ban, Class, Engine, Exempt, Grade, Host, IgnoreReason, Observation, PortLookup, Ports, Probe, Verdict};
-use crate::types::{BanTarget, Protocol, Tick, Timestamp};
+use crate::types::{BanTarget, Protocol, Response, Tick, Timestamp};
 use crate::wire::{Checksum, Delivery, Packet};
 
 /// Probes of one closed port on this many hosts count as a scan of the network. Clients of failed servers probe a few

@@ -3,9 +3,8 @@
 use std::net::IpAddr;
 use std::time::Duration;
 
-use super::key::Response;
 use super::{Engine, Grade, Host, Ports, Protection};
-use crate::types::{BanTarget, Expiry, Tick, Timestamp};
+use crate::types::{BanTarget, Expiry, Response, Tick, Timestamp};
 
 /// State of one address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

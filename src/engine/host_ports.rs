@@ -2,10 +2,9 @@
 //! decoys.
 
 use super::host::Host;
-use super::key::Response;
 use super::recent_ports::RecentPorts;
 use super::settings::Settings;
-use crate::types::{PortSet, Protocol, Tick};
+use crate::types::{PortSet, Protocol, Response, Tick};
 
 /// The ports of a host at one moment, from [`super::Engine::ports`].
 pub struct HostPorts<'a> {

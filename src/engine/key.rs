@@ -5,24 +5,12 @@ use std::net::IpAddr;
 
 use siphasher::sip::SipHasher13;
 
-use crate::types::{BanTarget, MAX_LINK, Prefix, Tick, shared64};
+use crate::types::{BanTarget, MAX_LINK, Prefix, Response, Tick, shared64};
 
 /// The secret that distributes targets over buckets. With a known secret, an attacker could choose source addresses of
 /// one bucket, which evict each other.
 #[derive(Clone, Copy)]
 pub struct HashKey(pub u64, pub u64);
-
-/// The reaction to a scanner. The evidence and bans of each are counted separately: UDP, which is only logged by
-/// default, must not contribute to a ban.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Response {
-    /// Only logged, once per window.
-    #[default]
-    Log,
-    /// Runs the administrator's command, once per ban duration, and bans nothing.
-    RunCommand,
-    Block,
-}
 
 /// Tag of an address in a shared /64, to which the number of that /64 is added.
 const SHARED: u64 = 7;

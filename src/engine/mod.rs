@@ -42,7 +42,7 @@ use std::time::Duration;
 
 pub use acceptance::is_unicast;
 pub use allow::{AllowList, Protection};
-pub use ban_table::{ActiveBan, RepeatedStatus};
+pub use ban_table::ActiveBan;
 pub use bans::CAPPED_BAN;
 pub use ceiling::RecentBans;
 pub use class::{Class, Grade};
@@ -51,7 +51,7 @@ pub use evidence::{MAX_EVIDENCE, Ports};
 pub use explain::{Explanation, Suspicion, explain};
 pub use host::{Host, Link, LinkId, Local, ReversePath};
 pub use host_ports::HostPorts;
-pub use key::{HashKey, Response};
+pub use key::HashKey;
 pub use listeners::{Listeners, Service, ServiceMemory};
 pub use observation::Observation;
 pub use port_lookup::{NoLookup, PortLookup, PortUse};
@@ -64,7 +64,7 @@ pub use threshold::{Bounds, PEER_THRESHOLD};
 pub use verdict::{Ban, EngineNotice, Exempt, IgnoreReason, Probe, Repeated, Verdict};
 
 pub use crate::config::Escalation;
-use crate::types::{BanTarget, Protocol, Timestamp, TokenBucket};
+use crate::types::{BanTarget, Protocol, Response, Timestamp, TokenBucket};
 use bans::Bans;
 use distributed_scan::DistributedScans;
 use exempt::ExemptSources;
@@ -330,8 +330,8 @@ impl Engine {
         let now = self.clock(now);
         let capped = self.bans.capped_notice(now);
         capped.or_else(|| self.distributed_scans.found.pop_front().map(EngineNotice::DistributedScan)).or_else(|| {
-            let (target, standing, protocol, packets) = self.bans.table.due(now.tick())?;
-            Some(EngineNotice::Repeated { target, standing, protocol, packets })
+            let (target, response, protocol, packets) = self.bans.table.due(now.tick())?;
+            Some(EngineNotice::Repeated { target, response, protocol, packets })
         })
     }
 

@@ -12,9 +12,9 @@ use ipnet::IpNet;
 
 use super::class::Class;
 use super::evidence::Evidence;
-use super::key::{HashKey, Hashed, Response, TargetKey};
+use super::key::{HashKey, Hashed, TargetKey};
 use super::sources::SourceTable;
-use crate::types::{BanTarget, Prefix, Protocol, Tick, shared64};
+use crate::types::{BanTarget, Prefix, Protocol, Response, Tick, shared64};
 
 /// Maximum width of a ban.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -2,14 +2,13 @@
 
 use std::time::Duration;
 
-use super::key::Response;
 use super::observation::Observation;
 use super::prefix_bans::MaxPrefix;
-use crate::config::{AckPolicy, BlockPolicy, Config, Escalation, HalfOpenPolicy, Mode, ProtocolConfig};
-use crate::types::{Expiry, PortSet, Protocol};
+use crate::config::{AckPolicy, Config, Escalation, HalfOpenPolicy, Mode, ProtocolConfig};
+use crate::types::{Expiry, PortSet, Protocol, Response};
 
 /// Monitored ports of one protocol and the reaction to scans of them.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ProtocolSettings {
     /// The ports that are judged from packets.
     pub ports: PortSet,
@@ -94,11 +93,7 @@ impl Settings {
                 (Mode::Connect, HalfOpenPolicy::Ignore) => PortSet::new(),
                 _ => protocol.monitored(),
             },
-            response: match protocol.block {
-                BlockPolicy::Yes => Response::Block,
-                BlockPolicy::No => Response::Log,
-                BlockPolicy::Run => Response::RunCommand,
-            },
+            response: protocol.block,
         };
         Self {
             tcp: watch(&config.tcp),

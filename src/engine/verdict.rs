@@ -6,14 +6,13 @@ use std::net::IpAddr;
 use serde::Serialize;
 
 use super::allow::Protection;
-use super::ban_table::RepeatedStatus;
 #[cfg(test)]
 use super::class::Class;
 use super::class::Grade;
 use super::distributed_scan::DistributedScan;
 use super::evidence::Ports;
 use super::observation::Observation;
-use crate::types::{BanTarget, Expiry, Protocol, Timestamp};
+use crate::types::{BanTarget, Expiry, Protocol, Response, Timestamp};
 #[cfg(test)]
 use crate::wire::fixtures;
 
@@ -113,7 +112,7 @@ pub struct Exempt {
 pub struct Repeated {
     pub source: IpAddr,
     pub target: BanTarget,
-    pub standing: RepeatedStatus,
+    pub response: Response,
     /// The protocol of the packet; `None` if it belongs to no protocol that can be monitored.
     pub protocol: Option<Protocol>,
     /// Packets since the last log line about this target, if a line is due now.
@@ -148,7 +147,7 @@ pub enum EngineNotice {
     /// Packets from a judged source since its last log line.
     Repeated {
         target: BanTarget,
-        standing: RepeatedStatus,
+        response: Response,
         /// The protocol of the first of these packets; `None` if it belongs to no protocol that can be monitored.
         protocol: Option<Protocol>,
         packets: u32,

@@ -86,7 +86,7 @@ impl Receiver {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::engine::RepeatedStatus;
+    use crate::types::Response;
 
     #[test]
     fn full_queue_drops_and_counts() {
@@ -100,9 +100,8 @@ mod tests {
     fn attacker_events_leave_room() {
         let (sender, receiver) = bounded(8);
         let target = "192.0.2.7".parse().unwrap();
-        let flood = || {
-            Event::now(EventKind::Repeated { target, standing: RepeatedStatus::Blocked, protocol: None, packets: 1 })
-        };
+        let flood =
+            || Event::now(EventKind::Repeated { target, response: Response::Block, protocol: None, packets: 1 });
         (0..20).for_each(|_| sender.send(flood()));
         assert_eq!(receiver.dropped(), 14);
         (0..3).for_each(|_| sender.send(Event::now(EventKind::Started)));

@@ -8,8 +8,8 @@ use std::net::IpAddr;
 
 use super::event::EventKind;
 use super::json::WITHOUT_VERDICT;
-use crate::engine::{Class, Exempt, Observation, Probe, RepeatedStatus};
-use crate::types::{Backend, BanTarget, Expiry, Span, counted};
+use crate::engine::{Class, Exempt, Observation, Probe};
+use crate::types::{Backend, BanTarget, Expiry, Response, Span, counted};
 
 /// Selects one of classic PortSentry's two wordings.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -46,7 +46,7 @@ pub fn addition(kind: &EventKind) -> Option<String> {
         EventKind::Ran { target, outcome, .. } => {
             Some(format!("adminalert: the command for Host {} {outcome}", host(*target)))
         }
-        EventKind::Repeated { target, standing: RepeatedStatus::Blocked, packets, .. } if *packets > 1 => {
+        EventKind::Repeated { target, response: Response::Block, packets, .. } if *packets > 1 => {
             Some(format!("adminalert: packets of Host {} since its last line: {packets}", host(*target)))
         }
         _ => None,
@@ -106,13 +106,13 @@ pub fn line_with_name(kind: &EventKind, name: Option<&str>, wording: Wording) ->
             observation.port,
             several(*probes, "probe")
         ),
-        EventKind::Repeated { target, standing: RepeatedStatus::Blocked, .. } => match wording {
+        EventKind::Repeated { target, response: Response::Block, .. } => match wording {
             Wording::Connect => format!("attackalert: Host: {} is already blocked. Ignoring", target.element()),
             Wording::Stealth => {
                 format!("attackalert: Host: {} is already blocked Ignoring", name_and_address(name, target.element()))
             }
         },
-        EventKind::Repeated { target, standing: RepeatedStatus::Logged, packets, .. } => {
+        EventKind::Repeated { target, response: Response::Log | Response::RunCommand, packets, .. } => {
             let source = name_and_address(name, target.element());
             format!("attackalert: Host: {source} still scans, which is only logged{}", several(*packets, "packet"))
         }
@@ -233,8 +233,7 @@ mod tests {
             well: true,
             undone: None,
         };
-        let repeated =
-            |packets| EventKind::Repeated { target, standing: RepeatedStatus::Blocked, protocol: None, packets };
+        let repeated = |packets| EventKind::Repeated { target, response: Response::Block, protocol: None, packets };
         let scan = "attackalert: TCP SYN/Normal scan from host: 192.0.2.7/192.0.2.7 to TCP port: 23";
         let ignoring = "attackalert: Ignoring TCP response per configuration file setting.";
         let via = "attackalert: Host 192.0.2.7 has been blocked via nftables set inet portsentry blocked for 1day";

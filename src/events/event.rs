@@ -3,8 +3,8 @@
 
 use std::time::{Duration, SystemTime};
 
-use crate::engine::{Ban, DistributedScan, EngineNotice, Exempt, Probe, Repeated, RepeatedStatus, Verdict};
-use crate::types::{Backend, BanTarget, Expiry, Protocol};
+use crate::engine::{Ban, DistributedScan, EngineNotice, Exempt, Probe, Repeated, Verdict};
+use crate::types::{Backend, BanTarget, Expiry, Protocol, Response};
 
 /// An event with its wall-clock time.
 #[derive(Clone, Debug)]
@@ -78,7 +78,7 @@ pub enum EventKind {
     /// A blocked or log-only source keeps sending.
     Repeated {
         target: BanTarget,
-        standing: RepeatedStatus,
+        response: Response,
         /// The protocol of the first of them, whose mode decides the wording of the classic line.
         protocol: Option<Protocol>,
         /// Number of packets that this event represents.
@@ -167,8 +167,8 @@ impl EventKind {
             Verdict::Probe(probe) => probe.fresh.then_some(Self::Probe(probe)),
             Verdict::LogOnly(ban) => Some(Self::Scan(ban)),
             Verdict::Exempt(exempt) => exempt.report.map(|probes| Self::Exempt { exempt, probes }),
-            Verdict::Repeated(Repeated { target, standing, protocol, report, .. }) => {
-                report.map(|packets| Self::Repeated { target, standing, protocol, packets })
+            Verdict::Repeated(Repeated { target, response, protocol, report, .. }) => {
+                report.map(|packets| Self::Repeated { target, response, protocol, packets })
             }
             Verdict::Block(_) | Verdict::Ignored(_) => None,
         }
@@ -216,8 +216,8 @@ impl From<EngineNotice> for EventKind {
     fn from(notice: EngineNotice) -> Self {
         match notice {
             EngineNotice::DistributedScan(scan) => Self::DistributedScan(scan),
-            EngineNotice::Repeated { target, standing, protocol, packets } => {
-                Self::Repeated { target, standing, protocol, packets }
+            EngineNotice::Repeated { target, response, protocol, packets } => {
+                Self::Repeated { target, response, protocol, packets }
             }
             EngineNotice::Capped { bans, withheld } => Self::Capped { bans, withheld },
         }

@@ -12,8 +12,8 @@ use serde_json::Value;
 
 use super::event::{Event, EventKind};
 use crate::clock::{BanEnd, WallTime};
-use crate::engine::{Ban, Class, Grade, Observation, RepeatedStatus};
-use crate::types::{Backend, BanTarget, Protocol};
+use crate::engine::{Ban, Class, Grade, Observation};
+use crate::types::{Backend, BanTarget, Protocol, Response};
 
 /// The serialised form of an event. Fields that do not apply are omitted. Both sides of the control socket use this
 /// type. A reader treats unknown values as absent, because the daemon may have another version.
@@ -215,10 +215,10 @@ impl From<&Event> for EventRecord {
                 probes: Some(*probes),
                 ..base.observation(&exempt.observation).reason(exempt.protection.to_string())
             },
-            EventKind::Repeated { target, standing, packets, .. } => {
-                let why = match standing {
-                    RepeatedStatus::Blocked => "already blocked",
-                    RepeatedStatus::Logged => "only logged",
+            EventKind::Repeated { target, response, packets, .. } => {
+                let why = match response {
+                    Response::Block => "already blocked",
+                    Response::Log | Response::RunCommand => "only logged",
                 };
                 Self { packets: Some((*packets).into()), ..base.target(*target).reason(why) }
             }

@@ -87,8 +87,8 @@ mod tests {
     use strum::EnumCount;
 
     use super::*;
-    use crate::engine::{Ban, DistributedScan, Exempt, Protection, RepeatedStatus};
-    use crate::types::{Backend, Expiry, at};
+    use crate::engine::{Ban, DistributedScan, Exempt, Protection};
+    use crate::types::{Backend, Expiry, Response, at};
 
     /// An example of each kind, and the short form where there is one.
     fn every_kind() -> Vec<EventKind> {
@@ -122,7 +122,7 @@ mod tests {
             EventKind::Disconnected { target, connections: 1 },
             EventKind::BlockFailed { backend, target, reason: text() },
             EventKind::Exempt { exempt, probes: 1 },
-            EventKind::Repeated { target, standing: RepeatedStatus::Blocked, protocol: None, packets: 1 },
+            EventKind::Repeated { target, response: Response::Block, protocol: None, packets: 1 },
             EventKind::DistributedScan(DistributedScan { ports: 50, sources: 8, span: MINUTE }),
             EventKind::Capped { bans: 1, withheld: 1 },
             EventKind::BanVanished { target },

@@ -8,8 +8,8 @@ use super::diagnostics::{quoted, shown};
 use super::document::TomlValue;
 use super::options::Options;
 use super::output::{OptionLine, Output};
-use crate::config::{BlockPolicy, DenyLineError, check_deny_line, is_command_word};
-use crate::types::{Rate, RouteKind};
+use crate::config::{DenyLineError, check_deny_line, is_command_word};
+use crate::types::{Rate, Response, RouteKind};
 
 /// The translation of the KILL_ options, each part with the line it comes from.
 #[derive(Default)]
@@ -48,7 +48,7 @@ pub(super) fn translate(options: &Options, output: &mut Output) {
     let run = options.get("KILL_RUN_CMD").map(|entry| (entry, ParsedCommand::parse(&entry.value)));
     if let Some(entry) = options.get("KILL_ROUTE") {
         if entry.value.contains(TARGET) {
-            let may_run = run.is_none() && !has_policy(BlockPolicy::Run);
+            let may_run = run.is_none() && !has_policy(Response::RunCommand);
             plan.add(entry, ParsedCommand::parse(&entry.value), may_run, output);
         } else {
             output.left_out(
@@ -62,7 +62,7 @@ pub(super) fn translate(options: &Options, output: &mut Output) {
         plan.run_blocks = !command.blocks.is_empty();
         plan.add(entry, command, true, output);
     }
-    if has_policy(BlockPolicy::Run) {
+    if has_policy(Response::RunCommand) {
         plan.require_run(output);
     }
     plan.add_hosts_deny(options, output);
@@ -70,7 +70,7 @@ pub(super) fn translate(options: &Options, output: &mut Output) {
         plan.write_policy(table, policy, output);
     }
     plan.write_expire(output);
-    plan.write_method(has_policy(BlockPolicy::Yes), output);
+    plan.write_method(has_policy(Response::Block), output);
     plan.write_nft(output);
     plan.write_route(output);
     if let Some((entry, line)) = &plan.hosts_deny {
@@ -79,11 +79,11 @@ pub(super) fn translate(options: &Options, output: &mut Output) {
     plan.write_run(options, output);
 }
 
-fn policy<'o>(entry: &'o OptionLine<'o>, output: &mut Output) -> Option<(BlockPolicy, &'o OptionLine<'o>)> {
+fn policy<'o>(entry: &'o OptionLine<'o>, output: &mut Output) -> Option<(Response, &'o OptionLine<'o>)> {
     let policy = match entry.value.trim() {
-        "0" => BlockPolicy::No,
-        "1" => BlockPolicy::Yes,
-        "2" => BlockPolicy::Run,
+        "0" => Response::Log,
+        "1" => Response::Block,
+        "2" => Response::RunCommand,
         wrong => {
             let expected = "is not a valid value; write \"0\" to log, \"1\" to block, or \"2\" to run a command";
             output.refuse(entry, format!("{} {expected}", quoted(wrong)));
@@ -170,24 +170,24 @@ impl<'o> Plan<'o> {
         }
     }
 
-    fn write_policy(&self, table: &str, policy: Option<(BlockPolicy, &OptionLine)>, output: &mut Output) {
+    fn write_policy(&self, table: &str, policy: Option<(Response, &OptionLine)>, output: &mut Output) {
         let Some((policy, entry)) = policy else {
             let remark = format!("BLOCK_{} is not set: classic PortSentry then only logs.", table.to_uppercase());
             return output.document.set(table, "block", &TomlValue::Switch(false), &remark);
         };
         let (value, remark) = match policy {
-            BlockPolicy::No => (TomlValue::Switch(false), ""),
-            BlockPolicy::Yes if table == "udp" => (
+            Response::Log => (TomlValue::Switch(false), ""),
+            Response::Block if table == "udp" => (
                 TomlValue::Switch(true),
                 "the source of a datagram is easily forged, so an attacker can have any address blocked; write false \
                  to only log",
             ),
-            BlockPolicy::Yes => (TomlValue::Switch(true), ""),
-            BlockPolicy::Run if self.run.is_some() => (TomlValue::text("run"), ""),
-            BlockPolicy::Run if self.run_blocks => {
+            Response::Block => (TomlValue::Switch(true), ""),
+            Response::RunCommand if self.run.is_some() => (TomlValue::text("run"), ""),
+            Response::RunCommand if self.run_blocks => {
                 (TomlValue::Switch(true), "the command of KILL_RUN_CMD blocks, so block = true has the same effect")
             }
-            BlockPolicy::Run => {
+            Response::RunCommand => {
                 (TomlValue::Switch(false), "there is no command to run, so scans are only logged; see KILL_RUN_CMD")
             }
         };

@@ -11,8 +11,9 @@ use super::output::{Import, Output};
 use super::source::{InputFile, MAX_LEN, Sources};
 use super::translate::translate;
 use crate::atomic_file::{AtomicFile, TemporaryName};
-use crate::config::{BlockPolicy, Config, Mode, Warning};
+use crate::config::{Config, Mode, Warning};
 use crate::file::{open_regular, read_up_to};
+use crate::types::Response;
 
 const CONFIG: &str = "/etc/portsentry/portsentry.conf";
 const DEFAULTS: &str = "/etc/default/portsentry";
@@ -42,7 +43,7 @@ pub fn read(options: &ImportOptions) -> Result<Import, ImportError> {
 /// operator may not expect.
 pub fn classic_only_logs(config: &Config, directory: &Path) -> Option<Warning> {
     let path = directory.join("portsentry.conf");
-    let blocks = config.tcp.mode != Mode::Off && config.tcp.block == BlockPolicy::Yes;
+    let blocks = config.tcp.mode != Mode::Off && config.tcp.block == Response::Block;
     let classic = InputFile { bytes: open_regular(&path).and_then(bytes).ok()?, ..InputFile::default() };
     let sources = Sources { config: classic, ..Sources::default() };
     let options = Options::parse(&sources.config, &mut Output::new(&sources))?;

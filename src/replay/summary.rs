@@ -12,9 +12,9 @@ use serde_with::{As, DisplayFromStr};
 
 use super::port_inference::{HostPort, Sign};
 use crate::clock::{BanEnd, WallTime};
-use crate::engine::{Ban, Exempt, IgnoreReason, Probe, Protection, RepeatedStatus, Settings, Verdict};
+use crate::engine::{Ban, Exempt, IgnoreReason, Probe, Protection, Settings, Verdict};
 use crate::events::json::PortRecord;
-use crate::types::{BanTarget, Expiry, Protocol, Timestamp, plain};
+use crate::types::{BanTarget, Expiry, Protocol, Response, Timestamp, plain};
 use crate::wire::Undecoded;
 
 /// Maximum number of sources of each kind that are listed one by one. A capture of a flood has millions.
@@ -257,7 +257,7 @@ impl Summary {
             Verdict::LogOnly(ban) => self.add_judged(ban, false, time, now),
             Verdict::Repeated(repeated) => {
                 self.repeated += 1;
-                let blocked = repeated.standing == RepeatedStatus::Blocked;
+                let blocked = repeated.response == Response::Block;
                 let list = if blocked { &mut self.blocked } else { &mut self.logged };
                 let judged = self.latest.get(&(repeated.target, blocked)).and_then(|index| list.get_mut(*index));
                 if let Some(judged) = judged {

@@ -4,12 +4,12 @@
 use std::time::SystemTime;
 
 use super::reporter::Reporter;
-use crate::config::{BlockPolicy, Config, Mode};
+use crate::config::{Config, Mode};
 use crate::enforce::nft::{Nft, RulesetSpec, Trap};
 use crate::enforce::slow_backends::SlowQueue;
 use crate::enforce::{BackendHandles, BanContext, InlineBackend, MaintenanceReport, Refused};
 use crate::engine::{Ban, Host};
-use crate::types::{Backend, BanTarget, Expiry, Protocol, Timestamp};
+use crate::types::{Backend, BanTarget, Expiry, Protocol, Response, Timestamp};
 
 #[derive(Default)]
 pub struct Blocker {
@@ -47,7 +47,7 @@ impl Blocker {
         let chosen = backends.iter().copied().filter(|backend| !backend.is_slow());
         inline.iter_mut().zip(chosen).for_each(|(slot, backend)| *slot = Some(backend));
         let [tcp, udp] = [&config.tcp, &config.udp]
-            .map(|config| ProtocolPolicy { mode: Some(config.mode), only_runs: config.block == BlockPolicy::Run });
+            .map(|config| ProtocolPolicy { mode: Some(config.mode), only_runs: config.block == Response::RunCommand });
         Self { inline, nft, others, slow, tcp, udp }
     }
 

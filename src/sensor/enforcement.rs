@@ -13,9 +13,9 @@ use super::table_repair::{Damage, TableRepair};
 use super::trap::TrapControl;
 use crate::enforce::nft::{BlockError, Nft, RulesetSpec, trap_sets};
 use crate::enforce::{BackendGone, BanContext, InlineBackend, Refused};
-use crate::engine::{ActiveBan, Ban, Repeated, RepeatedStatus, Settings, Verdict};
+use crate::engine::{ActiveBan, Ban, Repeated, Settings, Verdict};
 use crate::events::event::EventKind;
-use crate::types::{Backend, BanTarget, Timestamp};
+use crate::types::{Backend, BanTarget, Response, Timestamp};
 
 /// Retries of refused bans per maintenance round.
 const RETRIES_PER_ROUND: usize = 16;
@@ -55,7 +55,7 @@ impl Enforcement {
     /// If the ban was removed without a notification, ends it and returns its target. A ban that waits for its command
     /// or a retry is not in the set yet.
     pub(super) fn lift_vanished(&mut self, scope: &mut Scope<'_>, verdict: &Verdict) -> Option<BanTarget> {
-        let Verdict::Repeated(Repeated { target, verify, standing: RepeatedStatus::Blocked, .. }) = *verdict else {
+        let Verdict::Repeated(Repeated { target, verify, response: Response::Block, .. }) = *verdict else {
             return None;
         };
         self.table_repair.recent.insert(target);

@@ -11,6 +11,7 @@ pub mod printable;
 mod protocol;
 mod rate;
 mod rate_limit;
+mod response;
 pub mod shared64;
 mod timestamp;
 mod update;
@@ -26,6 +27,7 @@ pub use port_set::{PORT_GROUPS, PortSet, PortSetError, WEB_PORTS};
 pub use protocol::Protocol;
 pub use rate::{Rate, RateError};
 pub use rate_limit::{LineLimiter, LossReport, TokenBucket};
+pub use response::Response;
 pub(crate) use timestamp::Tick;
 #[cfg(test)]
 pub(crate) use timestamp::at;

@@ -7,8 +7,9 @@
 
 mod program;
 
-use portsentry::config::{BlockPolicy, Config, Mode};
+use portsentry::config::{Config, Mode};
 use portsentry::import::{Import, ImportError, InputFile, ReadFile, Sources, translate};
+use portsentry::types::Response;
 use proptest::prelude::*;
 use proptest::test_runner::FileFailurePersistence;
 use std::path::{Path, PathBuf};
@@ -97,7 +98,7 @@ fn installed_debian_1_2_is_imported() {
     let builtin = Config::default();
     assert_eq!((config.tcp.mode, config.udp.mode), (Mode::Connect, Mode::Connect));
     assert_eq!((&config.tcp.ports, &config.udp.ports), (&builtin.tcp.ports, &builtin.udp.ports));
-    assert_eq!((config.tcp.block, config.udp.block), (BlockPolicy::No, BlockPolicy::No));
+    assert_eq!((config.tcp.block, config.udp.block), (Response::Log, Response::Log));
     assert_eq!(config.detect.scan_trigger, 0);
     let networks: Vec<String> = config.allow.networks.iter().map(ToString::to_string).collect();
     assert_eq!(networks, ["0.0.0.0/32", "127.0.0.1/32"]);
@@ -111,7 +112,7 @@ fn installed_2_0_is_imported() {
     let config = watched(&compare("stock-2.0", &sources, &no_files));
     assert_eq!((config.tcp.mode, config.udp.mode), (Mode::Stealth, Mode::Stealth));
     assert!(config.tcp.ports.contains(514) && !config.tcp.ports.contains(22) && config.udp.ports.contains(518));
-    assert_eq!((config.tcp.block, config.udp.block), (BlockPolicy::No, BlockPolicy::No));
+    assert_eq!((config.tcp.block, config.udp.block), (Response::Log, Response::Log));
 }
 
 #[test]
@@ -192,7 +193,7 @@ fn shell_line_becomes_comment() {
     for command in SHELL_LINES {
         let import = alone(text(&format!("TCP_PORTS=\"1\"\nBLOCK_TCP=\"1\"\nKILL_RUN_CMD=\"{command}\"\n"))).unwrap();
         assert!(!import.toml.contains("\ncommand") && import.toml.contains("\nmethod = [\"nft\"]"), "{}", import.toml);
-        assert_eq!(watched(&import.toml).tcp.block, BlockPolicy::Yes, "{command}");
+        assert_eq!(watched(&import.toml).tcp.block, Response::Block, "{command}");
         let notes: Vec<&str> = import.notes.iter().map(|note| note.message.as_str()).collect();
         assert!(notes.iter().any(|note| note.contains("move it to a script")), "{command}: {notes:?}");
         assert!(notes.iter().any(|note| note.contains("\"nft\" in block.method replaces it")), "{command}: {notes:?}");
@@ -217,7 +218,7 @@ fn shell_line_as_only_blocker_is_refused() {
         "KILL_RUN_CMD=\"echo 'iptables -D INPUT -s $TARGET$ -j DROP' | at now+24hour\"\n",
     ] {
         let config = format!("TCP_PORTS=\"1\"\nBLOCK_TCP=\"2\"\n{options}");
-        assert_eq!(watched(&toml(&config)).tcp.block, BlockPolicy::No, "{options}");
+        assert_eq!(watched(&toml(&config)).tcp.block, Response::Log, "{options}");
     }
 }
 
@@ -265,7 +266,7 @@ fn blocking_command_is_not_imported_as_run() {
     let toml = toml(
         "TCP_PORTS=\"1\"\nBLOCK_TCP=\"2\"\nKILL_RUN_CMD=\"iptables -I INPUT -s $TARGET$ -j DROP && mail -s x root </dev/null\"\n",
     );
-    assert!(watched(&toml).tcp.block == BlockPolicy::Yes);
+    assert!(watched(&toml).tcp.block == Response::Block);
     assert!(toml.contains("method = [\"nft\"]") && !toml.contains("\ncommand"), "{toml}");
     assert!(toml.contains("this part has no equivalent: mail -s x root"), "{toml}");
 }

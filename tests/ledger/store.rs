@@ -4,14 +4,14 @@ use std::time::{Duration, Instant, SystemTime};
 
 use portsentry::config::Config;
 use portsentry::engine::{
-    Class, Engine, Grade, HashKey, Host, LastBan, Local, NoLookup, Observation, ProtocolSettings, RecentBans, Response,
-    Settings, Verdict,
+    Class, Engine, Grade, HashKey, Host, LastBan, Local, NoLookup, Observation, ProtocolSettings, RecentBans, Settings,
+    Verdict,
 };
 use portsentry::ledger::{
     BanAuthor, BanRecord, EndRecord, Ending, FleetLift, KnownPeer, Ledger, LedgerChange, LedgerEntry, LiftedBy,
     LoadedState, Logged, Opened, RECOUNT_INTERVAL, Reader, Retention, decisions, logged, services,
 };
-use portsentry::types::{Backend, BanTarget, Expiry, Protocol, Timestamp};
+use portsentry::types::{Backend, BanTarget, Expiry, Protocol, Response, Timestamp};
 
 use netns_lab::slowness;
 

@@ -5,8 +5,8 @@ use portsentry::cli::{
     self, CheckOptions, Command, ImportOptions, ListOptions, ReplayOptions, ReportOptions, RunOptions, SortOrder,
     WatchOptions,
 };
-use portsentry::config::{BlockPolicy, Config, Mode};
-use portsentry::types::Expiry;
+use portsentry::config::{Config, Mode};
+use portsentry::types::{Expiry, Response};
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -224,9 +224,9 @@ fn flags_override_only_their_keys() {
     assert_eq!(config.expire, Expiry::After(Duration::from_secs(3_600)));
     assert_eq!((config.tcp.mode, config.udp.mode), (Mode::Connect, Mode::Stealth));
     assert_eq!((config.interfaces.as_slice(), config.detect.scan_trigger), (["lo".to_owned()].as_slice(), 5));
-    assert_eq!((config.tcp.block, config.udp.block), (BlockPolicy::Yes, BlockPolicy::Yes));
+    assert_eq!((config.tcp.block, config.udp.block), (Response::Block, Response::Block));
     let config = configured("--log-only --interface eth1 --scan-trigger 0", file).unwrap();
-    assert_eq!((config.tcp.block, config.udp.block), (BlockPolicy::No, BlockPolicy::No));
+    assert_eq!((config.tcp.block, config.udp.block), (Response::Log, Response::Log));
     assert_eq!((config.interfaces.as_slice(), config.detect.scan_trigger), (["eth1".to_owned()].as_slice(), 0));
 }
 

@@ -7,9 +7,9 @@ use std::time::Duration;
 
 use portsentry::engine::{
     Class, Engine, EngineNotice, Escalation, HashKey, Host, Local, MaxPrefix, Observation, PortLookup, PortUse,
-    Protection, ProtocolSettings, Response, Settings, Verdict,
+    Protection, ProtocolSettings, Settings, Verdict,
 };
-use portsentry::types::{BanTarget, Expiry, Prefix, Protocol, Timestamp};
+use portsentry::types::{BanTarget, Expiry, Prefix, Protocol, Response, Timestamp};
 use portsentry::wire::{Checksum, Delivery, Packet, TcpFlags, Transport};
 use proptest::collection::vec;
 use proptest::prelude::*;

@@ -9,10 +9,10 @@ use std::time::{Duration, Instant};
 
 use portsentry::cli::{self, Shell};
 use portsentry::config::Config;
-use portsentry::engine::{Class, Observation, Probe, RepeatedStatus};
+use portsentry::engine::{Class, Observation, Probe};
 use portsentry::events::classic_log::{self, Wording};
 use portsentry::events::event::EventKind;
-use portsentry::types::{Backend, BanTarget, Protocol};
+use portsentry::types::{Backend, BanTarget, Protocol, Response};
 use regex::Regex;
 
 use super::{path, text};
@@ -473,8 +473,8 @@ fn logcheck_ignores_only_routine_lines() {
         EventKind::Adopted { bans: 3 },
         EventKind::Restored { bans: 3, backend: Backend::Nft },
         EventKind::Expired { target },
-        EventKind::Repeated { target, standing: RepeatedStatus::Blocked, protocol: None, packets: 1 },
-        EventKind::Repeated { target, standing: RepeatedStatus::Blocked, protocol: None, packets: 214 },
+        EventKind::Repeated { target, response: Response::Block, protocol: None, packets: 1 },
+        EventKind::Repeated { target, response: Response::Block, protocol: None, packets: 214 },
     ];
     for line in routine.iter().flat_map(logged) {
         assert!(matches(ROUTINE, &line) && !matches(ALARM, &line), "{line}");
@@ -533,7 +533,7 @@ fn connect_lines_match_ossec_decoder() {
             }
         }
         for packets in [1, 214] {
-            let repeated = EventKind::Repeated { target, standing: RepeatedStatus::Blocked, protocol: None, packets };
+            let repeated = EventKind::Repeated { target, response: Response::Block, protocol: None, packets };
             let line = classic_log::line_with_name(&repeated, None, Wording::Connect).unwrap();
             assert!(blocked.is_match(&line) && line.contains(&format!("Host: {} is", target.element())), "{line}");
         }

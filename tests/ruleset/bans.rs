@@ -132,7 +132,7 @@ fn manually_added_elements_are_listed() {
         nft("add element inet portsentry blocked6 { 2001:db8:: }");
         let found: HashMap<_, _> = sets.table.elements().unwrap().into_iter().collect();
         assert!(nearly(found.get(&target("192.0.2.1")).copied(), 7_200));
-        assert_eq!(found.get(&target("2001:db8::")), Some(&None));
+        assert_eq!(found.get(&target("2001:db8::")), Some(&Expiry::Never));
         assert_eq!(found.len(), 2);
     });
 }

@@ -8,7 +8,7 @@ use tokio::sync::oneshot;
 
 use super::queries::of_sensor;
 use crate::clock::WallTime;
-use crate::config::{BlockPolicy, ProtocolConfig};
+use crate::config::ProtocolConfig;
 use crate::control::fleet_info::FleetLink;
 use crate::control::protocol::{Answer, Reply};
 use crate::control::status::{
@@ -22,7 +22,7 @@ use crate::enforce::nft::Table;
 use crate::engine::{Host, Service};
 use crate::metrics::{self, FleetSnapshot, Snapshot};
 use crate::sensor::SensorRequest;
-use crate::types::{Backend, PortSet};
+use crate::types::{Backend, PortSet, Response};
 
 /// Maximum number of bans for which `status` counts the kernel's elements: about 20 ms. The time grows with the square.
 const MAX_COUNTED: usize = 20_000;
@@ -150,5 +150,5 @@ fn allows_all(host: &Host) -> Vec<AddressFamily> {
 
 fn monitored(protocol: &ProtocolConfig, in_use: &PortSet, enforces: bool) -> MonitoredPorts {
     // Nothing is blocked during a log-only trial, or after --confirm has timed out.
-    MonitoredPorts::new(protocol, in_use, if enforces { protocol.block } else { BlockPolicy::No })
+    MonitoredPorts::new(protocol, in_use, if enforces { protocol.block } else { Response::Log })
 }

@@ -8,7 +8,7 @@ use std::time::Instant;
 use super::optional::or_never;
 use super::reverse_dns::{ReverseDns, look_up};
 use crate::clock::boot_time;
-use crate::config::{BlockPolicy, Config, Mode};
+use crate::config::{Config, Mode};
 use crate::enforce::file_helper::FileHelper;
 use crate::enforce::implementation;
 use crate::events::channel::Sender;
@@ -18,7 +18,7 @@ use crate::events::json::EventRecord;
 use crate::events::json_log::{self, LineFile, OpenFile};
 use crate::events::log;
 use crate::events::log_limiter::LogLimiter;
-use crate::types::Protocol;
+use crate::types::{Protocol, Response};
 
 mod daily_count;
 mod naming;
@@ -184,7 +184,7 @@ fn wording([tcp, udp]: [Mode; 2], kind: &EventKind) -> Wording {
 
 /// Describes the bans of each backend while the program does not run.
 fn after_stop(config: &Config) -> Option<String> {
-    if [&config.tcp, &config.udp].iter().all(|protocol| protocol.block == BlockPolicy::No) {
+    if [&config.tcp, &config.udp].iter().all(|protocol| protocol.block == Response::Log) {
         return None;
     }
     let sentences = config.block.method.iter().map(|backend| implementation(*backend).after_stop(config));
@@ -197,7 +197,6 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::engine::RepeatedStatus;
     use crate::types::BanTarget;
 
     /// A writer to a file in a temporary directory.
@@ -238,7 +237,7 @@ mod tests {
         (0..1_000).for_each(|_| log.write(&probe));
         let target: BanTarget = "192.0.2.7".parse().unwrap();
         let repeated =
-            Event::now(EventKind::Repeated { target, standing: RepeatedStatus::Blocked, protocol: None, packets: 1 });
+            Event::now(EventKind::Repeated { target, response: Response::Block, protocol: None, packets: 1 });
         let lines = (0..1_000).filter(|_| log.log_limit.admit(&repeated.kind, boot_time())).count();
         assert_eq!(lines, 300, "all lines that probes may have are left");
         log.write(&repeated);
@@ -267,7 +266,7 @@ mod tests {
             (Mode::Connect, Mode::Off, Some(Udp), connect),
             (Mode::Off, Mode::Stealth, Some(Tcp), stealth),
         ] {
-            let repeated = EventKind::Repeated { target, standing: RepeatedStatus::Blocked, protocol, packets: 1 };
+            let repeated = EventKind::Repeated { target, response: Response::Block, protocol, packets: 1 };
             let mut config = Config::default();
             (config.tcp.mode, config.udp.mode) = (tcp, udp);
             let log = LogWriter::new(&config, crate::events::channel::bounded(1).0, None);

@@ -91,8 +91,7 @@ mod tests {
     use std::sync::atomic::{AtomicUsize, Ordering};
 
     use super::*;
-    use crate::engine::RepeatedStatus;
-    use crate::types::BanTarget;
+    use crate::types::{BanTarget, Response};
 
     thread_local! {
         static WRITTEN: RefCell<Vec<String>> = const { RefCell::new(Vec::new()) };
@@ -113,7 +112,7 @@ mod tests {
 
     fn repeated(target: &str) -> Event {
         let target: BanTarget = target.parse().unwrap();
-        Event::now(EventKind::Repeated { target, standing: RepeatedStatus::Blocked, protocol: None, packets: 1 })
+        Event::now(EventKind::Repeated { target, response: Response::Block, protocol: None, packets: 1 })
     }
 
     fn note_event(text: &str) -> Event {

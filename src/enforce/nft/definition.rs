@@ -4,11 +4,11 @@ use std::array;
 use std::time::Duration;
 
 use super::{Nft, RulesetError, RulesetSpec, Trap};
-use crate::config::{BlockPolicy, Config, Mode, ProtocolConfig};
+use crate::config::{Config, Mode, ProtocolConfig};
 use crate::enforce::{BanBackend, CheckOutcome};
 use crate::netlink::nft::{examine, foreign_objects, table_handle};
 use crate::netlink::socket::{Socket, SocketError};
-use crate::types::{Action, Backend, Expiry, Rate};
+use crate::types::{Action, Backend, Expiry, Rate, Response};
 
 /// The nftables backend.
 pub(crate) struct NftBackend;
@@ -91,7 +91,7 @@ impl RulesetSpec {
 /// The trap for ports that the sensor counts and blocks with nftables, unless a command must run before the block.
 fn trap(config: &Config) -> Option<Trap> {
     let counts = |protocol: &ProtocolConfig| {
-        matches!(protocol.mode, Mode::Stealth | Mode::Advanced) && protocol.block == BlockPolicy::Yes
+        matches!(protocol.mode, Mode::Stealth | Mode::Advanced) && protocol.block == Response::Block
     };
     let (tcp, udp) = (config.trap.tcp && counts(&config.tcp), config.trap.udp && counts(&config.udp));
     let first = config.block.run.first && config.block.method.contains(&Backend::Command);

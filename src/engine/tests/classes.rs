@@ -2,8 +2,8 @@
 
 use super::scene::Gist::{Block, Ignored, Probe, Repeated, Scan};
 use super::scene::{HERE_TOO, SCANNER, Scene, address, tcp, udp};
-use crate::engine::{Class, IgnoreReason, Response, Settings};
-use crate::types::Protocol;
+use crate::engine::{Class, IgnoreReason, Settings};
+use crate::types::{Protocol, Response};
 use crate::wire::fixtures::{ACK, FIN, PSH, RST, SYN, URG};
 use crate::wire::{Packet, TcpFlags, Transport};
 

@@ -2,8 +2,8 @@
 
 use super::scene::Gist::{Block, Ignored, Probe};
 use super::scene::{CLIENT, HERE, HERE_TOO, SCANNER, SERVER, Scene, nth_source, target, tcp, udp};
-use crate::engine::{IgnoreReason, PortUse, ProtocolSettings, Response, Settings};
-use crate::types::{PortSet, Protocol};
+use crate::engine::{IgnoreReason, PortUse, ProtocolSettings, Settings};
+use crate::types::{PortSet, Protocol, Response};
 use crate::wire::TcpFlags;
 use crate::wire::fixtures::{ACK, FIN, PSH, SYN};
 

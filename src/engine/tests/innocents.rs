@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use super::scene::Gist::{Block, Ignored, Probe, Scan};
 use super::scene::{CLIENT, SCANNER, SERVER, Scene, address, target, tcp, udp};
-use crate::engine::{Counters, IgnoreReason, Protection, Response, explain};
-use crate::types::Protocol;
+use crate::engine::{Counters, IgnoreReason, Protection, explain};
+use crate::types::{Protocol, Response};
 use crate::wire::fixtures::{ACK, FIN, RST, SYN};
 use crate::wire::{Checksum, Delivery, Packet, TcpFlags, Transport};
 

@@ -2,8 +2,8 @@
 
 use super::scene::Gist::{Block, Probe, Repeated, Scan};
 use super::scene::{SCANNER, Scene, target, udp};
-use crate::engine::{EngineNotice, RepeatedStatus, Response};
-use crate::types::Protocol;
+use crate::engine::EngineNotice;
+use crate::types::{Protocol, Response};
 
 #[test]
 fn udp_scan_is_named_once() {
@@ -16,7 +16,7 @@ fn udp_scan_is_named_once() {
     assert_eq!(scene.engine.counters().bans, 0);
     scene.after(2.0);
     let (target, protocol) = (target(SCANNER), Some(Protocol::Udp));
-    let summary = EngineNotice::Repeated { target, standing: RepeatedStatus::Logged, protocol, packets: 100 };
+    let summary = EngineNotice::Repeated { target, response: Response::Log, protocol, packets: 100 };
     assert_eq!(scene.notices(), [summary]);
 }
 
@@ -26,7 +26,7 @@ fn logged_only_source_is_not_reconciled() {
     assert_eq!(scene.udps(SCANNER, [53, 161, 123]), Scan(3));
     for _ in 0..10 {
         assert_eq!(scene.after(1.5).udp(SCANNER, 69), Repeated);
-        assert_eq!((scene.repeated().standing, scene.repeated().verify), (RepeatedStatus::Logged, false));
+        assert_eq!((scene.repeated().response, scene.repeated().verify), (Response::Log, false));
     }
 }
 

@@ -5,8 +5,8 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
 use super::scene::Scene;
-use crate::engine::{Class, Host, Local, ProtocolSettings, Response, Verdict};
-use crate::types::{Expiry, PortSet, Protocol, Timestamp, at};
+use crate::engine::{Class, Host, Local, ProtocolSettings, Verdict};
+use crate::types::{Expiry, PortSet, Protocol, Response, Timestamp, at};
 use crate::wire::fixtures::{packet, tcp};
 use crate::wire::{Packet, TcpFlags};
 

@@ -8,10 +8,10 @@ use std::time::Duration;
 use crate::config::Config;
 use crate::engine::{
     ActiveBan, Ban, Class, Engine, EngineNotice, HashKey, Host, IgnoreReason, Local, Observation, PortLookup, PortUse,
-    Protection, ProtocolSettings, Repeated, Response, Service, Settings, Verdict,
+    Protection, ProtocolSettings, Repeated, Service, Settings, Verdict,
 };
 pub(super) use crate::types::DAY;
-use crate::types::{BanTarget, Expiry, PortSet, Protocol, Timestamp, at};
+use crate::types::{BanTarget, Expiry, PortSet, Protocol, Response, Timestamp, at};
 use crate::wire::fixtures::packet;
 pub(super) use crate::wire::fixtures::tcp;
 use crate::wire::{Delivery, Packet, TcpFlags, Transport};

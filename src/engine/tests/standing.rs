@@ -5,16 +5,11 @@ use std::time::Duration;
 
 use super::scene::Gist::{Block, Ignored, Probe, Repeated};
 use super::scene::{CLIENT, DAY, SCANNER, Scene, nth_source, target};
-use crate::engine::{ActiveBan, EngineNotice, HashKey, IgnoreReason, RepeatedStatus};
-use crate::types::{BanTarget, Expiry, Protocol};
+use crate::engine::{ActiveBan, EngineNotice, HashKey, IgnoreReason};
+use crate::types::{BanTarget, Expiry, Protocol, Response};
 
 fn summary(source: &str, packets: u32) -> EngineNotice {
-    EngineNotice::Repeated {
-        target: target(source),
-        standing: RepeatedStatus::Blocked,
-        protocol: Some(Protocol::Tcp),
-        packets,
-    }
+    EngineNotice::Repeated { target: target(source), response: Response::Block, protocol: Some(Protocol::Tcp), packets }
 }
 
 #[test]

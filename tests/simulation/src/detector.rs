@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use ipnet::IpNet;
-use portsentry::config::{AckPolicy, BlockPolicy, Config};
+use portsentry::config::{AckPolicy, Config};
 use portsentry::enforce::nft::{RulesetSpec, TRAP_BURST, Trap};
 use portsentry::engine::{
     ActiveBan, Ban, Bounds, Engine, EngineNotice, HashKey, Host, Local, NoLookup, PortLookup, PortUse, Protection,
@@ -13,7 +13,7 @@ use portsentry::engine::{
 };
 pub use portsentry::engine::{CAPPED_BAN, IgnoreReason, RECENT_USE as MEMORY};
 use portsentry::sensor::trap_review::{Counting, Review, TrapReview};
-use portsentry::types::{BanTarget, Expiry, PortSet, Protocol, Timestamp};
+use portsentry::types::{BanTarget, Expiry, PortSet, Protocol, Response, Timestamp};
 use portsentry::wire::Packet;
 
 use crate::host::{Bind, HostModel};
@@ -93,7 +93,7 @@ pub fn settings(rules: &EngineRules) -> (Settings, RulesetSpec) {
         config.detect.ack = AckPolicy::Ban;
     }
     if rules.udp_bans {
-        (config.udp.block, config.trap.udp) = (BlockPolicy::Yes, true);
+        (config.udp.block, config.trap.udp) = (Response::Block, true);
     }
     (Settings::from_config(&config), RulesetSpec::from_config(&config))
 }
