@@ -177,14 +177,13 @@ impl BanController {
     /// kernel's sets; the others get the remaining time of their bans.
     pub(super) fn review_loaded(&mut self, now: Timestamp, elements: &[BanTarget], by: &str) {
         let engine = &self.observer.engine;
-        let bans = elements.iter().filter_map(|target| engine.standing_of(now, *target));
-        let bans: Vec<_> = bans.map(|ban| (ban.target, ban.length, ban.left)).collect();
+        let bans: Vec<_> = elements.iter().filter_map(|target| engine.standing_of(now, *target)).collect();
         let stale = elements.iter().copied().filter(|target| engine.standing_of(now, *target).is_none());
         let stale: Vec<BanTarget> = stale.collect();
         let (enforcement, mut scope) = self.enforcement_at(now);
         enforcement.change_sets(&mut scope, "cannot compare the elements of a loaded ruleset with the bans", |nft| {
             nft.lift(&stale)?;
-            nft.restore_all(&bans)
+            nft.replace(&bans)
         });
         self.reporter.emit_note(format!(
             "{by} loaded a ruleset with elements of table inet portsentry; bans, which keep their remaining time: \

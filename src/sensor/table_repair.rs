@@ -14,7 +14,6 @@ use super::pending_bans::PendingBans;
 use crate::enforce::nft::{BlockError, Nft, Repaired, RulesetError};
 use crate::engine::ActiveBan;
 use crate::events::event::EventKind;
-use crate::netlink::nft::RestoredBan;
 use crate::types::{Backend, BanTarget, LineLimiter, MINUTE, Timestamp, update};
 
 /// Time for which a packet that finds the table missing leaves the repair to the table monitor.
@@ -212,17 +211,16 @@ impl TableRepair {
 
     /// Returns the bans to restore now, and the number left out. Normally all bans are restored. If they are many and
     /// repairs have used their share of the processor, only those of the most recently seen sources are.
-    fn choose(&self, scope: &Scope<'_>, pending: &PendingBans) -> (Vec<RestoredBan>, usize) {
+    fn choose(&self, scope: &Scope<'_>, pending: &PendingBans) -> (Vec<ActiveBan>, usize) {
         let (now, engine) = (scope.now, &scope.observer.engine);
-        let restored = |ban: ActiveBan| (ban.target, ban.length, ban.left);
         // The size of the source table is a cheap upper bound; it includes expired bans.
         let (_, judged) = engine.tracked();
         let wanted = |ban: &ActiveBan| !pending.awaits_command(ban.target);
         if judged <= MAX_QUICK_BANS || now >= self.free_at {
-            return (engine.bans().filter(wanted).map(restored).collect(), 0);
+            return (engine.bans().filter(wanted).collect(), 0);
         }
         let recent = self.recent.targets().filter_map(|target| engine.standing_of(now, target));
-        let bans: Vec<_> = recent.filter(wanted).map(restored).collect();
+        let bans: Vec<_> = recent.filter(wanted).collect();
         let left_out = judged.saturating_sub(bans.len());
         (bans, left_out)
     }

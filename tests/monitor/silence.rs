@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use portsentry::enforce::nft::Nft;
+use portsentry::engine::ActiveBan;
 use portsentry::netlink::nft::RulesetSpec;
 use portsentry::netlink::nft::monitor::Monitor;
 use portsentry::netlink::nft::monitor::TableChange::{ElementAdded, TableGone, Unmonitored};
@@ -13,9 +14,9 @@ use netns_lab::Namespace;
 
 const HOUR: Duration = Duration::from_secs(3_600);
 
-fn bans(numbers: std::ops::Range<u32>) -> Vec<(BanTarget, Option<Duration>, Expiry)> {
+fn bans(numbers: std::ops::Range<u32>) -> Vec<ActiveBan> {
     let source = |last: u32| BanTarget::V4((10 << 24 | last).into());
-    numbers.map(|last| (source(last), Some(HOUR), Expiry::After(HOUR))).collect()
+    numbers.map(|last| ActiveBan::new(source(last), Expiry::After(HOUR))).collect()
 }
 
 /// Runs `test` with the table, a backend that may pause the monitor, a second backend, and a monitor that ignores
@@ -36,7 +37,7 @@ fn paused_restore_reports_nothing() {
     with_pausable_monitor(async |monitor, one, other| {
         assert!(one.restore_lost_unmonitored(&bans(0..5_000)).unwrap(), "nothing else changed the table meanwhile");
         other.restore_lost(&bans(5_000..9_000)).unwrap();
-        let all: Vec<BanTarget> = bans(0..9_000).into_iter().map(|(target, ..)| target).collect();
+        let all: Vec<BanTarget> = bans(0..9_000).iter().map(|ban| ban.target).collect();
         assert_eq!(one.table.missing(&all).unwrap(), []);
         assert_quiet(monitor).await;
     });

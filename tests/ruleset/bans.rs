@@ -9,7 +9,7 @@ use portsentry::types::{BanTarget, Expiry};
 
 use netns_lab::eventually;
 
-use super::{installed, installed_with, nearly, nft, seconds, target};
+use super::{installed, installed_with, nearly, nft, restored, seconds, target};
 
 #[test]
 fn ban_has_requested_timeout() {
@@ -142,27 +142,24 @@ fn restored_ban_shows_full_and_remaining_time() {
     installed(|sets| {
         let (day, hour) = (Some(Duration::from_secs(86_400)), Duration::from_secs(3_600));
         let bans = [
-            (target("192.0.2.7"), day, Expiry::After(hour)),
-            (target("2001:db8::"), day, Expiry::After(hour)),
-            (target("192.0.2.8"), None, Expiry::After(hour)),
-            (target("192.0.2.9"), day, Expiry::Never),
+            restored(target("192.0.2.7"), day, Expiry::After(hour)),
+            restored(target("2001:db8::"), day, Expiry::After(hour)),
+            restored(target("192.0.2.8"), None, Expiry::After(hour)),
+            restored(target("192.0.2.9"), day, Expiry::Never),
         ];
         // Before the restore the ban is missing, shorter, longer or permanent.
         for before in [None, Some(seconds(60)), Some(seconds(172_800)), Some(Expiry::Never)] {
             if let Some(before) = before {
-                sets.block(&bans.map(|(source, ..)| (source, before))).unwrap();
+                sets.block(&bans.map(|ban| (ban.target, before))).unwrap();
             }
-            sets.restore_all(&bans).unwrap();
+            sets.replace(&bans).unwrap();
             let blocked = nft("list set inet portsentry blocked");
             assert!(blocked.contains("192.0.2.7 timeout 1d expires "), "{blocked}");
             assert!(blocked.contains("192.0.2.8 timeout 1h expires "), "{blocked}");
             assert!(blocked.contains("192.0.2.9 }") || blocked.contains("192.0.2.9,"), "{blocked}");
             assert!(nft("list set inet portsentry blocked6").contains("2001:db8:: timeout 1d expires "));
-            assert!(
-                bans[..3].iter().all(|(source, ..)| nearly(sets.table.time_left(*source).unwrap(), 3_600)),
-                "{before:?}"
-            );
-            assert_eq!(sets.table.time_left(bans[3].0).unwrap(), Some(Expiry::Never));
+            assert!(bans[..3].iter().all(|ban| nearly(sets.table.time_left(ban.target).unwrap(), 3_600)), "{before:?}");
+            assert_eq!(sets.table.time_left(bans[3].target).unwrap(), Some(Expiry::Never));
         }
     });
 }
@@ -172,7 +169,7 @@ fn restored_ban_expires_on_time() {
     installed(|sets| {
         let source = target("192.0.2.7");
         let left = Expiry::After(Duration::from_secs(1));
-        sets.restore_all(&[(source, Some(Duration::from_secs(86_400)), left)]).unwrap();
+        sets.replace(&[restored(source, Some(Duration::from_secs(86_400)), left)]).unwrap();
         assert!(sets.table.time_left(source).unwrap().is_some());
         eventually("the ban expires", || sets.table.time_left(source).unwrap().is_none());
     });

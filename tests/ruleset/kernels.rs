@@ -8,7 +8,7 @@ use portsentry::types::Expiry;
 
 use netns_lab::{Namespace, eventually};
 
-use super::{installed, nearly, nft, run, seconds, target};
+use super::{installed, nearly, nft, restored, run, seconds, target};
 
 /// Runs `test` once per variant that this kernel supports, each time with a fresh table.
 fn each(test: impl Fn(&mut Nft) + Copy + Send + Sync) {
@@ -54,7 +54,7 @@ fn last_expiry_of_ban_wins() {
         }
         sets.block(&[(there, Expiry::Never)]).unwrap();
         assert_eq!(sets.table.time_left(there).unwrap(), Some(Expiry::Never));
-        sets.restore_all(&[(there, Some(Duration::from_secs(3_600)), seconds(60))]).unwrap();
+        sets.replace(&[restored(there, Some(Duration::from_secs(3_600)), seconds(60))]).unwrap();
         assert!(nearly(sets.table.time_left(there).unwrap(), 60));
         let text = nft("list set inet portsentry blocked");
         assert!(text.contains("192.0.2.8 timeout 1h expires"), "{text}");

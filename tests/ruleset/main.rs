@@ -19,6 +19,7 @@ use std::time::Duration;
 
 use netns_lab::Namespace;
 use portsentry::enforce::nft::{Installed, Nft, RulesetSpec};
+use portsentry::engine::ActiveBan;
 use portsentry::types::{BanTarget, Expiry};
 
 fn run(program: &str, arguments: &[&str]) -> String {
@@ -68,6 +69,11 @@ fn installed_with(spec: RulesetSpec, test: impl FnOnce(&mut Nft) + Send) {
 
 fn target(text: &str) -> BanTarget {
     BanTarget::containing(text.parse().unwrap())
+}
+
+/// A ban with this whole duration, if known, and remaining time.
+fn restored(target: BanTarget, length: Option<Duration>, left: Expiry) -> ActiveBan {
+    ActiveBan { length, ..ActiveBan::new(target, left) }
 }
 
 fn seconds(seconds: u64) -> Expiry {

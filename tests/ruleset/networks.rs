@@ -6,7 +6,7 @@ use std::time::Duration;
 use portsentry::enforce::nft::{BlockError, Failure, Installed, Nft, RulesetSpec};
 use portsentry::types::{BanTarget, Expiry};
 
-use super::{installed, installed_with, nearly, nft, seconds, target};
+use super::{installed, installed_with, nearly, nft, restored, seconds, target};
 
 const WIDE: RulesetSpec = RulesetSpec {
     size: 131_072,
@@ -63,7 +63,7 @@ fn target_spelled_differently_is_same_ban() {
             sets.block(&[(target, seconds(expiry))]).unwrap();
             assert!(nearly(sets.table.time_left(target).unwrap(), expected), "{expiry}");
         }
-        sets.restore_all(&[(target, Some(Duration::from_secs(86_400)), seconds(3_600))]).unwrap();
+        sets.replace(&[restored(target, Some(Duration::from_secs(86_400)), seconds(3_600))]).unwrap();
         assert!(
             nft("list ruleset").contains("timeout 1d expires ") && nearly(sets.table.time_left(target).unwrap(), 3_600)
         );

@@ -306,8 +306,7 @@ impl StartupReconcile {
     /// errors.
     fn restore(&mut self, bans: &[ActiveBan]) {
         let (wide, narrow): (Vec<ActiveBan>, Vec<ActiveBan>) = bans.iter().partition(|ban| ban.target.is_prefix());
-        let elements: Vec<_> = narrow.iter().map(|ban| (ban.target, ban.length, ban.left)).collect();
-        if self.nft.as_mut().is_some_and(|nft| matches!(nft.restore_lost_unmonitored(&elements), Ok(true))) {
+        if self.nft.as_mut().is_some_and(|nft| matches!(nft.restore_lost_unmonitored(&narrow), Ok(true))) {
             self.events.emit(EventKind::Restored { bans: narrow.len(), backend: Backend::Nft });
             self.send_in_batches(&narrow, ADOPTION_BATCH, SensorCommand::Adopt);
             if !wide.is_empty() {

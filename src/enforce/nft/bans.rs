@@ -11,7 +11,7 @@ use super::set_writer::{Operation, SetWriter};
 use super::{BlockError, Failed, Installed, Repaired, RulesetError, RulesetSpec, Table, networks};
 use crate::enforce::{BackendGone, BanContext, InlineBackend, Refused};
 use crate::engine::ActiveBan;
-use crate::netlink::nft::{self, Batch, RestoredBan};
+use crate::netlink::nft::{self, Batch};
 use crate::netlink::socket::SocketError;
 use crate::types::{Backend, BanTarget, Expiry, Timestamp};
 
@@ -26,7 +26,7 @@ pub struct Nft {
     /// Time at which a target was last found to be already blocked.
     blocked_anew: Option<Instant>,
     /// The elements of one transaction. The buffer is kept, so that a ban does not allocate.
-    elements: Vec<(BanTarget, Expiry)>,
+    elements: Vec<ActiveBan>,
 }
 
 impl Nft {
@@ -154,18 +154,21 @@ impl Nft {
     /// [`BlockError::Gone`] if the table must be installed first; [`BlockError::Failed`] with the targets that are not
     /// blocked, while the others are.
     pub fn block(&mut self, bans: &[(BanTarget, Expiry)]) -> Result<(), BlockError> {
-        self.elements.clear();
-        self.elements.extend_from_slice(bans);
+        self.set_elements(bans.iter().copied());
         self.block_elements()
+    }
+
+    fn set_elements(&mut self, bans: impl Iterator<Item = (BanTarget, Expiry)>) {
+        self.elements.clear();
+        // The times of a new ban are the same with its length, which would only be encoded in vain.
+        self.elements.extend(bans.map(|(target, left)| ActiveBan { length: None, ..ActiveBan::new(target, left) }));
     }
 
     /// Blocks the targets of `elements`. If none of them is blocked yet and there is room, one message suffices, which
     /// takes a third of the work of [`SetWriter::change`]. On the packet path.
     fn block_elements(&mut self) -> Result<(), BlockError> {
-        if self.elements.iter().any(|(target, _)| target.is_prefix()) {
-            let whole = |(target, expiry): &(BanTarget, Expiry)| (*target, None, *expiry);
-            let bans: Vec<_> = self.elements.iter().map(whole).collect();
-            return self.restore_all(&bans);
+        if self.elements.iter().any(|ban| ban.target.is_prefix()) {
+            return self.replace(&self.elements.clone());
         }
         let asked = self.elements.len();
         if self.spec.trap.is_some() {
@@ -181,7 +184,7 @@ impl Nft {
                 (Ok(()), _) => return Ok(()),
                 (Err(error), _) if error.is(Errno::EXIST) => *blocked_anew = Some(Instant::now()),
                 // A single ban is not tried again if its set is full.
-                (Err(error), [(target, _)]) if error.is(Errno::NFILE) => {
+                (Err(error), [ActiveBan { target, .. }]) if error.is(Errno::NFILE) => {
                     let failed = writer.classify_failure(table, Operation::Block, *target, error)?;
                     return Err(BlockError::Failed { asked, failed: failed.into_iter().collect() });
                 }
@@ -192,7 +195,7 @@ impl Nft {
         }
         let kernel = table.kernel();
         let put = |batch: &mut Batch, bans: &[_]| nft::put_bans(batch, kernel, bans);
-        writer.change(table, Operation::Block, elements, put, |(target, _)| *target).map_err(|error| match error {
+        writer.change(table, Operation::Block, elements, put, |ban| ban.target).map_err(|error| match error {
             BlockError::Failed { failed, .. } => BlockError::Failed { asked, failed },
             error => error,
         })
@@ -203,10 +206,10 @@ impl Nft {
     fn drop_trapped(&mut self) -> Result<(), BlockError> {
         let Self { table, elements, blocked_anew, .. } = self;
         let mut looked = Ok(());
-        elements.retain(|(target, expiry)| {
-            let held = if looked.is_ok() { table.time_left(*target) } else { Ok(None) };
+        elements.retain(|ban| {
+            let held = if looked.is_ok() { table.time_left(ban.target) } else { Ok(None) };
             match held {
-                Ok(Some(left)) if left.is_about(*expiry, JUST_NOW) => return false,
+                Ok(Some(left)) if left.is_about(ban.left, JUST_NOW) => return false,
                 Ok(Some(_)) => *blocked_anew = Some(Instant::now()),
                 Ok(None) => {}
                 Err(error) => looked = Err(error),
@@ -216,14 +219,14 @@ impl Nft {
         looked
     }
 
-    /// Restores bans (target, total duration if known, remaining time), and replaces those that the kernel still has.
-    pub fn restore_all(&mut self, bans: &[RestoredBan]) -> Result<(), BlockError> {
+    /// Blocks all targets for their remaining times, and replaces the bans that the kernel has.
+    pub fn replace(&mut self, bans: &[ActiveBan]) -> Result<(), BlockError> {
         let kernel = self.table.kernel();
-        self.restore_by(bans, |batch, bans| nft::put_restored(batch, kernel, bans))
+        self.restore_by(bans, |batch, bans| nft::put_bans(batch, kernel, bans))
     }
 
     /// Restores bans that the kernel has lost. A target that is still blocked stays blocked.
-    pub fn restore_lost(&mut self, bans: &[RestoredBan]) -> Result<(), BlockError> {
+    pub fn restore_lost(&mut self, bans: &[ActiveBan]) -> Result<(), BlockError> {
         let pause = if bans.len() < MIN_PAUSED_BANS { None } else { self.table.pause_monitor() };
         let done = self.restore_by(bans, nft::put_back);
         // The monitor reports changes by other programs in the meantime.
@@ -236,7 +239,7 @@ impl Nft {
     /// As [`Nft::restore_lost`], without notifications to this table's monitor. False if nothing was done, because
     /// there are too few bans or the monitor cannot be paused; also if another program changed a table meanwhile, so
     /// that some bans may be missing.
-    pub fn restore_lost_unmonitored(&mut self, bans: &[RestoredBan]) -> Result<bool, BlockError> {
+    pub fn restore_lost_unmonitored(&mut self, bans: &[ActiveBan]) -> Result<bool, BlockError> {
         if bans.len() < MIN_PAUSED_BANS {
             return Ok(false);
         }
@@ -245,9 +248,9 @@ impl Nft {
         Ok(!pause.end(|| !self.table.is_undisturbed_since(mark)))
     }
 
-    fn restore_by(&mut self, bans: &[RestoredBan], put: impl Fn(&mut Batch, &[RestoredBan])) -> Result<(), BlockError> {
-        let (wide, narrow): (Vec<_>, Vec<_>) = bans.iter().copied().partition(|(target, ..)| target.is_prefix());
-        let done = self.writer.change(&mut self.table, Operation::Block, &narrow, put, |(target, ..)| *target);
+    fn restore_by(&mut self, bans: &[ActiveBan], put: impl Fn(&mut Batch, &[ActiveBan])) -> Result<(), BlockError> {
+        let (wide, narrow): (Vec<_>, Vec<_>) = bans.iter().partition(|ban| ban.target.is_prefix());
+        let done = self.writer.change(&mut self.table, Operation::Block, &narrow, put, |ban| ban.target);
         let failed = networks::block(&mut self.table, &wide)?;
         combine(bans.len(), done, failed)
     }
@@ -281,8 +284,7 @@ impl Nft {
 impl InlineBackend for Nft {
     fn block(&mut self, bans: &[BanContext], _now: Timestamp) -> Result<Vec<Refused>, BackendGone> {
         self.ensure_prefix_sets(bans.iter().map(|ban| ban.target))?;
-        self.elements.clear();
-        self.elements.extend(bans.iter().map(|ban| (ban.target, ban.expiry)));
+        self.set_elements(bans.iter().map(|ban| (ban.target, ban.expiry)));
         BlockError::refusals(self.block_elements(), Backend::Nft, bans.iter().map(|ban| ban.target))
     }
 
@@ -295,9 +297,7 @@ impl InlineBackend for Nft {
 
     fn restore(&mut self, bans: &[ActiveBan], _now: Timestamp) -> Result<Vec<Refused>, BackendGone> {
         self.ensure_prefix_sets(bans.iter().map(|ban| ban.target))?;
-        let elements: Vec<_> = bans.iter().map(|ban| (ban.target, ban.length, ban.left)).collect();
-        let targets = bans.iter().map(|ban| ban.target);
-        BlockError::refusals(self.restore_lost(&elements), Backend::Nft, targets)
+        BlockError::refusals(self.restore_lost(bans), Backend::Nft, bans.iter().map(|ban| ban.target))
     }
 
     fn missing(&mut self, targets: &[BanTarget]) -> Vec<BanTarget> {

@@ -8,35 +8,31 @@ use std::time::Duration;
 use rustix::io::Errno;
 
 use super::{BlockError, Failed, Failure, Table};
-use crate::netlink::nft::{self, Batch, KernelFeatures, RestoredBan, Set};
+use crate::engine::ActiveBan;
+use crate::netlink::nft::{self, Batch, KernelFeatures, Set};
 use crate::netlink::socket::SocketError;
 use crate::types::{BanTarget, Expiry, Prefix};
 
 /// Blocks these networks, the widest first; returns the failed ones.
-pub(super) fn block(table: &mut Table, bans: &[RestoredBan]) -> Result<Vec<Failed>, BlockError> {
+pub(super) fn block(table: &mut Table, bans: &[ActiveBan]) -> Result<Vec<Failed>, BlockError> {
     let mut bans = bans.to_vec();
-    bans.sort_by_key(|(target, ..)| target.prefix_len());
+    bans.sort_by_key(|ban| ban.target.prefix_len());
     let mut failed = Vec::new();
-    for (target, length, left) in bans {
-        let BanTarget::Prefix(network) = target else { continue };
-        failed.extend(block_one(table, network, length, left)?.map(|reason| Failed { target, reason }));
+    for ban in &bans {
+        let Some(network) = as_prefix(ban.target) else { continue };
+        failed.extend(block_one(table, network, ban)?.map(|reason| Failed { target: ban.target, reason }));
     }
     Ok(failed)
 }
 
-fn block_one(
-    table: &mut Table,
-    network: Prefix,
-    length: Option<Duration>,
-    left: Expiry,
-) -> Result<Option<Failure>, BlockError> {
+fn block_one(table: &mut Table, network: Prefix, ban: &ActiveBan) -> Result<Option<Failure>, BlockError> {
     let mut answer = Ok(());
     let (mut inside, mut there) = (Vec::new(), false);
     for _ in 0..MAX_ATTEMPTS {
         answer = table.transact(|batch| {
             inside.iter().for_each(|other| put_lift(batch, *other));
             let put = if there { nft::put_prefix_ban } else { nft::put_new_prefix_ban };
-            put(batch, (BanTarget::Prefix(network), length, left));
+            put(batch, ban);
         });
         match &answer {
             Ok(()) => return Ok(None),
@@ -47,7 +43,9 @@ fn block_one(
         let held = table.networks()?.ok_or(BlockError::Gone)?;
         let held = || held.iter().filter_map(|(target, other_left)| Some((as_prefix(*target)?, *other_left)));
         if let Some((around, other_left)) = held().find(|(other, _)| contains(*other, network) && *other != network) {
-            return Ok((!outlasts(other_left, left)).then_some(Failure::Inside { around: BanTarget::Prefix(around) }));
+            return Ok(
+                (!outlasts(other_left, ban.left)).then_some(Failure::Inside { around: BanTarget::Prefix(around) })
+            );
         }
         there = held().any(|(other, _)| other == network);
         let others = held().map(|(other, _)| other);
@@ -55,7 +53,7 @@ fn block_one(
     }
     match answer {
         Err(SocketError::Refused { errno: Errno::NFILE, .. }) => {
-            let set = Set::for_target(BanTarget::Prefix(network));
+            let set = Set::for_target(ban.target);
             Ok(Some(Failure::Full { set: set.name(), size: table.size(set)? }))
         }
         Err(error @ SocketError::Refused { .. }) => Ok(Some(error.into())),

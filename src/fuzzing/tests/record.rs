@@ -21,6 +21,7 @@ use netlink_sys::{Socket, SocketAddr};
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
 
 use super::corpus::directory;
+use crate::engine::ActiveBan;
 use crate::netlink::nft::{self, Batch, RulesetSpec};
 use crate::netlink::socket;
 use crate::types::{BanTarget, Expiry, Rate};
@@ -84,10 +85,10 @@ fn nf_tables() {
     nft::put_bans(
         &mut batch,
         nft::KernelFeatures::default(),
-        &[(target("192.0.2.7"), hour), (target("198.51.100.1"), Expiry::Never)],
+        &[ActiveBan::new(target("192.0.2.7"), hour), ActiveBan::new(target("198.51.100.1"), Expiry::Never)],
     );
-    nft::put_bans(&mut batch, nft::KernelFeatures::default(), &[(target("2001:db8:1:2::/64"), hour)]);
-    nft::put_prefix_ban(&mut batch, (target("203.0.113.0/24"), None, hour));
+    nft::put_bans(&mut batch, nft::KernelFeatures::default(), &[ActiveBan::new(target("2001:db8:1:2::/64"), hour)]);
+    nft::put_prefix_ban(&mut batch, &ActiveBan::new(target("203.0.113.0/24"), hour));
     nft::put_allowed(&mut batch, nft::Set::Allowed, &["192.0.2.128/25".parse().unwrap()]);
     nft::put_trapped(&mut batch, nft::TrapContents { tcp: Some(&[(1, 21), (23, 79)]), ..nft::TrapContents::default() });
     socket.transact(&mut batch).unwrap();

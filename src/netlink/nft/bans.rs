@@ -11,12 +11,10 @@ use super::element::{Times, put_element, put_elements, put_end, put_flush, put_i
 use super::message::DESTROY_ELEMENT;
 use super::rule::{TCP, UDP};
 use super::set::Set;
+use crate::engine::ActiveBan;
 use crate::netlink::message::Attributes;
 use crate::netlink::socket::Batch;
 use crate::types::{BanTarget, Expiry};
-
-/// A ban to restore: its target, its total duration if known, and its remaining time.
-pub(crate) type RestoredBan = (BanTarget, Option<Duration>, Expiry);
 
 /// Optional element operations of the running kernel, beyond those of the oldest supported one. The version number is
 /// not used: distributions backport features, and containers run on kernels of other systems. docs/kernels.md lists the
@@ -32,40 +30,32 @@ pub struct KernelFeatures {
 
 /// Appends one ban in the form that every kernel supports. See [`put_bans`].
 pub fn put_ban(batch: &mut Batch, target: BanTarget, expiry: Expiry) {
-    put_bans(batch, KernelFeatures::default(), &[(target, expiry)]);
+    put_bans(batch, KernelFeatures::default(), &[ActiveBan::new(target, expiry)]);
 }
 
-/// Appends at most [`BANS_A_MESSAGE`] bans, each as add, delete, add. Re-adding alone does not refresh a timeout before
+/// Appends at most [`BANS_A_MESSAGE`] bans with their whole duration, if known, and remaining time, each as add, delete,
+/// add. Re-adding alone does not refresh a timeout before
 /// Linux 6.12, and deleting alone fails if the element is missing or has just expired. The three steps work in every
 /// case, and no packet passes in between. A kernel with DESTROYSETELEM does not need the first add. The transaction
 /// fails with EEXIST if the set contains a target twice, see [`put_lifts`]. `bans` must contain no target twice.
-pub(crate) fn put_bans(batch: &mut Batch, kernel: KernelFeatures, bans: &[(BanTarget, Expiry)]) {
-    put_per_set(batch, replacing(kernel), bans.iter().map(new_ban));
+pub(crate) fn put_bans(batch: &mut Batch, kernel: KernelFeatures, bans: &[ActiveBan]) {
+    put_per_set(batch, replacing(kernel), bans.iter().map(with_times));
 }
 
-/// Appends bans with their original duration and remaining time, as [`put_bans`]. `nft list set` shows both times.
-pub(crate) fn put_restored(batch: &mut Batch, kernel: KernelFeatures, bans: &[RestoredBan]) {
-    put_per_set(batch, replacing(kernel), bans.iter().map(restored_ban));
-}
-
-/// Appends bans that the kernel has lost, with a third of the work of [`put_restored`]. A target that is still blocked
+/// Appends bans that the kernel has lost, with a third of the work of [`put_bans`]. A target that is still blocked
 /// stays blocked; its times are updated from Linux 6.12 on.
-pub(crate) fn put_back(batch: &mut Batch, bans: &[RestoredBan]) {
-    put_per_set(batch, ADD, bans.iter().map(restored_ban));
+pub(crate) fn put_back(batch: &mut Batch, bans: &[ActiveBan]) {
+    put_per_set(batch, ADD, bans.iter().map(with_times));
 }
 
 /// Appends bans of targets that are not blocked yet: one message instead of three, without a later cleanup in the
 /// kernel. If one of them is already blocked, the whole transaction fails.
-pub(crate) fn put_new_bans(batch: &mut Batch, bans: &[(BanTarget, Expiry)]) {
-    put_per_set(batch, ADD_NEW, bans.iter().map(new_ban));
+pub(crate) fn put_new_bans(batch: &mut Batch, bans: &[ActiveBan]) {
+    put_per_set(batch, ADD_NEW, bans.iter().map(with_times));
 }
 
-fn new_ban(&(target, expiry): &(BanTarget, Expiry)) -> (BanTarget, Times) {
-    (target, Times::new(None, expiry))
-}
-
-fn restored_ban(&(target, length, left): &RestoredBan) -> (BanTarget, Times) {
-    (target, Times::new(length, left))
+fn with_times(ban: &ActiveBan) -> (BanTarget, Times) {
+    (ban.target, Times::new(ban.length, ban.left))
 }
 
 /// Consecutive messages, by kind and flags.
@@ -132,7 +122,7 @@ fn briefest() -> Times {
 
 /// Appends bans to `set`, which is not one of the sets for local bans, as [`put_bans`].
 pub(crate) fn put_bans_in(batch: &mut Batch, kernel: KernelFeatures, set: Set, bans: &[(BanTarget, Expiry)]) {
-    put_steps(batch, replacing(kernel), set, bans.iter().map(new_ban));
+    put_steps(batch, replacing(kernel), set, bans.iter().map(|(target, expiry)| (*target, Times::new(None, *expiry))));
 }
 
 /// Removes these targets from `set`, one of the trap's or the fleet's. They are destroyed, or added and then deleted:
@@ -162,15 +152,15 @@ pub(crate) fn put_peers(batch: &mut Batch, out: &[BanTarget], into: &[BanTarget]
 /// Appends `ban`, which is of a network, in the form that every kernel supports. The set must contain either exactly
 /// this network or nothing that overlaps it. If both bounds of the network are bounds of inner networks, Linux 6.1 and
 /// older take it for an existing element.
-pub(crate) fn put_prefix_ban(batch: &mut Batch, ban: RestoredBan) {
-    put_steps(batch, ADD_DELETE_ADD, Set::for_target(ban.0), std::iter::once(restored_ban(&ban)));
+pub(crate) fn put_prefix_ban(batch: &mut Batch, ban: &ActiveBan) {
+    put_steps(batch, ADD_DELETE_ADD, Set::for_target(ban.target), std::iter::once(with_times(ban)));
 }
 
 /// Appends `ban`, of a network that is not blocked yet. The transaction must already delete everything inside it;
 /// otherwise it fails. The network is not deleted here as well, because the kernel cannot handle two dead elements and
 /// a live one at the same address.
-pub(crate) fn put_new_prefix_ban(batch: &mut Batch, ban: RestoredBan) {
-    put_steps(batch, ADD_NEW, Set::for_target(ban.0), std::iter::once(restored_ban(&ban)));
+pub(crate) fn put_new_prefix_ban(batch: &mut Batch, ban: &ActiveBan) {
+    put_steps(batch, ADD_NEW, Set::for_target(ban.target), std::iter::once(with_times(ban)));
 }
 
 /// Appends the replacement of a prefix set's contents: removes all elements, then adds these prefixes. They must be of
@@ -273,6 +263,10 @@ mod tests {
         BanTarget::containing(text.parse().unwrap())
     }
 
+    fn ban(text: &str, length: Option<Duration>, left: Expiry) -> ActiveBan {
+        ActiveBan { length, ..ActiveBan::new(target(text), left) }
+    }
+
     /// The kinds and the attributes of the messages.
     fn lists(batch: &Batch) -> Vec<(u32, &[u8])> {
         Messages(batch.messages()).filter_map(|message| message.nft()).collect()
@@ -310,8 +304,7 @@ mod tests {
             (KernelFeatures::default(), &[12, 14, 12][..], 14, &[14, 12, 14][..]),
             (KernelFeatures { destroys: true }, &[30, 12], 30, &[30, 30]),
         ] {
-            assert_eq!(kinds(&|batch| put_bans(batch, kernel, &[(target, hour)])), again);
-            assert_eq!(kinds(&|batch| put_restored(batch, kernel, &[(target, None, hour)])), again);
+            assert_eq!(kinds(&|batch| put_bans(batch, kernel, &[ActiveBan::new(target, hour)])), again);
             assert_eq!(kinds(&|batch| put_lift(batch, kernel, target)), [gone]);
             assert_eq!(kinds(&|batch| put_lifts(batch, kernel, &[target])), both);
         }
@@ -319,13 +312,9 @@ mod tests {
 
     #[test]
     fn restored_ban_has_exact_bytes() {
-        let day = Some(Duration::from_secs(86_400));
         let mut batch = Batch::new();
-        put_restored(
-            &mut batch,
-            KernelFeatures::default(),
-            &[(target("192.0.2.7"), day, Expiry::After(Duration::from_secs(3_600)))],
-        );
+        let hour = Expiry::After(Duration::from_secs(3_600));
+        put_bans(&mut batch, KernelFeatures::default(), &[ban("192.0.2.7", Some(Duration::from_secs(86_400)), hour)]);
         // struct nlmsghdr with NLM_F_REQUEST and NLM_F_CREATE, struct nfgenmsg, table, set.
         let head = |length: u32, kind: u16, flags: u16| {
             let mut bytes = length.to_ne_bytes().to_vec();
@@ -363,7 +352,7 @@ mod tests {
             (None, Expiry::Never, None, None),
         ] {
             let mut batch = Batch::new();
-            put_restored(&mut batch, KernelFeatures::default(), &[(target("fe80::1"), length, left)]);
+            put_bans(&mut batch, KernelFeatures::default(), &[ban("fe80::1", length, left)]);
             let message = Messages(batch.messages()).last().unwrap();
             let (_, list) = message.nft().unwrap();
             let (_, elements) = attributes(list).find(|(kind, _)| *kind == sys::NFTA_SET_ELEM_LIST_ELEMENTS).unwrap();
@@ -385,10 +374,10 @@ mod tests {
         let addresses = 1..=u32::try_from(BANS_A_MESSAGE).unwrap();
         let bans: Vec<_> = addresses
             .flat_map(|n| [BanTarget::V4(n.into()), BanTarget::V6(u128::from(n).into())])
-            .map(|target| (target, Some(Duration::from_secs(60)), Expiry::After(Duration::from_secs(20))))
+            .map(|target| ActiveBan::new(target, Expiry::After(Duration::from_secs(20))))
             .collect();
         let mut batch = Batch::new();
-        put_restored(&mut batch, KernelFeatures::default(), &bans);
+        put_bans(&mut batch, KernelFeatures::default(), &bans);
         let lists = lists(&batch);
         assert_eq!(lists.iter().map(|(kind, _)| *kind).collect::<Vec<_>>(), [12, 14, 12, 12, 14, 12]);
         for (_, list) in lists {
@@ -424,7 +413,7 @@ mod tests {
         for text in ["203.0.113.0/24", "10.0.0.0/8", "255.255.255.0/24", "192.0.2.6/31", "2001:db8:1:ff00::/56"] {
             let mut batch = Batch::new();
             let (minute, left) = (Duration::from_secs(60), Expiry::After(Duration::from_secs(20)));
-            put_prefix_ban(&mut batch, (wide(text), Some(minute), left));
+            put_prefix_ban(&mut batch, &ActiveBan { length: Some(minute), ..ActiveBan::new(wide(text), left) });
             let lists = lists(&batch);
             assert_eq!(lists.iter().map(|(kind, _)| *kind).collect::<Vec<_>>(), [12, 14, 12]);
             let found = decode_prefixes(elements_of(lists[2].1).collect());

@@ -25,9 +25,8 @@ mod table;
 mod trap_rules;
 
 pub(crate) use bans::{
-    BANS_A_MESSAGE, RestoredBan, put_allowed, put_allowed_change, put_back, put_bans, put_bans_in, put_forget,
-    put_interfaces, put_lift, put_lifts, put_new_bans, put_new_prefix_ban, put_peers, put_prefix_ban, put_restored,
-    put_trapped,
+    BANS_A_MESSAGE, put_allowed, put_allowed_change, put_back, put_bans, put_bans_in, put_forget, put_interfaces,
+    put_lift, put_lifts, put_new_bans, put_new_prefix_ban, put_peers, put_prefix_ban, put_trapped,
 };
 pub use bans::{KernelFeatures, TrapContents, put_ban};
 pub(crate) use element::{
