@@ -161,7 +161,7 @@ fn engine() -> (Engine, Host) {
         engine.adopt(Timestamp::default(), &ActiveBan { target, length: None, grade: None, left: Expiry::Never });
     }
     let mut host = Host::new(Local::own([IpAddr::V4(HERE), IpAddr::V6(HERE6)]));
-    host.tcp.insert_any_v4(OPEN);
+    host.tcp.insert([0; 4].into(), OPEN);
     host.loopback.push(1);
     for n in 0..8 {
         let resolver = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 240 + n));
@@ -340,7 +340,7 @@ const EXCUSED: [Kind; 3] = [("syn, excused", syn), ("syn scan, excused", syn_sca
 fn excuse(engine: &mut Engine, host: &mut Host, now: Timestamp) {
     let services = (600..856).map(|port| Service { protocol: Protocol::Tcp, port, address: HERE.into() });
     host.services = services.collect();
-    [22, 25, 80].into_iter().for_each(|port| host.tcp.insert_any_v4(port));
+    [22, 25, 80].into_iter().for_each(|port| host.tcp.insert([0; 4].into(), port));
     host.find_related();
     let stopped = |port| Service { protocol: Protocol::Tcp, port, address: HERE.into() };
     let listeners: Vec<_> = (600..=1_024).map(|port| (stopped(port), Duration::from_secs(120))).collect();

@@ -21,8 +21,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     let mut engine = Engine::new(Settings::from_config(&Config::default()), HashKey(1, 2));
     let mut host = Host::new(Local::Any);
     // Ports in use are not evidence. A program that knows its host lists them here.
-    host.tcp.insert_any_v4(80);
-    host.tcp.insert_any_v6(80);
+    host.tcp.insert([0; 4].into(), 80);
+    host.tcp.insert([0; 16].into(), 80);
     let mut clock = Clock::default();
     let mut out = std::io::stdout().lock();
     while let Some(frame) = reader.next_frame()? {

@@ -45,7 +45,7 @@ fn small() -> (Engine, Host) {
         max_forgeable_bans: 64,
     };
     let mut host = Host::new(Local::own([IpAddr::from(HERE)]));
-    host.tcp.insert_any_v4(80);
+    host.tcp.insert([0; 4].into(), 80);
     host.allow = AllowList::new();
     host.allow.insert(ipnet::IpNet::from(ipnet::Ipv4Net::new_assert([12, 0, 0, 0].into(), 8)), Protection::Listed);
     (Engine::new(settings, HashKey(1, 2)), host)

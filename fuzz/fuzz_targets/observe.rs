@@ -37,8 +37,8 @@ fn host(open: u16) -> Host {
     let own = ["192.0.2.2", "2001:db8::2"].map(|text| text.parse().unwrap());
     let mut host = Host::new(Local::own(own));
     host.allow.insert("192.0.2.254/32".parse().unwrap(), Protection::Gateway);
-    host.tcp.insert_any_v4(open);
-    host.udp.insert_any_v6(open);
+    host.tcp.insert([0; 4].into(), open);
+    host.udp.insert([0; 16].into(), open);
     host
 }
 

@@ -156,7 +156,7 @@ mod tests {
 
     fn host() -> Host {
         let mut host = Host::new(Local::own([OWN]));
-        host.tcp.insert_any_v4(443);
+        host.tcp.insert([0; 4].into(), 443);
         host
     }
 

@@ -19,20 +19,14 @@ pub struct Listeners {
 }
 
 impl Listeners {
-    /// Adds a listener on every IPv4 address.
-    pub fn insert_any_v4(&mut self, port: u16) {
-        self.any_v4.insert(port);
-    }
-
-    /// Adds a listener on every IPv6 address.
-    pub fn insert_any_v6(&mut self, port: u16) {
-        self.any_v6.insert(port);
-    }
-
-    /// Adds a listener on one address. A listener on a loopback address is not reachable for other hosts and does not
-    /// match other addresses.
-    pub fn insert_at(&mut self, address: IpAddr, port: u16) {
-        self.at.insert((address, port));
+    /// Adds a listener on one address, or with the unspecified address on all addresses of that family. A listener on a
+    /// loopback address is not reachable for other hosts and does not match other addresses.
+    pub fn insert(&mut self, address: IpAddr, port: u16) {
+        match address {
+            IpAddr::V4(v4) if v4.is_unspecified() => self.any_v4.insert(port),
+            IpAddr::V6(v6) if v6.is_unspecified() => self.any_v6.insert(port),
+            one => _ = self.at.insert((one, port)),
+        }
     }
 
     /// Adds a listener that only receives packets from one interface, or from the interfaces of one VRF. With the
@@ -153,15 +147,10 @@ impl FromIterator<Service> for ServiceMemory {
     fn from_iter<T: IntoIterator<Item = Service>>(services: T) -> Self {
         let mut memory = Self::default();
         for Service { protocol, port, address } in services {
-            let listeners = match protocol {
-                Protocol::Tcp => &mut memory.tcp,
-                Protocol::Udp => &mut memory.udp,
-                Protocol::Sctp | Protocol::Icmp => continue,
-            };
-            match address {
-                IpAddr::V4(v4) if v4.is_unspecified() => listeners.insert_any_v4(port),
-                IpAddr::V6(v6) if v6.is_unspecified() => listeners.insert_any_v6(port),
-                one => listeners.insert_at(one, port),
+            match protocol {
+                Protocol::Tcp => memory.tcp.insert(address, port),
+                Protocol::Udp => memory.udp.insert(address, port),
+                Protocol::Sctp | Protocol::Icmp => {}
             }
         }
         memory

@@ -1,10 +1,8 @@
 //! Tells which listeners of this host are services: those of system users or on privileged ports, outside of the
 //! ephemeral range.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
-
 use crate::engine::{Service, ServiceMemory};
-use crate::netlink::sock_diag::{Bound, Listener};
+use crate::netlink::sock_diag::Listener;
 use crate::types::PortSet;
 
 /// The port ranges that sysctls define.
@@ -41,14 +39,7 @@ fn is_system_user(user: u32) -> bool {
 
 /// The ports of a listener that packets from outside can reach, one entry per family.
 pub fn services(listener: &Listener) -> impl Iterator<Item = Service> + use<> {
-    const V4: IpAddr = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
-    const V6: IpAddr = IpAddr::V6(Ipv6Addr::UNSPECIFIED);
     let (protocol, port) = (listener.protocol, listener.port);
-    let addresses = match listener.bound {
-        Bound::AnyV4 => [Some(V4), None],
-        Bound::AnyV6 => [Some(V6), None],
-        Bound::Any => [Some(V4), Some(V6)],
-        Bound::One(address) => [Some(address).filter(|one| !one.is_loopback()), None],
-    };
-    addresses.into_iter().flatten().map(move |address| Service { protocol, port, address })
+    let addresses = listener.bound.addresses().filter(|address| !address.is_loopback());
+    addresses.map(move |address| Service { protocol, port, address })
 }

@@ -9,7 +9,7 @@ use super::dhcp_leases::LeaseFiles;
 use super::network::{HostFacts, Interface};
 use super::sessions::SessionFiles;
 use crate::engine::{AllowList, Host, Link, LinkId, Listeners, Local, Protection, ReversePath};
-use crate::netlink::sock_diag::{Bound, Listener};
+use crate::netlink::sock_diag::Listener;
 use crate::types::{PortSet, Protocol};
 
 /// An entry of the key `interfaces` that cannot be followed.
@@ -156,24 +156,12 @@ fn reverse_path(facts: &HostFacts) -> ReversePath {
     ReversePath { strict: strict.collect(), routes: routes.collect() }
 }
 
-fn insert(listeners: &mut Listeners, listener: &Listener) {
-    let Listener { port, interface, .. } = *listener;
-    if interface != 0 {
-        let [any4, any6] = [IpAddr::from([0; 4]), IpAddr::from([0; 16])];
-        return match listener.bound {
-            Bound::AnyV4 => listeners.insert_on(interface, any4, port),
-            Bound::AnyV6 => listeners.insert_on(interface, any6, port),
-            Bound::Any => [any4, any6].into_iter().for_each(|any| listeners.insert_on(interface, any, port)),
-            Bound::One(address) => listeners.insert_on(interface, address, port),
-        };
-    }
-    if matches!(listener.bound, Bound::AnyV4 | Bound::Any) {
-        listeners.insert_any_v4(port);
-    }
-    match listener.bound {
-        Bound::AnyV6 | Bound::Any => listeners.insert_any_v6(port),
-        Bound::One(address) => listeners.insert_at(address, port),
-        Bound::AnyV4 => {}
+fn insert(listeners: &mut Listeners, Listener { bound, port, interface, .. }: &Listener) {
+    for address in bound.addresses() {
+        match interface {
+            0 => listeners.insert(address, *port),
+            _ => listeners.insert_on(*interface, address, *port),
+        }
     }
 }
 

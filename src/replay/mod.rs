@@ -180,8 +180,8 @@ impl<'a> Replay<'a> {
         }
         for (protocol, address, port) in self.used.ports.keys() {
             match protocol {
-                Protocol::Tcp => self.host.tcp.insert_at(*address, *port),
-                Protocol::Udp => self.host.udp.insert_at(*address, *port),
+                Protocol::Tcp => self.host.tcp.insert(*address, *port),
+                Protocol::Udp => self.host.udp.insert(*address, *port),
                 Protocol::Sctp | Protocol::Icmp => {}
             }
         }

@@ -61,7 +61,7 @@ fn host() -> Host {
     host.allow.insert("192.0.2.254/32".parse().unwrap(), Protection::Gateway);
     host.allow.insert("2001:db8::fe/128".parse().unwrap(), Protection::Resolver);
     host.allow.insert("198.18.0.0/15".parse().unwrap(), Protection::Listed);
-    host.tcp.insert_any_v4(80);
+    host.tcp.insert([0; 4].into(), 80);
     host.loopback.push(1);
     host
 }
@@ -174,8 +174,8 @@ impl Run {
             Step::Listener(port, open) => {
                 let mut new = host();
                 if *open {
-                    new.tcp.insert_any_v4(*port);
-                    new.udp.insert_any_v6(*port);
+                    new.tcp.insert([0; 4].into(), *port);
+                    new.udp.insert([0; 16].into(), *port);
                 }
                 self.engine.host_changed(self.clock, &self.host, &new);
                 self.host = new;

@@ -302,7 +302,7 @@ fn published_flow_is_excused_before_answer() {
 #[test]
 fn loopback_listener_opens_nothing() {
     let mut scene = Scene::new();
-    scene.change(|host| host.tcp.insert_at("127.0.0.1".parse().unwrap(), 631));
+    scene.change(|host| host.tcp.insert("127.0.0.1".parse().unwrap(), 631));
     assert_eq!(scene.syn(SCANNER, 631), Probe(1));
     scene.stop_listening();
     assert_eq!(scene.syn(&nth_source(1), 631), Probe(1), "so nothing was open a moment ago");
@@ -311,7 +311,7 @@ fn loopback_listener_opens_nothing() {
 #[test]
 fn listener_opens_only_its_address() {
     let mut scene = Scene::new();
-    scene.change(|host| host.tcp.insert_at(HERE.parse().unwrap(), 25));
+    scene.change(|host| host.tcp.insert(HERE.parse().unwrap(), 25));
     assert_eq!(scene.syn(CLIENT, 25), Ignored(IgnoreReason::Open));
     assert_eq!(scene.syn_to(HERE_TOO, CLIENT, 25), Probe(1));
 }
@@ -321,8 +321,8 @@ fn wildcard_of_one_family_opens_only_that() {
     let (six, four) = ("2001:db8:9::1", CLIENT);
     let mut scene = Scene::new();
     scene.change(|host| {
-        host.tcp.insert_any_v4(25);
-        host.tcp.insert_any_v6(26);
+        host.tcp.insert([0; 4].into(), 25);
+        host.tcp.insert([0; 16].into(), 26);
     });
     assert_eq!((scene.syn(four, 25), scene.syn(four, 26)), (Ignored(IgnoreReason::Open), Probe(1)));
     assert_eq!((scene.syn(six, 25), scene.syn(six, 26)), (Probe(1), Ignored(IgnoreReason::Open)));
@@ -331,11 +331,11 @@ fn wildcard_of_one_family_opens_only_that() {
 #[test]
 fn remaining_listener_keeps_its_own_scope() {
     let mut scene = Scene::new();
-    scene.change(|host| host.tcp.insert_at(HERE.parse().unwrap(), 25));
+    scene.change(|host| host.tcp.insert(HERE.parse().unwrap(), 25));
     scene.listen(80);
     scene.after(500.0).change(|host| {
         host.tcp = Default::default();
-        host.tcp.insert_at(HERE.parse().unwrap(), 25);
+        host.tcp.insert(HERE.parse().unwrap(), 25);
     });
     assert_eq!(scene.syn_to(HERE_TOO, CLIENT, 25), Probe(1));
     assert_eq!(scene.syn_to(HERE_TOO, CLIENT, 80), Ignored(IgnoreReason::RecentlyOpen));
@@ -347,7 +347,7 @@ fn lost_listener_address_was_recently_open() {
     scene.listen(25);
     scene.after(500.0).change(|host| {
         host.tcp = Default::default();
-        host.tcp.insert_at(HERE.parse().unwrap(), 25);
+        host.tcp.insert(HERE.parse().unwrap(), 25);
     });
     assert_eq!(scene.syn_to(HERE_TOO, CLIENT, 25), Ignored(IgnoreReason::RecentlyOpen));
 }
@@ -355,7 +355,7 @@ fn lost_listener_address_was_recently_open() {
 #[test]
 fn udp_socket_opens_no_tcp_port() {
     let mut scene = Scene::new();
-    scene.change(|host| host.udp.insert_any_v4(53));
+    scene.change(|host| host.udp.insert([0; 4].into(), 53));
     assert_eq!((scene.udp(CLIENT, 53), scene.syn(CLIENT, 53)), (Ignored(IgnoreReason::Open), Probe(1)));
     assert!(!scene.engine.lift(target(CLIENT)), "a client has no ban");
 }
@@ -369,9 +369,9 @@ fn udp_ports_without_socket_are_closed() {
     });
     assert_eq!(scene.closed_ports(Protocol::Udp).to_string(), "53,901-905,40000");
     scene.change(|host| {
-        host.udp.insert_any_v4(53);
-        host.udp.insert_at("127.0.0.1".parse().unwrap(), 905);
-        host.tcp.insert_any_v4(904);
+        host.udp.insert([0; 4].into(), 53);
+        host.udp.insert("127.0.0.1".parse().unwrap(), 905);
+        host.tcp.insert([0; 4].into(), 904);
         host.ephemeral = "32768-60999".parse().unwrap();
     });
     assert_eq!(

@@ -10,7 +10,7 @@ const GUESSED: [u16; 5] = [143, 995, 110, 587, 25];
 
 fn mail_server() -> Scene {
     let mut scene = Scene::new();
-    scene.change(|host| [993, 465].into_iter().for_each(|port| host.tcp.insert_any_v4(port)));
+    scene.change(|host| [993, 465].into_iter().for_each(|port| host.tcp.insert([0; 4].into(), port)));
     scene
 }
 
@@ -33,7 +33,7 @@ fn guessing_mail_client_counts_one_port() {
 #[test]
 fn browser_is_not_held() {
     let mut scene = Scene::new();
-    scene.change(|host| host.tcp.insert_any_v4(80));
+    scene.change(|host| host.tcp.insert([0; 4].into(), 80));
     let related = scene.engine.ports(scene.now, &scene.host).related();
     let closed = scene.closed_ports(Protocol::Tcp);
     assert!(!related.contains(443) && !closed.contains(443) && closed.contains(143));
@@ -42,7 +42,7 @@ fn browser_is_not_held() {
 #[test]
 fn related_ports_excuse_at_most_four() {
     let mut scene = mail_server();
-    scene.change(|host| [80, 515].into_iter().for_each(|port| host.tcp.insert_any_v4(port)));
+    scene.change(|host| [80, 515].into_iter().for_each(|port| host.tcp.insert([0; 4].into(), port)));
     scene.after(121.0);
     for (probes, port) in (1..).zip(GUESSED) {
         assert_eq!(scene.syn(SCANNER, port), Probe(probes));
@@ -55,7 +55,7 @@ fn related_ports_excuse_at_most_four() {
 fn served_group_is_not_stricter() {
     let mut scene = Scene::new();
     scene.remember_service(465);
-    scene.change(|host| host.tcp.insert_any_v4(443));
+    scene.change(|host| host.tcp.insert([0; 4].into(), 443));
     assert_eq!(
         scene.syns(CLIENT, [80, 993, 143, 995, 110, 587, 25]),
         Probe(7),
@@ -96,7 +96,7 @@ fn unrelated_port_first_counts_every_port() {
 #[test]
 fn three_groups_are_scan() {
     let mut scene = Scene::new();
-    scene.change(|host| host.tcp.insert_any_v4(22));
+    scene.change(|host| host.tcp.insert([0; 4].into(), 22));
     assert_eq!(scene.syns(SCANNER, [25, 143, 515, 631]), Probe(4));
     assert_eq!(scene.syn(SCANNER, 80), Block(5));
 }

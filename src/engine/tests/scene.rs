@@ -152,8 +152,8 @@ impl Scene {
     /// Starts a service on every address, as the next snapshot shows it.
     pub(super) fn listen(&mut self, port: u16) {
         self.change(|host| {
-            host.tcp.insert_any_v4(port);
-            host.tcp.insert_any_v6(port);
+            host.tcp.insert([0; 4].into(), port);
+            host.tcp.insert([0; 16].into(), port);
         });
     }
 

@@ -30,7 +30,7 @@ fn decoys_leave_ports_to_services() {
     let mut scene = Scene::with(|settings| settings.decoys = "21-25,80".parse().unwrap());
     let ports = |scene: &Scene| scene.engine.ports(scene.now, &scene.host).decoys().to_string();
     assert_eq!(ports(&scene), "21-25,80");
-    scene.change(|host| host.tcp.insert_any_v4(22));
+    scene.change(|host| host.tcp.insert([0; 4].into(), 22));
     assert_eq!(ports(&scene), "21,23-25,80", "a service of one family has the port in both");
     assert_eq!(scene.decoy(SCANNER, 22), Ignored(IgnoreReason::Open), "its port was a decoy a moment before");
     scene.change(|host| host.tcp = crate::engine::Listeners::default());
@@ -50,7 +50,7 @@ fn client_of_late_services_is_not_banned() {
     let mut scene = booting();
     scene.syns(CLIENT, [80, 443, 25, 22]);
     assert_eq!(scene.syn(CLIENT, 80), Probe(4), "counted, but not banned");
-    scene.after(20.0).change(|host| [80, 443].into_iter().for_each(|port| host.tcp.insert_any_v4(port)));
+    scene.after(20.0).change(|host| [80, 443].into_iter().for_each(|port| host.tcp.insert([0; 4].into(), port)));
     scene.truth.in_use.insert((Protocol::Tcp, 25));
     scene.engine.end_settling();
     assert_eq!(banned(&mut scene), [""; 0], "one closed port is left");

@@ -67,6 +67,12 @@ impl Bound {
             Self::AnyV6 | Self::Any => Ipv6Addr::UNSPECIFIED.into(),
         }
     }
+
+    /// The addresses, of which the unspecified one stands for all of its family.
+    pub fn addresses(self) -> impl Iterator<Item = IpAddr> {
+        let v4 = (self == Self::Any).then_some(Ipv4Addr::UNSPECIFIED.into());
+        v4.into_iter().chain([self.address()])
+    }
 }
 
 /// A listening TCP socket, or a UDP socket that is bound and not connected.

@@ -354,9 +354,9 @@ fn snapshot(model: &HostModel, rules: &EngineRules, ephemeral: PortSet, services
     }
     for service in model.running().filter(|service| rules.listeners && service.bind != Bind::Published) {
         let listeners = if service.protocol == Protocol::Udp { &mut host.udp } else { &mut host.tcp };
-        listeners.insert_any_v4(service.port);
+        listeners.insert([0; 4].into(), service.port);
         if service.bind == Bind::Everywhere {
-            listeners.insert_any_v6(service.port);
+            listeners.insert([0; 16].into(), service.port);
         }
     }
     host.services = services;
