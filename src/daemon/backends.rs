@@ -11,7 +11,7 @@ use super::table_identity::FoundTable;
 use crate::config::Config;
 use crate::enforce::nft::{BlockError, Installed, Nft, RulesetError, RulesetSpec, Table, TrapContents, trap_sets};
 use crate::enforce::slow_backends::{BackendEvent, CommandPhase, SlowBackends, SlowQueue, SlowTask};
-use crate::enforce::{self, BackendHandles, BanContext, Helpers, Opened, implementation};
+use crate::enforce::{BackendHandles, BanContext, Helpers, Opened, implementation};
 use crate::engine::Host;
 use crate::events::channel::Sender;
 use crate::events::event::EventKind;
@@ -103,7 +103,7 @@ pub(super) fn open(
     let (mut nft, mut others, mut slow, mut slow_queue) = (None, BackendHandles::new(), Vec::new(), None);
     // Fallible checks come before the first change.
     for backend in used.open.iter().filter(|backend| *backend != Backend::Nft) {
-        match enforce::open(backend, config, helpers.clone())? {
+        match implementation(backend).open(config, helpers)? {
             Opened::Inline(mut handle) => {
                 opened.leftovers.extend(handle.unexpiring_targets()?.into_iter().map(|target| (backend, target)));
                 opened.route_port_id = opened.route_port_id.or(handle.route_port_id());
@@ -164,7 +164,7 @@ pub(super) fn open(
 pub(super) fn open_again(config: &Config) -> Result<BackendHandles, DaemonError> {
     let mut handles = BackendHandles::new();
     for backend in config.block.method.iter().copied().filter(|backend| !backend.is_slow()) {
-        if let Opened::Inline(handle) = enforce::open(backend, config, Helpers::default())? {
+        if let Opened::Inline(handle) = implementation(backend).open(config, &Helpers::default())? {
             handles.push((backend, handle));
         }
     }

@@ -1,7 +1,6 @@
-//! Enforces bans. Each backend implements the trait [`BanBackend`]; [`implementation()`] returns it, and [`open`] opens
-//! it.
+//! Enforces bans. Each backend implements the trait [`BanBackend`]; [`implementation()`] returns it.
 
-mod backend;
+mod backends;
 mod ban_context;
 pub mod command;
 mod exempt;
@@ -9,16 +8,14 @@ pub mod file_helper;
 pub mod helper_socket;
 pub mod hosts_deny;
 mod inline_backend;
-mod list;
 pub mod nft;
 pub mod route;
 pub mod slow_backends;
 mod template;
 
-pub use backend::{BanBackend, CheckOutcome};
+pub use backends::{BanBackend, CheckOutcome, CommandQueue, Helpers, HostsDenyQueue, Opened, implementation};
 pub use ban_context::BanContext;
 pub use exempt::{ExemptPrefixes, Overlap};
 pub use inline_backend::{
     BackendGone, BackendHandles, BlockError, Failed, InlineBackend, MaintenanceReport, OpenError, Refused,
 };
-pub use list::{Helpers, Opened, implementation, open};

@@ -9,10 +9,11 @@ use std::path::{Path, PathBuf};
 use std::thread::JoinHandle;
 
 use portsentry::config::DEFAULT_DENY_LINE;
+use portsentry::enforce::HostsDenyQueue;
 use portsentry::enforce::file_helper::{FileHelper, Files, serve};
 use portsentry::enforce::helper_socket::{HelperError, pair};
 use portsentry::enforce::hosts_deny::HostsDeny;
-use portsentry::enforce::slow_backends::{BackendEvent, HostsDenyQueue, Task};
+use portsentry::enforce::slow_backends::{BackendEvent, Task};
 use portsentry::events::json_log;
 use portsentry::types::Backend;
 use rustix::net::{SendFlags, send};

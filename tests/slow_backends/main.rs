@@ -17,14 +17,13 @@ use std::time::{Duration, SystemTime};
 
 use netns_lab::{TIMEOUT, slowness};
 use portsentry::config::{DEFAULT_DENY_LINE, Mode, Run};
-use portsentry::enforce::BanContext;
 use portsentry::enforce::command::{CommandHelperClient, serve};
 use portsentry::enforce::helper_socket::pair;
 use portsentry::enforce::hosts_deny::HostsDeny;
 use portsentry::enforce::slow_backends::{
-    BackendEvent, CommandQueue, HostsDenyQueue, SlowBackend, SlowBackendHandles, SlowBackends, Stopped, Task,
-    Unfinished,
+    BackendEvent, SlowBackend, SlowBackendHandles, SlowBackends, Stopped, Task, Unfinished,
 };
+use portsentry::enforce::{BanContext, CommandQueue, HostsDenyQueue};
 use portsentry::engine::Class;
 use portsentry::types::{Backend, BanTarget, Expiry, Protocol};
 

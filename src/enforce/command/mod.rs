@@ -21,7 +21,6 @@ use super::BanContext;
 use super::template::{NAMES, expand, unknown};
 use crate::config::Run;
 
-mod definition;
 mod helper;
 mod helper_client;
 mod notification;
@@ -33,7 +32,6 @@ pub(crate) use notification::fuzz as fuzz_notification;
 #[cfg(any(test, fuzzing))]
 pub(crate) use protocol::fuzz as fuzz_protocol;
 
-pub(super) use definition::CommandBackend;
 pub use helper::serve;
 pub use helper_client::CommandHelperClient;
 pub use notification::{Delivery, NotificationJob, Notifications, TIME_LIMIT, serve_notifications};

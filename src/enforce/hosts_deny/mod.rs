@@ -16,16 +16,14 @@ use rustix::fs::{Access, AtFlags, CWD, accessat};
 
 use super::BanContext;
 use super::template::{NAMES, expand, unknown};
-use crate::config::DEFAULT_DENY_LINE;
+use crate::config::{Config, DEFAULT_DENY_LINE};
 use crate::file::FileStamp;
 use crate::types::BanTarget;
 
-mod definition;
 mod error;
 mod file;
 mod text;
 
-pub(super) use definition::HostsDenyBackend;
 pub use error::HostsDenyError;
 pub(super) use error::MAX_FILE_LEN;
 #[cfg(any(test, fuzzing))]
@@ -63,6 +61,15 @@ impl HostsDeny {
         if !hosts_deny.finds_its_own() { Err(TemplateError::NotAlone) } else { Ok(hosts_deny) }
     }
 
+    /// The file and the template of the configuration, whether or not hosts.deny is a backend.
+    ///
+    /// # Errors
+    /// See [`HostsDeny::new`].
+    pub fn from_config(config: &Config) -> Result<Self, TemplateError> {
+        let deny = &config.block.hosts_deny;
+        Self::new(&deny.file, &deny.line)
+    }
+
     /// The file, in a directory that must be writable.
     pub fn path(&self) -> &Path {
         &self.path
@@ -84,12 +91,12 @@ impl HostsDeny {
     }
 
     /// The directory in which the file is replaced.
-    fn directory(&self) -> &Path {
+    pub(super) fn directory(&self) -> &Path {
         self.path.parent().unwrap_or(Path::new("/"))
     }
 
     /// Checks that the directory accepts a new file.
-    fn check_directory(&self) -> Result<(), HostsDenyError> {
+    pub(super) fn check_directory(&self) -> Result<(), HostsDenyError> {
         let writable = accessat(CWD, self.directory(), Access::WRITE_OK | Access::EXEC_OK, AtFlags::EACCESS);
         writable.map_err(|error| HostsDenyError::system("create a file in", self.directory())(error.into()))
     }
@@ -99,7 +106,7 @@ impl HostsDeny {
     ///
     /// # Errors
     /// The first problem.
-    fn check(&self) -> Result<Vec<BanTarget>, HostsDenyError> {
+    pub(super) fn check(&self) -> Result<Vec<BanTarget>, HostsDenyError> {
         self.check_directory()?;
         self.targets()
     }

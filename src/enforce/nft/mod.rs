@@ -15,7 +15,6 @@ pub mod trap_sets;
 
 use crate::types::BanTarget;
 pub use bans::Nft;
-pub(super) use definition::NftBackend;
 pub use fleet_sets::FleetSets;
 pub use table::{Generation, Table};
 pub use trap_sets::{DecoyCounts, Hold, HoldCounts, TrapUsage};

@@ -16,7 +16,6 @@
 //!
 //! A removal that fails is retried until it succeeds.
 
-mod definition;
 mod route_table;
 
 use std::collections::{HashMap, HashSet};
@@ -34,7 +33,6 @@ pub use crate::netlink::routes::{KernelRefusal, PROTOCOL, RouteError};
 use crate::netlink::routes::{Route, RouteSocket, is_closed};
 use crate::types::{Backend, BanTarget, Expiry, RouteKind, Timestamp, is_host_address};
 
-pub(super) use definition::RouteBackend;
 use route_table::RouteTable;
 
 /// Failure of a change of the routes. After [`BlockError::System`](crate::enforce::BlockError::System), routes that

@@ -36,7 +36,12 @@ pub struct BanQueue {
 impl BanQueue {
     /// Holds `context` from `now` on for `left`; the state of an earlier ban of the target is kept. `None` if there is
     /// no room.
-    pub(super) fn insert(&mut self, now: Timestamp, context: BanContext, left: Expiry) -> Option<&mut QueuedBan> {
+    pub(in crate::enforce) fn insert(
+        &mut self,
+        now: Timestamp,
+        context: BanContext,
+        left: Expiry,
+    ) -> Option<&mut QueuedBan> {
         let target = context.target;
         if self.bans.len() >= MAX_BANS && !self.bans.contains_key(&target) {
             return None;

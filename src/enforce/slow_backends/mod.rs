@@ -12,22 +12,19 @@ pub use crate::worker::Stopped;
 use crate::worker::{Handle, Worker};
 
 mod ban_queue;
-mod command_queue;
 mod connections;
 mod events;
-mod hosts_deny_queue;
 mod slow_backend;
 mod slow_queue;
 mod task;
 mod worker;
 
 pub use ban_queue::{BanQueue, QueuedBan};
-pub use command_queue::CommandQueue;
 pub use events::{BackendEvent, CommandPhase, SlowTask};
-pub use hosts_deny_queue::HostsDenyQueue;
 pub use slow_backend::{SlowBackend, SlowBackendHandles, Unfinished};
 pub use slow_queue::SlowQueue;
 pub use task::{Adopted, Task};
+pub(super) use task::{BACKOFF, MAX_BANS};
 
 use task::{MAX_TASKS, SharedExempt};
 use worker::BackendWorker;

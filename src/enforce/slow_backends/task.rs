@@ -19,10 +19,10 @@ pub(super) const MAX_TASKS: usize = MAX_NEW_BANS + 512;
 pub(super) const MAX_NEW_BANS: usize = 4_096;
 
 /// Maximum number of bans: the default size of the kernel's sets.
-pub(super) const MAX_BANS: usize = 131_072;
+pub(in crate::enforce) const MAX_BANS: usize = 131_072;
 
 /// Delay between attempts: 1 s, 2 s, 4 s and so on, at most 5 min.
-pub(super) const BACKOFF: Backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(300));
+pub(in crate::enforce) const BACKOFF: Backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(300));
 
 /// A task of the thread.
 #[derive(Clone, Debug)]

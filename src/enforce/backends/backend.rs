@@ -1,8 +1,12 @@
-//! Defines the trait of all backends: their texts, the check of their configuration, and what earlier runs left in them.
+//! Defines the trait of all backends: their texts, their check, how they are opened, and what earlier runs left in them.
 
 use std::path::PathBuf;
 
 use crate::config::Config;
+use crate::enforce::command::CommandHelperClient;
+use crate::enforce::file_helper::FileHelper;
+use crate::enforce::slow_backends::SlowBackend;
+use crate::enforce::{InlineBackend, OpenError};
 
 /// The result of [`BanBackend::check`].
 #[derive(Debug, PartialEq, Eq)]
@@ -24,9 +28,24 @@ impl CheckOutcome {
     }
 }
 
-/// A place where bans are enforced. [`open`](super::open) opens it as one of two kinds: the sensor thread calls an
-/// [`InlineBackend`](super::InlineBackend), and the slow-backends thread runs a
-/// [`SlowBackend`](super::slow_backends::SlowBackend).
+/// An open backend, which is of one of two kinds.
+pub enum Opened {
+    /// The sensor thread calls it.
+    Inline(Box<dyn InlineBackend>),
+    /// The slow-backends thread runs it.
+    Slow(Box<dyn SlowBackend>),
+}
+
+/// The processes that do work for which the daemon has no permission.
+#[derive(Clone, Default)]
+pub struct Helpers {
+    /// Runs the operator's commands.
+    pub commands: Option<CommandHelperClient>,
+    /// Writes hosts.deny, if the daemon cannot.
+    pub hosts_deny: Option<FileHelper>,
+}
+
+/// A place where bans are enforced.
 pub trait BanBackend {
     /// What the backend does, for `portsentry check`.
     fn describe(&self, config: &Config) -> String;
@@ -34,6 +53,12 @@ pub trait BanBackend {
     /// Checks whether the backend would work on this host; changes nothing and runs no command. For an inline backend,
     /// the caller needs CAP_NET_ADMIN.
     fn check(&self, config: &Config) -> CheckOutcome;
+
+    /// Opens the backend; changes nothing on the host and runs no command yet.
+    ///
+    /// # Errors
+    /// The system refuses it, for example because a capability or a helper is missing.
+    fn open(&self, config: &Config, helpers: &Helpers) -> Result<Opened, OpenError>;
 
     /// The configuration key to which errors of this backend refer.
     fn key(&self) -> &'static str {

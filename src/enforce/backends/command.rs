@@ -1,11 +1,12 @@
-//! Implements the command backend for a configuration.
+//! Implements the command backend.
 
-use super::quoted;
+use super::{BanBackend, CheckOutcome, CommandQueue, Helpers, Opened};
 use crate::config::Config;
-use crate::enforce::{BanBackend, CheckOutcome};
+use crate::enforce::OpenError;
+use crate::enforce::command::quoted;
 
 /// The command backend.
-pub(crate) struct CommandBackend;
+pub(super) struct CommandBackend;
 
 impl BanBackend for CommandBackend {
     fn describe(&self, config: &Config) -> String {
@@ -14,6 +15,11 @@ impl BanBackend for CommandBackend {
 
     fn check(&self, config: &Config) -> CheckOutcome {
         CheckOutcome::required(config.block.run.check().map(|()| String::new()))
+    }
+
+    fn open(&self, config: &Config, helpers: &Helpers) -> Result<Opened, OpenError> {
+        let helper = helpers.commands.clone().ok_or("the process that runs commands was not started")?;
+        Ok(Opened::Slow(Box::new(CommandQueue::new(config.block.run.clone(), helper))))
     }
 
     fn key(&self) -> &'static str {

@@ -6,12 +6,11 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread;
 use std::time::Duration;
 
-use super::ban_queue::{BanQueue, QueuedBan};
-use super::events::{BackendEvent, CommandPhase, SlowTask};
-use super::slow_backend::SlowBackend;
-use super::task::{Adopted, BACKOFF, MAX_BANS};
 use crate::config::Run;
 use crate::enforce::command::{CommandAnswer, CommandHelperClient, ConfiguredCommand, ExitOutcome, Ran, line};
+use crate::enforce::slow_backends::{
+    Adopted, BACKOFF, BackendEvent, BanQueue, CommandPhase, MAX_BANS, QueuedBan, SlowBackend, SlowTask,
+};
 use crate::enforce::{BanContext, ExemptPrefixes};
 use crate::panic_guard;
 use crate::types::{Backend, BanTarget, Timestamp};

@@ -14,12 +14,11 @@ use std::io;
 use std::mem;
 use std::time::Duration;
 
-use super::ban_queue::{BanQueue, QueuedBan};
-use super::events::{BackendEvent, SlowTask};
-use super::slow_backend::SlowBackend;
-use super::task::{Adopted, BACKOFF, MAX_BANS};
 use crate::enforce::file_helper::FileHelper;
 use crate::enforce::hosts_deny::{HostsDeny, MAX_FILE_LEN};
+use crate::enforce::slow_backends::{
+    Adopted, BACKOFF, BackendEvent, BanQueue, MAX_BANS, QueuedBan, SlowBackend, SlowTask,
+};
 use crate::enforce::{BanContext, ExemptPrefixes};
 use crate::file::FileStamp;
 use crate::types::{Backend, Backoff, BanTarget, Timestamp, update};

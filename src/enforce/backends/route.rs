@@ -1,12 +1,13 @@
-//! Implements the route backend for a configuration.
+//! Implements the route backend.
 
-use super::{RouteError, Routes};
+use super::{BanBackend, CheckOutcome, Helpers, Opened};
 use crate::config::Config;
-use crate::enforce::{BanBackend, CheckOutcome};
+use crate::enforce::OpenError;
+use crate::enforce::route::{RouteError, Routes};
 use crate::types::{RouteKind, Timestamp};
 
 /// The route backend.
-pub(crate) struct RouteBackend;
+pub(super) struct RouteBackend;
 
 impl BanBackend for RouteBackend {
     fn describe(&self, config: &Config) -> String {
@@ -19,7 +20,11 @@ impl BanBackend for RouteBackend {
     }
 
     fn check(&self, config: &Config) -> CheckOutcome {
-        CheckOutcome::required(Routes::from_config(config).map(|_| String::new()))
+        CheckOutcome::required(open(config).map(|_| String::new()))
+    }
+
+    fn open(&self, config: &Config, _helpers: &Helpers) -> Result<Opened, OpenError> {
+        Ok(Opened::Inline(Box::new(open(config)?)))
     }
 
     fn weakness(&self) -> Option<&'static str> {
@@ -31,12 +36,12 @@ impl BanBackend for RouteBackend {
     }
 
     fn has_leftovers(&self, config: &Config) -> bool {
-        let found = Routes::from_config(config).and_then(|mut routes| routes.leftovers());
+        let found = open(config).and_then(|mut routes| routes.leftovers());
         found.is_ok_and(|found| !found.is_empty())
     }
 
     fn discard_leftovers(&self, config: &Config, used: &str) -> Result<Option<String>, String> {
-        let Ok(mut routes) = Routes::from_config(config) else { return Ok(None) };
+        let Ok(mut routes) = open(config) else { return Ok(None) };
         let Ok(found) = routes.leftovers() else { return Ok(None) };
         match routes.remove_stale(Timestamp::default()).error {
             None if found.is_empty() => Ok(None),
@@ -53,12 +58,6 @@ impl BanBackend for RouteBackend {
     }
 }
 
-impl Routes {
-    /// Opens the socket for the routes that the configuration describes; changes nothing yet.
-    ///
-    /// # Errors
-    /// See [`Routes::open`].
-    pub fn from_config(config: &Config) -> Result<Self, RouteError> {
-        Self::open(config.block.route, usize::try_from(config.block.nft.size).unwrap_or(usize::MAX))
-    }
+fn open(config: &Config) -> Result<Routes, RouteError> {
+    Routes::open(config.block.route, usize::try_from(config.block.nft.size).unwrap_or(usize::MAX))
 }

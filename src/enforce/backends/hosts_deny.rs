@@ -1,15 +1,16 @@
-//! Implements the hosts.deny backend for a configuration.
+//! Implements the hosts.deny backend.
 
 use std::path::PathBuf;
 
 use rustix::process::geteuid;
 
-use super::{HostsDeny, TemplateError};
+use super::{BanBackend, CheckOutcome, Helpers, HostsDenyQueue, Opened};
 use crate::config::Config;
-use crate::enforce::{BanBackend, CheckOutcome};
+use crate::enforce::OpenError;
+use crate::enforce::hosts_deny::HostsDeny;
 
 /// The hosts.deny backend.
-pub(crate) struct HostsDenyBackend;
+pub(super) struct HostsDenyBackend;
 
 impl BanBackend for HostsDenyBackend {
     fn describe(&self, config: &Config) -> String {
@@ -36,6 +37,10 @@ impl BanBackend for HostsDenyBackend {
         }
     }
 
+    fn open(&self, config: &Config, helpers: &Helpers) -> Result<Opened, OpenError> {
+        Ok(Opened::Slow(Box::new(HostsDenyQueue::new(HostsDeny::from_config(config)?, helpers.hosts_deny.clone()))))
+    }
+
     fn key(&self) -> &'static str {
         "block.hosts_deny"
     }
@@ -55,16 +60,5 @@ impl BanBackend for HostsDenyBackend {
     fn has_leftovers(&self, config: &Config) -> bool {
         let found = HostsDeny::from_config(config).ok().and_then(|hosts_deny| hosts_deny.targets().ok());
         found.is_some_and(|found| !found.is_empty())
-    }
-}
-
-impl HostsDeny {
-    /// The file and the template of the configuration, whether or not hosts.deny is a backend.
-    ///
-    /// # Errors
-    /// See [`HostsDeny::new`].
-    pub fn from_config(config: &Config) -> Result<Self, TemplateError> {
-        let deny = &config.block.hosts_deny;
-        Self::new(&deny.file, &deny.line)
     }
 }
