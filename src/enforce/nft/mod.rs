@@ -6,8 +6,8 @@
 
 mod allow_set;
 mod bans;
-mod definition;
 mod fleet_sets;
+mod from_config;
 mod networks;
 mod set_writer;
 mod table;
