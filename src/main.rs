@@ -16,6 +16,7 @@ use portsentry::fleet::{self, FleetError};
 use portsentry::import::{self, ImportError};
 use portsentry::replay::{self, ReplayError};
 use portsentry::report::{self, ReportStats};
+use portsentry::types::exit_code;
 use portsentry::types::printable::masked;
 
 fn main() -> ExitCode {
@@ -27,14 +28,14 @@ fn main() -> ExitCode {
         Err(error) if error.use_stderr() => {
             // A failure to print the error is ignored.
             let _ = error.print();
-            return cli::EXIT_USAGE.into();
+            return exit_code::USAGE.into();
         }
         Err(help) => return print(&help.render().to_string()),
     };
     match command {
         Command::Run(options) => match options.configure() {
             Ok(config) => run(config, options),
-            Err(errors) => fail(&errors, cli::EXIT_CONFIG),
+            Err(errors) => fail(&errors, exit_code::CONFIG),
         },
         Command::Replay(options) => {
             let config = Config::load_or_builtin(options.config.as_deref()).map_err(ReplayError::Config);
@@ -42,7 +43,7 @@ fn main() -> ExitCode {
             finish_or_refuse(result, |error| matches!(error, ReplayError::Config(_)))
         }
         Command::Ask(command) => match commands::run(&command, &mut stdout().lock()) {
-            Ok(()) => cli::EXIT_DONE.into(),
+            Ok(()) => exit_code::DONE.into(),
             Err(error) => fail(&error, error.exit_code()),
         },
         Command::Import(options) => finish_or_refuse(import(&options), |error| matches!(error, ImportError::Wrong(_))),
@@ -71,9 +72,9 @@ fn run(config: Config, options: RunOptions) -> ExitCode {
     let in_background = background::enter();
     if options.daemon && !in_background {
         return match background::start(std::env::args_os()) {
-            Ok(Ok(())) => cli::EXIT_DONE.into(),
+            Ok(Ok(())) => exit_code::DONE.into(),
             Ok(Err(code)) => code.into(),
-            Err(error) => fail(&format_args!("cannot start in the background: {error}"), cli::EXIT_FAILED),
+            Err(error) => fail(&format_args!("cannot start in the background: {error}"), exit_code::FAILED),
         };
     }
     let by_mode = options.tcp_mode().is_some() || options.udp_mode().is_some();
@@ -90,13 +91,13 @@ fn run(config: Config, options: RunOptions) -> ExitCode {
         target => target,
     };
     if let Err(error) = log::init(target, config.report.facility) {
-        return fail(&format_args!("cannot set up the log: {error}"), cli::EXIT_FAILED);
+        return fail(&format_args!("cannot set up the log: {error}"), exit_code::FAILED);
     }
     match daemon::run(config, paths, (options.confirm, !options.no_sandbox), Box::new(move || options.configure())) {
         Err(error @ DaemonError::InstanceLockError(_)) if by_mode => {
             let hint =
                 "one process monitors TCP and UDP: start it once with both modes, for example portsentry -atcp -audp";
-            fail(&format_args!("{error}\n{hint}"), cli::EXIT_FAILED)
+            fail(&format_args!("{error}\n{hint}"), exit_code::FAILED)
         }
         result => finish_or_refuse(result, |error| {
             matches!(error, DaemonError::Config(_) | DaemonError::Untrusted(_) | DaemonError::Handover(_))
@@ -106,15 +107,15 @@ fn run(config: Config, options: RunOptions) -> ExitCode {
 
 fn print(text: &str) -> ExitCode {
     match control::print(&mut stdout().lock(), text) {
-        Ok(()) => cli::EXIT_DONE.into(),
-        Err(error) => fail(&format_args!("cannot write to standard output: {error}"), cli::EXIT_FAILED),
+        Ok(()) => exit_code::DONE.into(),
+        Err(error) => fail(&format_args!("cannot write to standard output: {error}"), exit_code::FAILED),
     }
 }
 
 fn report(options: &ReportOptions) -> ExitCode {
     let stats = match ReportStats::read(&options.state_dir, options.since, SystemTime::now()) {
         Ok(stats) => stats,
-        Err(error) => return fail(&error, cli::EXIT_FAILED),
+        Err(error) => return fail(&error, exit_code::FAILED),
     };
     let host = report::host_name();
     let text = if options.json {
@@ -149,8 +150,8 @@ fn finish(result: Result<(), impl Display>) -> ExitCode {
 /// Reports a result. An error for which `is_refusal` is true means that the configuration is refused.
 fn finish_or_refuse<E: Display>(result: Result<(), E>, is_refusal: impl FnOnce(&E) -> bool) -> ExitCode {
     match result {
-        Ok(()) => cli::EXIT_DONE.into(),
-        Err(error) => fail(&error, if is_refusal(&error) { cli::EXIT_CONFIG } else { cli::EXIT_FAILED }),
+        Ok(()) => exit_code::DONE.into(),
+        Err(error) => fail(&error, if is_refusal(&error) { exit_code::CONFIG } else { exit_code::FAILED }),
     }
 }
 

@@ -20,7 +20,7 @@ const LAYOUT: [(&str, &[&str]); 29] = [
             "types",
         ],
     ),
-    ("cli", &["check", "config", "control", "fleet", "import", "ledger", "replay", "report", "types"]),
+    ("cli", &["check", "config", "control", "fleet", "import", "ledger", "replay", "report"]),
     (
         "daemon",
         &[

@@ -282,18 +282,18 @@ fn decoy_error(protocol: Protocol, ports: PortSet, open: &Listeners) -> Option<D
 
 /// Looks up all names at once. A name whose answer is late has no address.
 fn look_up(names: &[String]) -> Result<Vec<AllowedName>, CheckError> {
-    let late = || Err(format!("no answer within {} s", LOOKUP_TIMEOUT.as_secs()));
-    let mut found: BTreeMap<String, _> = names.iter().map(|name| (name.clone(), late())).collect();
+    let late = format!("no answer within {} s", LOOKUP_TIMEOUT.as_secs());
+    let mut found: BTreeMap<String, _> =
+        names.iter().map(|name| (name.clone(), (Vec::new(), Some(late.clone())))).collect();
     let answers = lookup::look_up_all(names.to_vec(), (names.len(), LOOKUP_TIMEOUT), |name| lookup::resolve(name));
     for (name, answer) in answers.map_err(|error| CheckError::System("look up names", error))? {
-        let usable = answer.map(|answer| lookup::usable_addresses(&answer).0);
-        found.insert(name, usable.map_err(|error| error.to_string()));
+        let answer = match answer {
+            Ok(answer) => (lookup::usable_addresses(&answer).0, None),
+            Err(error) => (Vec::new(), Some(error.to_string())),
+        };
+        found.insert(name, answer);
     }
-    let allowed = found.into_iter().map(|(name, found)| {
-        let (addresses, error) = found.map_or_else(|why| (Vec::new(), Some(why)), |addresses| (addresses, None));
-        AllowedName { name, addresses, error }
-    });
-    Ok(allowed.collect())
+    Ok(found.into_iter().map(|(name, (addresses, error))| AllowedName { name, addresses, error }).collect())
 }
 
 /// Warns about filters of other programs that prevent decoys from answering, if the filters can be read.

@@ -23,9 +23,6 @@ pub use crate::import::ImportOptions;
 pub use crate::ledger::DEFAULT_STATE_DIR;
 pub use crate::replay::ReplayOptions;
 pub use crate::report::ReportOptions;
-pub use crate::types::exit_code::{
-    CONFIG as EXIT_CONFIG, DONE as EXIT_DONE, FAILED as EXIT_FAILED, USAGE as EXIT_USAGE,
-};
 use grammar::CommandLine;
 pub use grammar::{Command, Shell, grammar};
 

@@ -44,13 +44,9 @@ pub enum ClientError {
 }
 
 impl ClientError {
-    /// The error for an answer that does not belong to `request`.
-    pub(super) fn unexpected(request: &Request, answer: &Answer) -> Self {
-        let request = request.to_line();
-        Self::Unreadable(format!(
-            "the daemon sent an unexpected answer to {}: {answer}; restart portsentry after an upgrade",
-            request.trim_end()
-        ))
+    /// The error for an answer to another request.
+    pub(super) fn unexpected(answer: &Answer) -> Self {
+        Self::Unreadable(format!("the daemon sent another answer: {answer}; restart portsentry after an upgrade"))
     }
 
     pub fn exit_code(&self) -> u8 {
@@ -106,7 +102,7 @@ impl Client {
     pub fn status(&mut self) -> Result<Box<Status>, ClientError> {
         match self.ask(&Request::Status)? {
             Answer::Status(status) => Ok(status),
-            other => Err(ClientError::unexpected(&Request::Status, &other)),
+            other => Err(ClientError::unexpected(&other)),
         }
     }
 

@@ -6,7 +6,7 @@ use portsentry::cli::{
     WatchOptions,
 };
 use portsentry::config::{Config, Mode};
-use portsentry::types::{Expiry, Response};
+use portsentry::types::{Expiry, Response, exit_code};
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -24,7 +24,7 @@ fn run(line: &str) -> RunOptions {
 
 fn wrong(line: &str) -> ErrorKind {
     let error = parse(line).expect_err(line);
-    assert!(error.use_stderr() && error.exit_code() == i32::from(cli::EXIT_USAGE), "{line}");
+    assert!(error.use_stderr() && error.exit_code() == i32::from(exit_code::USAGE), "{line}");
     error.kind()
 }
 
@@ -326,7 +326,7 @@ fn manual_names_flags_commands_and_exit_codes() {
         let name = command.get_name();
         assert!(entries().any(|entry| entry.starts_with(&format!("**{name}**"))), "{name} has no entry");
     }
-    for code in [cli::EXIT_DONE, cli::EXIT_FAILED, cli::EXIT_USAGE, cli::EXIT_CONFIG] {
+    for code in [exit_code::DONE, exit_code::FAILED, exit_code::USAGE, exit_code::CONFIG] {
         assert!(entries().any(|entry| *entry == code.to_string()), "{code} has no entry");
     }
 }

@@ -12,7 +12,7 @@ use portsentry::config::Config;
 use portsentry::engine::{Class, Observation, Probe};
 use portsentry::events::classic_log::{self, Wording};
 use portsentry::events::event::EventKind;
-use portsentry::types::{Backend, BanTarget, Protocol, Response};
+use portsentry::types::{Backend, BanTarget, Protocol, Response, exit_code};
 use regex::Regex;
 
 use super::{path, text};
@@ -110,7 +110,7 @@ fn unit_grants_needed_rights() {
     }
     // A configuration error is no reason to restart repeatedly.
     let forgiven: Vec<_> = values(&unit, "RestartPreventExitStatus")[0].split(' ').collect();
-    assert_eq!(forgiven, [cli::EXIT_USAGE.to_string(), cli::EXIT_CONFIG.to_string()]);
+    assert_eq!(forgiven, [exit_code::USAGE.to_string(), exit_code::CONFIG.to_string()]);
     assert!(text("packaging/portsentry.sysusers").lines().any(|line| line.starts_with("u portsentry ")));
     for key in ["User", "Group"] {
         assert_eq!(values(&unit, key), ["portsentry"]);
@@ -429,10 +429,10 @@ fn completions_refuse_unknown_shell() {
     let program = || Command::new(env!("CARGO_BIN_EXE_portsentry"));
     let output = run(program().args(["completions", "zsh"]));
     assert_eq!((output.status.code(), shown(&output)), (Some(0), Shell::Zsh.completions()));
-    assert_eq!(run(program().args(["completions", "csh"])).status.code(), Some(i32::from(cli::EXIT_USAGE)));
+    assert_eq!(run(program().args(["completions", "csh"])).status.code(), Some(i32::from(exit_code::USAGE)));
     let full = std::fs::File::options().write(true).open("/dev/full").unwrap();
     let status = program().args(["completions", "bash"]).stdout(full).stderr(Stdio::null()).status().unwrap();
-    assert_eq!(status.code(), Some(i32::from(cli::EXIT_FAILED)));
+    assert_eq!(status.code(), Some(i32::from(exit_code::FAILED)));
 }
 
 /// The program's log lines in the formats that logcheck reads.

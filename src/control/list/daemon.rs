@@ -70,8 +70,7 @@ fn read_pages<C>(
 ) -> Result<(), ClientError> {
     let mut after = None;
     for _ in 0..MAX_ANSWERS {
-        let request = request(after);
-        after = read_page(client.ask(&request)?).map_err(|other| ClientError::unexpected(&request, &other))?;
+        after = read_page(client.ask(&request(after))?).map_err(|other| ClientError::unexpected(&other))?;
         if after.is_none() {
             break;
         }

@@ -177,7 +177,7 @@ fn run_would_block(options: &ListOptions, now: SystemTime, out: &mut impl Write)
     });
     let notes = Vec::from_iter(unreadable_note(unreadable));
     let text = if options.json {
-        let would_block = items.iter().map(WouldBlock::from).collect();
+        let would_block = items.iter().map(would_block).collect();
         to_line(&WouldBlockDocument { time: WallTime(now), notes: &notes, would_block })
     } else {
         in_locale(match items.is_empty() {
@@ -235,18 +235,16 @@ struct WouldBlock<'a> {
     times: u32,
 }
 
-impl<'a> From<&'a Logged> for WouldBlock<'a> {
-    fn from(Logged { target, source, first, last, times, class, ports, probes, reason }: &'a Logged) -> Self {
-        Self {
-            subject: *target,
-            source: *source,
-            class: *class,
-            reason,
-            ports: ports.iter().map(PortRecord::from).collect(),
-            probes: *probes,
-            first: WallTime(*first),
-            last: WallTime(*last),
-            times: *times,
-        }
+fn would_block(logged: &Logged) -> WouldBlock<'_> {
+    WouldBlock {
+        subject: logged.target,
+        source: logged.source,
+        class: logged.class,
+        reason: &logged.reason,
+        ports: logged.ports.iter().map(PortRecord::from).collect(),
+        probes: logged.probes,
+        first: WallTime(logged.first),
+        last: WallTime(logged.last),
+        times: logged.times,
     }
 }
