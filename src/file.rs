@@ -1,5 +1,5 @@
-//! Opens and reads files within limits, and identifies them: whether two are the same, whether one has changed, and in
-//! which directory it is.
+//! Opens regular files, reads files up to a size limit, and compares their identity and stat(2) data to detect that one
+//! was replaced or changed.
 
 use std::fs::{File, Metadata};
 use std::io::{self, Read};

@@ -5,9 +5,9 @@
 //! summarises them. [`config`] reads the configuration, [`import`] converts a classic one, and [`check`] examines a
 //! configuration on this host. [`daemon`] connects the components, [`control`] answers operators, [`metrics`] exports
 //! counters, and [`sandbox`] drops privileges. [`panic_guard`] contains panics, [`worker`] runs a thread behind a
-//! bounded queue, [`clock`] reads the time since boot, [`atomic_file`] replaces files, and [`mod@file`] identifies
-//! files and notices their changes. `wire` and `engine` are pure: they do no I/O, read no clock and draw no random
-//! numbers, so that a capture file and a live interface get the same verdicts.
+//! bounded queue, [`clock`] reads the time since boot, [`atomic_file`] replaces files, and [`mod@file`] opens, reads
+//! and identifies files. `wire` and `engine` are pure: they do no I/O, read no clock and draw no random numbers, so
+//! that a capture file and a live interface get the same verdicts.
 
 pub mod atomic_file;
 pub mod capture;

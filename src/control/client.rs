@@ -44,9 +44,9 @@ pub enum ClientError {
 }
 
 impl ClientError {
-    /// The error for an answer to another request.
+    /// The error for an answer that does not fit the request.
     pub(super) fn unexpected(answer: &Answer) -> Self {
-        Self::Unreadable(format!("the daemon sent another answer: {answer}; restart portsentry after an upgrade"))
+        Self::Unreadable(format!("the daemon sent an unexpected answer: {answer}; restart portsentry after an upgrade"))
     }
 
     pub fn exit_code(&self) -> u8 {

@@ -1,4 +1,4 @@
-//! Writes networks, durations and service ports in messages as text in the notation of the configuration, and reads them so.
+//! Serialises the networks, durations and service ports of control messages in the notation of the configuration.
 
 use std::borrow::Cow;
 use std::fmt;

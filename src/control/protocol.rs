@@ -127,7 +127,8 @@ pub enum Request {
     Subscribe,
 }
 
-// What only the command line reads: a link may be the name of an interface, and a mistake is a usage error.
+// Parsers for arguments of the command line only. A link may be the name of an interface, and a parse error is a usage
+// error.
 
 fn typed_target(text: &str) -> Result<ScopedNetwork, String> {
     let target = ScopedNetwork::parse_typed(text)?;

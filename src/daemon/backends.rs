@@ -26,10 +26,10 @@ use crate::types::{Backend, Backends, BanTarget, Response};
 pub(super) struct UsedBackends {
     /// The backends that enforce bans. Empty if the configuration only logs and there are no earlier bans.
     pub(super) backends: Vec<Backend>,
-    /// Slow backends that begin no bans: hosts.deny loses the lines of earlier bans, and commands are undone at the end of
-    /// bans that they began.
+    /// Slow backends that are no longer in `block.method`. They begin no bans, but remove the lines of earlier bans
+    /// from hosts.deny and run `expire_command` when an earlier ban ends.
     pub(super) ending: Backends,
-    /// Both, and the command if scans only run it.
+    /// `backends` and `ending`, and the command backend if a protocol has `block = "run"`.
     pub(super) open: Backends,
 }
 

@@ -42,11 +42,13 @@ pub(super) enum HelperKind {
     /// Runs the configured commands.
     #[strum(serialize = "--run-commands-of")]
     Commands,
-    /// The others write files that only root can write: hosts.deny, `report.json_file`, or both.
+    /// Writes hosts.deny, which only root can write.
     #[strum(serialize = "--write-hosts-deny-of")]
     HostsDeny,
+    /// Opens `report.json_file`, which only root can write.
     #[strum(serialize = "--open-json-file-of")]
     JsonFile,
+    /// Does both.
     #[strum(serialize = "--write-files-of")]
     BothFiles,
 }

@@ -161,10 +161,11 @@ impl Writer {
     }
 
     fn report_losses(&mut self) {
-        if self.failing {
+        let total = [self.dropped + self.inbox.refused()];
+        if self.failing && self.losses.is_pending(total) {
             self.losses.expedite();
         }
-        let lost = self.losses.take([self.dropped + self.inbox.refused()], boot_time());
+        let lost = self.losses.take(total, boot_time());
         let path = self.path.display();
         self.events.emit(EventKind::Note(match lost {
             _ if self.failing => {

@@ -97,7 +97,8 @@ pub struct LiftOptions {
 
 fn parse_target(text: &str) -> Result<BanTarget, String> {
     let address = text.parse().map(BanTarget::containing).ok();
-    let target = address.or_else(|| text.parse().ok()).filter(|target| !target.is_prefix());
+    let target =
+        address.or_else(|| text.parse().ok()).filter(|target| matches!(target, BanTarget::V4(_) | BanTarget::V6(_)));
     target.ok_or_else(|| "write an address or an IPv6 /64; hosts report no wider networks".to_owned())
 }
 

@@ -4,7 +4,6 @@
 
 use std::fmt;
 use std::net::IpAddr;
-use std::num::ParseIntError;
 use std::str::FromStr;
 use std::time::{Duration, SystemTime};
 
@@ -24,7 +23,7 @@ pub enum BanAuthor {
     /// The engine, on evidence.
     Detector,
     Operator,
-    /// Unknown: the ban was found in a backend, but not in the ledger.
+    /// The ban was found in a backend but not in the ledger, so its author is unknown.
     Import,
 }
 
@@ -237,14 +236,20 @@ impl fmt::Display for PageCursor {
 }
 
 impl FromStr for PageCursor {
-    type Err = ParseIntError;
+    type Err = ParsePageCursorError;
 
-    fn from_str(text: &str) -> Result<Self, ParseIntError> {
-        let (until, id) = text.split_once('.').unwrap_or((text, ""));
-        let until = if until == "never" { None } else { Some(until.parse()?) };
-        Ok(Self { until, id: id.parse()? })
+    fn from_str(text: &str) -> Result<Self, ParsePageCursorError> {
+        let number = |text: &str| text.parse().map_err(|_| ParsePageCursorError);
+        let (until, id) = text.split_once('.').ok_or(ParsePageCursorError)?;
+        let until = if until == "never" { None } else { Some(number(until)?) };
+        Ok(Self { until, id: number(id)? })
     }
 }
+
+/// The error for a text that is not a [`PageCursor`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("`after` is not `next` of an earlier answer")]
+pub struct ParsePageCursorError;
 
 /// A source that would have been banned, with the evidence of the last time.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -31,7 +31,8 @@ pub(super) fn of_all() -> String {
     )
 }
 
-/// Column indexes of [`of_all`]: of [`row::IN_FORCE`], beside [`UNTIL`], and the following ones.
+/// Column indexes in the rows of [`of_all`]: first the columns of [`row::IN_FORCE`], where [`UNTIL`] is defined, then
+/// the added ones.
 const SUBJECT: usize = 0;
 const CLASS: usize = 4;
 const GRADE: usize = 6;

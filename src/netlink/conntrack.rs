@@ -11,6 +11,7 @@
 //! References: linux/netfilter/nfnetlink_conntrack.h, and ctnetlink_get_conntrack and ctnetlink_dump_table in the
 //! kernel's net/netfilter/nf_conntrack_netlink.c.
 
+use std::io;
 use std::net::{IpAddr, SocketAddr};
 
 use netlink_packet_core::NLM_F_DUMP;
@@ -76,8 +77,8 @@ impl Conntrack {
         source: SocketAddr,
         destination: SocketAddr,
     ) -> Result<TrackedFlow, SocketError> {
-        let requested =
-            Tuple::new(protocol, source, destination).ok_or(SocketError::Malformed("not a packet with ports"))?;
+        let unsupported = || io::Error::new(io::ErrorKind::InvalidInput, "not a packet with ports");
+        let requested = Tuple::new(protocol, source, destination).ok_or_else(unsupported)?;
         let family = if requested.source.0.is_ipv4() { FAMILY_V4 } else { FAMILY_V6 };
         // The flow of this tuple, in either direction.
         put_request(&mut self.request, 0, family, |list| {
@@ -85,7 +86,7 @@ impl Conntrack {
         });
         let mut flow = None;
         match self.socket.find(&mut self.request, |answer| flow = read(answer, &requested))? {
-            true => flow.ok_or(SocketError::Malformed("the kernel's connection tracking answer cannot be read")),
+            true => flow.ok_or(SocketError::Malformed("unreadable connection tracking entry")),
             false => Ok(TrackedFlow::Untracked),
         }
     }

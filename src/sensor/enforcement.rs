@@ -27,7 +27,8 @@ enum Blocking {
     On,
     /// A log-only trial is running: the trap keeps its rules but monitors no ports.
     Suspended,
-    /// `--confirm` was not confirmed in time: nothing is blocked until a restart, and the rules of the trap are removed.
+    /// `--confirm` was not confirmed in time: nothing is blocked until a restart, and the rules of the trap are
+    /// removed.
     Off,
 }
 
@@ -52,8 +53,9 @@ impl Enforcement {
 /// Handles packets and the bans that they cause.
 impl Enforcement {
     /// If `verdict` asks for it, checks whether the kernel's set still contains the ban of a source that keeps sending.
-    /// If the ban was removed without a notification, ends it and returns its target. A ban that waits for its command
-    /// or a retry is not in the set yet.
+    /// If the ban vanished without a notification, ends it and returns its target, unless a backend other than nftables
+    /// enforces bans: then the ban stays, and its element is restored later. A ban that waits for its command or a
+    /// retry is not in the set yet.
     pub(super) fn lift_vanished(&mut self, scope: &mut Scope<'_>, verdict: &Verdict) -> Option<BanTarget> {
         let Verdict::Repeated(Repeated { target, verify, response: Response::Block, .. }) = *verdict else {
             return None;

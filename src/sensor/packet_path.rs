@@ -65,8 +65,9 @@ impl PacketPath {
         self.controller.reporter.metrics.connections.add(1);
     }
 
-    /// Returns the verdict of `observe`. If the source's ban has vanished from the kernel, lifts it and observes again, so
-    /// that the log matches the kernel. The same applies to the ban of a network around the source.
+    /// Returns the verdict of `observe`. If the source's ban has vanished from the kernel and no other backend enforces
+    /// bans, ends it and observes again, so that the log matches the kernel. The same applies to the ban of a network
+    /// around the source.
     #[inline]
     fn judge(
         &mut self,

@@ -71,7 +71,7 @@ impl TrapControl {
     }
 
     /// Makes the kernel monitor the ports that are closed now; the trap monitors none while it is `suspended`. The
-    /// kernel's allow-list must be up to date before.
+    /// kernel's allow-list must already be current.
     pub(super) fn arm(&mut self, scope: &mut Scope<'_>, blocker: &mut Blocker, suspended: bool) {
         let Some(backend) = blocker.nft_with(RulesetSpec::watches_ports) else {
             return self.forget(scope.reporter);

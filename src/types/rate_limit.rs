@@ -1,5 +1,5 @@
-//! Limits rates: a token bucket for work, a limiter for log lines that counts suppressed lines, and a limiter for reports
-//! of losses. All take the time as an argument.
+//! Limits rates: a token bucket for work, a limiter for log lines that counts suppressed lines, and a limiter for
+//! reports of losses. All take the time as an argument.
 
 use std::time::Duration;
 
@@ -96,7 +96,7 @@ impl LineLimiter {
     }
 }
 
-/// Reports `N` kinds of losses together, at most once a minute.
+/// Decides when `N` kinds of losses are reported: together, at most once a minute.
 pub struct LossReport<const N: usize> {
     reported: [u64; N],
     due: Timestamp,
@@ -109,7 +109,7 @@ impl<const N: usize> Default for LossReport<N> {
 }
 
 impl<const N: usize> LossReport<N> {
-    /// True if these totals since the start contain losses that were not reported.
+    /// True if `totals`, counted since the start, contain unreported losses.
     pub fn is_pending(&self, totals: [u64; N]) -> bool {
         totals != self.reported
     }
@@ -126,7 +126,7 @@ impl<const N: usize> LossReport<N> {
         Some(lost)
     }
 
-    /// Reports pending losses without delay, for example because the program ends.
+    /// Lets the next [`LossReport::take`] report at once, for example because the program ends.
     pub fn expedite(&mut self) {
         self.due = Timestamp::ZERO;
     }

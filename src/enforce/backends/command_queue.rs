@@ -260,7 +260,8 @@ impl CommandQueue {
 }
 
 impl SlowBackend for CommandQueue {
-    /// The expiry command undoes a command that has run before the start; otherwise the command runs now.
+    /// A command that ran before the restart is recorded as done, so that the expiry command runs when the ban ends.
+    /// Otherwise the command runs now.
     fn adopt(&mut self, adopted: &[Adopted], bans: &mut BanQueue, exempt: &ExemptPrefixes) {
         for Adopted { context, done, .. } in adopted.iter().filter(|ban| ban.backends.contains(Backend::Command)) {
             let Some(ban) = bans.get_mut(context.target) else { continue };
@@ -320,7 +321,7 @@ impl SlowBackend for CommandQueue {
         self.helper_client.hang_up();
     }
 
-    /// Without scheduled retries.
+    /// Does not count scheduled retries.
     fn unfinished(&self) -> usize {
         self.waiting.len() + self.running.len()
     }

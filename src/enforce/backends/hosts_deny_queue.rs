@@ -1,5 +1,5 @@
-//! Queues lines of hosts.deny, the entries of bans, that are to be written or removed; all of them go into one new file. A
-//! failure concerns the file, not one ban, so all entries are retried together.
+//! Queues the additions and removals of hosts.deny lines, one per ban, and writes all of them in one replacement of the
+//! file. A failure concerns the file, not one ban, so all entries are retried together.
 //!
 //! Other programs write the file too. An editor that saves an old copy, or a tool that writes its own version, removes
 //! entries by accident. Therefore the file is checked every two seconds, and entries missing in a changed file are
@@ -112,13 +112,13 @@ impl HostsDenyQueue {
             return;
         }
         self.look_at = now.after(CHECK_INTERVAL);
-        // Noticed before the content is read, so that a concurrent write is detected.
+        // Takes the stamp before it reads the content, so that a concurrent write is detected.
         let is_settled = self.is_settled(now);
         let stamp = self.last_stamp;
         if self.seen == Some(stamp) {
             return;
         }
-        // A half-written file has lost no entry.
+        // Entries that are missing from a half-written file do not count as lost.
         if !is_settled {
             self.look_at = self.settled_at();
             return;
@@ -154,7 +154,7 @@ impl HostsDenyQueue {
     /// they change it again.
     fn is_settled(&mut self, now: Timestamp) -> bool {
         if update(&mut self.last_stamp, self.file.stamp()) {
-            // The file is checked as soon as a wait is over, so a change that is noticed later does not belong to it.
+            // The file is checked when the settling time ends. A change that is noticed much later starts a new series.
             let earlier = self.changes.filter(|changes| now.since(changes.last) <= 2 * SETTLING_TIME);
             self.changes = Some(Changes { first: earlier.map_or(now, |changes| changes.first), last: now });
         }
@@ -276,7 +276,7 @@ impl SlowBackend for HostsDenyQueue {
 
     /// Time of the next write, or of the next check for the entries of `bans`.
     fn next_due(&self, bans: &BanQueue) -> Option<Timestamp> {
-        // Before a write nothing is checked.
+        // While a write is pending, the file is not checked for lost entries.
         self.next_write().or_else(|| bans.done_by(Backend::HostsDeny).next().map(|_| self.look_at))
     }
 

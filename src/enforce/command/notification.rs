@@ -46,7 +46,7 @@ pub enum NotificationJob {
 }
 
 impl NotificationRequest {
-    /// Reads a message of the daemon, whose texts contain no terminal control characters.
+    /// Reads a message of the daemon, which is one line without raw control characters; escaped ones stay escaped.
     fn read(bytes: &[u8]) -> Option<Self> {
         let is_plain = str::from_utf8(bytes).is_ok_and(|text| !text.chars().any(is_hidden));
         is_plain.then(|| decode(bytes))?
@@ -241,7 +241,7 @@ mod tests {
             changed("a\\\"b", "a\\u0062"),
             changed("{\"host\"", "{\"program\":\"/bin/sh\",\"host\""),
             changed(",", ",\n"),
-            changed(":0", ":-1"),
+            changed("\"count\":0", "\"count\":-1"),
         ];
         for other in others.iter().map(String::as_str).chain(["", "[]", "{", "{}", "{}{}", "{\n}", "7", "\"{}\""]) {
             assert_eq!(request(&format!(r#"{{"digest":{other}}}"#)), None, "{other:?}");

@@ -160,7 +160,7 @@ impl Nft {
 
     fn set_elements(&mut self, bans: impl Iterator<Item = (BanTarget, Expiry)>) {
         self.elements.clear();
-        // The times of a new ban are the same with its length, which would only be encoded in vain.
+        // The remaining time of a new ban equals its length, so encoding the length would change nothing.
         self.elements.extend(bans.map(|(target, left)| ActiveBan { length: None, ..ActiveBan::new(target, left) }));
     }
 

@@ -11,7 +11,7 @@ use crate::types::{Backend, BanTarget, Timestamp};
 /// Open slow backends.
 pub type SlowBackendHandles = Vec<(Backend, Box<dyn SlowBackend>)>;
 
-/// The numbers of changes that the slow backends have not completed, without those that have none.
+/// Number of incomplete changes of each slow backend; backends without any are omitted.
 pub type Unfinished = BTreeMap<Backend, usize>;
 
 /// A backend that writes files, starts processes or waits. It queues its work: `begin` and `end` return at once, and
@@ -22,11 +22,12 @@ pub trait SlowBackend: Send {
         None
     }
 
-    /// Continues those of `adopted` that name this backend, as far as they affect no `exempt` address, and marks in `bans`
-    /// what an earlier run has done. The thread ends the others.
+    /// Takes over the bans in `adopted` that name this backend and affect no `exempt` address. Marks in `bans` what an
+    /// earlier run has already done. The thread ends the other bans.
     fn adopt(&mut self, adopted: &[Adopted], bans: &mut BanQueue, exempt: &ExemptPrefixes);
 
-    /// Does the work that must precede the block of `ban`, and reports [`BackendEvent::Ready`] in time.
+    /// Does the work that must precede the block of `ban`, and reports [`BackendEvent::Ready`] when the block may
+    /// proceed.
     fn precede(&mut self, _now: Timestamp, ban: &QueuedBan, report: &mut dyn FnMut(BackendEvent)) {
         report(BackendEvent::Ready { context: ban.context });
     }
@@ -34,7 +35,8 @@ pub trait SlowBackend: Send {
     /// Queues the work that begins `ban`; false if it is dropped, so that the ban continues with its next backend.
     fn begin(&mut self, ban: &mut QueuedBan) -> bool;
 
-    /// Queues the work that ends `ban`; `None` if the queue has no ban of `target`. An earlier run may have left one.
+    /// Queues the work that ends the ban of `target`. `ban` is `None` if it is not in the queue; an earlier run may
+    /// still have left an entry.
     fn end(&mut self, target: BanTarget, ban: Option<&QueuedBan>);
 
     /// Does the work that is due. Returns the targets of `bans` that this backend has now tried to block for the first
@@ -47,7 +49,7 @@ pub trait SlowBackend: Send {
     /// Makes all pending changes due, because the program ends.
     fn end_waits(&mut self) {}
 
-    /// True if work is under way that ends by itself, and that the program's end waits for.
+    /// True while work is running that the shutdown waits for.
     fn is_working(&self) -> bool {
         false
     }

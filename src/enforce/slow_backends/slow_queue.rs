@@ -1,5 +1,5 @@
-//! The sensor's side of the slow backends. It is an inline backend itself: each ban becomes a task of their thread, which
-//! reports the result.
+//! The sensor's side of the slow backends. It is an inline backend itself: each ban becomes a task of their thread,
+//! which reports the result.
 
 use std::sync::Arc;
 
@@ -21,13 +21,14 @@ pub struct SlowQueue {
     after_command: Option<Arc<[Backend]>>,
     /// True if connections of blocked sources are ended.
     end_connections: bool,
-    /// True if other slow backends end bans of earlier runs.
+    /// True if slow backends outside this list only end bans of earlier runs.
     ends_others: bool,
 }
 
 impl SlowQueue {
     /// The queue of `thread`, for the slow ones among `backends`. With `command_first` the command runs before the
-    /// other backends, which wait for its end. If `ends_others`, backends that are not among them end earlier bans.
+    /// other backends, which wait for its end. Set `ends_others` if slow backends outside `backends` must end bans of
+    /// earlier runs.
     pub fn new(thread: &SlowBackends, backends: &[Backend], command_first: bool, ends_others: bool) -> Self {
         let backends: Arc<[Backend]> = backends.iter().copied().filter(|backend| backend.is_slow()).collect();
         let after_command =

@@ -70,7 +70,7 @@ impl BackendWorker {
                 Some(stop) => break stop,
             }
         };
-        // Pending changes get one last attempt, and work under way some time.
+        // Pending changes get one last attempt; running commands get a grace period.
         self.backends.iter_mut().for_each(|(_, slow)| slow.end_waits());
         self.finish(stop.after_eighths(4));
         self.backends.iter_mut().for_each(|(_, slow)| slow.quit());
@@ -81,7 +81,7 @@ impl BackendWorker {
         left.filter(|(_, changes)| *changes > 0).collect()
     }
 
-    /// Does the work that is due, and what follows from work under way until `end`.
+    /// Does the work that is due, then waits until `end` for running work and what follows from it.
     fn finish(&mut self, end: Instant) {
         self.run_due(boot_time());
         while self.backends.iter().any(|(_, slow)| slow.is_working()) && Instant::now() < end {
@@ -150,7 +150,7 @@ impl BackendWorker {
         }
     }
 
-    /// Continues the bans from before the start, and ends what earlier runs did for others.
+    /// Continues the bans of earlier runs that are still in force, and undoes what those runs did for all other bans.
     fn adopt(&mut self, now: Timestamp, mut adopted: Vec<Adopted>) {
         // A ban made after the start takes precedence over one from before.
         adopted.retain(|Adopted { context, left, .. }| {
@@ -159,7 +159,7 @@ impl BackendWorker {
         for (_, slow) in &mut self.backends {
             slow.adopt(&adopted, &mut self.bans, &self.exempt);
         }
-        // If addresses in a target are exempt, only what an earlier run has done is ended.
+        // A ban that overlaps exempt addresses is kept only if an earlier run did something that must be undone.
         for target in adopted.into_iter().map(|ban| ban.context.target) {
             if self.exempt.check(target).is_err() && self.bans.get(target).is_some_and(|ban| ban.done.is_empty()) {
                 self.bans.remove(target);
@@ -218,7 +218,8 @@ impl BackendWorker {
         self.backends.iter_mut().for_each(|(_, slow)| slow.end(target, ban.as_ref()));
     }
 
-    /// Lets the backends do the work that is due, until no ban continues with its next backend.
+    /// Runs all due work. A ban whose backend has made its first attempt moves to its next backend, so this repeats
+    /// until no ban moves.
     fn run_due(&mut self, now: Timestamp) {
         let mut continues = true;
         while continues {

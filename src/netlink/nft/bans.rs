@@ -33,11 +33,11 @@ pub fn put_ban(batch: &mut Batch, target: BanTarget, expiry: Expiry) {
     put_bans(batch, KernelFeatures::default(), &[ActiveBan::new(target, expiry)]);
 }
 
-/// Appends at most [`BANS_A_MESSAGE`] bans with their whole duration, if known, and remaining time, each as add, delete,
-/// add. Re-adding alone does not refresh a timeout before
-/// Linux 6.12, and deleting alone fails if the element is missing or has just expired. The three steps work in every
-/// case, and no packet passes in between. A kernel with DESTROYSETELEM does not need the first add. The transaction
-/// fails with EEXIST if the set contains a target twice, see [`put_lifts`]. `bans` must contain no target twice.
+/// Appends at most [`BANS_A_MESSAGE`] bans with their whole duration, if known, and remaining time, each as add,
+/// delete, add. Re-adding alone does not refresh a timeout before Linux 6.12, and deleting alone fails if the element
+/// is missing or has just expired. The three steps work in every case, and no packet passes in between. A kernel with
+/// DESTROYSETELEM does not need the first add. The transaction fails with EEXIST if the set contains a target twice,
+/// see [`put_lifts`]. `bans` must contain no target twice.
 pub(crate) fn put_bans(batch: &mut Batch, kernel: KernelFeatures, bans: &[ActiveBan]) {
     put_per_set(batch, replacing(kernel), bans.iter().map(with_times));
 }
@@ -374,7 +374,10 @@ mod tests {
         let addresses = 1..=u32::try_from(BANS_A_MESSAGE).unwrap();
         let bans: Vec<_> = addresses
             .flat_map(|n| [BanTarget::V4(n.into()), BanTarget::V6(u128::from(n).into())])
-            .map(|target| ActiveBan::new(target, Expiry::After(Duration::from_secs(20))))
+            .map(|target| ActiveBan {
+                length: Some(Duration::from_secs(60)),
+                ..ActiveBan::new(target, Expiry::After(Duration::from_secs(20)))
+            })
             .collect();
         let mut batch = Batch::new();
         put_bans(&mut batch, KernelFeatures::default(), &bans);

@@ -12,15 +12,15 @@ use crate::netlink::message::{Attributes, be_u32};
 use crate::netlink::socket::{Batch, Socket, SocketError};
 use crate::types::BanTarget;
 
-/// Defines the named sets of the table, in the order of creation: each with its name, owning part of the table, key, flags
-/// and size.
+/// Defines the named sets of the table, in the order of creation: each with its name, owning part of the table, key,
+/// flags and size.
 macro_rules! sets {
     ($($(#[$note:meta])* $set:ident: $name:literal, $part:ident, $key:ident, $flags:expr, $size:expr;)*) => {
         /// A named set of the table. One whose name ends with a 6 is the same for IPv6, by /64 unless noted otherwise.
         ///
-        /// The sizes of the trap's sets limit the memory that a flood of forged sources can use, during the flood and for
-        /// the window after it: about 50 MB, or up to 75 MB if datagrams count as well. A full set accepts no new source;
-        /// the sensor still counts it.
+        /// The sizes of the trap's sets limit the memory that a flood of forged sources can use, during the flood and
+        /// for the window after it: about 50 MB, or up to 75 MB if datagrams count as well. A full set accepts no new
+        /// source; the sensor still counts it.
         #[derive(Clone, Copy, Debug, PartialEq, Eq)]
         pub enum Set {
             $($(#[$note])* $set,)*
@@ -69,7 +69,7 @@ sets! {
     /// Trapped TCP ports, or those of decoys.
     Trapped: "trapped", Ports, PORT, RANGES, None;
     TrappedUdp: "trapped_udp", TrapUdp, PORT, RANGES, None;
-    /// Interfaces on which probes count, if not all do. Few elements, and no flags: nft prints none.
+    /// Interfaces on which probes count, if not all do. No flags are needed, and nft(8) prints none for this set.
     TrapInterfaces: "trap_interfaces", Trap, INTERFACE, 0, None;
     /// Sources and the TCP ports that they probed.
     Probed: "touched", TrapTcp, IPV4_AND_PORT, TIMED, Some(131_072);
@@ -82,13 +82,13 @@ sets! {
     /// Peers whose SYN a socket on a trapped TCP port has answered recently, with the port. Only needed for the second
     /// until a new listener is known and its port has left the trap.
     Answered: "answered", TrapTcp, IPV4_AND_PORT, TIMED, Some(8_192);
-    /// By whole addresses.
+    /// By full address, not by /64.
     Answered6: "answered6", TrapTcp, IPV6_AND_PORT, TIMED, Some(8_192);
     /// Sources that probed a port, each with its remaining number of forgiven ports.
     Suspects: "suspects", Trap, IPV4, TIMED, Some(65_536);
     Suspects6: "suspects6", Trap, IPV6, TIMED, Some(32_768);
-    /// Sources that are connected to a service of this host, to which more ports are forgiven. Filled by the daemon; no
-    /// flags either.
+    /// Sources that are connected to a service of this host, to which more ports are forgiven. Filled by the daemon.
+    /// Has no flags, like `trap_interfaces`.
     Peers: "peers", Trap, IPV4, 0, Some(MAX_TRAP_PEERS);
     Peers6: "peers6", Trap, IPV6, 0, Some(MAX_TRAP_PEERS);
     /// Connected sources that probed a port, each with its remaining number of forgiven ports.
@@ -108,7 +108,7 @@ sets! {
     /// Held sources, whose SYNs are dropped. Room for 20,000 new sources a second: 900 ms until expiry plus up to a
     /// second until removal, and ten seconds.
     Held: "held", Hold, IPV4, TIMED, Some(65_536);
-    /// By /64, and by address for link-local ones.
+    /// By /64; link-local sources by full address.
     Held6: "held6", Hold, IPV6, TIMED, Some(65_536);
     /// Sources and the TCP ports that they probed within the last seconds.
     HeldPorts: "held_ports", Hold, IPV4_AND_PORT, TIMED, Some(262_144);

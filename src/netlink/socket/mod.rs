@@ -1,6 +1,6 @@
-//! Sends requests and transactions for nf_tables and the routing tables to the kernel over one long-lived socket, and
-//! waits for the answers. Synchronous: the thread that saw the packet waits for the acknowledgement. Does not interpret
-//! the messages.
+//! Sends requests and transactions for nf_tables, the routing tables and the socket tables to the kernel over one
+//! long-lived socket, and waits for the answers. Synchronous: the thread that saw the packet waits for the
+//! acknowledgement. Does not interpret the messages.
 //!
 //! References: linux/netlink.h, and nfnetlink_rcv_batch in the kernel's net/netfilter/nfnetlink.c for the order of
 //! answers.
@@ -310,8 +310,8 @@ pub(crate) fn listen(protocol: isize, groups: impl IntoIterator<Item = u32>) -> 
     Ok(socket)
 }
 
-/// Passes each message of a datagram that answers the requests with the sequence number `first` and the `more` following
-/// ones to `take`, until that breaks.
+/// Passes each message of a datagram that answers the requests with the sequence number `first` and the `more`
+/// following ones to `take`, until that breaks.
 #[inline]
 pub(crate) fn read_answers<T>(
     datagram: &[u8],
