@@ -149,7 +149,7 @@ pub(super) fn open(
         let report = reporter(events.clone(), sensor.clone());
         let slow = SlowBackends::start(slow, end_connections, report).map_err(DaemonError::system("start a thread"))?;
         let command_first = has(Backend::Command) && config.block.run.first;
-        slow_queue = Some(SlowQueue::new(&slow, &used.backends, command_first, !used.ending.is_empty()));
+        slow_queue = Some(SlowQueue::new(&slow, &used.backends, command_first, used.ending.contains(Backend::Command)));
         opened.slow_backends = Some(slow);
     }
     opened.blocker = Blocker::new(config, &used.backends, nft, others, slow_queue);

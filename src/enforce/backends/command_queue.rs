@@ -116,7 +116,8 @@ impl CommandQueue {
 
     /// Starts as many commands as permitted, and releases blocks that have waited long enough.
     fn start_due(&mut self, now: Timestamp, bans: &mut BanQueue, report: &mut dyn FnMut(BackendEvent)) {
-        while let Some(entry) = self.retries.first_entry()
+        while !self.quits
+            && let Some(entry) = self.retries.first_entry()
             && entry.key().0 <= now
         {
             let job = entry.remove();

@@ -21,22 +21,22 @@ pub struct SlowQueue {
     after_command: Option<Arc<[Backend]>>,
     /// True if connections of blocked sources are ended.
     end_connections: bool,
-    /// True if slow backends outside this list only end bans of earlier runs.
-    ends_others: bool,
+    /// True if `expire_command` runs for earlier bans, although commands are not among these backends.
+    undoes_commands: bool,
 }
 
 impl SlowQueue {
     /// The queue of `thread`, for the slow ones among `backends`. With `command_first` the command runs before the
-    /// other backends, which wait for its end. Set `ends_others` if slow backends outside `backends` must end bans of
-    /// earlier runs.
-    pub fn new(thread: &SlowBackends, backends: &[Backend], command_first: bool, ends_others: bool) -> Self {
+    /// other backends, which wait for its end. Set `undoes_commands` if commands are not among `backends`, but
+    /// `expire_command` runs for earlier bans.
+    pub fn new(thread: &SlowBackends, backends: &[Backend], command_first: bool, undoes_commands: bool) -> Self {
         let backends: Arc<[Backend]> = backends.iter().copied().filter(|backend| backend.is_slow()).collect();
         let after_command =
             command_first.then(|| backends.iter().copied().filter(|backend| *backend != Backend::Command).collect());
         let (tasks, shared) = (thread.tasks(), thread.exempt.clone());
         let exempt = Arc::clone(&shared.borrow());
         let end_connections = thread.end_connections;
-        Self { tasks, exempt, shared, backends, after_command, end_connections, ends_others }
+        Self { tasks, exempt, shared, backends, after_command, end_connections, undoes_commands }
     }
 
     /// Sets the prefixes that no entry or command may affect. The thread ends its bans that overlap them.
@@ -108,7 +108,7 @@ impl InlineBackend for SlowQueue {
     }
 
     fn lift(&mut self, targets: &[BanTarget]) -> Result<(), String> {
-        if !targets.is_empty() && (self.enforces() || self.ends_others) {
+        if !targets.is_empty() && (self.enforces() || self.undoes_commands) {
             // If the queue is full, an entry stays until its ban would have ended.
             let _ = self.tasks.send(Task::Release { targets: targets.to_vec() });
         }
